@@ -1,0 +1,64 @@
+# Two commands on a machine that has git, make and Python 3.11 or later: `make demo` and `make test`.
+# Both make the environment .venv first; a second run uses the one that is there.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+CORE_VENV := $(VENV)-core
+STAMP := $(VENV)/.lightrft-setup
+CORE_STAMP := $(CORE_VENV)/.lightrft-setup
+MANIFESTS := pyproject.toml packages/core/pyproject.toml packages/backend-fsdp/pyproject.toml packages/backend-deepspeed/pyproject.toml
+SETUP_PYTHON := $(or $(PYTHON),$(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell command -v $(name)))))
+ARGS ?=
+
+# Threads that spin while they wait slow each other down on a machine with other work.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+GPU_SITE ?= .build/gpu-site
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo gsm8k test test-core test-workspace lint gpu-wheels gpu-test clean
+
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP)  ## make the environment .venv (the others do it by themselves)
+
+$(STAMP): $(MANIFESTS) tools/make_env.py
+	@test -n "$(SETUP_PYTHON)" || { echo "[setup] no python3 found; install Python 3.11 or later"; exit 1; }
+	@$(SETUP_PYTHON) tools/make_env.py $(VENV)
+	@touch $@
+
+demo: $(STAMP)  ## watch a tiny model learn to sort digits: two ranks, FSDP2, a colocated engine; ARGS='--seed 1' passes flags
+	@$(BIN)/lightrft demo $(ARGS)
+
+gsm8k: $(STAMP)  ## the same loop on GSM8K with a tiny model trained from nothing
+	@$(BIN)/lightrft train --config examples/recipes/gsm8k-tiny.yaml --nproc-per-node 2 \
+		--output_dir runs/gsm8k-$(shell date +%Y%m%d-%H%M%S) $(ARGS)
+
+test: lint test-core test-workspace  ## everything that is checked: lint, types, import rules, all tests
+
+lint: $(STAMP)  ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy packages/core/src packages/backend-fsdp/src packages/backend-deepspeed/src
+	$(BIN)/lint-imports
+
+test-core: $(CORE_STAMP)  ## core's tests where nothing but core is installed: no plugin
+	$(CORE_VENV)/bin/python -m pytest packages/core/tests $(ARGS)
+
+$(CORE_STAMP): $(STAMP) tools/thin_env.py
+	@$(BIN)/python tools/thin_env.py $(CORE_VENV) --without deepspeed --editable packages/core
+	@touch $@
+
+test-workspace: $(STAMP)  ## the plugins' tests and those of the packages together
+	$(BIN)/python -m pytest packages/backend-fsdp/tests packages/backend-deepspeed/tests tests $(ARGS)
+
+gpu-wheels: $(STAMP)  ## here: collect in .build/gpu what a GPU machine without a package index lacks
+	@$(BIN)/python tools/gpu_wheels.py .build/gpu
+
+gpu-test:  ## on the GPU machine: install those wheels beside its torch and run the tests marked gpu
+	python3 -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target $(GPU_SITE) .build/gpu/*.whl
+	PYTHONPATH=$(GPU_SITE) python3 -m pytest tests/gpu -m gpu -s $(ARGS)
+
+clean:  ## remove environments, caches and runs
+	rm -rf $(VENV) $(CORE_VENV) runs build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

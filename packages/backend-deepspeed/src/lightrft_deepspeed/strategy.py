@@ -1,0 +1,114 @@
+"""How do ranks train one model with DeepSpeed? By ZeRO stage 0, 1, 2 or 3, each with the update of one process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+
+from lightrft.config.schema import Config
+from lightrft.distributed.buckets import WeightBucket
+from lightrft.errors import StrategyStateError
+from lightrft.plugins.registry import Registry
+from lightrft.plugins.specs import StrategySpec
+from lightrft.strategy.shard_export import export_sharded
+from lightrft.strategy.sharding import Meshes, shard_frozen
+from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StepResult, StrategyBase
+from lightrft_deepspeed import state
+from lightrft_deepspeed.export import export
+from lightrft_deepspeed.runtime import DeepSpeedEngine, forget_groups, start_engine
+from lightrft_deepspeed.settings import deepspeed_settings
+
+Gradients = Literal["partial", "reduced"]
+
+
+class DeepspeedStrategy(StrategyBase):
+    """See `StrategyBase`. Trained models become DeepSpeed engines, in float32; frozen ones are sharded by `fully_shard`.
+
+    Training goes through the engine, `model(...)`: at stage 3 a forward through `unwrap(model)` would lose gradients.
+    """
+
+    needs_process_group: ClassVar[bool] = True
+
+    def __init__(self, config: Config, *, spec: StrategySpec, registry: Registry) -> None:
+        super().__init__(config, spec=spec, registry=registry)
+        self._meshes = Meshes(self.world)
+        self._gradients: WeakKeyDictionary[torch.nn.Module, Gradients] = WeakKeyDictionary()
+
+    def _leave_world(self) -> None:
+        forget_groups()
+        super()._leave_world()
+
+    def _prepare_frozen(self, model: torch.nn.Module, shard_size: int | None) -> torch.nn.Module:
+        return shard_frozen(model, mesh=self._meshes.of(shard_size or self.world.world_size), bf16=self.config.bf16)
+
+    def _prepare_trainable(self, model: torch.nn.Module, settings: AdamWSettings) -> tuple[torch.nn.Module, Optimizer]:
+        model = model.to(self.world.device).float()
+        optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+        )
+        told = deepspeed_settings(self.config, pinned=self.world.device.type == "cuda")
+        # The engine swaps the optimizer's parameters for its partitions and reads the groups at every step: schedulers work on it.
+        return start_engine(model, optimizer, settings=told, world=self.world), optimizer
+
+    def _backward(self, loss: torch.Tensor, model: torch.nn.Module, optimizer: Optimizer, final: bool) -> None:
+        if self._gradients.get(model) == "reduced":
+            raise StrategyStateError("backward after backward(final=True): call optimizer_step first; pass final=True on the last one only")
+        engine: Any = model
+        engine.set_gradient_accumulation_boundary(final)
+        # DeepSpeed averages over ranks, the contract is a sum. Only the average is right at every stage.
+        engine.backward(loss * self.world.world_size, scale_wrt_gas=False)
+        self._gradients[model] = "reduced" if final else "partial"
+
+    def _step(self, optimizer: Optimizer, model: torch.nn.Module, max_norm: float) -> StepResult:
+        if self._gradients.get(model) != "reduced":
+            raise StrategyStateError(
+                "optimizer_step without backward(final=True): the gradients are not reduced; pass final=True on the last one"
+            )
+        del self._gradients[model]
+        engine: Any = model
+        if self.config.zero_stage == 0:
+            return _plain_step(engine, max_norm)
+        engine.optimizer.clip_grad = max_norm  # 0 is off, and the norm is computed all the same
+        engine.step()
+        return StepResult(grad_norm=float(engine.get_global_grad_norm()), skipped=not engine.was_step_applied())
+
+    def _export_weights(self, model: torch.nn.Module, dtype: torch.dtype | None, max_bytes: int) -> Iterator[WeightBucket]:
+        if not isinstance(model, DeepSpeedEngine):
+            return export_sharded(model, dtype=dtype, max_bytes=max_bytes)
+        return export(self.unwrap(model), sharded=self.config.zero_stage == 3, dtype=dtype, max_bytes=max_bytes)
+
+    def _save_state(self, folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
+        state.save(folder, model, optimizer, rank=self.world.rank, world_size=self.world.world_size)
+
+    def _load_state(self, folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
+        state.load(folder, model, optimizer, rank=self.world.rank, world_size=self.world.world_size)
+
+    def _shapes(self, model: torch.nn.Module) -> dict[str, list[int]]:
+        return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in self._unwrap(model).named_parameters()}
+
+    def _unwrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        inner: torch.nn.Module = model.module if isinstance(model, DeepSpeedEngine) else model
+        return inner
+
+
+def _plain_step(engine: Any, max_norm: float) -> StepResult:
+    """Stage 0 has no optimizer of DeepSpeed's, which would step on NaN; every rank holds the whole gradient, so all decide alike."""
+    parameters = [p for p in engine.module.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(p.grad for p in parameters)
+    grad_norm = norm.item()
+    if not math.isfinite(grad_norm):
+        engine.zero_grad()
+        return StepResult(grad_norm=grad_norm, skipped=True)
+    if max_norm > 0:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    engine.step()
+    return StepResult(grad_norm=grad_norm, skipped=False)

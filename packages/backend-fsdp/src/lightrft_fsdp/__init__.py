@@ -1,0 +1,1 @@
+"""FSDP2 as a training backend of LightRFT; found through the entry point `plugin`."""

@@ -1,0 +1,72 @@
+"""How is training state written so that another number of ranks can read it? Sharded tensors by DCP, the rest by rank 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from lightrft.errors import CheckpointError
+
+Optimizer = torch.optim.Optimizer
+
+MODEL, OPTIMIZER = "model/", "optimizer/"
+GROUPS = "groups.pt"
+
+
+def save(folder: Path, model: torch.nn.Module, optimizer: Optimizer, *, is_rank_0: bool) -> None:
+    """Collective. Only tensors go to DCP, which reads anything else with pickle."""
+    moments = {
+        f"{OPTIMIZER}{key}/{name}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    _guarded(lambda: state_dict_saver.save(_model_state(model) | moments, checkpoint_id=folder))
+    if is_rank_0:
+        groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+        torch.save(groups, folder / GROUPS)
+
+
+def load(folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
+    """Collective. The model's parameters are overwritten in place; the optimizer's state is made anew, as it was saved."""
+    parameters = dict(model.named_parameters())
+    metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
+    moments: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
+    wanted: dict[str, torch.Tensor] = _model_state(model)
+    for path, about in metadata.items():
+        if not path.startswith(OPTIMIZER):
+            continue
+        assert isinstance(about, TensorStorageMetadata), path
+        key, name = path.removeprefix(OPTIMIZER).split("/", 1)
+        parameter = parameters[name]
+        alike = about.size == parameter.shape
+        value = torch.zeros_like(parameter) if alike else torch.zeros(about.size, dtype=about.properties.dtype)
+        wanted[path] = moments.setdefault(parameter, {})[key] = value.detach()
+    _guarded(lambda: state_dict_loader.load(wanted, checkpoint_id=folder))
+    optimizer.state.clear()
+    optimizer.state.update(moments)
+    groups = torch.load(folder / GROUPS, weights_only=True, map_location="cpu")
+    for group, saved in zip(optimizer.param_groups, groups, strict=True):
+        group.update(saved)
+
+
+def _model_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters, a tied one once, and the buffers that the model saves; they share memory with the model."""
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    return {f"{MODEL}{name}": tensor for name, tensor in (parameters | buffers).items()}
+
+
+def _guarded(work: Any) -> None:
+    try:
+        work()
+    except CheckpointException as error:  # of all ranks, and no Exception
+        first: Mapping[int, Any] = error.failures
+        raise CheckpointError("; ".join(f"rank {rank}: {cause[0]}" for rank, cause in sorted(first.items()))) from error

@@ -1,0 +1,53 @@
+"""Do groups of any size share a frozen model and give the outputs of the whole one?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.tensor import DTensor
+
+from lightrft.config.load import make_config
+from lightrft.strategy import get_strategy
+from lightrft.testing import run_spmd
+from lightrft.testing.tiny import tiny_causal_lm
+
+
+def measure() -> dict[int | None, dict[str, Any]]:
+    strategy = get_strategy(make_config({"fsdp": True}))
+    rank = strategy.world.rank
+    ids = torch.randint(0, 64, (2, 17), generator=torch.Generator().manual_seed(rank))
+    plain = tiny_causal_lm().eval()
+    with torch.no_grad():
+        expected = plain(input_ids=ids).logits
+    out: dict[int | None, dict[str, Any]] = {}
+    for shard_size in (1, 2, 4, None):
+        model = strategy.prepare_model(tiny_causal_lm(), shard_size=shard_size)
+        with torch.no_grad():
+            forwards = 1 + 2 * (rank // (shard_size or 4))  # groups do not wait for each other
+            logits = [model(input_ids=ids).logits for _ in range(forwards)]
+        held = sum(p.to_local().numel() for p in model.parameters() if isinstance(p, DTensor))
+        out[shard_size] = {
+            "equal": all(torch.equal(found, expected) for found in logits),
+            "share": held / sum(p.numel() for p in plain.parameters()),
+            "trains": model.training or any(p.requires_grad for p in model.parameters()),
+        }
+    with pytest.raises(ValueError, match="shard_size=3 does not divide the world size 4"):
+        strategy.prepare_model(tiny_causal_lm(), shard_size=3)
+    return out
+
+
+@pytest.fixture(scope="module")
+def ranks() -> list[dict[int | None, dict[str, Any]]]:
+    return run_spmd(measure, 4)
+
+
+@pytest.mark.parametrize(("shard_size", "share"), [(1, 1.0), (2, 0.5), (4, 0.25), (None, 0.25)])
+def test_outputs_are_equal_and_each_rank_holds_its_share(
+    ranks: list[dict[int | None, dict[str, Any]]], shard_size: int | None, share: float
+) -> None:
+    for rank in ranks:
+        found = rank[shard_size]
+        assert found["equal"] and not found["trains"]
+        assert found["share"] == pytest.approx(share, rel=1e-3)

@@ -1,0 +1,17 @@
+"""What does the plugin declare?"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from lightrft.plugins import Registry
+
+
+def test_the_plugin_declares_what_it_does_and_loads_no_torch() -> None:
+    entry = Registry.discover().entry("strategy", "fsdp")
+    assert entry.provider.distribution == "lightrft-backend-fsdp"
+    assert entry.spec is not None
+    assert sorted(entry.spec.capabilities) == ["bf16", "multi_rank", "optimizer_offload", "sharded_frozen"]
+    code = "import sys, lightrft_fsdp.plugin as p; p.lightrft_plugins(); print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

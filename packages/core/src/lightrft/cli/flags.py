@@ -1,0 +1,86 @@
+"""What did the user type? The flags of a command as text, and every word among them that is unknown."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from lightrft.config.arguments import override_parser
+from lightrft.config.schema import Config
+from lightrft.errors import ConfigError, nearest
+
+OWN = ("config", "nproc_per_node", "json")
+"""Flags of the commands themselves; all others are settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Settings as they were typed, the command's own flags, and what is wrong so far. `nproc` None: not given (or wrong: see problems)."""
+
+    settings: dict[str, Any]
+    recipe: str | None
+    nproc: int | None
+    as_json: bool
+    problems: list[str] = field(default_factory=list)
+
+
+def parse(words: Sequence[str], *, command: str, description: str, nproc_help: str, takes_recipe: bool = True) -> Flags:
+    """Reads the words after `lightrft COMMAND`. Names may be spelled with `-` or `_`. `--help` prints and exits.
+
+    Raises:
+        ConfigError: a flag without its value.
+    """
+    usage = f"lightrft {command} {'[--config FILE] ' if takes_recipe else ''}[--nproc-per-node N] [--json] [--SETTING VALUE ...]"
+    parser = _Parser(prog=f"lightrft {command}", usage=usage, description=description, allow_abbrev=False)
+    if takes_recipe:
+        parser.add_argument("--config", metavar="FILE", help="a recipe (YAML); flags win over it")
+    parser.add_argument("--nproc-per-node", "--nproc_per_node", metavar="N", help=nproc_help)
+    parser.add_argument("--json", action="store_true", help="make the last line of stdout one JSON object")
+    override_parser(parser)
+    known, rest = parser.parse_known_args([_spelled(word) for word in words])
+    given = vars(known)
+    problems = _unknown(rest, takes_recipe=takes_recipe)
+    nproc = _count(given["nproc_per_node"], problems)
+    settings = {name: value for name, value in given.items() if name not in OWN}
+    return Flags(settings=settings, recipe=given.get("config"), nproc=nproc, as_json=given["json"], problems=problems)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError([f"{message} (`{self.prog} --help` lists all flags)"])
+
+
+def _spelled(word: str) -> str:
+    """`--engine-type=hf` as `--engine_type=hf`, for names that we know; anything else as it is."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    no = "no-" if name.startswith("no-") else ""
+    plain = name.removeprefix(no).replace("-", "_")
+    known = plain in Config.model_fields or plain in OWN or plain == "disable_engine_sleep"
+    return f"--{no}{plain}{equals}{value}" if known else word
+
+
+def _unknown(rest: Sequence[str], *, takes_recipe: bool) -> list[str]:
+    names = [f"--{name}" for name in (*OWN, *Config.model_fields) if takes_recipe or name != "config"]
+    problems = []
+    after_flag = False
+    for word in rest:
+        if word.startswith("--"):
+            flag = word.partition("=")[0]
+            problems.append(f"unknown flag {flag!r}{nearest(flag.replace('-', '_').replace('__', '--', 1), names)}")
+            after_flag = True
+        elif not after_flag:  # else it is the unknown flag's value
+            problems.append(f"unexpected argument {word!r}; settings have the form --name value")
+    return problems
+
+
+def _count(text: str | None, problems: list[str]) -> int | None:
+    if text is None:
+        return None
+    if text.isdigit() and int(text) >= 1:
+        return int(text)
+    problems.append(f"--nproc-per-node {text!r}: give a whole number of ranks, at least 1")
+    return None

@@ -1,0 +1,115 @@
+"""Which commands are there? `lightrft demo, train, eval, plugins`. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+import typer
+
+from lightrft.cli import show
+from lightrft.errors import UserError
+
+TRACEBACK_FLAG, TRACEBACK_VARIABLE = "--traceback", "LIGHTRFT_TRACEBACK"
+TRAIN = "Trains as a recipe and flags say; flags win. Starts one rank for each GPU, unless it is itself run by torchrun."
+EVAL = "Greedy evaluation of --model_name_or_path on --eval_data with the rewards of the settings."
+DEMO = "A tiny model learns to sort six digits, through the code path of a cluster. Defaults: strategy fsdp, engine hf, seed 0."
+PLUGINS = "Lists what is installed, and why a part of it does not work."
+PASS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+"""Argparse reads all flags, help included: they are generated from the settings, and for any of its own, --help too, typer loads
+pydantic.
+"""
+
+ABOUT = """Reinforcement fine-tuning of language models.
+
+`lightrft COMMAND --help` lists the flags of a command. What you did wrong is told in a line each; --traceback shows where.
+"""
+app = typer.Typer(
+    name="lightrft",
+    help=ABOUT,
+    invoke_without_command=True,
+    context_settings={"help_option_names": []},
+    options_metavar="",
+    add_completion=False,
+    rich_markup_mode=None,  # the plain help: rich would cost a third of the start-up time
+    pretty_exceptions_enable=False,
+)
+
+
+def run() -> None:
+    """The console entry. Exit codes: 0, 2 for a user error, else 1 (or 128 + a signal)."""
+    words = sys.argv[1:]
+    if TRACEBACK_FLAG in words:
+        os.environ[TRACEBACK_VARIABLE] = "1"
+    words = [word for word in words if word != TRACEBACK_FLAG]
+    try:
+        app(args=[] if words[:1] in (["--help"], ["-h"]) else words, prog_name="lightrft")
+    except UserError as error:
+        if os.environ.get(TRACEBACK_VARIABLE) == "1":
+            raise
+        if os.environ.get("RANK", "0") == "0":  # under torchrun every rank finds the same
+            show.error(error)
+        sys.exit(2)
+
+
+@app.callback()
+def overview(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command(context_settings=PASS, help=DEMO, short_help="A tiny model learns to sort, in minutes, on a laptop.")
+def demo(context: typer.Context) -> None:
+    from lightrft.cli.demo import run_demo
+    from lightrft.cli.flags import parse
+
+    flags = parse(context.args, command="demo", description=DEMO, nproc_help="ranks (default: 2)", takes_recipe=False)
+    result = run_demo(flags)
+    show.demo(result)
+    if flags.as_json:
+        show.json_line(result)
+
+
+@app.command(context_settings=PASS, help=TRAIN, short_help="Trains from a recipe and flags.")
+def train(context: typer.Context) -> None:
+    from lightrft.cli.flags import parse
+    from lightrft.cli.start import run_command
+
+    flags = parse(context.args, command="train", description=TRAIN, nproc_help="ranks (default: one for each GPU, else 1)")
+    summary = run_command(flags, mode="train")
+    if os.environ.get("RANK", "0") == "0":
+        show.training(summary)
+        if flags.as_json:
+            show.json_line(summary)
+
+
+@app.command("eval", context_settings=PASS, help=EVAL, short_help="Evaluates a model folder.")
+def evaluate(context: typer.Context) -> None:
+    from lightrft.cli.flags import parse
+    from lightrft.cli.start import run_command
+
+    flags = parse(context.args, command="eval", description=EVAL, nproc_help="ranks (default: one for each GPU, else 1)")
+    metrics = run_command(flags, mode="eval")
+    if os.environ.get("RANK", "0") == "0":
+        show.evaluation(metrics)
+        if flags.as_json:
+            show.json_line(metrics)
+
+
+@app.command(context_settings=PASS, help=PLUGINS)
+def plugins(context: typer.Context) -> None:
+    from lightrft.plugins.registry import Registry
+
+    parser = argparse.ArgumentParser(prog="lightrft plugins", description=PLUGINS)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    as_json = parser.parse_args(context.args).json
+    rows = show.plugin_rows(Registry.discover().entries())
+    if as_json:
+        show.json_line({"plugins": rows})
+    else:
+        show.plugins(rows)
+
+
+if __name__ == "__main__":
+    run()

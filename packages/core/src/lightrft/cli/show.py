@@ -1,0 +1,114 @@
+"""How do results look on the console? Tables for people; errors as plain lines, so that nothing wraps them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightrft.errors import UserError
+
+if TYPE_CHECKING:
+    from lightrft.plugins.registry import PluginEntry
+
+WIDE = 200
+"""Columns where stdout is no terminal, so that no cell is cut."""
+
+STATE_STYLE = {"ok": "green", "broken": "red", "other api": "yellow", "conflict": "red"}
+
+DEMO_FILES = {
+    "model": "the model, a Hugging Face folder",
+    "plots": "reward curve, length distributions",
+    "metrics.jsonl": "every metric of every step",
+    "config.yaml": "the resolved settings",
+}
+
+
+def error(problem: UserError) -> None:
+    """One line on stderr for each problem."""
+    for line in str(problem).splitlines():
+        print(f"error: {line}", file=sys.stderr)
+
+
+def json_line(value: Mapping[str, Any]) -> None:
+    """One JSON object as the last line of stdout."""
+    print(json.dumps(dict(value)), flush=True)
+
+
+def plugin_rows(entries: Sequence[PluginEntry]) -> list[dict[str, Any]]:
+    """What `lightrft plugins` says of each plugin."""
+    return [
+        {
+            "name": entry.name,
+            "kind": entry.kind,
+            "distribution": entry.provider.distribution,
+            "version": entry.provider.version,
+            "api": entry.spec.api if entry.spec else None,
+            "capabilities": sorted(entry.spec.capabilities) if entry.spec else [],
+            "state": entry.state,
+            "reason": entry.reason,
+            "summary": entry.spec.summary if entry.spec else "",
+        }
+        for entry in entries
+    ]
+
+
+def plugins(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The table of plugins; the last column has the reason of a state that is not ok, else what the plugin is."""
+    cells = []
+    for row in rows:
+        style = STATE_STYLE[row["state"]]
+        api = "?" if row["api"] is None else str(row["api"])
+        about = row["reason"] or row["summary"]
+        given = (row["kind"], row["name"], row["distribution"], row["version"], api, f"[{style}]{row['state']}[/]")
+        cells.append((*given, ", ".join(row["capabilities"]), about.replace("[", r"\[")))
+    table(("kind", "name", "distribution", "version", "API", "state", "capabilities", "about"), cells)
+
+
+def evaluation(metrics: Mapping[str, Any]) -> None:
+    """The result of `lightrft eval`."""
+    table(("metric", "value"), [(name, _number(value)) for name, value in metrics.items()])
+
+
+def training(summary: Mapping[str, Any]) -> None:
+    """The end of `lightrft train`: what changed on the evaluation data, and where things are."""
+    before, after = summary["eval_before"], summary["eval_after"]
+    if after:
+        table(("evaluation", "before", "after"), [(name, _number(before.get(name)), _number(after[name])) for name in after])
+    else:
+        table(("last rollout", "value"), [(name, _number(value)) for name, value in summary["last"].items()])
+    print(f"{summary['steps']} steps in {summary['seconds']:.0f} s, world size {summary['world_size']}")
+    print(f"run folder: {summary['run_dir']}   model: {summary['model_dir']}", flush=True)
+
+
+def demo(result: Mapping[str, Any]) -> None:
+    """The end of `lightrft demo`: accuracy before and after, time, where things are, what to try next."""
+    run, model = result["run_dir"], result["model_dir"]
+    gain = f"{result['accuracy_before']:.3f} -> {result['accuracy_after']:.3f}"
+    print(f"\naccuracy {gain}   (greedy, held-out rows; {result['steps']} steps, {result['seconds']:.0f} s)\n")
+    for name, about in DEMO_FILES.items():
+        if (Path(run) / name).exists():
+            print(f"  {Path(run) / name!s:<{len(run) + 15}}  {about}")
+    print("\ntry next:")
+    print("  lightrft demo --seed 1 --learning_rate 1e-3    the same with other settings (`lightrft demo --help`)")
+    print(f"  lightrft eval --config {run}/config.yaml --model_name_or_path {model}")
+    print("  lightrft train --config examples/recipes/gsm8k-tiny.yaml    the same loop on real questions")
+    print("  lightrft plugins    which strategies, engines and rewards are installed", flush=True)
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    made = Table(*headings, box=SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        made.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(made)
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,67 @@
+"""How does a checked configuration become running ranks and a summary?"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightrft.cli.flags import Flags
+from lightrft.cli.settings import Mode, checked, merge
+from lightrft.config.load import make_config
+from lightrft.config.schema import Config
+from lightrft.distributed.failure import reporting_failures
+from lightrft.distributed.launch import default_nproc, launch, under_torchrun
+
+
+def run_command(flags: Flags, *, mode: Mode) -> dict[str, Any]:
+    """`lightrft train` and `lightrft eval`: from the flags to the summary. Under torchrun this process is one rank, else it starts them.
+
+    Raises:
+        ConfigError: all problems of the recipe, the flags and the data.
+        SystemExit: a rank failed; what failed has been printed.
+    """
+    if under_torchrun():
+        return _as_rank(flags, mode=mode)
+    nproc = flags.nproc or default_nproc()
+    config = checked(merge(flags, mode=mode), problems=flags.problems, mode=mode, world_size=nproc)
+    return start_ranks(config, mode=mode, nproc_per_node=nproc)
+
+
+def start_ranks(config: Config, *, mode: Mode, nproc_per_node: int) -> dict[str, Any]:
+    """Runs the workers on this machine and returns rank 0's summary.
+
+    Raises:
+        SystemExit: a rank failed; what failed has been printed.
+    """
+    with tempfile.TemporaryDirectory(prefix="lightrft-") as folder:
+        config_path, summary_path = Path(folder) / "config.yaml", Path(folder) / "summary.json"
+        config_path.write_text(yaml.safe_dump(config.model_dump(), allow_unicode=True), encoding="utf-8")
+        command = [sys.executable, "-m", "lightrft.cli.worker", mode, str(config_path), str(summary_path)]
+        result = launch(command, nproc_per_node=nproc_per_node)
+        if result.exit_code:
+            raise SystemExit(result.exit_code)
+        summary: dict[str, Any] = json.loads(summary_path.read_text(encoding="utf-8"))
+        return summary
+
+
+def _as_rank(flags: Flags, *, mode: Mode) -> dict[str, Any]:
+    """Only rank 0 looks at the files: it may have made the run folder before another rank looks."""
+    from lightrft.cli.worker import work
+
+    problems = list(flags.problems)
+    if flags.nproc is not None:
+        problems.append("--nproc-per-node has no effect under torchrun, which has started the ranks; leave it out")
+    values = merge(flags, mode=mode)
+    if os.environ["RANK"] == "0":
+        config = checked(values, problems=problems, mode=mode, world_size=int(os.environ["WORLD_SIZE"]))
+    else:
+        config = make_config(values)
+    with reporting_failures():
+        return work(config, mode=mode)
+    raise AssertionError("reporting_failures ends the process after an error")

@@ -1,0 +1,42 @@
+"""What does each rank run? `python -m lightrft.cli.worker {train,eval} CONFIG.yaml SUMMARY.json`, started by the launcher."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightrft.config.load import make_config, read_recipe
+from lightrft.config.schema import Config
+from lightrft.distributed.failure import reporting_failures
+from lightrft.distributed.launch import follow_launcher
+
+
+def main() -> None:
+    """One rank, from its command line to its end."""
+    follow_launcher()
+    if os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # one bar is enough, and none in a file
+    parser = argparse.ArgumentParser()
+    parser.add_argument("mode", choices=("train", "eval"))
+    parser.add_argument("config", type=Path)
+    parser.add_argument("summary", type=Path)
+    given = parser.parse_args()
+    with reporting_failures():
+        summary = work(make_config(read_recipe(given.config)), mode=given.mode)
+        if os.environ.get("RANK", "0") == "0":
+            given.summary.write_text(json.dumps(summary), encoding="utf-8")
+
+
+def work(config: Config, *, mode: str) -> dict[str, Any]:
+    """Trains or evaluates in this process, which is one rank."""
+    from lightrft.trainer.run import evaluate, run  # imports torch: inside, so that a failing import is reported too
+
+    return evaluate(config) if mode == "eval" else run(config)
+
+
+if __name__ == "__main__":
+    main()

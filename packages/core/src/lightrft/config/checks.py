@@ -1,0 +1,261 @@
+"""Can this configuration be run here? Every cross-check that needs neither torch nor a model; all answers at once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from lightrft.config.ignored import ignored_settings, is_given
+from lightrft.config.schema import Config
+from lightrft.errors import ConfigError, PluginError
+from lightrft.plugins.registry import Registry
+from lightrft.plugins.specs import Capability, PluginSpec
+
+
+@dataclass(frozen=True)
+class Need:
+    """A setting that is honoured only by plugins with a capability."""
+
+    field: str
+    kind: str
+    capability: Capability
+
+
+NEEDS = (
+    Need("zero_stage", "strategy", Capability.ZERO_STAGES),
+    Need("adam_offload", "strategy", Capability.ADAM_OFFLOAD),
+    Need("fsdp_cpu_offload", "strategy", Capability.OPTIMIZER_OFFLOAD),
+    Need("bf16", "strategy", Capability.BF16),
+    Need("use_mp_opt", "strategy", Capability.MIXED_PRECISION_OPTIMIZER),
+    Need("sp_size", "strategy", Capability.SEQUENCE_PARALLEL),
+    Need("packing_samples", "strategy", Capability.PACKING),
+    Need("fused_linear_logprob", "strategy", Capability.FUSED_LOGPROB),
+    Need("engine_tp_size", "engine", Capability.TENSOR_PARALLEL),
+    Need("engine_mem_util", "engine", Capability.MEM_UTIL),
+    Need("mixed_mm_data", "engine", Capability.MULTIMODAL),
+)
+
+
+def strategy_name(config: Config) -> str:
+    """The guide's selection: `--strategy NAME`, else `--fsdp` gives fsdp, else deepspeed."""
+    return config.strategy or ("fsdp" if config.fsdp else "deepspeed")
+
+
+def check(config: Config, *, registry: Registry, world_size: int) -> None:
+    """Raises ConfigError with every problem found. Looks at files and plugins; loads no model, starts no process."""
+    problems = [*_sizes(config, world_size), *_choices(config), *ignored_settings(config)]
+    problems += [*_files(config), *_plugins(config, registry, world_size)]
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_strategy(config: Config, *, registry: Registry, world_size: int) -> None:
+    """The part of `check` that concerns the strategy alone, for scripts that build the rest themselves."""
+    problems = [*_strategy_choice(config), *_capabilities(config, registry, "strategy", strategy_name(config))]
+    if not problems and world_size > 1:
+        problems += _multi_rank(config, registry, world_size)
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_engine(config: Config, *, registry: Registry, world_size: int) -> None:
+    """The part of `check` that concerns the engine alone."""
+    problems = [*_tp_size(config, world_size), *_capabilities(config, registry, "engine", config.engine_type), *_sleep(config, registry)]
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_eval(config: Config, *, registry: Registry, world_size: int) -> None:
+    """What an evaluation alone needs: a strategy, an engine, rewards, a model and evaluation data; no batch sizes, no run folder."""
+    problems = [
+        *_model_folder(config),
+        *_data_file(config, "eval_data"),
+        *_tp_size(config, world_size),
+        *_plugins(config, registry, world_size),
+    ]
+    if not config.eval_data:
+        problems.append("eval_data is not set; give a .jsonl or .parquet file or a `datasets` folder")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _tp_size(config: Config, world_size: int) -> Iterator[str]:
+    if world_size % config.engine_tp_size:
+        possible = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
+        yield f"engine_tp_size={config.engine_tp_size} does not divide the world size {world_size}; possible: {possible}"
+
+
+def _sizes(config: Config, world_size: int) -> Iterator[str]:
+    yield from _tp_size(config, world_size)
+    unit = config.micro_train_batch_size * world_size
+    if config.train_batch_size % unit:
+        yield (
+            f"train_batch_size={config.train_batch_size} is not divisible by micro_train_batch_size x world size = "
+            f"{config.micro_train_batch_size} x {world_size} = {unit}; use a multiple of {unit}"
+        )
+    if config.rollout_batch_size % world_size:
+        yield f"rollout_batch_size={config.rollout_batch_size} is not divisible by the world size {world_size}; use a multiple of it"
+    samples = config.rollout_batch_size * config.n_samples_per_prompt
+    if samples % config.train_batch_size:
+        yield (
+            f"train_batch_size={config.train_batch_size} does not divide the samples of one rollout, "
+            f"rollout_batch_size x n_samples_per_prompt = {config.rollout_batch_size} x {config.n_samples_per_prompt} = {samples}"
+        )
+    if config.scratch_tokenizer != "none" and config.scratch_hidden % (2 * config.scratch_heads):
+        unit = 2 * config.scratch_heads
+        yield f"scratch_hidden={config.scratch_hidden} is not a multiple of 2 x scratch_heads = {unit} (rotary halves each head)"
+    if config.scratch_tokenizer != "none" and config.scratch_heads % config.scratch_kv_heads:
+        yield f"scratch_kv_heads={config.scratch_kv_heads} does not divide scratch_heads={config.scratch_heads}"
+
+
+def _choices(config: Config) -> Iterator[str]:
+    if config.reward_weights and len(config.reward_weights) != len(config.reward):
+        rewards = f"{len(config.reward)} rewards ({', '.join(config.reward)})"
+        yield f"reward_weights has {len(config.reward_weights)} numbers for {rewards}; give one each"
+    if not config.reward:
+        yield "reward is empty; name at least one (`lightrft plugins` lists them)"
+    if config.kl_coef > 0 and config.kl_estimator == "k1" and config.kl_in == "loss":
+        yield "kl_estimator='k1' with kl_in='loss' has a gradient of zero mean; use kl_in='reward', or kl_estimator k2 or k3"
+    if "{prompt}" not in config.prompt_template:
+        yield f"prompt_template={config.prompt_template!r} does not contain {{prompt}}"
+    if config.advantage_estimator == "grpo" and config.n_samples_per_prompt < 2:
+        yield "advantage_estimator='grpo' compares the samples of one prompt: n_samples_per_prompt=1 gives it nothing; use at least 2"
+    if config.sft_steps and not (config.sft_key or config.label_key):
+        yield f"sft_steps={config.sft_steps} needs texts to imitate; set sft_key or label_key to their column"
+    if config.plot_every and find_spec("matplotlib") is None:
+        yield f"plot_every={config.plot_every} needs matplotlib: pip install 'lightrft[plot]'; or set --plot_every 0"
+
+
+def _files(config: Config) -> Iterator[str]:
+    for name in ("prompt_data", "eval_data"):
+        yield from _data_file(config, name)
+    if not config.prompt_data:
+        yield "prompt_data is not set; give a .jsonl or .parquet file or a `datasets` folder"
+    for reward in config.reward:
+        path, _, function = reward.rpartition(":")
+        if path.endswith(".py") and not Path(path).expanduser().is_file():
+            yield f"reward={reward!r}: no such file {path!r}; the form is path/to/file.py:function"
+        elif ":" in reward and not (path and function):
+            yield f"reward={reward!r} is not of the form module:function or path/to/file.py:function"
+    yield from _model_folder(config)
+    yield from _output_folder(config)
+    if config.log_dir:
+        yield from _writable("log_dir", config.log_dir)
+
+
+def _data_file(config: Config, name: str) -> Iterator[str]:
+    value = getattr(config, name)
+    if value and not Path(value).exists():
+        yield f"{name}={value!r}: no such file or folder"
+
+
+def _model_folder(config: Config) -> Iterator[str]:
+    path = config.model_name_or_path
+    if config.scratch_tokenizer != "none":
+        if path:
+            yield f"model_name_or_path={path!r} and scratch_tokenizer={config.scratch_tokenizer!r} exclude each other; leave one out"
+        return
+    if not path:
+        yield "model_name_or_path is not set; give a HF model folder or a hub name"
+        return
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            yield f"model_name_or_path={path!r}: the folder has no config.json; give a folder written by save_pretrained"
+        elif not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")):
+            yield f"model_name_or_path={path!r}: the folder has no tokenizer; save one there with tokenizer.save_pretrained"
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", path) or path.startswith("."):
+        yield f"model_name_or_path={path!r}: no such folder, and not a hub name of the form owner/name"
+
+
+def _output_folder(config: Config) -> Iterator[str]:
+    yield from _writable("output_dir", config.output_dir)
+    if os.path.exists(os.path.join(os.path.expanduser(config.output_dir), "config.yaml")) and not config.overwrite_output_dir:
+        yield f"output_dir={config.output_dir!r} holds another run; choose another folder or set --overwrite_output_dir"
+
+
+def _writable(name: str, value: str) -> Iterator[str]:
+    folder = Path(value).expanduser().absolute()
+    nearest_there = next(p for p in [folder, *folder.parents] if os.path.exists(p))  # Path.exists raises where a parent may not be read
+    if not nearest_there.is_dir():
+        yield f"{name}={value!r}: {str(nearest_there)!r} is a file; give a folder"
+    elif not os.access(nearest_there, os.W_OK | os.X_OK):
+        yield f"{name}={value!r} cannot be written: no permission on {str(nearest_there)!r}"
+
+
+def _plugins(config: Config, registry: Registry, world_size: int) -> Iterator[str]:
+    yield from _strategy_choice(config)
+    yield from _capabilities(config, registry, "strategy", strategy_name(config))
+    yield from _multi_rank(config, registry, world_size)
+    yield from _capabilities(config, registry, "engine", config.engine_type)
+    yield from _sleep(config, registry)
+    yield from _gap(config, registry)
+    named = [("advantage", config.advantage_estimator), ("policy_loss", config.policy_loss)]
+    named += [("logger", name) for name in config.loggers]
+    named += [("reward", name) for name in config.reward if ":" not in name]
+    for kind, name in named:
+        try:
+            registry.entry(kind, name)
+        except PluginError as error:
+            yield str(error)
+
+
+def _strategy_choice(config: Config) -> Iterator[str]:
+    if config.fsdp and config.strategy not in ("", "fsdp"):
+        yield f"--fsdp and --strategy {config.strategy} exclude each other; leave one out"
+    if config.adam_offload and config.zero_stage < 2:
+        yield f"adam_offload=True needs zero_stage 2 or 3, found zero_stage={config.zero_stage}; raise it, or leave adam_offload out"
+
+
+def _spec(registry: Registry, kind: str, name: str) -> PluginSpec | None:
+    try:
+        spec: PluginSpec = registry.spec(kind, name)
+        return spec
+    except PluginError:
+        return None
+
+
+def _capabilities(config: Config, registry: Registry, kind: str, name: str) -> Iterator[str]:
+    try:
+        entry = registry.entry(kind, name)
+    except PluginError as error:
+        yield str(error)
+        return
+    assert entry.spec is not None
+    for need in NEEDS:
+        if need.kind == kind and is_given(config, need.field) and need.capability not in entry.spec.capabilities:
+            yield _lacks(f"{need.field}={getattr(config, need.field)!r}", kind, name, str(entry.provider), need.capability, registry)
+
+
+def _lacks(asked: str, kind: str, name: str, provider: str, capability: Capability, registry: Registry) -> str:
+    having = ", ".join(registry.having(kind, capability)) or "no installed one"
+    return (
+        f"{asked} needs the capability {str(capability)!r}, which {kind} {name!r} ({provider}) does not declare; {kind} that does: {having}"
+    )
+
+
+def _multi_rank(config: Config, registry: Registry, world_size: int) -> Iterator[str]:
+    name = strategy_name(config)
+    spec = _spec(registry, "strategy", name)
+    if spec and world_size > 1 and Capability.MULTI_RANK not in spec.capabilities:
+        provider = str(registry.entry("strategy", name).provider)
+        yield _lacks(f"a world of {world_size} ranks", "strategy", name, provider, Capability.MULTI_RANK, registry)
+
+
+def _sleep(config: Config, registry: Registry) -> Iterator[str]:
+    spec = _spec(registry, "engine", config.engine_type)
+    if spec and config.enable_engine_sleep and config.engine_sleep_level == 2 and Capability.SLEEP_2 not in spec.capabilities:
+        provider = str(registry.entry("engine", config.engine_type).provider)
+        yield _lacks("engine_sleep_level=2", "engine", config.engine_type, provider, Capability.SLEEP_2, registry)
+
+
+def _gap(config: Config, registry: Registry) -> Iterator[str]:
+    spec = _spec(registry, "engine", config.engine_type)
+    if spec and config.logprob_gap_prompts and Capability.LOGPROBS not in spec.capabilities:
+        provider = str(registry.entry("engine", config.engine_type).provider)
+        asked = f"logprob_gap_prompts={config.logprob_gap_prompts}"
+        yield _lacks(asked, "engine", config.engine_type, provider, Capability.LOGPROBS, registry) + "; or set --logprob_gap_prompts 0"

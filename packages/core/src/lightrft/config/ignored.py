@@ -1,0 +1,54 @@
+"""Which settings does this configuration ask for without any effect? Each one is an error, not a surprise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lightrft.config.schema import Config
+
+
+@dataclass(frozen=True)
+class Pointless:
+    """Settings that are read only where `read` says so of the field `on`; `remedy` makes them count."""
+
+    fields: tuple[str, ...]
+    on: str
+    read: tuple[object, ...] | None  # the values of `on` that read them; None: any but zero and empty
+    remedy: str
+
+
+POINTLESS = (
+    Pointless(("chunk_size",), "fused_linear_logprob", None, "set --fused_linear_logprob"),
+    Pointless(("kl_estimator", "kl_in"), "kl_coef", None, "set kl_coef above 0"),
+    Pointless(("engine_sleep_level",), "enable_engine_sleep", None, "leave out --disable_engine_sleep"),
+    Pointless(("logprob_gap_threshold", "logprob_gap_action"), "logprob_gap_prompts", None, "set logprob_gap_prompts above 0"),
+    Pointless(("scratch_vocab_size",), "scratch_tokenizer", ("bpe",), "set scratch_tokenizer to bpe"),
+    Pointless(
+        ("scratch_layers", "scratch_hidden", "scratch_heads", "scratch_kv_heads"),
+        "scratch_tokenizer",
+        ("char", "bpe"),
+        "set scratch_tokenizer to char or bpe",
+    ),
+    Pointless(("trust_remote_code",), "scratch_tokenizer", ("none",), "leave scratch_tokenizer out"),
+    Pointless(
+        ("sft_batch_size", "sft_learning_rate", "sft_key", "sft_strip", "sft_target_reward"), "sft_steps", None, "set sft_steps above 0"
+    ),
+    Pointless(("sft_target_reward", "max_eval_samples", "eval_every"), "eval_data", None, "set eval_data"),
+)
+
+
+def is_given(config: Config, name: str) -> bool:
+    """Whether a setting asks for something: a value equal to its default does not, so that a saved configuration can be run again."""
+    return bool(getattr(config, name) != Config.model_fields[name].default)
+
+
+def ignored_settings(config: Config) -> Iterator[str]:
+    """One line for each setting that the rest of the configuration leaves without effect."""
+    for rule in POINTLESS:
+        found = getattr(config, rule.on)
+        if found in rule.read if rule.read is not None else found:
+            continue
+        for name in rule.fields:
+            if is_given(config, name):
+                yield f"{name}={getattr(config, name)!r} has no effect with {rule.on}={found!r}; {rule.remedy}, or leave {name} out"

@@ -1,0 +1,76 @@
+"""How do a recipe, flags and a parser's result become a `Config`? All problems are reported at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from lightrft.config.schema import Config
+from lightrft.errors import ConfigError, nearest
+
+
+def make_config(values: Mapping[str, Any]) -> Config:
+    """Validates settings. Raises ConfigError with one line for each unknown key, wrong type or value out of range."""
+    try:
+        return Config.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError([_problem(e) for e in error.errors()]) from None
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """A YAML recipe as a mapping. Raises ConfigError: missing file, malformed YAML (line), not a mapping."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError([f"config {str(path)!r}: {error.strerror or error}; give the path of a YAML file"]) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"config {str(path)!r} is not YAML: {' '.join(str(error).split())}"]) from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError([f"config {str(path)!r}: found a {type(values).__name__}, expected lines of the form `key: value`"])
+    _no_key_twice(path, text)
+    return {str(key): value for key, value in values.items()}
+
+
+def _no_key_twice(path: Path, text: str) -> None:
+    # the YAML library lets the last one win without a word
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    assert isinstance(node, yaml.MappingNode)
+    lines: dict[str, int] = {}
+    problems = []
+    for key, _ in node.value:
+        here = key.start_mark.line + 1
+        if key.value in lines:
+            problems.append(
+                f"config {str(path)!r}: key {key.value!r} stands on line {lines[key.value]} and again on line {here}; remove one"
+            )
+        lines[key.value] = here
+    if problems:
+        raise ConfigError(problems)
+
+
+def as_config(args: Config | argparse.Namespace) -> Config:
+    """What the guide's functions take as `args`: a Config as it is, or a namespace of `add_arguments`.
+
+    A namespace may hold more (the caller's own flags) or less (defaults fill in). A value equal to its default counts as not set.
+    """
+    if isinstance(args, Config):
+        return args
+    known = Config.model_fields
+    given = {k: v for k, v in vars(args).items() if k in known and v != known[k].default}
+    return make_config(given)
+
+
+def _problem(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{nearest(key, Config.model_fields)} (`lightrft train --help` lists all)"
+    return f"{key}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

@@ -1,0 +1,148 @@
+"""Which settings are there? The one typed source; flags, recipes and the saved configuration are generated from it."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+
+def _no_bool(value: Any) -> Any:
+    # pydantic reads yes as 1, and YAML has many words for yes
+    if isinstance(value, bool):
+        raise PydanticCustomError("bool_as_number", "input should be a number, not yes or no")
+    return value
+
+
+def _regular_expression(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise PydanticCustomError("regular_expression", "input is not a regular expression: {reason}", {"reason": str(error)}) from None
+    return value
+
+
+NoBool = BeforeValidator(_no_bool)
+Count = Annotated[int, Field(ge=1), NoBool]
+CountOrOff = Annotated[int, Field(ge=0), NoBool]
+Number = Annotated[float, NoBool]
+Positive = Annotated[float, Field(gt=0), NoBool]
+PositiveOrOff = Annotated[float, Field(ge=0), NoBool]
+Share = Annotated[float, Field(gt=0, le=1), NoBool]
+RegularExpression = Annotated[str, AfterValidator(_regular_expression)]
+Decay = Annotated[float, Field(ge=0, lt=1), NoBool]
+
+
+def _field(default: Any, group: str, description: str) -> Any:
+    return Field(default, description=description, json_schema_extra={"group": group})
+
+
+class Config(BaseModel):
+    """The settings of one run, flat. Counts of samples are global (over all ranks) unless the text says "per rank"."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    # Training backend
+    strategy: str = _field("", "strategy", "any installed strategy by name; empty: --fsdp gives fsdp, else deepspeed")
+    fsdp: bool = _field(False, "strategy", "use FSDP instead of DeepSpeed")
+    zero_stage: Annotated[Literal[0, 1, 2, 3], NoBool] = _field(2, "strategy", "DeepSpeed ZeRO stage")
+    fsdp_cpu_offload: bool = _field(False, "strategy", "keep FSDP's optimizer state on the CPU outside the update")
+    adam_offload: bool = _field(False, "strategy", "keep Adam's state and run Adam on the CPU (DeepSpeed, zero_stage 2 or 3)")
+    sp_size: Count = _field(1, "strategy", "sequence parallel size, in ranks")
+    bf16: bool = _field(False, "strategy", "compute in bfloat16")
+    use_mp_opt: bool = _field(False, "strategy", "mixed-precision optimizer (FSDP)")
+    packing_samples: bool = _field(False, "strategy", "pack several samples into one row")
+    fused_linear_logprob: bool = _field(False, "strategy", "compute log-probs in chunks without keeping logits")
+    chunk_size: Count = _field(4096, "strategy", "tokens per chunk of the fused log-probs")
+
+    # Inference engine
+    engine_type: str = _field("vllm", "engine", "any installed engine by name")
+    engine_tp_size: Count = _field(1, "engine", "ranks of one engine (tensor parallel)")
+    engine_mem_util: Share = _field(0.85, "engine", "share of the GPU's memory for the engine")
+    enable_engine_sleep: bool = _field(True, "engine", "put the engine to sleep while training")
+    engine_sleep_level: Annotated[Literal[1, 2], NoBool] = _field(
+        1, "engine", "1 keeps the weights in host memory, 2 drops them until the next sync"
+    )
+    weight_bucket_mb: Count = _field(256, "engine", "bound on one bucket of a weight sync, MiB")
+    logprob_gap_prompts: CountOrOff = _field(
+        2, "engine", "prompts per rank and rollout whose log-probs the engine is asked for; 0 = no check"
+    )
+    logprob_gap_threshold: Positive = _field(0.05, "engine", "mean |engine - trainer| log-prob, nats per token, beyond which to act")
+    logprob_gap_action: Literal["warn", "stop"] = _field("warn", "engine", "what to do beyond the threshold")
+
+    # Model
+    model_name_or_path: str = _field("", "model", "HF folder or hub name of the actor (and of the initial model)")
+    trust_remote_code: bool = _field(False, "model", "let the model's repository run its own code")
+    scratch_tokenizer: Literal["none", "char", "bpe"] = _field(
+        "none", "model", "make a small random model and this tokenizer from the data instead of loading one"
+    )
+    scratch_vocab_size: Count = _field(2048, "model", "vocabulary of the scratch bpe tokenizer")
+    scratch_layers: Count = _field(2, "model", "layers of the scratch model")
+    scratch_hidden: Count = _field(128, "model", "hidden size of the scratch model")
+    scratch_heads: Count = _field(4, "model", "query heads of the scratch model")
+    scratch_kv_heads: Count = _field(4, "model", "key-value heads of the scratch model")
+    sft_steps: CountOrOff = _field(0, "model", "supervised warm-up steps at most, on rank 0 before the run; 0 = none")
+    sft_batch_size: Count = _field(64, "model", "rows of one supervised step")
+    sft_learning_rate: Positive = _field(1e-3, "model", "learning rate of the warm-up")
+    sft_key: str = _field("", "model", "column with the text to imitate; empty: label_key")
+    sft_strip: RegularExpression = _field("", "model", "regular expression; what it matches is taken out of the text to imitate")
+    sft_target_reward: Number = _field(0.0, "model", "stop the warm-up at this greedy reward on the evaluation data; 0 = run all steps")
+
+    # Data
+    prompt_data: str = _field("", "data", "training prompts: .jsonl, .parquet, or a `datasets` folder")
+    eval_data: str = _field("", "data", "evaluation prompts, likewise; empty: no evaluation")
+    input_key: str = _field("prompt", "data", "column of the prompt")
+    label_key: str = _field("answer", "data", "column of the reference answer; empty: none")
+    prompt_template: str = _field("{prompt}", "data", "text around the prompt; {prompt} stands for it")
+    apply_chat_template: bool = _field(False, "data", "put the prompt into the tokenizer's chat template as the user's turn")
+    prompt_max_len: Count = _field(1024, "data", "longer prompts, in tokens, are left out and counted")
+    max_eval_samples: CountOrOff = _field(0, "data", "evaluate on the first rows only; 0 = all")
+
+    # Rollout
+    rollout_batch_size: Count = _field(128, "rollout", "prompts of one rollout")
+    micro_rollout_batch_size: Count = _field(
+        8, "rollout", "prompts per rank in one forward of the reference engine, samples in one log-prob pass"
+    )
+    n_samples_per_prompt: Count = _field(8, "rollout", "completions drawn for each prompt")
+    generate_max_len: Count = _field(1024, "rollout", "tokens of one completion at most")
+    temperature: Positive = _field(1.0, "rollout", "sampling temperature of a rollout")
+    top_p: Share = _field(1.0, "rollout", "nucleus sampling of a rollout")
+    top_k: CountOrOff = _field(0, "rollout", "sample among the k most likely tokens; 0 = off")
+    mixed_mm_data: bool = _field(False, "rollout", "text and image prompts in one batch")
+
+    # Rewards
+    reward: list[str] = _field(["exact_match"], "reward", "rewards: plugin name, module:function, or path/to/file.py:function")
+    reward_weights: list[Number] = _field([], "reward", "weight of each reward in the sum; empty: all 1")
+    dead_reward_steps: Count = _field(5, "reward", "rollouts without any signal after which the console says so")
+
+    # Algorithm
+    advantage_estimator: str = _field("grpo", "algorithm", "any installed advantage estimator by name")
+    policy_loss: str = _field("ppo_clip", "algorithm", "any installed policy loss by name")
+    eps_clip: Positive = _field(0.2, "algorithm", "clip of the probability ratio")
+    kl_coef: PositiveOrOff = _field(0.0, "algorithm", "weight of the KL to the initial model; 0 = no initial model")
+    kl_estimator: Literal["k1", "k2", "k3"] = _field("k3", "algorithm", "estimator of the KL")
+    kl_in: Literal["loss", "reward"] = _field("loss", "algorithm", "KL as a term of the loss or of the reward")
+
+    # Update
+    train_batch_size: Count = _field(128, "update", "samples of one optimizer step")
+    micro_train_batch_size: Count = _field(4, "update", "samples per rank in one forward and backward")
+    num_episodes: Count = _field(1, "update", "passes over the prompts")
+    max_steps: CountOrOff = _field(0, "update", "rollouts at most; 0 = as num_episodes says")
+    learning_rate: Positive = _field(1e-6, "update", "peak learning rate of AdamW")
+    lr_scheduler: Literal["constant_with_warmup", "linear", "cosine"] = _field("constant_with_warmup", "update", "learning-rate schedule")
+    lr_warmup_steps: CountOrOff = _field(0, "update", "optimizer steps of linear warm-up")
+    adam_beta1: Decay = _field(0.9, "update", "AdamW")
+    adam_beta2: Decay = _field(0.95, "update", "AdamW")
+    weight_decay: PositiveOrOff = _field(0.0, "update", "AdamW")
+    max_norm: PositiveOrOff = _field(1.0, "update", "clip of the gradient norm; 0 = off")
+
+    # Run
+    seed: CountOrOff = _field(42, "run", "of everything random")
+    output_dir: str = _field("runs/lightrft", "run", "the run folder: configuration, metrics, plots, the model")
+    overwrite_output_dir: bool = _field(False, "run", "allow a run folder that holds another run, and replace it")
+    log_dir: str = _field("", "run", "folder of logs and plots; empty: the run folder")
+    plot_every: CountOrOff = _field(10, "run", "steps between two plots of the length distribution; 0 = none")
+    eval_every: CountOrOff = _field(0, "run", "steps between two evaluations; 0 = only before and after")
+    loggers: list[str] = _field(["console", "jsonl"], "run", "any installed loggers by name")

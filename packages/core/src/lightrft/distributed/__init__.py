@@ -1,0 +1,1 @@
+"""Ranks, groups, collectives and weight buckets; knows no model, no engine, no strategy."""

@@ -1,0 +1,18 @@
+"""How much memory does this rank hold?"""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+
+def memory_report(device: torch.device) -> dict[str, float]:
+    """Peak resident memory of the process and, on CUDA, present and peak allocation, in GiB."""
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # ru_maxrss is in bytes on macOS and in KiB elsewhere
+    report = {"host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+    if device.type == "cuda":
+        report["device_gib"] = torch.cuda.memory_allocated(device) / 2**30
+        report["device_peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return report

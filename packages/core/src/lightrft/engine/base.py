@@ -1,0 +1,98 @@
+"""What does an inference engine promise?"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from lightrft.distributed.buckets import WeightBucket
+from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
+
+WakeTag = Literal["weights", "kv_cache"]
+ALL_TAGS: tuple[WakeTag, ...] = ("weights", "kv_cache")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSetup:
+    """What an engine is built from.
+
+    `model_path` is a HF folder; its weights are version 0. `max_model_len` bounds prompt plus completion, in tokens; `max_batch_size`
+    bounds the prompts in one forward. `rank` and `group` are those of the ranks that share this engine.
+    """
+
+    model_path: str
+    dtype: torch.dtype
+    device: torch.device
+    seed: int
+    max_model_len: int
+    max_batch_size: int
+    mem_util: float
+    trust_remote_code: bool
+    rank: int
+    group_size: int
+    group: dist.ProcessGroup | None
+
+
+class InferenceEngine(ABC):
+    """One inference engine, built awake. No method is collective over the world.
+
+    A `single_leader` engine exists on its group's first rank only. An `spmd` engine exists on every rank of its group, and all of them make
+    the same calls with the same arguments. The controller keeps that order; an engine never sees prompts of other groups.
+    """
+
+    def __init__(self, setup: EngineSetup) -> None:
+        self.setup = setup
+
+    @property
+    @abstractmethod
+    def status(self) -> EngineStatus:
+        """AWAKE, WEIGHTS_ONLY, ASLEEP, or UNUSABLE after a failure that left the weights in doubt."""
+
+    @abstractmethod
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> list[RequestOutput]:
+        """Draws `sampling.n` completions for each request and returns one output per request, in the order of the requests.
+
+        Log-probabilities are natural logs of the untempered, unfiltered distribution, one per sampled token, where the request asks. A stop
+        token stays in the completion. An empty list of requests returns an empty list.
+
+        Raises:
+            EngineStateError: not AWAKE.
+            ValueError: an empty prompt, a token id outside the vocabulary, or a prompt of `max_model_len` tokens or more (which request).
+        """
+
+    @abstractmethod
+    def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        """Replaces all weights. Allowed while AWAKE or WEIGHTS_ONLY.
+
+        After it returns, no token comes from older weights. Buckets may be read only once and only in order; their tensors may be reused by
+        the sender once the next bucket is asked for.
+
+        Raises:
+            WeightSyncError: a parameter is missing, unknown, or of another shape, all named; the old weights stay, or status becomes
+                UNUSABLE.
+            EngineStateError: ASLEEP.
+        """
+
+    @abstractmethod
+    def reset_cache(self) -> None:
+        """Forgets everything computed with older weights: prefix cache, multimodal encoder cache."""
+
+    @abstractmethod
+    def sleep(self, level: int) -> None:
+        """AWAKE or WEIGHTS_ONLY to ASLEEP: level 1 moves weights to host memory, level 2 drops them. Both drop the KV cache. Idempotent."""
+
+    @abstractmethod
+    def wake_up(self, tags: Collection[WakeTag]) -> None:
+        """Brings back the named parts: weights gives WEIGHTS_ONLY, weights and kv_cache gives AWAKE. Idempotent.
+
+        After level 2 the weights are allocated but undefined until `update_weights`; `generate` raises EngineStateError until then.
+        """
+
+    @abstractmethod
+    def shutdown(self) -> None:
+        """Frees everything, child processes included. Idempotent; any later call but this one raises EngineStateError."""

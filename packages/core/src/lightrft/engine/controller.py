@@ -1,0 +1,237 @@
+"""How do all ranks generate through the engines of their groups? Gather, generate, scatter; sleep and wake; weight sync."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+
+from lightrft.distributed.buckets import WeightBucket
+from lightrft.distributed.collectives import agree, broadcast_object, gather_objects, gather_to_first, scatter_from_first
+from lightrft.distributed.groups import EngineGroup
+from lightrft.distributed.world import World
+from lightrft.engine.base import ALL_TAGS, InferenceEngine, WakeTag
+from lightrft.engine.checks import needed_capabilities
+from lightrft.engine.prompts import PromptSource, collect_requests
+from lightrft.engine.transport import pack_outputs, pack_requests, unpack_outputs, unpack_requests
+from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
+from lightrft.plugins.specs import EngineSpec
+from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
+
+T = TypeVar("T")
+
+
+class RolloutController:
+    """One per rank. Every method is collective over the world; an error on one rank is raised on all of them, together.
+
+    Status: AWAKE after construction. `maybe_sleep` gives ASLEEP; `update_weights` needs weights only, so it leaves a sleeping engine
+    WEIGHTS_ONLY, its KV cache coming back with `wake_up`. An engine that fails while its weights change is UNUSABLE from then on.
+    """
+
+    def __init__(
+        self,
+        make_engine: Callable[[], InferenceEngine],
+        *,
+        spec: EngineSpec,
+        world: World,
+        group: EngineGroup,
+        dtype: torch.dtype,
+        sleep_level: int | None,
+        seed: int,
+        tokenize: Callable[[str], list[int]],
+    ) -> None:
+        self.spec = spec
+        self.group = group
+        self.dtype = dtype
+        self.version = 0
+        self._world = world
+        self._sleep_level = sleep_level
+        self._seed = seed
+        self._calls = 0
+        self._tokenize = tokenize
+        self._status = EngineStatus.AWAKE
+        here = spec.topology == "spmd" or group.is_first
+        self.engine: InferenceEngine | None = self._together("starting the engine", lambda: make_engine() if here else None)
+
+    @property
+    def status(self) -> EngineStatus:
+        """Where the engine's memory is. Not collective."""
+        return self._status
+
+    def gather_and_generate(
+        self,
+        sampling: SamplingParams,
+        *,
+        prompt_token_ids: Sequence[Sequence[int]] | None,
+        prompts: Sequence[str] | None,
+        images: Sequence[Any] | None,
+        images_num: Sequence[int] | None,
+        sleep_engine: bool,
+        logprobs: Sequence[bool] | bool,
+    ) -> list[RequestOutput]:
+        """See `StrategyBase.gather_and_generate`."""
+        self._usable()
+        source = PromptSource(prompt_token_ids=prompt_token_ids, prompts=prompts, images=images, images_num=images_num, logprobs=logprobs)
+        mine = self._together("collecting prompts", lambda: self._requests(source, sampling))
+        numbers = gather_objects(len(mine), group=self._world.group)
+        first = sum(numbers[: self._world.rank])
+        call_seed = self._seed + self._calls if sampling.seed is None else sampling.seed
+        self._calls += 1
+        mine = [replace(r, id=first + i, seed=derive_seed(call_seed, first + i)) for i, r in enumerate(mine)]
+        shares = self._gather(mine)
+        self.wake_up()
+        outputs = self._together("generating", lambda: self._generate(shares, sampling))
+        answers = self._scatter(outputs, mine)
+        if sleep_engine:
+            self.maybe_sleep()
+        return answers
+
+    def update_weights(self, buckets: Iterable[WeightBucket]) -> None:
+        """Wakes the weights, gives the engine every bucket, resets its caches; `version` rises by one. `buckets` is collective: all ranks
+        read it to the end even where an engine raises.
+        """
+        self._usable()
+        self._wake(("weights",))
+        stream = iter(buckets)
+        error: Exception | None = None
+        try:
+            if self.engine is not None:
+                self.engine.update_weights(stream, version=self.version + 1)
+                left = sum(1 for _ in stream)
+                if left:
+                    raise WeightSyncError(f"engine {self.spec.name!r} returned from update_weights with {left} buckets unread")
+                self.engine.reset_cache()
+        except Exception as caught:  # raised below, on all ranks together, once the collective iterator is drained
+            error = caught
+        deque(stream, maxlen=0)
+        self._agree(error, "updating the engine's weights")
+        self.version += 1
+
+    def wake_up(self) -> None:
+        """To AWAKE. Idempotent."""
+        self._usable()
+        self._wake(ALL_TAGS)
+
+    def maybe_sleep(self) -> None:
+        """To ASLEEP, where sleep is enabled and the engine can. Idempotent."""
+        self._usable()
+        level = self._sleep_level
+        if level is None or self._status is EngineStatus.ASLEEP:
+            return
+        self._together("putting the engine to sleep", lambda: self.engine.sleep(level) if self.engine else None)
+        self._status = EngineStatus.ASLEEP
+
+    def shutdown(self) -> None:
+        """Ends this rank's engine. Idempotent. Not collective."""
+        if self.engine is not None:
+            self.engine.shutdown()
+            self.engine = None
+        self._status = EngineStatus.UNUSABLE
+
+    # ---- parts ---------------------------------------------------------------------------------------------------------------------------
+
+    def _requests(self, source: PromptSource, sampling: SamplingParams) -> list[Request]:
+        requests = collect_requests(source, tokenize=self._tokenize)
+        asked = needed_capabilities(sampling, logprobs=any(r.logprobs for r in requests), images=any(r.images for r in requests))
+        for what, capability in asked:
+            if capability not in self.spec.capabilities:
+                raise CapabilityError(f"{what} needs the capability {str(capability)!r}, which engine {self.spec.name!r} does not declare")
+        return requests
+
+    def _gather(self, mine: list[Request]) -> list[list[Request]]:
+        """The requests of each rank of the group, where the engine runs; nothing elsewhere."""
+        flats = gather_to_first(pack_requests(mine), group=self.group.group)
+        if self.spec.topology == "spmd":
+            flats = broadcast_object(flats, source=0, group=self.group.group)
+        shares = [unpack_requests(flat) for flat in flats]
+        if any(gather_objects(any(r.images for r in mine), group=self.group.group)):
+            images = gather_objects([r.images for r in mine], group=self.group.group)
+            shares = [[replace(r, images=i) for r, i in zip(s, p, strict=True)] for s, p in zip(shares, images, strict=False)]
+        return shares
+
+    def _generate(self, shares: list[list[Request]], sampling: SamplingParams) -> list[list[RequestOutput]]:
+        if self.engine is None:
+            return []
+        requests = [request for share in shares for request in share]
+        outputs = self.engine.generate(requests, sampling) if requests else []
+        self._check_outputs(requests, outputs, sampling)
+        stream = iter(outputs)
+        return [[next(stream) for _ in share] for share in shares]
+
+    def _check_outputs(self, requests: list[Request], outputs: list[RequestOutput], sampling: SamplingParams) -> None:
+        name = f"engine {self.spec.name!r}"
+        if [r.id for r in requests] != [o.id for o in outputs]:
+            raise EngineError(f"{name} was given {len(requests)} requests and returned {len(outputs)} outputs, or in another order")
+        for request, output in zip(requests, outputs, strict=True):
+            if len(output.completions) != sampling.n:
+                raise EngineError(
+                    f"{name} returned {len(output.completions)} completions for request {request.id}, asked were {sampling.n}"
+                )
+            for completion in output.completions:
+                if completion.weight_version != self.version:
+                    raise WeightSyncError(
+                        f"{name} sampled from weights version {completion.weight_version}, the actor is at {self.version}"
+                    )
+                if request.logprobs and (completion.logprobs is None or len(completion.logprobs) != len(completion.token_ids)):
+                    found = None if completion.logprobs is None else len(completion.logprobs)
+                    raise EngineError(f"{name} returned {found} log-probs for {len(completion.token_ids)} tokens of request {request.id}")
+
+    def _scatter(self, outputs: list[list[RequestOutput]], mine: list[Request]) -> list[RequestOutput]:
+        packed = [pack_outputs(share) for share in outputs]
+        if self.spec.topology == "spmd":
+            self._check_in_step([p[0] for p in packed])
+        tokens = scatter_from_first([p[0] for p in packed], dtype=torch.int32, group=self.group.group)
+        logprobs = scatter_from_first([p[1] for p in packed], dtype=torch.float32, group=self.group.group)
+        return unpack_outputs(tokens, logprobs, mine)
+
+    def _check_in_step(self, tokens: list[torch.Tensor]) -> None:
+        digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in tokens)).hexdigest()
+        digests = gather_objects(digest, group=self.group.group)
+        different = [self.group.ranks[i] for i, d in enumerate(digests) if d != digests[0]]
+        error = (
+            EngineError(f"ranks {different} of the engine group {self.group.ranks} sampled other tokens than its first rank")
+            if different
+            else None
+        )
+        agree(error, group=self._world.group, doing="generating")
+
+    def _wake(self, tags: tuple[WakeTag, ...]) -> None:
+        target = EngineStatus.AWAKE if "kv_cache" in tags else EngineStatus.WEIGHTS_ONLY
+        if self._status is EngineStatus.AWAKE or self._status is target:
+            return
+        self._together("waking the engine", lambda: self.engine.wake_up(tags) if self.engine else None)
+        self._status = target
+
+    def _usable(self) -> None:
+        if self._status is EngineStatus.UNUSABLE:
+            raise EngineStateError("the engine is unusable: it was shut down or failed while its weights changed; start a new one")
+
+    def _together(self, doing: str, work: Callable[[], T]) -> T:
+        error: Exception | None = None
+        result: T | None = None
+        try:
+            result = work()
+        except Exception as caught:  # raised by _agree, on all ranks together
+            error = caught
+        self._agree(error, doing)
+        return result  # type: ignore[return-value]  # without an error, work() returned a T
+
+    def _agree(self, error: Exception | None, doing: str) -> None:
+        statuses = gather_objects(self._engine_unusable(), group=self._world.group)
+        if any(statuses):
+            self._status = EngineStatus.UNUSABLE
+        agree(error, group=self._world.group, doing=doing)
+
+    def _engine_unusable(self) -> bool:
+        engine = getattr(self, "engine", None)
+        return engine is not None and engine.status is EngineStatus.UNUSABLE
+
+
+def derive_seed(seed: int, index: int) -> int:
+    """A seed below 2**62 for the request of that index in a call; far apart for neighbours, as some engines add the sample's number."""
+    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2

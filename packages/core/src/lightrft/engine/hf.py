@@ -1,0 +1,142 @@
+"""The reference engine: a transformers model of its own, on the group's first rank. Slow and plain; the others are compared with it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from lightrft.distributed.buckets import WeightBucket
+from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
+from lightrft.engine.checks import check_requests
+from lightrft.engine.hf_generate import generate
+from lightrft.engine.quiet import no_progress_bars
+from lightrft.errors import EngineStateError, WeightSyncError
+from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
+
+
+class HFEngine(InferenceEngine):
+    """See `InferenceEngine`. The KV cache lives only inside `generate`, so AWAKE and WEIGHTS_ONLY hold the same memory."""
+
+    def __init__(self, setup: EngineSetup) -> None:
+        super().__init__(setup)
+        with no_progress_bars():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                setup.model_path, dtype=setup.dtype, trust_remote_code=setup.trust_remote_code
+            )
+        self._model: Any = model.to(setup.device).eval().requires_grad_(False)
+        self._eos = _eos_token_ids(self._model)
+        self._version = 0
+        self._weights_held = True
+        self._status = EngineStatus.AWAKE
+
+    @property
+    def status(self) -> EngineStatus:
+        return self._status
+
+    @property
+    def model(self) -> Any:
+        """The HF model that samples; for checks that read its tensors."""
+        return self._model
+
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> list[RequestOutput]:
+        if self._status is not EngineStatus.AWAKE:
+            raise EngineStateError(f"generate while the engine is {self._status}; call wake_up first")
+        if not self._weights_held:
+            raise EngineStateError("generate after sleep(level=2) dropped the weights; call update_weights first")
+        limit = self.setup.max_model_len
+        check_requests(requests, vocab_size=self._model.config.vocab_size, max_model_len=limit)
+        return generate(
+            self._model,
+            requests,
+            sampling,
+            eos_token_ids=self._eos,
+            pad_token_id=self._eos[0] if self._eos else 0,
+            batch_size=self.setup.max_batch_size,
+            max_model_len=limit,
+            version=self._version,
+        )
+
+    @torch.no_grad()
+    def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        if self._status is EngineStatus.ASLEEP or self._status is EngineStatus.UNUSABLE:
+            raise EngineStateError(f"update_weights while the engine is {self._status}; call wake_up first")
+        expected = dict(self._model.named_parameters())
+        staged = _stage(buckets, expected)
+        for name, tensor in staged.items():
+            expected[name].copy_(tensor)
+        self._weights_held = True
+        self._version = version
+
+    def reset_cache(self) -> None:
+        """Nothing outlives a call to `generate` here."""
+
+    def sleep(self, level: int) -> None:
+        self._alive()
+        if self._status is EngineStatus.ASLEEP:
+            return
+        if level == 1:
+            self._model.to("cpu")
+        else:
+            self._model.to("meta")
+            self._weights_held = False
+        self._status = EngineStatus.ASLEEP
+
+    def wake_up(self, tags: Collection[WakeTag]) -> None:
+        self._alive()
+        if self._status is EngineStatus.ASLEEP and "weights" in tags:
+            self._bring_weights()
+            self._status = EngineStatus.WEIGHTS_ONLY
+        if self._status is EngineStatus.WEIGHTS_ONLY and "kv_cache" in tags:
+            self._status = EngineStatus.AWAKE
+
+    def shutdown(self) -> None:
+        self._model = None
+        self._status = EngineStatus.UNUSABLE
+
+    def _bring_weights(self) -> None:
+        if self._weights_held:
+            self._model.to(self.setup.device)
+        else:
+            # `to_empty` leaves buffers (rotary frequencies) undefined: they come anew from the configuration.
+            factory: Any = AutoModelForCausalLM  # transformers does not annotate from_config
+            fresh = factory.from_config(self._model.config, dtype=self.setup.dtype)
+            self._model = fresh.to(self.setup.device).eval().requires_grad_(False)
+
+    def _alive(self) -> None:
+        if self._model is None:
+            raise EngineStateError("the engine was shut down")
+
+
+def _stage(buckets: Iterable[WeightBucket], expected: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+    """Copies of all incoming tensors under our own names, or WeightSyncError; nothing of the model has changed yet."""
+    staged: dict[str, torch.Tensor] = {}
+    unknown: list[str] = []
+    misshapen: list[str] = []
+    for bucket in buckets:
+        for weight in bucket:
+            name = next((n for n in weight.names if n in expected), None)
+            if name is None:
+                unknown.append(weight.names[0])
+            elif expected[name].shape != weight.tensor.shape:
+                misshapen.append(f"{name} (here {tuple(expected[name].shape)}, sent {tuple(weight.tensor.shape)})")
+            else:
+                staged[name] = weight.tensor.detach().to(expected[name], copy=True)
+    missing = sorted(set(expected) - set(staged) - {m.split(" ")[0] for m in misshapen})
+    problems = [
+        f"{what}: {', '.join(names[:3])} ({len(names)} in all)"
+        for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
+        if names
+    ]
+    if problems:
+        raise WeightSyncError(f"weights refused, the old ones stay: {'; '.join(problems)}")
+    return staged
+
+
+def _eos_token_ids(model: Any) -> list[int]:
+    found = getattr(model.generation_config, "eos_token_id", None)
+    if found is None:
+        found = model.config.eos_token_id
+    return [] if found is None else [found] if isinstance(found, int) else list(found)

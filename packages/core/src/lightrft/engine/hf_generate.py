@@ -1,0 +1,155 @@
+"""How does a transformers model complete a batch of prompts? One KV-cached loop whose draws depend on nothing but the request."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from lightrft.types import Completion, FinishReason, Request, RequestOutput, SamplingParams
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    requests: Sequence[Request],
+    sampling: SamplingParams,
+    *,
+    eos_token_ids: Collection[int],
+    pad_token_id: int,
+    batch_size: int,
+    max_model_len: int,
+    version: int,
+) -> list[RequestOutput]:
+    """Completions of each request, in order (see `InferenceEngine.generate`). `batch_size` bounds the prompts in one forward pass.
+
+    Sample k of a request is drawn by inverting the cumulative distribution at uniforms that depend on (request.seed, k, position) only, so
+    the rest of the batch does not change it (beyond rounding).
+    """
+    stops = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else set(eos_token_ids))
+    outputs: list[RequestOutput] = []
+    for start in range(0, len(requests), batch_size):
+        batch = _Batch(model, requests[start : start + batch_size], sampling, sorted(stops), pad_token_id, max_model_len)
+        outputs += batch.run(version)
+    return outputs
+
+
+class _Batch:
+    """State of one batch; rows are prompt-major: prompt 0's n samples, prompt 1's, and so on."""
+
+    def __init__(
+        self, model: Any, requests: Sequence[Request], sampling: SamplingParams, stops: list[int], pad_token_id: int, max_model_len: int
+    ) -> None:
+        self.model = model
+        self.requests = requests
+        self.sampling = sampling
+        self.pad = pad_token_id
+        self.device = next(model.parameters()).device
+        self.stops = torch.tensor(stops, dtype=torch.long, device=self.device)
+        lengths = torch.tensor([len(r.prompt_token_ids) for r in requests], device=self.device).repeat_interleave(sampling.n)
+        self.budget = (max_model_len - lengths).clamp(max=sampling.max_new_tokens)
+        self.num_steps = int(self.budget.max())
+        self.uniforms = self._uniforms()
+        self.want_logprobs = any(r.logprobs for r in requests)
+
+    def run(self, version: int) -> list[RequestOutput]:
+        """Prefill each prompt once, repeat its cache n times, then one token per step until every row has ended."""
+        logits, cache, mask = self._prefill()
+        tokens, logprobs = [], []
+        running = torch.ones(len(mask), dtype=torch.bool, device=self.device)
+        for step in range(self.num_steps):
+            token = torch.where(running, self._draw(logits, step), self.pad)
+            tokens.append(token)
+            if self.want_logprobs:
+                logprobs.append(torch.log_softmax(logits, dim=-1).gather(-1, token[:, None]).squeeze(-1))
+            running = running & ~torch.isin(token, self.stops) & (step + 1 < self.budget)
+            if not running.any():
+                break
+            position = mask.sum(-1, keepdim=True)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
+            out = self.model(
+                input_ids=token[:, None],
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            logits = out.logits[:, -1].float()
+        return self._outputs(torch.stack(tokens, dim=-1).cpu(), torch.stack(logprobs, dim=-1).cpu() if logprobs else None, version)
+
+    def _prefill(self) -> tuple[torch.Tensor, Any, torch.Tensor]:
+        width = max(len(r.prompt_token_ids) for r in self.requests)
+        ids = torch.full((len(self.requests), width), self.pad, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, request in enumerate(self.requests):
+            ids[row, width - len(request.prompt_token_ids) :] = torch.tensor(request.prompt_token_ids)
+            mask[row, width - len(request.prompt_token_ids) :] = 1
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        cache = DynamicCache(config=self.model.config)
+        out = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        cache.batch_repeat_interleave(self.sampling.n)
+        logits = out.logits[:, -1].float().repeat_interleave(self.sampling.n, dim=0)
+        return logits, cache, mask.repeat_interleave(self.sampling.n, dim=0)
+
+    def _uniforms(self) -> torch.Tensor:
+        rows = []
+        for request in self.requests:
+            generator = torch.Generator().manual_seed(request.seed)
+            rows.append(torch.rand(self.sampling.n, self.sampling.max_new_tokens, generator=generator, dtype=torch.float64))
+        return torch.cat(rows).to(self.device)
+
+    def _draw(self, logits: torch.Tensor, step: int) -> torch.Tensor:
+        if step < self.sampling.min_new_tokens and len(self.stops):
+            logits = logits.index_fill(-1, self.stops, float("-inf"))
+        if self.sampling.temperature == 0:
+            return logits.argmax(-1)
+        kept = filter_logits(logits / self.sampling.temperature, self.sampling)
+        cumulative = torch.softmax(kept.double(), dim=-1).cumsum(-1)
+        # The last sum may round to just under 1, and a draw beyond it must not name a token of probability 0.
+        target = self.uniforms[:, step : step + 1] * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+
+    def _outputs(self, tokens: torch.Tensor, logprobs: torch.Tensor | None, version: int) -> list[RequestOutput]:
+        budget = self.budget.tolist()
+        stops = set(self.stops.tolist())
+        rows = tokens.tolist()
+        values = logprobs.tolist() if logprobs is not None else None
+        outputs = []
+        for index, request in enumerate(self.requests):
+            completions = []
+            for row in range(index * self.sampling.n, (index + 1) * self.sampling.n):
+                length, reason = _end(rows[row], stops, budget[row])
+                kept = values[row][:length] if values is not None and request.logprobs else None
+                completions.append(Completion(token_ids=rows[row][:length], finish_reason=reason, weight_version=version, logprobs=kept))
+            outputs.append(RequestOutput(id=request.id, prompt_token_ids=request.prompt_token_ids, completions=tuple(completions)))
+        return outputs
+
+
+def filter_logits(logits: torch.Tensor, sampling: SamplingParams) -> torch.Tensor:
+    """Sets to -inf what `top_k`, then `top_p`, then `min_p` leave out. logits: [rows, V], already divided by the temperature."""
+    if 0 < sampling.top_k < logits.shape[-1]:
+        least = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    if sampling.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        probabilities = ordered.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities
+        drop = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= sampling.top_p)
+        logits = logits.masked_fill(drop, float("-inf"))
+    if sampling.min_p > 0:
+        probabilities = logits.softmax(-1)
+        logits = logits.masked_fill(probabilities < sampling.min_p * probabilities.amax(-1, keepdim=True), float("-inf"))
+    return logits
+
+
+def _end(tokens: list[int], stops: set[int], budget: int) -> tuple[int, FinishReason]:
+    for position, token in enumerate(tokens[:budget]):
+        if token in stops:
+            return position + 1, "stop"
+    return budget, "length"

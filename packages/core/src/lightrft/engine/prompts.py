@@ -1,0 +1,52 @@
+"""In which forms may prompts come to `gather_and_generate`? Token ids, or text, with or without images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightrft.types import Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSource:
+    """The arguments of `gather_and_generate` that name prompts. `images` is flat, `images_num` says how many belong to each prompt."""
+
+    prompt_token_ids: Sequence[Sequence[int]] | None
+    prompts: Sequence[str] | None
+    images: Sequence[Any] | None
+    images_num: Sequence[int] | None
+    logprobs: Sequence[bool] | bool
+
+
+def collect_requests(source: PromptSource, *, tokenize: Callable[[str], list[int]]) -> list[Request]:
+    """This rank's requests; ids and seeds are set later.
+
+    Raises:
+        ValueError: neither or both forms of prompts, or counts that do not fit together.
+    """
+    if (source.prompt_token_ids is None) == (source.prompts is None):
+        raise ValueError("give all_prompt_token_ids or all_prompts, one of them (an empty list where this rank has none)")
+    if source.prompt_token_ids is not None:
+        token_ids = [list(ids) for ids in source.prompt_token_ids]
+    else:
+        token_ids = [tokenize(text) for text in source.prompts or ()]
+    count = len(token_ids)
+    logprobs = [source.logprobs] * count if isinstance(source.logprobs, bool) else list(source.logprobs)
+    if len(logprobs) != count:
+        raise ValueError(f"logprobs has {len(logprobs)} entries for {count} prompts")
+    images = _split_images(source, count)
+    return [
+        Request(id=i, prompt_token_ids=ids, seed=0, logprobs=asked, images=own)
+        for i, (ids, asked, own) in enumerate(zip(token_ids, logprobs, images, strict=True))
+    ]
+
+
+def _split_images(source: PromptSource, count: int) -> list[tuple[Any, ...]]:
+    images = list(source.images or ())
+    numbers = list(source.images_num) if source.images_num is not None else [1 if images else 0] * count
+    if len(numbers) != count or sum(numbers) != len(images):
+        raise ValueError(f"images_num={numbers!r} does not fit {count} prompts and {len(images)} images")
+    stream = iter(images)
+    return [tuple(next(stream) for _ in range(number)) for number in numbers]

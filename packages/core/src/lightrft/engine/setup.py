@@ -1,0 +1,67 @@
+"""How does a configuration become this rank's engine and its controller?"""
+
+from __future__ import annotations
+
+import torch
+
+from lightrft.config.checks import check_engine
+from lightrft.config.schema import Config
+from lightrft.distributed.groups import EngineGroup, contiguous_group
+from lightrft.distributed.world import World
+from lightrft.engine.base import EngineSetup, InferenceEngine
+from lightrft.engine.controller import RolloutController
+from lightrft.plugins.registry import Registry
+from lightrft.plugins.specs import Capability, EngineSpec
+
+
+def make_controller(config: Config, *, registry: Registry, world: World, model_path: str | None) -> RolloutController:
+    """Checks, groups the ranks, loads the plugin and builds the engine where it lives. Collective."""
+    check_engine(config, registry=registry, world_size=world.world_size)
+    spec: EngineSpec = registry.spec("engine", config.engine_type)
+    path = model_path or config.model_name_or_path
+    group = contiguous_group(world, size=config.engine_tp_size)
+    setup = _engine_setup(config, world=world, group=group, model_path=path)
+
+    def make_engine() -> InferenceEngine:
+        engine: InferenceEngine = registry.load("engine", config.engine_type)(setup)
+        return engine
+
+    def tokenize(text: str) -> list[int]:
+        from transformers import AutoTokenizer  # only for callers that bring text
+
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        ids: list[int] = tokenizer(text)["input_ids"]
+        return ids
+
+    return RolloutController(
+        make_engine,
+        spec=spec,
+        world=world,
+        group=group,
+        dtype=setup.dtype,
+        sleep_level=_sleep_level(config, spec),
+        seed=config.seed,
+        tokenize=tokenize,
+    )
+
+
+def _engine_setup(config: Config, *, world: World, group: EngineGroup, model_path: str) -> EngineSetup:
+    return EngineSetup(
+        model_path=model_path,
+        dtype=torch.bfloat16 if config.bf16 else torch.float32,
+        device=world.device,
+        seed=config.seed,
+        max_model_len=config.prompt_max_len + config.generate_max_len,
+        max_batch_size=config.micro_rollout_batch_size,
+        mem_util=config.engine_mem_util,
+        trust_remote_code=config.trust_remote_code,
+        rank=group.rank,
+        group_size=len(group.ranks),
+        group=group.group,
+    )
+
+
+def _sleep_level(config: Config, spec: EngineSpec) -> int | None:
+    """The level to sleep at; None where sleep is disabled or, by default settings, the engine has none."""
+    needed = Capability.SLEEP_2 if config.engine_sleep_level == 2 else Capability.SLEEP_1
+    return config.engine_sleep_level if config.enable_engine_sleep and needed in spec.capabilities else None

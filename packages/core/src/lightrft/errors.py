@@ -1,0 +1,96 @@
+"""Which errors can a caller act on? Each message is one line: what was asked, what was found, what is possible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+
+class LightRFTError(Exception):
+    """Base of everything that this library raises on purpose."""
+
+
+class UserError(LightRFTError):
+    """Something that the user gave is wrong; commands print it without a traceback and exit with 2."""
+
+
+class ConfigError(UserError):
+    """The configuration cannot be run; holds every problem found, one line each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class PluginError(UserError):
+    """A plugin that was asked for cannot be had."""
+
+
+class PluginNotInstalledError(PluginError):
+    """No installed distribution provides it; the message says what to install."""
+
+
+class PluginBrokenError(PluginError):
+    """A distribution provides it but fails to import; the original exception is chained."""
+
+
+class PluginApiError(PluginError):
+    """It was written for another plugin API number; the message says which side to upgrade."""
+
+
+class PluginConflictError(PluginError):
+    """Two distributions provide the same name."""
+
+
+class CapabilityError(UserError):
+    """The chosen plugin does not declare what a setting needs."""
+
+
+class DataError(UserError):
+    """A data file, a column or a row is not usable."""
+
+
+class ModelError(UserError):
+    """A model folder or tokenizer is missing or incomplete."""
+
+
+class RewardError(UserError):
+    """A reward function raised or returned something that is not one finite number for each sample."""
+
+
+class RunFolderError(UserError):
+    """The output folder cannot be written to or holds another run."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, incomplete or of another model."""
+
+
+class StrategyStateError(LightRFTError):
+    """The call is not allowed now: no engine set up, or a step while the optimizer is offloaded."""
+
+
+class EngineError(LightRFTError):
+    """The inference engine failed."""
+
+
+class EngineStateError(EngineError):
+    """The call is not allowed in the engine's present state."""
+
+
+class WeightSyncError(EngineError):
+    """The engine does not hold the actor's weights after a sync, or refused them."""
+
+
+class MismatchError(EngineError):
+    """Engine and trainer disagree on log-probabilities beyond the threshold."""
+
+
+class PeerError(LightRFTError):
+    """Another rank failed in a step that all ranks take together; the message carries its error."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the closest known name, or an empty string."""
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

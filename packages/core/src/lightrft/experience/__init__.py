@@ -1,0 +1,1 @@
+"""From prompts to scored experience, and from experience to micro-batches."""

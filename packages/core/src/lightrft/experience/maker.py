@@ -1,0 +1,196 @@
+"""How do prompts become scored experience? Generate, reward, log-probs, advantages: the data path of one rollout, top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from lightrft.algorithms.inputs import AdvantageInput, Advantages
+from lightrft.algorithms.kl import kl_per_token
+from lightrft.config.schema import Config
+from lightrft.data.prompts import Prompt
+from lightrft.experience.gap import act_on_gap, logprob_gap
+from lightrft.experience.metrics import rollout_metrics
+from lightrft.experience.scoring import score_logprobs
+from lightrft.experience.trajectory import Trajectory
+from lightrft.rewards.dead import DeadRewardMonitor
+from lightrft.rewards.load import NamedReward
+from lightrft.rewards.score import score
+from lightrft.strategy.strategy_base import StrategyBase
+from lightrft.types import RequestOutput, Sample, SamplingParams
+
+AdvantageEstimator = Callable[[AdvantageInput], Advantages]
+
+
+class ExperienceMaker:
+    """Makes this rank's experience from this rank's prompts. Every method that talks to models or ranks is collective."""
+
+    def __init__(
+        self,
+        *,
+        strategy: StrategyBase,
+        config: Config,
+        tokenizer: Any,
+        actor: torch.nn.Module,
+        initial_model: torch.nn.Module | None,
+        rewards: Sequence[NamedReward],
+        advantage_estimator: AdvantageEstimator,
+    ) -> None:
+        self.strategy = strategy
+        self.config = config
+        self.tokenizer = tokenizer
+        self.actor = actor
+        self.initial_model = initial_model
+        self.rewards = list(rewards)
+        self.advantage_estimator = advantage_estimator
+        self.prompt_max_len = config.prompt_max_len
+        self.dead_rewards = DeadRewardMonitor(patience=config.dead_reward_steps)
+        self.metrics: dict[str, float] = {}
+
+    def make_experience(self, prompts: Sequence[Prompt]) -> tuple[list[Trajectory], dict[str, float]]:
+        """n completions of each prompt, rewarded, with log-probs and advantages; and the rollout's metrics, global, alike on every rank."""
+        self.metrics = {}
+        with self._timed("time/rollout_s"):
+            trajectories = self.generate(prompts)
+        with self._timed("time/reward_s"):
+            self.reward(trajectories)
+        with self._timed("time/logprob_s"):
+            self.add_logprobs(trajectories)
+        self.add_advantages(trajectories)
+        self.metrics |= rollout_metrics(trajectories, strategy=self.strategy, seconds=self.metrics["time/rollout_s"])
+        return trajectories, self.metrics
+
+    def generate(self, prompts: Sequence[Prompt]) -> list[Trajectory]:
+        """Samples completions. The first `logprob_gap_prompts` prompts are asked for log-probs, for the gap."""
+        asked = [index < self.config.logprob_gap_prompts for index in range(len(prompts))]
+        outputs = self.strategy.gather_and_generate(
+            sampling_params=self.sampling_params(),
+            all_prompt_token_ids=[list(p.token_ids) for p in prompts],
+            sleep_engine=True,
+            logprobs=asked,
+        )
+        return completions_of(prompts, outputs, tokenizer=self.tokenizer)
+
+    def reward(self, trajectories: list[Trajectory]) -> None:
+        """Runs the reward functions and reports a reward that teaches nothing."""
+        scores = score([t.sample for t in trajectories], rewards=self.rewards)
+        for trajectory, total in zip(trajectories, scores.total, strict=True):
+            trajectory.reward = total
+        for name, values in scores.parts.items():
+            self.metrics[f"reward/{name}"] = self._mean(values)
+        everyone = self.strategy.all_gather(
+            {
+                "reward": torch.tensor(scores.total, dtype=torch.float64),
+                "group": torch.tensor([t.group_id for t in trajectories], dtype=torch.int64),
+            }
+        )
+        sentence = self.dead_rewards.update(everyone["reward"].tolist(), everyone["group"].tolist())
+        if sentence:
+            self.strategy.print(f"WARNING: {sentence}")
+
+    def add_logprobs(self, trajectories: list[Trajectory]) -> None:
+        """The actor's and the initial model's log-probs, and the gap to the engine's."""
+        for trajectory, logprobs in zip(trajectories, self._logprobs(self.actor, trajectories), strict=True):
+            trajectory.old_logprobs = logprobs
+        self._check_gap([t for t in trajectories if t.completion.logprobs is not None])
+        if self.initial_model is not None:
+            for trajectory, logprobs in zip(trajectories, self._logprobs(self.initial_model, trajectories), strict=True):
+                trajectory.initial_logprobs = logprobs
+
+    def add_advantages(self, trajectories: list[Trajectory]) -> None:
+        """Local: the completions of one prompt are on one rank."""
+        if not trajectories:
+            return
+        widest = max(t.num_tokens for t in trajectories)
+        mask = torch.zeros(len(trajectories), widest)
+        for row, trajectory in enumerate(trajectories):
+            mask[row, : trajectory.num_tokens] = 1.0
+        rewards = torch.tensor([t.reward - self._kl_penalty(t) for t in trajectories], dtype=torch.float64)
+        groups = torch.tensor([t.group_id for t in trajectories], dtype=torch.int64)
+        advantages = self.advantage_estimator(AdvantageInput(rewards=rewards, group_ids=groups, mask=mask)).advantages
+        for row, trajectory in enumerate(trajectories):
+            trajectory.advantages = advantages[row, : trajectory.num_tokens]
+
+    def sampling_params(self) -> SamplingParams:
+        """How a rollout is sampled."""
+        return SamplingParams(
+            temperature=self.config.temperature,
+            top_p=self.config.top_p,
+            top_k=self.config.top_k,
+            n=self.config.n_samples_per_prompt,
+            max_new_tokens=self.config.generate_max_len,
+        )
+
+    def tokenize_fn(self, texts: Sequence[str], max_length: int, padding: bool = True) -> dict[str, Any]:
+        """Token ids of texts, cut at `max_length`: lists without padding, [B, P] tensors with it. Local."""
+        options: dict[str, Any] = {"padding": True, "return_tensors": "pt"} if padding else {}
+        return dict(self.tokenizer(list(texts), max_length=max_length, truncation=True, add_special_tokens=False, **options))
+
+    @property
+    def vllm_mp_group(self) -> Any:
+        """The process group of the ranks that share an engine, whichever engine it is; None where there is no process group."""
+        return self.strategy.engine_group
+
+    def _logprobs(self, model: Any, trajectories: list[Trajectory], *, temperature: float | None = None) -> list[torch.Tensor]:
+        return score_logprobs(
+            model,
+            trajectories,
+            strategy=self.strategy,
+            micro_batch_size=self.config.micro_rollout_batch_size,
+            temperature=self.config.temperature if temperature is None else temperature,
+        )
+
+    def _check_gap(self, asked: list[Trajectory]) -> None:
+        if not self.config.logprob_gap_prompts:
+            return
+        if self.config.temperature == 1.0:
+            mine = [t.old_logprobs for t in asked if t.old_logprobs is not None]
+        else:
+            mine = self._logprobs(self.actor, asked, temperature=1.0)
+        gap = logprob_gap(asked, mine, strategy=self.strategy)
+        self.metrics |= gap
+        if gap:
+            threshold, action = self.config.logprob_gap_threshold, self.config.logprob_gap_action
+            act_on_gap(gap["rollout/logprob_gap"], threshold=threshold, action=action, strategy=self.strategy)
+
+    def _kl_penalty(self, trajectory: Trajectory) -> float:
+        if self.config.kl_in != "reward" or trajectory.initial_logprobs is None or trajectory.old_logprobs is None:
+            return 0.0
+        kl = kl_per_token(trajectory.old_logprobs, trajectory.initial_logprobs, estimator=self.config.kl_estimator)
+        return self.config.kl_coef * float(kl.sum())
+
+    def _mean(self, values: Sequence[float]) -> float:
+        totals = self.strategy.all_reduce({"count": float(len(values)), "sum": float(sum(values))}, "sum")
+        return float(totals["sum"] / max(totals["count"], 1.0))
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.metrics[name] = time.perf_counter() - start
+
+
+def completions_of(prompts: Sequence[Prompt], outputs: Sequence[RequestOutput], *, tokenizer: Any) -> list[Trajectory]:
+    """One trajectory per completion, prompt-major; texts are decoded here, in one batch, without special tokens."""
+    pairs = [(prompt, output, completion) for prompt, output in zip(prompts, outputs, strict=True) for completion in output.completions]
+    texts = tokenizer.batch_decode([list(c.token_ids) for _, _, c in pairs], skip_special_tokens=True)
+    return [
+        Trajectory(
+            prompt_ids=list(prompt.token_ids),
+            completion=completion,
+            sample=Sample(
+                prompt=prompt.text,
+                completion=text,
+                answer=prompt.answer,
+                row=prompt.row,
+                finish_reason=completion.finish_reason,
+                num_tokens=len(completion.token_ids),
+            ),
+            group_id=output.id,
+        )
+        for (prompt, output, completion), text in zip(pairs, texts, strict=True)
+    ]

@@ -1,0 +1,91 @@
+"""How does a folder or hub name become a model and a tokenizer, with an error that a person can act on?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lightrft.engine.quiet import no_progress_bars
+from lightrft.errors import ModelError
+
+T = TypeVar("T")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+MAX_NAMED = 3
+
+
+def load_causal_lm(path: str | Path, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The causal language model of a HF folder or hub name, on the CPU, every weight read from its files, KV cache off in its config.
+
+    Raises:
+        ModelError: no such folder, no config.json, no or damaged weights, weights that lack a parameter, or a model that transformers does
+            not know.
+    """
+    _check_folder(path, needed="config.json", patterns=("config.json",), remedy="give a folder written by save_pretrained")
+    _check_folder(path, needed="weights", patterns=WEIGHT_PATTERNS, remedy="expected *.safetensors beside its config.json")
+
+    def load() -> tuple[PreTrainedModel, dict[str, Any]]:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+        return cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+
+    model, info = _wrapped(load, what="model", path=path)
+    _check_complete(path, sorted(info["missing_keys"]))
+    model.config.use_cache = False
+    return model
+
+
+def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a HF folder or hub name. Where it names no pad token, its end-of-sequence token pads.
+
+    Raises:
+        ModelError: no such folder, no or a damaged tokenizer in it, or one without an end-of-sequence token.
+    """
+    _check_folder(path, needed="tokenizer", patterns=TOKENIZER_FILES, remedy="save one there with tokenizer.save_pretrained")
+    tokenizer: Any = _wrapped(
+        lambda: AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code), what="tokenizer", path=path
+    )
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"tokenizer {str(path)!r} has no end-of-sequence token; set eos_token in its tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def _check_folder(path: str | Path, *, needed: str, patterns: tuple[str, ...], remedy: str) -> None:
+    """A local folder must hold one of the files; a hub name is left to transformers."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not any(True for pattern in patterns for _ in folder.glob(pattern)):
+            raise ModelError(f"model folder {str(path)!r} has no {needed}; {remedy}")
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) or str(path).startswith("."):
+        raise ModelError(f"model {str(path)!r}: no such folder, and not a hub name of the form owner/name")
+
+
+def _wrapped(load: Callable[[], T], *, what: str, path: str | Path) -> T:
+    try:
+        with no_progress_bars():
+            return load()
+    except Exception as error:  # transformers, safetensors and repository code raise anything; the cause is chained
+        text = " ".join(str(error).split())
+        raise ModelError(f"{what} {str(path)!r} cannot be loaded: {type(error).__name__}: {_first_sentences(text)}") from error
+
+
+def _first_sentences(text: str, *, limit: int = 300) -> str:
+    return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0] + " ..."
+
+
+def _check_complete(path: str | Path, missing: list[str]) -> None:
+    """transformers fills missing parameters with random numbers and only warns; training on from those is never meant."""
+    if missing:
+        more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
+        raise ModelError(
+            f"model {str(path)!r}: its weight files lack {', '.join(missing[:MAX_NAMED])}{more}, which its config.json asks for; "
+            "give a complete folder"
+        )

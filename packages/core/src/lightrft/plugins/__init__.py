@@ -1,0 +1,30 @@
+"""The plugin seam: specs, hooks and the registry."""
+
+from lightrft.plugins.hookspecs import hookimpl
+from lightrft.plugins.registry import PluginEntry, Registry
+from lightrft.plugins.specs import (
+    API_VERSION,
+    AdvantageSpec,
+    Capability,
+    EngineSpec,
+    LoggerSpec,
+    PluginSpec,
+    PolicyLossSpec,
+    RewardSpec,
+    StrategySpec,
+)
+
+__all__ = [
+    "API_VERSION",
+    "AdvantageSpec",
+    "Capability",
+    "EngineSpec",
+    "LoggerSpec",
+    "PluginEntry",
+    "PluginSpec",
+    "PolicyLossSpec",
+    "Registry",
+    "RewardSpec",
+    "StrategySpec",
+    "hookimpl",
+]

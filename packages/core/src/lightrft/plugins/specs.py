@@ -1,0 +1,116 @@
+"""What does a plugin say about itself? Frozen specs: a name, where the code is, what it can do. No work, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar, Literal
+
+API_VERSION = 1
+"""Raised when a contract changes so that an older plugin would be wrong; a plugin written for another number is refused."""
+
+ENTRY_POINT_GROUP = "lightrft.plugins"
+
+
+class Capability(StrEnum):
+    """Optional behaviour that a plugin declares; core refuses at start what the chosen plugin does not declare."""
+
+    # engines
+    TENSOR_PARALLEL = "tensor_parallel"
+    MULTIMODAL = "multimodal"
+    LOGPROBS = "logprobs"
+    SEED = "seed"
+    SLEEP_1 = "sleep_1"
+    SLEEP_2 = "sleep_2"
+    MEM_UTIL = "mem_util"
+    MIN_P = "min_p"
+    MIN_NEW_TOKENS = "min_new_tokens"
+    STOP_STRINGS = "stop_strings"
+    # strategies
+    MULTI_RANK = "multi_rank"
+    ZERO_STAGES = "zero_stages"
+    ADAM_OFFLOAD = "adam_offload"
+    OPTIMIZER_OFFLOAD = "optimizer_offload"
+    BF16 = "bf16"
+    MIXED_PRECISION_OPTIMIZER = "mixed_precision_optimizer"
+    SEQUENCE_PARALLEL = "sequence_parallel"
+    PACKING = "packing"
+    FUSED_LOGPROB = "fused_logprob"
+    SHARDED_FROZEN = "sharded_frozen"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginSpec:
+    """Base of all specs. `target` is `package.module:attribute`, imported on first use."""
+
+    kind: ClassVar[str]
+    name: str
+    target: str
+    api: int = API_VERSION
+    capabilities: frozenset[Capability] = frozenset()
+    summary: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name != self.name.strip():
+            raise ValueError(f"plugin name {self.name!r} is empty or has spaces around it")
+        if self.target.count(":") != 1 or not all(self.target.split(":")):
+            raise ValueError(f"plugin {self.name!r}: target {self.target!r} is not of the form 'package.module:attribute'")
+        if type(self.api) is not int:
+            raise ValueError(f"plugin {self.name!r}: api {self.api!r} is not an int")
+        for capability in self.capabilities:
+            if not isinstance(capability, Capability):
+                raise ValueError(f"plugin {self.name!r}: {capability!r} is not a Capability (known: {', '.join(Capability)})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategySpec(PluginSpec):
+    """A training backend; the target is a subclass of `lightrft.strategy.strategy_base.StrategyBase`."""
+
+    kind: ClassVar[str] = "strategy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpec(PluginSpec):
+    """An inference engine; the target is a subclass of `lightrft.engine.base.InferenceEngine`.
+
+    `topology`: a `single_leader` engine lives on the first rank of its group; an `spmd` engine on every rank, called with the same input.
+    """
+
+    kind: ClassVar[str] = "engine"
+    topology: Literal["single_leader", "spmd"] = "single_leader"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.topology not in ("single_leader", "spmd"):
+            raise ValueError(f"plugin {self.name!r}: topology {self.topology!r} is not one of 'single_leader', 'spmd'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSpec(PluginSpec):
+    """A reward; the target is a function `(samples: Sequence[Sample]) -> Sequence[float]`."""
+
+    kind: ClassVar[str] = "reward"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvantageSpec(PluginSpec):
+    """An advantage estimator; the target is a function `(AdvantageInput) -> Advantages`."""
+
+    kind: ClassVar[str] = "advantage"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyLossSpec(PluginSpec):
+    """A policy loss; the target is a function `(PolicyLossInput) -> PolicyLoss`."""
+
+    kind: ClassVar[str] = "policy_loss"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggerSpec(PluginSpec):
+    """A logger; the target is a class with the methods of `lightrft.trainer.loggers.Logger`."""
+
+    kind: ClassVar[str] = "logger"
+
+
+SPEC_TYPES: tuple[type[PluginSpec], ...] = (StrategySpec, EngineSpec, RewardSpec, AdvantageSpec, PolicyLossSpec, LoggerSpec)

@@ -1,0 +1,109 @@
+"""Which function does a reward's name mean? A plugin, `module:function`, or `path/to/file.py:function`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lightrft.errors import RewardError, nearest
+from lightrft.plugins.registry import Registry
+from lightrft.types import Sample
+
+RewardFunction = Callable[[Sequence[Sample]], Sequence[float]]
+"""One number for each sample, in order. May run in any thread; sees only the samples of its own rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedReward:
+    """A reward function under the name that it was asked for by, and its weight in the sum."""
+
+    name: str
+    function: RewardFunction
+    weight: float = 1.0
+
+
+def load_rewards(names: Sequence[str], *, weights: Sequence[float], registry: Registry) -> list[NamedReward]:
+    """Finds every named reward. `weights` is empty (all 1) or has one number for each name.
+
+    Raises:
+        RewardError: no such module, file or attribute (nearest), not callable, import fails (chained), a name twice, wrong weights.
+        PluginError: a name without a colon that no usable plugin has.
+    """
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice:
+        raise RewardError(f"reward {twice[0]!r} is named twice; name it once and give it a weight in reward_weights")
+    if weights and len(weights) != len(names):
+        raise RewardError(f"reward_weights has {len(weights)} numbers for {len(names)} rewards ({', '.join(names)}); give one each")
+    for weight in weights:
+        if not math.isfinite(weight):
+            raise RewardError(f"reward_weights holds {weight!r}; every weight must be a finite number")
+    chosen = weights or [1.0] * len(names)
+    return [NamedReward(name=n, function=_find(n, registry), weight=float(w)) for n, w in zip(names, chosen, strict=True)]
+
+
+def _find(name: str, registry: Registry) -> RewardFunction:
+    if ":" in name:
+        place, _, attribute = name.rpartition(":")
+        if not place or not attribute:
+            raise RewardError(f"reward {name!r} is not of the form 'module:function' or 'path/to/file.py:function'")
+        module = _import_file(name, Path(place).expanduser()) if place.endswith(".py") else _import_module(name, place)
+        found = _attribute(name, module, attribute)
+    else:
+        found = registry.load("reward", name)
+    if not callable(found):
+        raise RewardError(f"reward {name!r} is {found!r:.60}, a {type(found).__name__}, not a function (samples) -> list of numbers")
+    function: RewardFunction = found
+    return function
+
+
+def _attribute(name: str, module: ModuleType, attribute: str) -> Any:
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        possible = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        hint = nearest(attribute, possible) or f" (functions there: {', '.join(possible) or 'none'})"
+        raise RewardError(f"reward {name!r}: {module.__file__ or module.__name__} has no {attribute!r}{hint}") from None
+
+
+def _import_module(name: str, place: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        # Only the asked module itself (or a parent) is "not found"; a module that it imports is an error inside it.
+        if error.name is not None and (place == error.name or place.startswith(error.name + ".")):
+            raise RewardError(
+                f"reward {name!r}: no module {error.name!r} on the import path; install it, set PYTHONPATH, or give path/file.py:function"
+            ) from error
+        raise _import_failed(name, error) from error
+    except Exception as error:
+        raise _import_failed(name, error) from error
+
+
+def _import_file(name: str, path: Path) -> ModuleType:
+    if not path.is_file():
+        raise RewardError(f"reward {name!r}: no file {str(path)!r} (looked in {str(Path.cwd())!r})")
+    source = path.resolve()
+    # The name is unique to the path and registered, so that dataclasses and pickle inside the file work.
+    module_name = f"lightrft_reward_{hashlib.sha256(str(source).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(module_name, source)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise _import_failed(name, error) from error
+    return module
+
+
+def _import_failed(name: str, error: Exception) -> RewardError:
+    return RewardError(f"reward {name!r} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}")

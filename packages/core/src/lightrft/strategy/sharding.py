@@ -1,0 +1,83 @@
+"""Which parts of a model are sharded by `fully_shard`, over which ranks? Each block by itself, the rest with the root.
+
+Along dimension 0. Here and not in a backend, because frozen models are sharded so under every backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from lightrft.distributed.world import World
+
+
+def find_blocks(model: nn.Module) -> list[nn.Module]:
+    """The layers to shard one by one: those of a class that the model says must not be split, else the largest list of modules.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    lists: list[nn.ModuleList] = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    named = {name for module in model.modules() for name in (getattr(module, "_no_split_modules", None) or ())}
+    blocks = [layer for layers in lists for layer in layers if type(layer).__name__ in named]
+    if blocks:
+        return blocks
+    if lists:
+        sizes = [sum(p.numel() for p in layers.parameters()) for layers in lists]
+        return list(lists[sizes.index(max(sizes))])
+    raise ValueError(
+        f"{type(model).__name__} has no blocks to shard: looked for layers of the classes in `_no_split_modules` "
+        f"({', '.join(sorted(named)) or 'none named'}) inside a torch.nn.ModuleList, and for any non-empty ModuleList"
+    )
+
+
+def shard(model: nn.Module, *, mesh: DeviceMesh, bf16: bool) -> nn.Module:
+    """Shards in place over a 1-d mesh and moves to its device; gradients are summed, in float32.
+
+    Everything is resharded after each forward, the root included: a root left whole would hold memory while the engine generates, and a
+    later forward would see weights from before a step.
+    """
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else MixedPrecisionPolicy()
+    for block in reversed(find_blocks(model)):  # an inner block before the one around it
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    for module in sharded_modules(model):
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)  # gloo has no reduction that divides
+    return model
+
+
+def shard_frozen(model: nn.Module, *, mesh: DeviceMesh, bf16: bool) -> nn.Module:
+    """`shard` for a model without gradients: with `bf16` its parameters are held in bfloat16."""
+    if bf16:
+        for parameter in model.parameters():  # not buffers: rotary frequencies lose too much in bfloat16
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return shard(model, mesh=mesh, bf16=bf16)
+
+
+def sharded_modules(model: nn.Module) -> Iterator[FSDPModule]:
+    """Every module that `fully_shard` was called on."""
+    return (module for module in model.modules() if isinstance(module, FSDPModule))
+
+
+class Meshes:
+    """The 1-d meshes of neighbouring ranks, made on first use."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._made: dict[int, DeviceMesh] = {}
+
+    def of(self, size: int) -> DeviceMesh:
+        """The mesh of this rank's `size` neighbours; `size` divides the world. Collective, the first time for each size."""
+        if size not in self._made:
+            kind = self._world.device.type
+            if size == self._world.world_size:
+                self._made[size] = init_device_mesh(kind, (size,))
+            else:
+                grid = init_device_mesh(kind, (self._world.world_size // size, size), mesh_dim_names=("copy", "shard"))
+                self._made[size] = grid["shard"]
+        return self._made[size]

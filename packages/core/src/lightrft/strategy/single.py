@@ -1,0 +1,71 @@
+"""How does one process train with plain torch? The oracle that every backend is compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from lightrft.distributed.buckets import Weight, WeightBucket, in_buckets, tied_names
+from lightrft.distributed.world import World
+from lightrft.errors import CapabilityError
+from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StepResult, StrategyBase
+
+STATE = "state.pt"
+
+
+class SingleStrategy(StrategyBase):
+    """See `StrategyBase`. One rank; parameters in float32; nothing is wrapped."""
+
+    def _join_world(self) -> World:
+        world = World.join(need_group=False)
+        if world.world_size > 1:
+            raise CapabilityError(
+                f"strategy {self.spec.name!r} is one process, started on {world.world_size} ranks; use --fsdp, or one rank"
+            )
+        return world
+
+    def _prepare_frozen(self, model: torch.nn.Module, shard_size: int | None) -> torch.nn.Module:
+        return model.to(self.world.device)
+
+    def _prepare_trainable(self, model: torch.nn.Module, settings: AdamWSettings) -> tuple[torch.nn.Module, Optimizer]:
+        model = model.to(self.world.device).float()
+        optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+        )
+        return model, optimizer
+
+    def _backward(self, loss: torch.Tensor, model: torch.nn.Module, optimizer: Optimizer, final: bool) -> None:
+        torch.autograd.backward(loss)
+
+    def _step(self, optimizer: Optimizer, model: torch.nn.Module, max_norm: float) -> StepResult:
+        parameters = [p for p in model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+        grad_norm = norm.item()
+        skipped = not math.isfinite(grad_norm)
+        if not skipped:
+            if max_norm > 0:
+                torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return StepResult(grad_norm=grad_norm, skipped=skipped)
+
+    def _export_weights(self, model: torch.nn.Module, dtype: torch.dtype | None, max_bytes: int) -> Iterator[WeightBucket]:
+        names = tied_names(model)
+        sized = ((item, item[1].numel() * (dtype or item[1].dtype).itemsize) for item in model.named_parameters())
+        for bucket in in_buckets(sized, max_bytes=max_bytes):
+            yield [Weight(names[name], parameter.detach().to(dtype or parameter.dtype)) for name, parameter in bucket]
+
+    def _save_state(self, folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, folder / STATE)
+
+    def _load_state(self, folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
+        state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])

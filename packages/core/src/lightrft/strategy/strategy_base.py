@@ -1,0 +1,388 @@
+"""What does a training backend promise? Public methods validate and guard, then call one hook; a backend overrides hooks only."""
+
+from __future__ import annotations
+
+import argparse
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from lightrft.config.load import as_config
+from lightrft.config.schema import Config
+from lightrft.distributed import collectives
+from lightrft.distributed.buckets import WeightBucket
+from lightrft.distributed.memory import memory_report
+from lightrft.distributed.world import World
+from lightrft.engine.base import InferenceEngine
+from lightrft.engine.controller import RolloutController
+from lightrft.engine.setup import make_controller
+from lightrft.errors import CapabilityError, StrategyStateError
+from lightrft.plugins.registry import Registry
+from lightrft.plugins.specs import Capability, StrategySpec
+from lightrft.strategy import checkpoint, hf_folder
+from lightrft.types import EngineStatus, RequestOutput, SamplingParams
+
+Optimizer = torch.optim.Optimizer
+Scheduler = torch.optim.lr_scheduler.LRScheduler
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWSettings:
+    """The optimizer that `prepare_trainable` makes (decoupled weight decay, Loshchilov & Hutter 2019, on every trained parameter)."""
+
+    learning_rate: float
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did: the global gradient norm before clipping (the same on every rank), and whether the step was skipped."""
+
+    grad_norm: float
+    skipped: bool
+
+
+class StrategyBase(ABC):
+    """A training backend and, composed into it, the controller of a colocated inference engine.
+
+    Built by `get_strategy`. Unless a method says otherwise it is *collective*: every rank calls it, in the same order.
+
+    Contract of the update: `backward` takes this rank's *share* of the loss, already divided by the global denominator (such as the number
+    of completion tokens over all ranks and micro-batches of the step). The gradient of a step is the plain sum of all shares, over
+    micro-batches and ranks, so it does not depend on how the batch was cut.
+    """
+
+    needs_process_group: ClassVar[bool] = False
+    """Whether the backend needs a process group even for one rank."""
+
+    def __init__(self, config: Config, *, spec: StrategySpec, registry: Registry) -> None:
+        self.config = config
+        self.spec = spec
+        self.registry = registry
+        self.world = self._join_world()
+        self.skipped_steps: dict[str, int] = {}
+        self._offloaded: set[int] = set()
+        self._controller: RolloutController | None = None
+
+    # ---- ranks ---------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_rank_0(self) -> bool:
+        """Whether this is the world's first rank. Not collective."""
+        return self.world.rank == 0
+
+    def print(self, *values: object) -> None:
+        """Prints on rank 0 only. Not collective."""
+        if self.is_rank_0:
+            print(*values, flush=True)
+
+    def all_reduce(self, data: Any, op: collectives.ReduceOp = "mean") -> Any:
+        """Mean, sum, max or min over ranks of a tensor, number or nested dict; a new object. See `collectives.all_reduce`."""
+        return collectives.all_reduce(data, op=op, group=self.world.group, device=self.world.device)
+
+    def all_gather(self, data: Any) -> Any:
+        """Rank-ordered concatenation of tensors (ragged first dimension allowed), list of numbers, or dict. See
+        `collectives.all_gather`.
+        """
+        return collectives.all_gather(data, group=self.world.group, device=self.world.device)
+
+    def report_memory(self, prefix: str = "") -> dict[str, float]:
+        """Peak host memory and, on CUDA, present and peak device memory of this rank in GiB; printed on rank 0. Not collective."""
+        report = memory_report(self.world.device)
+        self.print(f"[memory] {prefix}: " + ", ".join(f"{name} {value:.2f}" for name, value in report.items()))
+        return report
+
+    # ---- models --------------------------------------------------------------------------------------------------------------------------
+
+    def prepare_model(self, model: torch.nn.Module, *, shard_size: int | None = None) -> torch.nn.Module:
+        """Makes a *frozen* model (initial model, reward model) ready for forward passes: on the device, eval mode, no gradients.
+
+        `shard_size` N lets N neighbouring ranks share one copy; None is the backend's own choice.
+
+        Raises:
+            ValueError: N does not divide the world size.
+            CapabilityError: N > 1 on a backend without the capability `sharded_frozen`.
+        """
+        if shard_size is not None and (shard_size < 1 or self.world.world_size % shard_size):
+            raise ValueError(f"shard_size={shard_size} does not divide the world size {self.world.world_size}")
+        if shard_size is not None and shard_size > 1:
+            self._require(Capability.SHARDED_FROZEN, f"shard_size={shard_size}")
+        return self._prepare_frozen(model.requires_grad_(False).eval(), shard_size)
+
+    def prepare_trainable(self, model: torch.nn.Module, *, optimizer: AdamWSettings) -> tuple[torch.nn.Module, Optimizer]:
+        """Makes a model ready for training and its AdamW, over the parameters that require gradients.
+
+        Every rank brings the same weights. The model is put into eval mode, which changes no gradient but switches dropout off: the policy
+        that is updated has to be the one that sampled, or the ratio of a first step is not 1.
+
+        Raises:
+            ValueError: no parameter requires gradients.
+        """
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ValueError("no parameter of the model requires gradients; use prepare_model for a frozen model")
+        return self._prepare_trainable(model.eval(), optimizer)
+
+    def unwrap(self, model: torch.nn.Module) -> Any:
+        """The HF model inside what `prepare_*` returned: for its `config` and `generation_config`, not for forward passes. Not
+        collective.
+        """
+        return self._unwrap(model)
+
+    # ---- the update ----------------------------------------------------------------------------------------------------------------------
+
+    def backward(self, loss: torch.Tensor, model: torch.nn.Module, optimizer: Optimizer, *, final: bool = True) -> None:
+        """Adds the gradient of this rank's share of the loss (see the class). Every rank makes the same number of calls in a step.
+
+        `final` False says that more micro-batches follow before the step: a backend may leave out communication until the final one.
+
+        Raises:
+            ValueError: `loss` is not a scalar.
+        """
+        if loss.dim() != 0:
+            raise ValueError(f"loss has shape {tuple(loss.shape)}; backward takes a scalar, this rank's share of the global loss")
+        self._backward(loss, model, optimizer, final)
+
+    def optimizer_step(
+        self,
+        optimizer: Optimizer,
+        model: torch.nn.Module,
+        scheduler: Scheduler | None,
+        name: str = "model",
+        *,
+        max_norm: float | None = None,
+    ) -> StepResult:
+        """Clips the global norm over exactly this model's parameters, steps, clears the gradients, and steps the scheduler.
+
+        `max_norm` None is the configuration's; 0 is off. A norm that is not finite skips the step (and the scheduler) on all ranks together
+        and is counted in `skipped_steps[name]`.
+
+        Raises:
+            StrategyStateError: the optimizer's state is offloaded.
+        """
+        if id(optimizer) in self._offloaded:
+            raise StrategyStateError(f"optimizer_step({name!r}) while its optimizer is offloaded; call maybe_load_optimizer first")
+        result = self._step(optimizer, model, self.config.max_norm if max_norm is None else max_norm)
+        if result.skipped:
+            self.skipped_steps[name] = self.skipped_steps.get(name, 0) + 1
+            self.print(f"{name}: gradient norm {result.grad_norm}; step skipped on all ranks ({self.skipped_steps[name]} so far)")
+        elif scheduler is not None:
+            scheduler.step()
+        return result
+
+    def maybe_load_optimizer(self, optimizer: Optimizer) -> None:
+        """Brings offloaded optimizer state back to the device. Idempotent; nothing to do where offloading is not asked for."""
+        if id(optimizer) in self._offloaded:
+            self._move_optimizer_state(optimizer, "device")
+            self._offloaded.discard(id(optimizer))
+
+    def maybe_offload_optimizer(self, optimizer: Optimizer) -> None:
+        """Moves optimizer state to host memory where `fsdp_cpu_offload` asks for it (FSDP only). Idempotent."""
+        if self.config.fsdp_cpu_offload and id(optimizer) not in self._offloaded:
+            self._require(Capability.OPTIMIZER_OFFLOAD, "fsdp_cpu_offload")
+            self._move_optimizer_state(optimizer, "cpu")
+            self._offloaded.add(id(optimizer))
+
+    # ---- what is saved -------------------------------------------------------------------------------------------------------------------
+
+    def save_ckpt(
+        self,
+        folder: str | Path,
+        *,
+        model: torch.nn.Module,
+        optimizer: Optimizer,
+        scheduler: Scheduler | None = None,
+        client_state: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Saves what training goes on from. Written under a temporary name, then renamed: an older one stays whole until then.
+
+        `client_state` (rank 0's) holds numbers, strings, tensors and containers of them.
+
+        Raises:
+            CheckpointError: the folder cannot be written (PeerError on the other ranks; what was there stays).
+        """
+        return checkpoint.save(
+            self, Path(folder), model=model, optimizer=optimizer, scheduler=scheduler, client_state=dict(client_state or {})
+        )
+
+    def load_ckpt(
+        self, folder: str | Path, *, model: torch.nn.Module, optimizer: Optimizer, scheduler: Scheduler | None = None
+    ) -> dict[str, Any]:
+        """Restores what `save_ckpt` saved and returns its `client_state`.
+
+        Raises:
+            CheckpointError: no checkpoint there, an incomplete one, or one of another model (the first names that differ); PeerError on the
+                other ranks, where only some found it.
+        """
+        return checkpoint.load(self, Path(folder), model=model, optimizer=optimizer, scheduler=scheduler)
+
+    def save_model(self, model: torch.nn.Module, folder: str | Path, *, tokenizer: Any = None) -> Path:
+        """Writes a HF folder (config, safetensors, tokenizer) on rank 0, under a temporary name first."""
+        return hf_folder.save_hf_folder(self, model, Path(folder), tokenizer=tokenizer)
+
+    def export_weights(self, model: torch.nn.Module, *, dtype: torch.dtype | None = None) -> Iterator[WeightBucket]:
+        """All parameters, full, as buckets of at most `weight_bucket_mb`, under HF names, cast to `dtype` (None: their own).
+
+        The iterator is collective: every rank reads it to the end.
+        """
+        return self._export_weights(model, dtype, self.config.weight_bucket_mb * 2**20)
+
+    # ---- the inference engine ------------------------------------------------------------------------------------------------------------
+
+    def setup_inference_engine(
+        self, args: Config | argparse.Namespace, engine_type: str | None = None, *, model_path: str | None = None
+    ) -> None:
+        """Builds this rank's share of the engine, awake, with the weights of `model_path` (default: `args.model_name_or_path`) as version
+        0.
+
+        `engine_type` overrides `args.engine_type`.
+
+        Raises:
+            ConfigError: the engine is unknown, not installed, or cannot do what the settings ask.
+        """
+        if self._controller is not None:
+            raise StrategyStateError("setup_inference_engine was called before; a strategy has one engine")
+        config = as_config(args)
+        if engine_type is not None:
+            config = config.model_copy(update={"engine_type": engine_type})
+        self._controller = make_controller(config, registry=self.registry, world=self.world, model_path=model_path)
+
+    @property
+    def inference_engine(self) -> InferenceEngine | None:
+        """This rank's engine object; None on ranks that another rank's engine serves. Not collective."""
+        return self._engine().engine
+
+    @property
+    def inference_engine_status(self) -> EngineStatus:
+        """Where the engine's memory is. Not collective."""
+        return self._engine().status
+
+    @property
+    def engine_group(self) -> Any:
+        """The process group of the ranks that share this engine (None: one rank). Not collective."""
+        return self._engine().group.group
+
+    @property
+    def weight_version(self) -> int:
+        """Number of weight updates so far; every completion carries the number that it was sampled at. Not collective."""
+        return self._engine().version
+
+    def gather_and_generate(
+        self,
+        sampling_params: SamplingParams | Mapping[str, Any],
+        all_prompt_token_ids: Sequence[Sequence[int]] | None = None,
+        all_prompts: Sequence[str] | None = None,
+        all_images: Sequence[Any] | None = None,
+        images_num: Sequence[int] | None = None,
+        sleep_engine: bool = True,
+        *,
+        logprobs: Sequence[bool] | bool = False,
+    ) -> list[RequestOutput]:
+        """Generates for this rank's prompts through its group's engine; outputs in the order of the prompts, n completions each.
+
+        Ranks may bring different numbers of prompts, or none. `logprobs` asks for sampled-token log-probs, for all prompts or one by one.
+        Wakes the engine before and, with `sleep_engine`, puts it to sleep after.
+        """
+        return self._engine().gather_and_generate(
+            SamplingParams.coerce(sampling_params),
+            prompt_token_ids=all_prompt_token_ids,
+            prompts=all_prompts,
+            images=all_images,
+            images_num=images_num,
+            sleep_engine=sleep_engine,
+            logprobs=logprobs,
+        )
+
+    def update_engine_weights(self, actor: torch.nn.Module) -> None:
+        """Gives the engine the actor's weights, raises `weight_version`, and resets the engine's caches.
+
+        Raises:
+            WeightSyncError: an engine refused them (on all ranks together).
+        """
+        controller = self._engine()
+        controller.update_weights(self.export_weights(actor, dtype=controller.dtype))
+
+    def wakeup_inference_engine(self) -> None:
+        """Makes the engine ready to generate. Idempotent."""
+        self._engine().wake_up()
+
+    def maybe_sleep_inference_engine(self) -> None:
+        """Puts the engine to sleep where `enable_engine_sleep` says so and the engine can. Idempotent."""
+        self._engine().maybe_sleep()
+
+    def shutdown(self) -> None:
+        """Ends the engine and then the process group. Idempotent."""
+        if self._controller is not None:
+            self._controller.shutdown()
+            self._controller = None
+        self._leave_world()
+
+    # ---- hooks: what a backend writes ----------------------------------------------------------------------------------------------------
+
+    def _join_world(self) -> World:
+        """Joins the ranks; override for a backend that starts the process group itself."""
+        return World.join(need_group=self.needs_process_group)
+
+    def _leave_world(self) -> None:
+        """The reverse, idempotent; override for a backend that keeps groups of its own."""
+        self.world.leave()
+
+    @abstractmethod
+    def _prepare_frozen(self, model: torch.nn.Module, shard_size: int | None) -> torch.nn.Module:
+        """`model` is in eval mode without gradients; `shard_size` divides the world."""
+
+    @abstractmethod
+    def _prepare_trainable(self, model: torch.nn.Module, settings: AdamWSettings) -> tuple[torch.nn.Module, Optimizer]:
+        """`model` is in eval mode (no dropout) and has trained parameters."""
+
+    @abstractmethod
+    def _backward(self, loss: torch.Tensor, model: torch.nn.Module, optimizer: Optimizer, final: bool) -> None:
+        """Gradients are summed over micro-batches and ranks, not averaged."""
+
+    @abstractmethod
+    def _step(self, optimizer: Optimizer, model: torch.nn.Module, max_norm: float) -> StepResult:
+        """Norm over this model, clip (0 = off), step or skip on all ranks alike, clear gradients."""
+
+    @abstractmethod
+    def _export_weights(self, model: torch.nn.Module, dtype: torch.dtype | None, max_bytes: int) -> Iterator[WeightBucket]:
+        """Collective; a tied parameter once, with all its names."""
+
+    @abstractmethod
+    def _save_state(self, folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
+        """Writes model and optimizer into an existing empty folder that all ranks see. Collective."""
+
+    @abstractmethod
+    def _load_state(self, folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
+        """The reverse. Collective. The parameters' names were compared before."""
+
+    def _unwrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Override where `prepare_*` returns a wrapper."""
+        return model
+
+    def _shapes(self, model: torch.nn.Module) -> dict[str, list[int]]:
+        """Names and full shapes of the parameters. Override where a sharded parameter does not know its full shape."""
+        return {name: list(p.shape) for name, p in model.named_parameters()}
+
+    def _move_optimizer_state(self, optimizer: Optimizer, to: Literal["cpu", "device"]) -> None:
+        """Override together with the capability `optimizer_offload`."""
+        raise AssertionError(f"{type(self).__name__} declares optimizer_offload and does not move optimizer state")
+
+    # ---- guards --------------------------------------------------------------------------------------------------------------------------
+
+    def _engine(self) -> RolloutController:
+        if self._controller is None:
+            raise StrategyStateError("no inference engine; call setup_inference_engine first")
+        return self._controller
+
+    def _require(self, capability: Capability, asked: str) -> None:
+        if capability not in self.spec.capabilities:
+            having = ", ".join(self.registry.having("strategy", capability)) or "no installed one"
+            raise CapabilityError(
+                f"{asked} needs the capability {str(capability)!r}, which strategy {self.spec.name!r} does not declare; "
+                f"one that does: {having}"
+            )

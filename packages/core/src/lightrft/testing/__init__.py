@@ -1,0 +1,8 @@
+"""What do tests of LightRFT and of its plugins run on? Ranks (`spmd`), tiny models (`tiny`), fakes (`fake_strategy`, `fake_engine`).
+
+Nothing in the library imports this package.
+"""
+
+from lightrft.testing.spmd import SpmdError, run_spmd
+
+__all__ = ["SpmdError", "run_spmd"]

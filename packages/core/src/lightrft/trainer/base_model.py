@@ -1,0 +1,168 @@
+"""Which model does a run start from? One that is loaded, or made on the spot, and perhaps warmed up on target texts. Rank 0 only."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightrft.config.schema import Config
+from lightrft.data.prompts import Prompt
+from lightrft.data.rows import load_rows
+from lightrft.engine.hf_generate import generate
+from lightrft.engine.quiet import no_progress_bars
+from lightrft.errors import DataError
+from lightrft.experience.maker import completions_of
+from lightrft.models.load import load_causal_lm, load_tokenizer
+from lightrft.models.scratch import bpe_tokenizer, char_tokenizer, scratch_model
+from lightrft.plugins.registry import Registry
+from lightrft.rewards.load import NamedReward, load_rewards
+from lightrft.rewards.score import score
+from lightrft.trainer.prompts import prompt_set
+from lightrft.trainer.warmup import Example, WarmupSettings, warm_up
+from lightrft.types import Request, SamplingParams
+
+Log = Callable[[str], None]
+
+
+def prepare_base_model(config: Config, *, folder: Path, registry: Registry, log: Log) -> Path:
+    """The path of the run's base model: `model_name_or_path` as it is, or `folder`, where a model that was made or warmed up is saved.
+
+    For one process alone; it uses the threads of all ranks of this machine (or this rank's GPU) while the others wait.
+
+    Raises:
+        DataError, ModelError, RewardError: the data, the model to load or a reward cannot be used.
+    """
+    if config.scratch_tokenizer == "none" and not config.sft_steps:
+        return Path(config.model_name_or_path)
+    with _all_threads():
+        tokenizer, model = _load(config) if config.scratch_tokenizer == "none" else _make(config, log)
+        if config.sft_steps:
+            _warm_up(config, tokenizer=tokenizer, model=model, registry=registry, log=log)
+        with no_progress_bars():
+            model.to("cpu").save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    return folder
+
+
+def target_text(row: Any, *, config: Config) -> str:
+    """What the warm-up imitates: the column `sft_key` (or `label_key`) without what `sft_strip` matches."""
+    value = row[config.sft_key or config.label_key]
+    return re.sub(config.sft_strip, "", str(value)) if config.sft_strip else str(value)
+
+
+def _load(config: Config) -> tuple[Any, Any]:
+    path = config.model_name_or_path
+    tokenizer = load_tokenizer(path, trust_remote_code=config.trust_remote_code)
+    return tokenizer, load_causal_lm(path, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
+
+
+def _make(config: Config, log: Log) -> tuple[Any, Any]:
+    texts = _texts(config)
+    if config.scratch_tokenizer == "char":
+        tokenizer = char_tokenizer(texts)
+    else:
+        tokenizer = bpe_tokenizer(texts, vocab_size=config.scratch_vocab_size)
+    model = scratch_model(
+        tokenizer,
+        layers=config.scratch_layers,
+        hidden=config.scratch_hidden,
+        heads=config.scratch_heads,
+        kv_heads=config.scratch_kv_heads,
+        seed=config.seed,
+    )
+    parameters = sum(p.numel() for p in model.parameters())
+    log(f"made a model of {parameters / 1e6:.2f} M parameters and a {config.scratch_tokenizer} tokenizer of {len(tokenizer)} tokens")
+    return tokenizer, model
+
+
+def _texts(config: Config) -> list[str]:
+    """What the tokenizer is made from: training prompts and targets. A character tokenizer has to know those of the evaluation too."""
+    targets = [key for key in [config.sft_key or config.label_key] if key]
+    texts = []
+    for path in [config.prompt_data, *([config.eval_data] if config.eval_data and config.scratch_tokenizer == "char" else [])]:
+        for row in load_rows(path, required=[config.input_key, *targets]):
+            texts.append(config.prompt_template.replace("{prompt}", str(row[config.input_key])))
+            texts += [target_text(row, config=config)] if targets else []
+    return texts
+
+
+def _warm_up(config: Config, *, tokenizer: Any, model: Any, registry: Registry, log: Log) -> None:
+    model.to(_device())
+    rewards = load_rewards(config.reward, weights=config.reward_weights, registry=registry)
+    held_out = (
+        prompt_set(config, config.eval_data, tokenizer=tokenizer, limit=config.max_eval_samples).prompts if config.sft_target_reward else []
+    )
+    settings = WarmupSettings(
+        steps=config.sft_steps,
+        batch_size=config.sft_batch_size,
+        learning_rate=config.sft_learning_rate,
+        seed=config.seed,
+        target_reward=config.sft_target_reward,
+    )
+    result = warm_up(
+        model,
+        _examples(config, tokenizer=tokenizer, log=log),
+        settings=settings,
+        greedy_reward=lambda: greedy_reward(model, held_out, config=config, tokenizer=tokenizer, rewards=rewards),
+        log=log,
+    )
+    if result.greedy_reward is not None and result.greedy_reward < config.sft_target_reward:
+        log(f"warm-up: all {result.steps} steps ended at greedy reward {result.greedy_reward:.3f}, below {config.sft_target_reward}")
+
+
+def greedy_reward(model: Any, prompts: Sequence[Prompt], *, config: Config, tokenizer: Any, rewards: Sequence[NamedReward]) -> float:
+    """Mean weighted reward of greedy completions, in this process."""
+    outputs = generate(
+        model,
+        [Request(id=index, prompt_token_ids=prompt.token_ids, seed=0) for index, prompt in enumerate(prompts)],
+        SamplingParams(temperature=0.0, max_new_tokens=config.generate_max_len),
+        eos_token_ids=[tokenizer.eos_token_id],
+        pad_token_id=tokenizer.pad_token_id,
+        batch_size=config.sft_batch_size,
+        max_model_len=config.prompt_max_len + config.generate_max_len,
+        version=0,
+    )
+    totals = score([t.sample for t in completions_of(prompts, outputs, tokenizer=tokenizer)], rewards=rewards).total
+    return sum(totals) / len(totals)
+
+
+def _examples(config: Config, *, tokenizer: Any, log: Log) -> list[Example]:
+    """Prompts with their targets; a target longer than a rollout may be could only teach completions that are cut off."""
+    prompts = prompt_set(config, config.prompt_data, tokenizer=tokenizer).prompts
+    targets = tokenizer([target_text(p.row, config=config) for p in prompts], add_special_tokens=False)["input_ids"]
+    pairs = [(prompt, [*ids, tokenizer.eos_token_id]) for prompt, ids in zip(prompts, targets, strict=True)]
+    examples = [Example(prompt=p.token_ids, target=target) for p, target in pairs if len(target) <= config.generate_max_len]
+    if not examples:
+        shortest = min(len(target) for _, target in pairs)
+        raise DataError(
+            f"{config.prompt_data}: every target text is longer than generate_max_len={config.generate_max_len}; "
+            f"the shortest has {shortest} tokens: set --generate_max_len {shortest} or more"
+        )
+    too_long = len(pairs) - len(examples)
+    if too_long:
+        log(f"warm-up: left out {too_long} of {len(pairs)} targets, longer than generate_max_len={config.generate_max_len}")
+    return examples
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@contextmanager
+def _all_threads() -> Iterator[None]:
+    """The launcher gives each rank its share of the threads; while the other ranks wait, this one may use them all."""
+    before = torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    # More threads than this job has a right to, or than there are cores, make every step many times slower.
+    torch.set_num_threads(min(cores, before * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

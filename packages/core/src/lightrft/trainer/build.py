@@ -1,0 +1,76 @@
+"""How do the settings become the parts of a trainer? Tokenizer, models, optimizer, schedule, prompts, rewards, loggers."""
+
+from __future__ import annotations
+
+import torch
+from transformers import get_scheduler
+
+from lightrft.config.schema import Config
+from lightrft.data.prompts import PromptSet
+from lightrft.models.load import load_causal_lm, load_tokenizer
+from lightrft.rewards.load import load_rewards
+from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, Scheduler, StrategyBase
+from lightrft.trainer.prompts import prompt_set
+from lightrft.trainer.spmd_ppo import SPMDPPOTrainer
+from lightrft.trainer.steps import num_rollouts
+
+
+def build_trainer(config: Config, strategy: StrategyBase, *, model_path: str) -> SPMDPPOTrainer:
+    """Everything from files and settings. The strategy's engine is set up by the caller. Collective."""
+    tokenizer = load_tokenizer(model_path, trust_remote_code=config.trust_remote_code)
+    prompts = read_prompts(config, config.prompt_data, tokenizer=tokenizer, strategy=strategy)
+    eval_prompts = read_prompts(config, config.eval_data, tokenizer=tokenizer, strategy=strategy, limit=config.max_eval_samples)
+    rewards = load_rewards(config.reward, weights=config.reward_weights, registry=strategy.registry)
+    actor, optimizer = build_actor(config, strategy, model_path=model_path)
+    rollouts = num_rollouts(config, num_prompts=len(prompts.prompts))
+    updates = rollouts * (config.rollout_batch_size * config.n_samples_per_prompt // config.train_batch_size)
+    return SPMDPPOTrainer(
+        strategy=strategy,
+        actor=actor,
+        initial_model=build_initial_model(config, strategy, model_path=model_path),
+        reward_model=rewards,
+        actor_optim=optimizer,
+        actor_scheduler=build_scheduler(config, optimizer, num_steps=updates),
+        tokenizer=tokenizer,
+        prompts=prompts.prompts,
+        eval_prompts=eval_prompts.prompts,
+        config=config,
+    )
+
+
+def read_prompts(config: Config, path: str, *, tokenizer: object, strategy: StrategyBase, limit: int = 0) -> PromptSet:
+    """The prompts of a file, tokenized; prompts left out are reported. No path gives no prompts."""
+    if not path:
+        return PromptSet(prompts=[], num_too_long=0, path="")
+    found = prompt_set(config, path, tokenizer=tokenizer, limit=limit)
+    if found.num_too_long:
+        total = found.num_too_long + len(found.prompts)
+        strategy.print(
+            f"{path}: left out {found.num_too_long} of {total} prompts, longer than prompt_max_len={config.prompt_max_len} tokens"
+        )
+    return found
+
+
+def build_actor(config: Config, strategy: StrategyBase, *, model_path: str) -> tuple[torch.nn.Module, Optimizer]:
+    """The trained model, in float32, and its AdamW. Collective."""
+    model = load_causal_lm(model_path, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
+    settings = AdamWSettings(
+        learning_rate=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), weight_decay=config.weight_decay
+    )
+    return strategy.prepare_trainable(model, optimizer=settings)
+
+
+def build_initial_model(config: Config, strategy: StrategyBase, *, model_path: str) -> torch.nn.Module | None:
+    """The frozen copy for the KL, where there is one. Collective."""
+    if config.kl_coef == 0:
+        return None
+    dtype = torch.bfloat16 if config.bf16 else torch.float32
+    return strategy.prepare_model(load_causal_lm(model_path, dtype=dtype, trust_remote_code=config.trust_remote_code))
+
+
+def build_scheduler(config: Config, optimizer: Optimizer, *, num_steps: int) -> Scheduler:
+    """The learning-rate schedule over all optimizer steps."""
+    scheduler: Scheduler = get_scheduler(
+        config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=num_steps
+    )
+    return scheduler

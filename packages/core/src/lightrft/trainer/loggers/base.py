@@ -1,0 +1,37 @@
+"""What is a logger? The contract for plugins of kind `logger`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from lightrft.config.schema import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggerSetup:
+    """What a logger is made from. `log_dir` exists; `total_steps` is the number of rollouts that the run will take."""
+
+    log_dir: Path
+    config: Config
+    total_steps: int
+
+
+class Logger(Protocol):
+    """Lives on rank 0 only, so no method may be collective.
+
+    Metrics have names like `rollout/reward` and plain finite or non-finite floats; any of them may be missing in any step, and unknown
+    ones may come. Steps do not decrease; one step may be logged in several calls.
+    """
+
+    def __init__(self, setup: LoggerSetup) -> None: ...
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes the metrics of one step. Must not keep or change `metrics`."""
+        ...
+
+    def close(self) -> None:
+        """Writes out what is left; called once, also after an error in the run."""
+        ...

@@ -1,0 +1,26 @@
+"""How are metrics kept for machines? One JSON object per line, on disk as soon as it is logged."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+
+from lightrft.trainer.loggers.base import LoggerSetup
+
+FILE_NAME = "metrics.jsonl"
+
+
+class JsonlLogger:
+    """Appends to `metrics.jsonl` in the log folder. A number that JSON does not have (NaN, infinity) becomes null."""
+
+    def __init__(self, setup: LoggerSetup) -> None:
+        self._file = (setup.log_dir / FILE_NAME).open("a", encoding="utf-8")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()

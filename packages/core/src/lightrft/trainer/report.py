@@ -1,0 +1,95 @@
+"""What does a run leave behind? Metrics to the loggers, plots, samples of lengths, the summary. Only rank 0 writes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightrft.config.checks import strategy_name
+from lightrft.config.schema import Config
+from lightrft.distributed.memory import memory_report
+from lightrft.experience.trajectory import Trajectory
+from lightrft.strategy.strategy_base import StrategyBase
+from lightrft.trainer.loggers import Logger, LoggerSetup
+from lightrft.trainer.plots import plot_curves, plot_lengths
+from lightrft.trainer.run_folder import log_folder, write_summary
+
+SUMMARY_METRICS = ("rollout/reward", "rollout/length_mean", "rollout/logprob_gap", "time/step_s")
+
+
+class RunReport:
+    """Collects what happened. `start`, `step` and `finish` are collective."""
+
+    def __init__(self, *, strategy: StrategyBase, config: Config, total_steps: int) -> None:
+        self.strategy = strategy
+        self.config = config
+        self.loggers = _make_loggers(strategy, config, total_steps) if strategy.is_rank_0 else []
+        self.plots = log_folder(config) / "plots"
+        self.rows: list[dict[str, float]] = []
+        self.before: dict[str, float] = {}
+        self.started = time.time()
+
+    def start(self, evaluation: dict[str, float]) -> None:
+        """Step 0: the evaluation before training."""
+        self.before = evaluation
+        if evaluation:
+            self._log(0, evaluation)
+
+    def step(self, step: int, metrics: Mapping[str, float], experience: Sequence[Trajectory]) -> None:
+        """One step's metrics to the loggers and, every `plot_every` steps, the distribution of completion lengths."""
+        self._log(step, metrics)
+        if self.config.plot_every and (step % self.config.plot_every == 0 or step == 1):
+            own = torch.tensor([t.num_tokens for t in experience], dtype=torch.int64)
+            lengths = self.strategy.all_gather(own).tolist()
+            if self.strategy.is_rank_0:
+                path = self.plots / f"lengths-{step:06d}.png"
+                plot_lengths(lengths, path=path, step=step, max_len=self.config.generate_max_len)
+
+    def finish(self, evaluation: dict[str, float], *, steps: int, save_model: Callable[[], Path]) -> dict[str, Any]:
+        """The evaluation after training, the curves, the model, and `summary.json`; returns the summary on every rank."""
+        if evaluation:
+            self._log(steps, evaluation)
+        model = save_model()
+        peaks = self.strategy.all_gather(memory_report(self.strategy.world.device)["host_peak_gib"])
+        last = next((row for row in reversed(self.rows) if "rollout/reward" in row), {})
+        summary = {
+            "steps": steps,
+            "seconds": round(time.time() - self.started, 2),
+            "seed": self.config.seed,
+            "world_size": self.strategy.world.world_size,
+            "strategy": strategy_name(self.config),
+            "engine": self.config.engine_type,
+            "run_dir": str(Path(self.config.output_dir)),
+            "model_dir": str(model),
+            "eval_before": _parts(self.before),
+            "eval_after": _parts(evaluation),
+            "last": {name: last[name] for name in SUMMARY_METRICS if name in last},
+            "skipped_steps": sum(self.strategy.skipped_steps.values()),
+            "peak_memory_gib": [round(p, 3) for p in peaks],
+        }
+        if self.strategy.is_rank_0:
+            for logger in self.loggers:
+                logger.close()
+            if self.config.plot_every:
+                plot_curves(self.rows, path=self.plots / "curves.png")
+            write_summary(self.config, summary)
+        return summary
+
+    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.rows.append({"step": float(step), **metrics})
+        for logger in self.loggers:
+            logger.log(step, metrics)
+
+
+def _parts(evaluation: Mapping[str, float]) -> dict[str, float]:
+    return {name.removeprefix("eval/"): value for name, value in evaluation.items()}
+
+
+def _make_loggers(strategy: StrategyBase, config: Config, total_steps: int) -> list[Logger]:
+    setup = LoggerSetup(log_dir=log_folder(config), config=config, total_steps=total_steps)
+    setup.log_dir.mkdir(parents=True, exist_ok=True)
+    return [strategy.registry.load("logger", name)(setup) for name in config.loggers]

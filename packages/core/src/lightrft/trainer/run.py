@@ -1,0 +1,63 @@
+"""What does a rank do from its first line to its last? The whole run, for `lightrft train` and for scripts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightrft.config.schema import Config
+from lightrft.distributed.collectives import agree, broadcast_object
+from lightrft.errors import ModelError
+from lightrft.models.load import load_tokenizer
+from lightrft.plugins.registry import Registry
+from lightrft.rewards.load import load_rewards
+from lightrft.strategy.factory import get_strategy
+from lightrft.strategy.strategy_base import StrategyBase
+from lightrft.trainer.base_model import prepare_base_model
+from lightrft.trainer.build import build_trainer, read_prompts
+from lightrft.trainer.evaluate import evaluate as evaluate_prompts
+from lightrft.trainer.run_folder import open_run_folder
+
+
+def run(config: Config, *, registry: Registry | None = None) -> dict[str, Any]:
+    """Trains as configured; returns the summary, the same on every rank. Every rank of the world calls it.
+
+    After an error the process group is left as it is: other ranks may be inside a collective, so the caller should end the process.
+    """
+    strategy = get_strategy(config, registry=registry)
+    model_path = open_run(config, strategy)
+    strategy.setup_inference_engine(config, engine_type=config.engine_type, model_path=model_path)
+    summary = build_trainer(config, strategy, model_path=model_path).fit()
+    strategy.shutdown()
+    return summary
+
+
+def evaluate(config: Config, *, registry: Registry | None = None) -> dict[str, Any]:
+    """Greedy evaluation of `model_name_or_path` on `eval_data`; the metrics, the same on every rank. Every rank of the world calls it."""
+    strategy = get_strategy(config, registry=registry)
+    strategy.setup_inference_engine(config, engine_type=config.engine_type)
+    tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
+    prompts = read_prompts(config, config.eval_data, tokenizer=tokenizer, strategy=strategy, limit=config.max_eval_samples)
+    rewards = load_rewards(config.reward, weights=config.reward_weights, registry=strategy.registry)
+    metrics = evaluate_prompts(prompts.prompts, strategy=strategy, config=config, tokenizer=tokenizer, rewards=rewards)
+    strategy.shutdown()
+    return {name.removeprefix("eval/"): value for name, value in metrics.items()} | {"num_prompts": len(prompts.prompts)}
+
+
+def open_run(config: Config, strategy: StrategyBase) -> str:
+    """Opens the run folder and makes the base model, on rank 0 while the others wait; returns its path on every rank. Collective."""
+    path = ""
+    error: Exception | None = None
+    try:
+        if strategy.is_rank_0:
+            folder = open_run_folder(config)
+            path = str(prepare_base_model(config, folder=folder / "base", registry=strategy.registry, log=strategy.print))
+    except Exception as caught:  # raised below, on all ranks together
+        error = caught
+    agree(error, group=strategy.world.group, doing="preparing the run")
+    path = broadcast_object(path, source=0, group=strategy.world.group)
+    if Path(path).is_absolute() and not Path(path).exists():
+        raise ModelError(
+            f"rank {strategy.world.rank} does not see the model folder {path!r} that rank 0 made; output_dir must be shared storage"
+        )
+    return path

@@ -1,0 +1,143 @@
+"""What does one training run do? The loop that every rank runs: rollout, reward, advantage, update, sync."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightrft.config.schema import Config
+from lightrft.data.prompts import Prompt
+from lightrft.data.sampler import PromptSampler
+from lightrft.experience.maker import AdvantageEstimator, ExperienceMaker
+from lightrft.experience.trajectory import Trajectory
+from lightrft.plugins.registry import Registry
+from lightrft.rewards.load import NamedReward
+from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
+from lightrft.trainer.evaluate import evaluate
+from lightrft.trainer.refusals import as_rewards, refuse
+from lightrft.trainer.report import RunReport
+from lightrft.trainer.steps import num_rollouts
+from lightrft.trainer.update import PolicyUpdate
+
+
+class SPMDPPOTrainer:
+    """Trains `actor` with the experience that a colocated engine samples from it. Every rank builds one and calls `fit`.
+
+    `actor` and `actor_optim` are what `strategy.prepare_trainable` returned, `initial_model` (needed where `kl_coef` > 0) what
+    `strategy.prepare_model` returned. `reward_model` is one reward function `(samples) -> list[float]`, a NamedReward, or a list of them.
+    `config` defaults to the strategy's. Reports (metrics, plots, summary, the final model) go to `config.output_dir`.
+
+    Raises:
+        ValueError: an argument that this trainer cannot honour; what to do instead is named.
+    """
+
+    def __init__(
+        self,
+        *,
+        strategy: StrategyBase,
+        actor: torch.nn.Module,
+        reward_model: Any,
+        actor_optim: Optimizer,
+        tokenizer: Any,
+        prompts: Sequence[Prompt],
+        actor_scheduler: Scheduler | None = None,
+        initial_model: torch.nn.Module | None = None,
+        critic: torch.nn.Module | None = None,
+        critic_optim: Optimizer | None = None,
+        critic_scheduler: Scheduler | None = None,
+        ema_model: torch.nn.Module | None = None,
+        eval_prompts: Sequence[Prompt] = (),
+        config: Config | None = None,
+    ) -> None:
+        self.strategy = strategy
+        self.config = config or strategy.config
+        refuse(self.config, initial_model, critic=critic, critic_optim=critic_optim, critic_scheduler=critic_scheduler, ema_model=ema_model)
+        self.actor = actor
+        self.initial_model = initial_model
+        self.actor_optim = actor_optim
+        self.actor_scheduler = actor_scheduler
+        self.tokenizer = tokenizer
+        self.prompts = list(prompts)
+        self.eval_prompts = list(eval_prompts)
+        self.rewards: list[NamedReward] = as_rewards(reward_model)
+        self.sampler = PromptSampler(
+            len(self.prompts),
+            batch_size=self.config.rollout_batch_size,
+            rank=strategy.world.rank,
+            world_size=strategy.world.world_size,
+            seed=self.config.seed,
+        )
+        self.experience: list[Trajectory] = []
+        self.experience_maker = self._make_experience_maker(strategy.registry)
+        self.report = RunReport(strategy=strategy, config=self.config, total_steps=self.num_steps)
+        self.policy_update = PolicyUpdate(
+            strategy=strategy,
+            config=self.config,
+            actor=actor,
+            optimizer=actor_optim,
+            scheduler=actor_scheduler,
+            policy_loss=strategy.registry.load("policy_loss", self.config.policy_loss),
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Rollouts of the whole run."""
+        return num_rollouts(self.config, num_prompts=len(self.prompts))
+
+    def fit(self) -> dict[str, Any]:
+        """Trains, and returns the run's summary (also in `summary.json`). Collective."""
+        self.strategy.update_engine_weights(self.actor)
+        self.report.start(self.evaluate())
+        for step in range(1, self.num_steps + 1):
+            start = time.perf_counter()
+            metrics = self.make_experience()
+            metrics |= self.ppo_train(step)
+            metrics["time/step_s"] = time.perf_counter() - start
+            if self.config.eval_every and step % self.config.eval_every == 0 and step < self.num_steps:
+                metrics |= self.evaluate()
+            self.report.step(step, metrics, self.experience)
+        return self.report.finish(self.evaluate(), steps=self.num_steps, save_model=self.save_model)
+
+    def make_experience(self) -> dict[str, float]:
+        """Fills `self.experience` with this rank's share of the next rollout; returns its metrics. Collective."""
+        prompts = [self.prompts[index] for index in self.sampler.next_batch()]
+        self.experience, metrics = self.experience_maker.make_experience(prompts)
+        return metrics
+
+    def ppo_train(self, global_steps: int = 0) -> dict[str, float]:
+        """Updates the actor on `self.experience` and gives the engine its new weights; returns the update's metrics. Collective."""
+        start = time.perf_counter()
+        self.strategy.maybe_load_optimizer(self.actor_optim)
+        metrics = self.policy_update.run(self.experience, seed=self.config.seed + global_steps)
+        self.strategy.maybe_offload_optimizer(self.actor_optim)
+        metrics["time/update_s"] = time.perf_counter() - start
+        start = time.perf_counter()
+        self.strategy.update_engine_weights(self.actor)
+        metrics["time/sync_s"] = time.perf_counter() - start
+        return metrics
+
+    def evaluate(self) -> dict[str, float]:
+        """Greedy evaluation on `eval_prompts`; empty without any. Collective."""
+        if not self.eval_prompts:
+            return {}
+        return evaluate(self.eval_prompts, strategy=self.strategy, config=self.config, tokenizer=self.tokenizer, rewards=self.rewards)
+
+    def save_model(self) -> Path:
+        """Writes the actor as a HF folder `model` in the run folder. Collective."""
+        return self.strategy.save_model(self.actor, Path(self.config.output_dir) / "model", tokenizer=self.tokenizer)
+
+    def _make_experience_maker(self, registry: Registry) -> ExperienceMaker:
+        estimator: AdvantageEstimator = registry.load("advantage", self.config.advantage_estimator)
+        return ExperienceMaker(
+            strategy=self.strategy,
+            config=self.config,
+            tokenizer=self.tokenizer,
+            actor=self.actor,
+            initial_model=self.initial_model,
+            rewards=self.rewards,
+            advantage_estimator=estimator,
+        )

@@ -1,0 +1,134 @@
+"""Which plain values travel between the rooms? No torch here.
+
+Legend for all docstrings: B prompts, n samples per prompt, P prompt tokens, T completion tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any, Literal
+
+from lightrft.errors import nearest
+
+FinishReason = Literal["stop", "length", "abort"]
+"""`stop`: a stop token or string ended it; `length`: `max_new_tokens` or the context did; `abort`: the caller may go on from it."""
+
+
+class EngineStatus(StrEnum):
+    """Where the engine's memory is: everything on the device, weights without KV cache, nothing."""
+
+    AWAKE = "awake"
+    WEIGHTS_ONLY = "weights_only"
+    ASLEEP = "asleep"
+    UNUSABLE = "unusable"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How completions are drawn; one meaning for every engine.
+
+    `temperature` 0 is greedy; otherwise logits are divided by it, then `top_k` (0 = off), `top_p` and `min_p` (relative to
+    the most likely token, 0 = off) keep a part of the distribution. `n` completions are drawn for each prompt.
+    `stop_token_ids` end a completion beside the model's own end-of-sequence tokens, which `ignore_eos` disables; the stop token stays
+    in the completion. `seed` None lets the controller derive one from the run's seed and a call counter.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    n: int = 1
+    max_new_tokens: int = 256
+    min_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        checks = [
+            ("temperature", "a finite number >= 0", math.isfinite(self.temperature) and self.temperature >= 0),
+            ("top_p", "in (0, 1]", 0 < self.top_p <= 1),
+            ("top_k", "an int >= 0 (0 = off)", self.top_k >= 0),
+            ("min_p", "in [0, 1)", 0 <= self.min_p < 1),
+            ("n", "an int >= 1", self.n >= 1),
+            ("max_new_tokens", "an int >= 1", self.max_new_tokens >= 1),
+            ("min_new_tokens", "between 0 and max_new_tokens", 0 <= self.min_new_tokens <= self.max_new_tokens),
+        ]
+        bad = [f"{name}={getattr(self, name)!r} is not {rule}" for name, rule, ok in checks if not ok]
+        if bad:
+            raise ValueError(f"sampling parameters: {'; '.join(bad)}")
+
+    @classmethod
+    def coerce(cls, value: SamplingParams | Mapping[str, Any]) -> SamplingParams:
+        """Our dataclass as it is, or a mapping of its fields.
+
+        Raises:
+            ValueError: an unknown key (the nearest known one is named) or a value out of range.
+        """
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping):
+            raise ValueError(f"sampling_params={value!r} is neither SamplingParams nor a mapping of its fields")
+        known = [f.name for f in fields(cls)]
+        for key in value:
+            if key not in known:
+                raise ValueError(f"unknown sampling parameter {key!r}{nearest(str(key), known)} (known: {', '.join(known)})")
+        given = dict(value)
+        for key in ("stop", "stop_token_ids"):
+            if key in given:
+                one = given[key]
+                given[key] = (one,) if isinstance(one, (str, int)) else tuple(one)
+        return cls(**given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prompt for an engine.
+
+    `id` is unique within a call. `seed` fixes the draw of all n samples: the same request gives the same completions whatever
+    else is in the batch, on engines that declare the capability `seed`. `logprobs` asks for the log-probability of each sampled token.
+    """
+
+    id: int
+    prompt_token_ids: Sequence[int]
+    seed: int
+    logprobs: bool = False
+    images: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """One sampled answer: T token ids (stop token included), why it ended, the weights' version that it was drawn from.
+
+    `logprobs` has T natural logs under the *untempered, unfiltered* model distribution, or is None where the request did not ask.
+    """
+
+    token_ids: Sequence[int]
+    finish_reason: FinishReason
+    weight_version: int
+    logprobs: Sequence[float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestOutput:
+    """The n completions of one request, in the order of their sample index."""
+
+    id: int
+    prompt_token_ids: Sequence[int]
+    completions: tuple[Completion, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What a reward function sees: the prompt's text, the completion's text alone, the reference answer, the whole data row."""
+
+    prompt: str
+    completion: str
+    answer: str | None = None
+    row: Mapping[str, Any] = field(default_factory=dict)
+    finish_reason: FinishReason = "stop"
+    num_tokens: int = 0

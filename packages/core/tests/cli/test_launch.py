@@ -1,0 +1,162 @@
+"""Do all ranks end, soon, and is the first cause named, whatever way one of them fails?"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from lightrft.distributed.launch import launch
+
+COLLECTIVE = """
+import os, signal, sys, time
+import torch, torch.distributed as dist
+from lightrft.distributed.failure import reporting_failures
+from lightrft.errors import PeerError, RewardError
+from pathlib import Path
+
+rank = int(os.environ["RANK"])
+def fail_here():
+    {failure}
+
+def train():
+    dist.init_process_group("gloo")
+    dist.all_reduce(torch.ones(1))
+    if rank == 1:
+        fail_here()
+    dist.all_reduce(torch.ones(1))
+    time.sleep(60)
+
+with reporting_failures():
+    train()
+"""
+PLAIN = """
+import os, sys, time
+from lightrft.distributed.failure import reporting_failures
+from lightrft.errors import PeerError, RewardError
+rank = int(os.environ["RANK"])
+with reporting_failures():
+    {body}
+"""
+LIMIT_S = 30
+
+
+def script(tmp_path: Path, text: str) -> list[str]:
+    path = tmp_path / "ranks.py"
+    path.write_text(text, encoding="utf-8")
+    return [sys.executable, str(path)]
+
+
+def plain(tmp_path: Path, body: str) -> list[str]:
+    return script(tmp_path, PLAIN.format(body=textwrap.indent(textwrap.dedent(body), "    ").strip()))
+
+
+@pytest.mark.parametrize(
+    ("failure", "named"),
+    [
+        ("raise KeyError('lost')", ["rank 1 failed in fail_here (ranks.py:", "Traceback", "KeyError: 'lost'"]),
+        ("os.kill(os.getpid(), signal.SIGKILL)", ["rank 1 was killed by SIGKILL"]),
+        ("os._exit(3)", ["rank 1 exited with code 3"]),
+    ],
+)
+def test_a_rank_that_ends_while_the_other_waits_in_a_collective(
+    failure: str, named: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    start = time.monotonic()
+    result = launch(script(tmp_path, COLLECTIVE.format(failure=failure)), nproc_per_node=2)
+    assert time.monotonic() - start < LIMIT_S
+    assert result.exit_code == 1
+    errors = capfd.readouterr().err.strip().splitlines()
+    assert errors[0].startswith(named[0])
+    for text in named:
+        assert sum(text in line for line in errors) == 1
+    assert "ChildFailedError" not in "\n".join(errors)
+    assert "closing signal" not in "\n".join(errors)
+
+
+def test_a_user_error_in_a_rank_is_one_line_and_exit_2(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    body = """
+    if rank == 0:
+        raise PeerError("rewards failed on rank 1 of its group: RewardError: bad")
+    time.sleep(0.5)
+    raise RewardError("reward 'x' gave NaN for sample 3")
+    """
+    result = launch(plain(tmp_path, body), nproc_per_node=2)
+    assert result.exit_code == 2
+    assert result.cause is not None and result.cause.rank == 1
+    assert capfd.readouterr().err == "error: reward 'x' gave NaN for sample 3\n"
+
+
+def test_a_user_error_shows_its_traceback_when_asked(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIGHTRFT_TRACEBACK", "1")
+    assert launch(plain(tmp_path, "raise RewardError('bad')"), nproc_per_node=1).exit_code == 2
+    errors = capfd.readouterr().err
+    assert "Traceback (most recent call last)" in errors and "ranks.py" in errors and "failure.py" not in errors
+
+
+def test_the_ranks_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    before = dict(os.environ)
+    names = "('OMP_NUM_THREADS', 'OMP_WAIT_POLICY', 'WORLD_SIZE')"
+    body = f"open(r'{tmp_path}/' + str(rank), 'w').write(' '.join(os.environ[name] for name in {names}))"
+    assert launch(plain(tmp_path, body), nproc_per_node=2).exit_code == 0
+    cores = len(os.sched_getaffinity(0))
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == [f"{max(1, cores // 2)} PASSIVE 2"] * 2
+    assert dict(os.environ) == before
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_no_ranks_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nproc_per_node=0"):
+        launch(["true"], nproc_per_node=0)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 128 + signal.SIGINT), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_script_starts_its_ranks_and_they_end_with_it(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    text = f"""
+    import os, time
+    from lightrft.distributed.launch import relaunch_if_needed
+    relaunch_if_needed(2)
+    open(r'{tmp_path}/' + os.environ['RANK'], 'w').write(str(os.getpid()))
+    time.sleep(120)
+    """
+    command = script(tmp_path, textwrap.dedent(text))
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        pids = [wait_for_pid(tmp_path / str(rank)) for rank in range(2)]
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == code
+    if number == signal.SIGINT:
+        assert errors == "stopped by SIGINT; all ranks have ended\n"
+        assert not list(tmp_path.glob("lightrft-*"))
+    for pid in pids:
+        wait_until_gone(pid)
+
+
+def wait_for_pid(path: Path) -> int:
+    end = time.monotonic() + LIMIT_S
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < end, f"{path.name} did not start"
+        time.sleep(0.05)
+    return int(path.read_text())
+
+
+def wait_until_gone(pid: int) -> None:
+    end = time.monotonic() + 5
+    while Path(f"/proc/{pid}").exists() and "(zombie)" not in Path(f"/proc/{pid}/status").read_text():
+        assert time.monotonic() < end, f"process {pid} is an orphan"
+        time.sleep(0.05)

@@ -1,0 +1,83 @@
+"""Does the command line itself keep its word? Light start, exit codes, errors as lines without a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LIGHT = """
+import sys
+sys.argv = ["lightrft", *sys.argv[1:]]
+from lightrft.cli.main import run
+try:
+    run()
+except SystemExit as error:
+    assert not error.code, error.code
+heavy = {"torch", "transformers", "pydantic", "yaml", "matplotlib", "numpy"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def lightrft(*words: str, environment: dict[str, str] | None = None, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lightrft.cli.main", *words]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(environment or {})}, cwd=folder, timeout=120)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["plugins"], ["plugins", "--json"]])
+def test_help_and_plugins_load_nothing_heavy(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", LIGHT, *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_plugins_lists_the_built_in_ones_in_both_forms() -> None:
+    table = lightrft("plugins").stdout
+    last = lightrft("plugins", "--json").stdout.splitlines()[-1]
+    rows = {(row["kind"], row["name"]): row for row in json.loads(last)["plugins"]}
+    assert {"name", "kind", "distribution", "version", "api", "capabilities", "state", "reason"} <= set(rows["engine", "hf"])
+    assert rows["engine", "hf"]["distribution"] == "lightrft"
+    assert "logprobs" in rows["engine", "hf"]["capabilities"]
+    for kind, name in rows:
+        assert any(kind in line and name in line for line in table.splitlines()), name
+
+
+def test_train_help_lists_every_setting() -> None:
+    from lightrft.config import Config
+
+    text = lightrft("train", "--help").stdout
+    assert not [name for name in (*Config.model_fields, "config", "nproc-per-node", "json") if f"--{name}" not in text]
+
+
+def test_all_problems_one_line_each_exit_2_no_traceback(tmp_path: Path) -> None:
+    words = ["train", "--zero_stag", "3", "--seed", "x", "--strategy", "sngle", "--prompt_data", "gone.jsonl", "--nproc-per-node", "0"]
+    done = lightrft(*words, folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("error: ") for line in lines), done.stderr
+    for text in (
+        "unknown flag '--zero_stag'; did you mean '--zero_stage'?",
+        "seed='x'",
+        "unknown strategy 'sngle'; did you mean 'single'?",
+        "prompt_data='gone.jsonl': no such file or folder",
+        "--nproc-per-node '0'",
+    ):
+        assert sum(text in line for line in lines) == 1, text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("words", "environment"), [(["--traceback"], {}), ([], {"LIGHTRFT_TRACEBACK": "1"})])
+def test_the_traceback_is_there_when_asked_for(words: list[str], environment: dict[str, str]) -> None:
+    done = lightrft("train", "--seed", *words, environment=environment)
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr and "ConfigError" in done.stderr
+
+
+def test_an_unknown_command_names_the_nearest() -> None:
+    done = lightrft("trian")
+    assert done.returncode == 2
+    assert "'trian'. Did you mean 'train'?" in done.stderr

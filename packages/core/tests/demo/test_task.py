@@ -1,0 +1,83 @@
+"""The demo's task: the data are right, disjoint and repeatable; the settings are the packaged recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lightrft.config.checks import check
+from lightrft.demo.task import DATA_FOLDER, demo_config, make_row, recipe, write_data
+from lightrft.errors import ConfigError
+from lightrft.plugins.registry import Registry
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_row_by_hand():
+    assert make_row([3, 1, 4, 1, 5, 9]) == {"prompt": "3 1 4 1 5 9 =", "answer": "1 1 3 4 5 9"}
+
+
+def test_the_answers_are_the_digits_in_order(tmp_path):
+    for path in write_data(tmp_path, seed=0, num_train=50, num_eval=20):
+        for row in rows_of(path):
+            digits = row["prompt"].removesuffix(" =").split(" ")
+            assert len(digits) == 6
+            assert row["answer"].split(" ") == sorted(digits)
+
+
+def test_no_row_comes_twice(tmp_path):
+    train, held_out = write_data(tmp_path, seed=1)
+    prompts = [row["prompt"] for path in (train, held_out) for row in rows_of(path)]
+    assert (len(rows_of(train)), len(rows_of(held_out))) == (4096, 256)
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_a_seed_gives_its_own_data_again(tmp_path):
+    def texts(name: str, seed: int) -> list[str]:
+        return [path.read_text() for path in write_data(tmp_path / name, seed=seed, num_train=9, num_eval=3)]
+
+    assert texts("one", 0) == texts("again", 0)
+    assert texts("one", 0) != texts("other", 1)
+
+
+def test_more_rows_than_there_are(tmp_path):
+    with pytest.raises(ValueError, match="there are 1000000 rows of 6 digits"):
+        write_data(tmp_path, seed=0, num_train=999_999, num_eval=2)
+
+
+def test_the_longest_row_fits_the_recipe(tmp_path):
+    row = make_row([0] * 6)
+    assert len(row["prompt"]) <= recipe()["prompt_max_len"]
+    assert len(row["answer"]) + 1 <= recipe()["generate_max_len"]
+
+
+def test_arguments_and_overrides_win_over_the_recipe(tmp_path):
+    config = demo_config(run_dir=tmp_path, seed=5, strategy="single", engine="hf", overrides={"max_steps": 2, "seed": 6})
+    assert (config.strategy, config.fsdp, config.engine_type, config.output_dir) == ("single", False, "hf", str(tmp_path))
+    assert (config.max_steps, config.seed, config.learning_rate) == (2, 6, recipe()["learning_rate"])
+    assert Path(config.prompt_data) == tmp_path / DATA_FOLDER / "train.jsonl"
+    assert demo_config(run_dir=tmp_path, seed=0, strategy="fsdp", engine="hf", overrides={}).fsdp
+
+
+def test_an_unknown_override(tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'max_steps'"):
+        demo_config(run_dir=tmp_path, seed=0, strategy="single", engine="hf", overrides={"max_step": 2})
+
+
+def test_the_recipe_can_be_run(tmp_path):
+    run_dir = tmp_path / "run"
+    write_data(run_dir / DATA_FOLDER, seed=0, num_train=16, num_eval=4)
+    config = demo_config(run_dir=run_dir, seed=0, strategy="single", engine="hf", overrides={})
+    check(config, registry=Registry.discover(), world_size=1)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_the_sizes_divide(world_size):
+    values = recipe()
+    assert values["rollout_batch_size"] % world_size == 0
+    assert values["train_batch_size"] % (values["micro_train_batch_size"] * world_size) == 0
+    assert (values["rollout_batch_size"] * values["n_samples_per_prompt"]) % values["train_batch_size"] == 0

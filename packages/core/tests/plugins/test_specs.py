@@ -1,0 +1,40 @@
+"""Is a spec frozen, and does it refuse at once what could only fail later?"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from lightrft.plugins import Capability, EngineSpec, RewardSpec
+
+
+def test_frozen_and_hashable():
+    spec = RewardSpec(name="acme", target="a.b:c")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        spec.name = "other"
+    assert spec == RewardSpec(name="acme", target="a.b:c")
+    assert len({spec, RewardSpec(name="acme", target="a.b:c")}) == 1
+
+
+@pytest.mark.parametrize("target", ["", "a", "a:", ":b", "a:b:c"])
+def test_target_form(target):
+    with pytest.raises(ValueError, match="not of the form"):
+        RewardSpec(name="acme", target=target)
+
+
+@pytest.mark.parametrize("name", ["", " acme", "acme "])
+def test_name_form(name):
+    with pytest.raises(ValueError, match="is empty or has spaces around it"):
+        RewardSpec(name=name, target="a:b")
+
+
+def test_topology_is_one_of_two():
+    with pytest.raises(ValueError, match="topology 'ring' is not one of 'single_leader', 'spmd'"):
+        EngineSpec(name="acme", target="a:b", topology="ring")
+
+
+def test_capabilities_are_a_closed_set():
+    assert EngineSpec(name="acme", target="a:b", capabilities=frozenset({Capability.SEED})).capabilities == {Capability.SEED}
+    with pytest.raises(ValueError, match="'seed' is not a Capability"):
+        EngineSpec(name="acme", target="a:b", capabilities=frozenset({"seed"}))

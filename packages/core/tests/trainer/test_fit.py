@@ -1,0 +1,220 @@
+"""Does the whole loop run on fakes, in the right order, and tell when the learning is silently wrong?"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightrft.config.load import make_config
+from lightrft.data.prompts import Prompt
+from lightrft.distributed.buckets import WeightBucket
+from lightrft.engine.hf import HFEngine
+from lightrft.errors import CapabilityError, MismatchError, RewardError
+from lightrft.plugins.specs import Capability, EngineSpec
+from lightrft.strategy.factory import get_strategy
+from lightrft.strategy.strategy_base import AdamWSettings
+from lightrft.testing.fake_engine import VOCAB_SIZE
+from lightrft.testing.fake_strategy import FakeStrategy, fake_registry
+from lightrft.testing.tiny import tiny_causal_lm, tiny_model_folder, tiny_tokenizer
+from lightrft.trainer import SPMDPPOTrainer
+from lightrft.types import Sample
+
+ALPHABET = "0123456789 =+"  # with pad, end and unknown: the fake engine's 16 tokens
+
+
+class StaleEngine(HFEngine):
+    """Claims every new version and goes on with its old weights."""
+
+    def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        for _ in buckets:
+            pass
+        self._version = version
+
+
+STALE = EngineSpec(
+    name="stale", target=f"{__name__}:StaleEngine", capabilities=frozenset({Capability.LOGPROBS, Capability.SEED, Capability.SLEEP_1})
+)
+
+
+def odd_tokens(samples: Sequence[Sample]) -> list[float]:
+    return [float(len(s.completion) % 2) for s in samples]
+
+
+def constant(samples: Sequence[Sample]) -> list[float]:
+    return [0.0 for _ in samples]
+
+
+def prompts(count: int = 6) -> list[Prompt]:
+    tokenizer = tiny_tokenizer(ALPHABET)
+    texts = [f"{index} + {index} =" for index in range(count)]
+    return [
+        Prompt(index=i, text=text, token_ids=tuple(tokenizer(text)["input_ids"]), answer=str(2 * i), row={}) for i, text in enumerate(texts)
+    ]
+
+
+def make_trainer(
+    folder: Path, *, reward: Any = odd_tokens, registry: Any = None, cls: type[SPMDPPOTrainer] = SPMDPPOTrainer, **changes: Any
+) -> SPMDPPOTrainer:
+    values: dict[str, Any] = dict(
+        strategy="fake", engine_type="fake", output_dir=str(folder / "run"), logprob_gap_prompts=0, prompt_max_len=16, generate_max_len=8,
+        rollout_batch_size=4, n_samples_per_prompt=4, train_batch_size=8, micro_train_batch_size=3, learning_rate=1e-2, max_steps=2,
+        plot_every=0,
+        loggers=["jsonl"], seed=1,
+    )  # fmt: skip
+    config = make_config(values | changes)
+    strategy = get_strategy(config, registry=registry or fake_registry())
+    model_folder = tiny_model_folder(folder / "base", alphabet=ALPHABET, vocab_size=VOCAB_SIZE, seed=2)
+    strategy.setup_inference_engine(config, engine_type=config.engine_type, model_path=str(model_folder))
+    actor, optimizer = strategy.prepare_trainable(
+        tiny_causal_lm(seed=2, vocab_size=VOCAB_SIZE), optimizer=AdamWSettings(learning_rate=config.learning_rate)
+    )
+    initial = strategy.prepare_model(tiny_causal_lm(seed=2, vocab_size=VOCAB_SIZE)) if config.kl_coef else None
+    return cls(
+        strategy=strategy,
+        actor=actor,
+        initial_model=initial,
+        reward_model=reward,
+        actor_optim=optimizer,
+        tokenizer=tiny_tokenizer(ALPHABET),
+        prompts=prompts(),
+        eval_prompts=prompts(3),
+    )
+
+
+def test_the_loop_on_fakes_calls_the_strategy_in_order(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, fsdp_cpu_offload=True)
+    strategy = trainer.strategy
+    assert isinstance(strategy, FakeStrategy)
+    strategy.calls.clear()
+    summary = trainer.fit()
+    update = [*["backward"] * 3, "optimizer_step"]  # 8 completions in micro-batches of 3
+    step = ["gather_and_generate", "maybe_load_optimizer", *update, *update, "maybe_offload_optimizer", "update_engine_weights"]
+    evaluation = ["gather_and_generate"]
+    assert strategy.calls == ["update_engine_weights", *evaluation, *step, *step, *evaluation, "save_model"]
+    assert strategy.weight_version == 3
+    assert summary["steps"] == 2 and summary["strategy"] == "fake" and summary["world_size"] == 1
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_every_rollout_samples_from_the_weights_of_the_last_update(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.strategy.update_engine_weights(trainer.actor)
+    for version in (1, 2, 3):
+        trainer.make_experience()
+        assert {t.completion.weight_version for t in trainer.experience} == {version}
+        trainer.ppo_train(version)
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_not(tmp_path: Path) -> None:
+    def digest(name: str, seed: int) -> list[float]:
+        trainer = make_trainer(tmp_path / name, seed=seed)
+        trainer.fit()
+        return [float(p.detach().double().sum()) for p in trainer.actor.parameters()]
+
+    first = digest("a", 1)
+    assert digest("b", 1) == first
+    assert digest("c", 2) != first
+
+
+def test_a_stale_engine_is_seen_and_stops_the_run(tmp_path: Path) -> None:
+    changes: dict[str, Any] = dict(
+        engine_type="stale", logprob_gap_prompts=2, logprob_gap_action="stop", logprob_gap_threshold=0.02, max_steps=4
+    )
+    with pytest.raises(MismatchError, match="stale engine weights"):
+        make_trainer(tmp_path / "stale", registry=fake_registry(STALE), **changes).fit()
+    honest = make_trainer(tmp_path / "hf", **changes | {"engine_type": "hf"})
+    summary = honest.fit()
+    assert summary["last"]["rollout/logprob_gap"] < 1e-4
+
+
+def test_another_temperature_does_not_look_like_a_gap(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, engine_type="hf", logprob_gap_prompts=2, temperature=0.5)
+    trainer.strategy.update_engine_weights(trainer.actor)
+    assert trainer.make_experience()["rollout/logprob_gap"] < 1e-5
+
+
+def test_a_dead_reward_is_reported_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = make_trainer(tmp_path, reward=constant, dead_reward_steps=2, max_steps=3)
+    before = [p.detach().clone() for p in trainer.actor.parameters()]
+    trainer.fit()
+    out = capsys.readouterr().out
+    assert out.count("WARNING: reward is 0.0 for all") == 1 and "nothing can be learned" in out
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.actor.parameters(), strict=True)), "no advantage, no change"
+
+
+def test_a_failing_reward_names_itself(tmp_path: Path) -> None:
+    def short(samples: Sequence[Sample]) -> list[float]:
+        return [1.0]
+
+    with pytest.raises(RewardError, match="'short' returned 1 numbers"):
+        make_trainer(tmp_path, reward=short).fit()
+
+
+def test_kl_keeps_the_actor_near_the_initial_model(tmp_path: Path) -> None:
+    def distance(name: str, **changes: Any) -> float:
+        trainer = make_trainer(tmp_path / name, engine_type="hf", max_steps=6, **changes)
+        trainer.fit()
+        start = tiny_causal_lm(seed=2, vocab_size=VOCAB_SIZE)
+        ids = torch.arange(3, 13)[None]
+        mine, other = (m(input_ids=ids).logits.detach().log_softmax(-1) for m in (trainer.actor, start))
+        return float((other.exp() * (other - mine)).sum(-1).mean())
+
+    free = distance("free")
+    assert distance("loss", kl_coef=20.0, kl_estimator="k2") < free / 2
+    assert distance("reward", kl_coef=20.0, kl_estimator="k1", kl_in="reward") < free
+
+
+def test_kl_as_reward_is_subtracted_by_hand(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, kl_coef=0.5, kl_estimator="k1", kl_in="reward", n_samples_per_prompt=2, train_batch_size=8)
+    trainer.strategy.update_engine_weights(trainer.actor)
+    maker = trainer.experience_maker
+    [first, second, *_] = rows = maker.generate(prompts(1))
+    for row, reward, kl in ((first, 1.0, 0.4), (second, 0.0, 0.2)):
+        row.reward = reward
+        row.old_logprobs = torch.zeros(row.num_tokens)
+        row.initial_logprobs = torch.full((row.num_tokens,), -kl / row.num_tokens)
+    maker.add_advantages(rows)
+    # 1 - 0.5 * 0.4 = 0.8 against 0 - 0.5 * 0.2 = -0.1: standard scores of two are +-1/sqrt(2)
+    assert first.advantages is not None and float(first.advantages[0]) == pytest.approx(2**-0.5, abs=1e-4)
+
+
+def test_evaluation_counts_each_prompt_once(tmp_path: Path) -> None:
+    def index_of(samples: Sequence[Sample]) -> list[float]:
+        return [float(s.answer or "nan") for s in samples]
+
+    trainer = make_trainer(tmp_path, reward=index_of)
+    trainer.strategy.update_engine_weights(trainer.actor)
+    got = trainer.evaluate()
+    assert got["eval/reward"] == got["eval/index_of"] == pytest.approx((0 + 2 + 4) / 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"critic": torch.nn.Linear(1, 1)}, "uses no critic; pass critic=None"),
+        ({"critic_optim": object()}, "pass critic_optim=None"),
+        ({"ema_model": torch.nn.Linear(1, 1)}, "pass ema_model=None"),
+        ({"initial_model": torch.nn.Linear(1, 1)}, "kl_coef=0 never compares"),
+        ({"reward_model": torch.nn.Linear(1, 1)}, "is not a function"),
+        ({"reward_model": []}, "at least one reward function"),
+    ],
+)
+def test_arguments_that_nothing_would_use_are_refused(tmp_path: Path, given: dict[str, Any], words: str) -> None:
+    trainer = make_trainer(tmp_path)
+    arguments: dict[str, Any] = dict(
+        strategy=trainer.strategy, actor=trainer.actor, reward_model=odd_tokens, actor_optim=trainer.actor_optim,
+        tokenizer=trainer.tokenizer,
+        prompts=prompts(),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=words):
+        SPMDPPOTrainer(**arguments | given)
+
+
+def test_what_the_engine_cannot_do_is_refused_before_it_samples(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, logprob_gap_prompts=1)
+    with pytest.raises(CapabilityError, match="logprobs needs the capability"):
+        trainer.fit()

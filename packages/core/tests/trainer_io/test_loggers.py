@@ -1,0 +1,96 @@
+"""Do the loggers cope with whatever metrics come, and do their lines hold what was logged?"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from lightrft.config import make_config
+from lightrft.trainer.loggers import LoggerSetup
+from lightrft.trainer.loggers.console import HEADER_EVERY, ConsoleLogger
+from lightrft.trainer.loggers.jsonl import JsonlLogger
+
+METRICS = {
+    "rollout/reward": 0.5,
+    "rollout/length_mean": 12.25,
+    "train/grad_norm": float("nan"),
+    "train/lr": 2e-4,
+    "rollout/tokens_per_s": 12345.6,
+}
+
+
+def setup(log_dir: Path) -> LoggerSetup:
+    return LoggerSetup(log_dir=log_dir, config=make_config({"eval_data": "eval.jsonl"}), total_steps=150)
+
+
+def test_jsonl_has_one_object_per_step_on_disk_at_once(tmp_path: Path) -> None:
+    logger = JsonlLogger(setup(tmp_path))
+    logger.log(1, METRICS)
+    logger.log(2, {})
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]  # before close
+    assert rows == [{"step": 1, **METRICS, "train/grad_norm": None}, {"step": 2}]
+    logger.close()
+
+
+def test_jsonl_appends(tmp_path: Path) -> None:
+    for step in (1, 2):
+        logger = JsonlLogger(setup(tmp_path))
+        logger.log(step, {"rollout/reward": 1.0})
+        logger.close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_console_lines_are_aligned_and_missing_metrics_are_dashes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logger = ConsoleLogger(setup(tmp_path))
+    logger.log(0, {"eval/reward": 0.33})
+    logger.log(1, METRICS)
+    logger.log(150, {})
+    logger.close()
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert {len(line) for line in lines} == {len(header)}
+    at = {name: header.index(name) + len(name) for name in ("reward", "eval", "grad", "tok/s")}
+
+    def value(line: str, name: str) -> str:
+        return line[: at[name]].split()[-1]
+
+    assert [value(line, "reward") for line in lines] == ["-", "0.500", "-"]
+    assert [value(line, "eval") for line in lines] == ["0.330", "-", "-"]
+    assert (value(lines[1], "grad"), value(lines[1], "tok/s")) == ("nan", "12,346")
+    assert lines[2].split()[0] == "150/150"
+
+
+def test_console_shows_only_what_the_settings_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [{"logprob_gap_prompts": 0}, {"kl_coef": 0.1, "eval_data": "e.jsonl"}]
+    for config in map(make_config, settings):
+        ConsoleLogger(LoggerSetup(log_dir=tmp_path, config=config, total_steps=1)).log(1, {})
+    bare, _, full, _ = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert set(full) - set(bare) == {"eval", "KL", "gap"}
+
+
+def test_console_repeats_its_header(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logger = ConsoleLogger(setup(tmp_path))
+    for step in range(HEADER_EVERY + 1):
+        logger.log(step, {})
+    assert [i for i, line in enumerate(capsys.readouterr().out.splitlines()) if "reward" in line] == [0, HEADER_EVERY + 1]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_console_on_a_terminal_is_one_table_in_which_a_step_has_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    logger = ConsoleLogger(setup(tmp_path))
+    logger.log(7, {"rollout/reward": 0.25})
+    logger.log(7, {"eval/reward": 0.75})
+    logger.close()
+    last = terminal.getvalue().rpartition("step 7/150")[2].splitlines()
+    assert [line for line in last if "0.250" in line and "0.750" in line]
+    assert "\x1b[?25h" in terminal.getvalue()  # the cursor is back

@@ -1,0 +1,43 @@
+"""How do the tests of the packages together get environments with real installs in them?"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import thin_env
+
+ROOT = Path(__file__).resolve().parent.parent
+DISTRIBUTIONS = {
+    "lightrft": ROOT / "packages/core",
+    "lightrft-backend-fsdp": ROOT / "packages/backend-fsdp",
+    "lightrft-backend-deepspeed": ROOT / "packages/backend-deepspeed",
+}
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A wheel of each package, built without a network."""
+    built = {}
+    for name, source in DISTRIBUTIONS.items():
+        folder = tmp_path_factory.mktemp(name)
+        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+        subprocess.run([*command, "--wheel-dir", str(folder), str(source)], check=True)
+        (built[name],) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """environment(what, ...) makes a virtual environment with our dependencies and just these wheels or folders; returns its Python."""
+
+    def make(*what: Path) -> Path:
+        python = thin_env.make(tmp_path_factory.mktemp("environment") / "venv")
+        thin_env.install(python, *what)
+        return python
+
+    return make

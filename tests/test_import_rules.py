@@ -1,0 +1,148 @@
+"""Do the import rules of pyproject.toml hold, and would each of them catch an offender?"""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+NAMES = {contract["id"]: contract["name"] for contract in CONTRACTS}
+
+OFFENDERS = [
+    ("floors", "lightrft/types.py", "import lightrft.plugins.specs"),
+    ("floors", "lightrft/errors.py", "import lightrft.types"),
+    ("floors", "lightrft/plugins/specs.py", "import lightrft.config.schema"),
+    ("floors", "lightrft/config/load.py", "import lightrft.distributed.world"),
+    ("floors", "lightrft/distributed/world.py", "import lightrft.engine.base"),
+    ("floors", "lightrft/engine/base.py", "import lightrft.strategy.factory"),
+    ("floors", "lightrft/strategy/factory.py", "import lightrft.models"),
+    ("floors", "lightrft/models/__init__.py", "import lightrft.data"),
+    ("floors", "lightrft/data/__init__.py", "import lightrft.rewards"),
+    ("floors", "lightrft/rewards/__init__.py", "import lightrft.algorithms"),
+    ("floors", "lightrft/algorithms/__init__.py", "import lightrft.models"),
+    ("floors", "lightrft/algorithms/__init__.py", "import lightrft.experience"),
+    ("floors", "lightrft/experience/__init__.py", "import lightrft.trainer"),
+    ("floors", "lightrft/trainer/__init__.py", "import lightrft.demo"),
+    ("floors", "lightrft/demo/__init__.py", "import lightrft.cli"),
+    ("floors", "lightrft/storey.py", "x = 1"),  # a new room has to find its floor
+    ("testing", "lightrft/cli/__init__.py", "import lightrft.testing"),
+    ("testing", "lightrft/types.py", "def f():\n    import lightrft.testing"),
+    ("testing", "lightrft_fsdp/__init__.py", "import lightrft.testing"),
+    ("core-knows-no-plugin", "lightrft/strategy/factory.py", "import lightrft_fsdp"),
+    ("core-knows-no-plugin", "lightrft/engine/base.py", "import vllm"),
+    ("core-knows-no-plugin", "lightrft/engine/base.py", "import sglang.srt"),
+    ("core-knows-no-plugin", "lightrft/testing/__init__.py", "def f():\n    import deepspeed"),
+    *[
+        ("plugins-stay-below", "lightrft_fsdp/__init__.py", f"import lightrft.{room}")
+        for room in ("models", "algorithms", "rewards", "data", "experience", "trainer", "demo", "cli")
+    ],
+    ("plugins-know-no-other", "lightrft_fsdp/__init__.py", "import deepspeed"),
+    ("plugins-know-no-other", "lightrft_fsdp/__init__.py", "import vllm"),
+    ("core-knows-no-plugin", "lightrft/strategy/factory.py", "import lightrft_deepspeed"),
+    ("plugins-stay-below", "lightrft_deepspeed/plugin.py", "import lightrft.trainer"),
+    ("deepspeed-knows-no-other", "lightrft_deepspeed/__init__.py", "import lightrft_fsdp"),
+    ("pure-algorithms", "lightrft/algorithms/__init__.py", "import lightrft.config.schema"),
+    ("pure-algorithms", "lightrft/algorithms/__init__.py", "import lightrft.distributed.collectives"),
+    ("no-torch-below", "lightrft/types.py", "import torch"),
+    ("no-torch-below", "lightrft/plugins/registry.py", "def f():\n    import torch.distributed"),
+    ("no-torch-below", "lightrft/config/schema.py", "import transformers"),
+]
+
+
+@pytest.fixture
+def sources(tmp_path) -> Path:
+    """A copy of the packages' sources with the same contracts, to plant something in."""
+    for package in ("core", "backend-fsdp", "backend-deepspeed"):
+        shutil.copytree(ROOT / "packages" / package / "src", tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def broken_contracts(folder: Path) -> set[str]:
+    """Runs lint-imports in a folder and returns the names of the contracts that it reports as broken."""
+    program = (
+        "import sys; sys.argv = ['lint-imports', '--no-cache']; from importlinter.cli import lint_imports_command; lint_imports_command()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    text = done.stdout + done.stderr
+    broken = {name for name in NAMES.values() if f"{name} BROKEN" in text}
+    kept = {name for name in NAMES.values() if f"{name} KEPT" in text}
+    assert broken | kept == set(NAMES.values()), text
+    assert (done.returncode == 0) == (not broken)
+    return broken
+
+
+def plant(folder: Path, file: str, line: str) -> None:
+    path = folder / file
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    path.write_text(f"{text}\n{line}\n", encoding="utf-8")
+
+
+def test_the_rules_hold(sources):
+    assert broken_contracts(sources) == set()
+
+
+@pytest.mark.parametrize(("contract", "file", "line"), OFFENDERS)
+def test_a_rule_catches_an_offender(sources, contract, file, line):
+    plant(sources, file, line)
+    assert NAMES[contract] in broken_contracts(sources)
+
+
+def test_every_rule_has_an_offender():
+    assert {contract for contract, _, _ in OFFENDERS} == set(NAMES)
+
+
+def test_every_package_of_the_workspace_is_under_the_rules():
+    linter = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    assert set(linter["root_packages"]) == {path.name for path in ROOT.glob("packages/*/src/*") if path.is_dir()}
+
+
+# The import linter sees torch as one thing; what of it an algorithm uses is read from its source.
+
+
+def collective_calls(text: str) -> list[str]:
+    """Every mention of torch.distributed in a source."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.startswith("torch.distributed")]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [node.module for alias in node.names if f"{node.module}.{alias.name}".startswith("torch.distributed")]
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.distributed":
+            found.append("torch.distributed")
+    return found
+
+
+def test_algorithms_have_no_collectives():
+    files = sorted((ROOT / "packages/core/src/lightrft/algorithms").rglob("*.py"))
+    assert files
+    assert {file.name: collective_calls(file.read_text(encoding="utf-8")) for file in files} == {file.name: [] for file in files}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import torch.distributed as dist",
+        "import torch.distributed.nn",
+        "from torch import distributed",
+        "from torch.distributed import all_reduce",
+        "import torch\ntorch.distributed.barrier()",
+    ],
+)
+def test_a_collective_would_be_found(text):
+    assert collective_calls(text)

@@ -1,0 +1,15 @@
+"""What does a third party reward? The share of characters that are right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightrft.types import Sample
+
+
+def share_right(samples: Sequence[Sample]) -> list[float]:
+    return [_share(sample.completion, sample.answer or "") for sample in samples]
+
+
+def _share(given: str, wanted: str) -> float:
+    return sum(a == b for a, b in zip(given, wanted, strict=False)) / max(len(given), len(wanted), 1)
