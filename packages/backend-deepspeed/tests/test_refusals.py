@@ -20,6 +20,8 @@ from lightrft.utils import add_arguments
         ({"fsdp": True, "zero_stage": 3}, "zero_stage=3 needs the capability 'zero_stages', which strategy 'fsdp'"),
         ({"fsdp": True, "adam_offload": True}, "adam_offload=True needs the capability 'adam_offload', which strategy 'fsdp'"),
         ({"fsdp_cpu_offload": True}, "fsdp_cpu_offload=True needs the capability 'optimizer_offload', which strategy 'deepspeed'"),
+        ({"fsdp": True, "adam_offload": True}, "; with fsdp use fsdp_cpu_offload"),
+        ({"fsdp_cpu_offload": True}, "; with deepspeed use adam_offload"),
         ({"bf16": True}, "bf16=True needs the capability 'bf16', which strategy 'deepspeed'"),
     ],
 )

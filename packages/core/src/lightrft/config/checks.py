@@ -23,12 +23,14 @@ class Need:
     field: str
     kind: str
     capability: Capability
+    like: str = ""
+    """The setting that does the same kind of thing on plugins that honour that one instead."""
 
 
 NEEDS = (
     Need("zero_stage", "strategy", Capability.ZERO_STAGES),
-    Need("adam_offload", "strategy", Capability.ADAM_OFFLOAD),
-    Need("fsdp_cpu_offload", "strategy", Capability.OPTIMIZER_OFFLOAD),
+    Need("adam_offload", "strategy", Capability.ADAM_OFFLOAD, like="fsdp_cpu_offload"),
+    Need("fsdp_cpu_offload", "strategy", Capability.OPTIMIZER_OFFLOAD, like="adam_offload"),
     Need("bf16", "strategy", Capability.BF16),
     Need("use_mp_opt", "strategy", Capability.MIXED_PRECISION_OPTIMIZER),
     Need("sp_size", "strategy", Capability.SEQUENCE_PARALLEL),
@@ -228,7 +230,9 @@ def _capabilities(config: Config, registry: Registry, kind: str, name: str) -> I
     assert entry.spec is not None
     for need in NEEDS:
         if need.kind == kind and is_given(config, need.field) and need.capability not in entry.spec.capabilities:
-            yield _lacks(f"{need.field}={getattr(config, need.field)!r}", kind, name, str(entry.provider), need.capability, registry)
+            lacks = _lacks(f"{need.field}={getattr(config, need.field)!r}", kind, name, str(entry.provider), need.capability, registry)
+            honoured = [other.field for other in NEEDS if other.field == need.like and other.capability in entry.spec.capabilities]
+            yield lacks + "".join(f"; with {name} use {field}" for field in honoured)
 
 
 def _lacks(asked: str, kind: str, name: str, provider: str, capability: Capability, registry: Registry) -> str:
