@@ -16,7 +16,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo gsm8k test test-core test-workspace lint gpu-wheels gpu-test clean
+.PHONY: help setup demo gsm8k parity test test-core test-workspace lint gpu-wheels gpu-test clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,9 @@ demo: $(STAMP)  ## watch a tiny model learn to sort digits: two ranks, FSDP2, a 
 gsm8k: $(STAMP)  ## the same loop on GSM8K with a tiny model trained from nothing
 	@$(BIN)/lightrft train --config examples/recipes/gsm8k-tiny.yaml --nproc-per-node 2 \
 		--output_dir runs/gsm8k-$(shell date +%Y%m%d-%H%M%S) $(ARGS)
+
+parity: $(STAMP)  ## a table: how far each backend's update is from that of one process, on 1, 2 and 4 ranks
+	@$(BIN)/python benchmarks/parity.py $(ARGS)
 
 test: lint test-core test-workspace  ## everything that is checked: lint, types, import rules, all tests
 

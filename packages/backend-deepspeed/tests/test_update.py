@@ -197,8 +197,7 @@ def test_parameters_and_norms(ranks: list[dict[int, dict[str, Any]]], oracle: di
     for rank in ranks:
         found, found_norms = rank[stage][kind]
         assert largest_difference(found, expected) < 3e-5
-        assert found_norms[0] == pytest.approx(norms[0], rel=1e-5)
-        assert found_norms == pytest.approx(norms, rel=1e-4)
+        assert found_norms == pytest.approx(norms, rel=1e-5)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -218,7 +217,7 @@ def test_adam_in_host_memory(ranks: list[dict[int, dict[str, Any]]], oracle: dic
     for rank in ranks:
         found = rank[stage]["offloaded"]
         assert largest_difference(found["clipped"][0], oracle["clipped"][0]) < 3e-5
-        assert found["clipped"][1] == pytest.approx(oracle["clipped"][1], rel=1e-4)
+        assert found["clipped"][1] == pytest.approx(oracle["clipped"][1], rel=1e-5)
         assert largest_difference(found["empty"], oracle["empty"]) < 3e-5
         assert found["nan"] == SKIPPED
 

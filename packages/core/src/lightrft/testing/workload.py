@@ -109,18 +109,18 @@ def full_parameters(strategy: StrategyBase, model: torch.nn.Module) -> dict[str,
 
 
 def largest_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, relative: bool = False) -> float:
-    """Maximum over tensors of max|found - expected|, relative: divided by max|expected|.
+    """Maximum over tensors of max|found - expected|, relative: divided by max|expected|. NaN anywhere is NaN: Python's max would lose it.
 
     Raises:
         ValueError: other names, or nothing to compare.
     """
     if found.keys() != expected.keys() or not expected:
         raise ValueError(f"names differ: {sorted(found.keys() ^ expected.keys())}")
-    worst = 0.0
+    worst = []
     for name, tensor in expected.items():
         scale = float(tensor.detach().abs().max()) if relative else 1.0
-        worst = max(worst, float((found[name] - tensor).detach().abs().max()) / scale)
-    return worst
+        worst.append(float((found[name] - tensor).detach().abs().max()) / scale)
+    return float(torch.tensor(worst, dtype=torch.float64).max())
 
 
 def _device(model: torch.nn.Module) -> torch.device:

@@ -1,0 +1,76 @@
+"""Does the parity measurement see a backend that learns something else? Faults planted in `single`, one process."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lightrft.strategy.single import SingleStrategy
+from lightrft.testing.parity import BOUND, CASES, Distance, Measured, distance, farthest, measure
+
+SINGLE = {"single": {"strategy": "single"}}
+ACCUMULATED = [case for case in CASES if case.name == "accumulation 3"]
+CLIPPED = [case for case in CASES if case.name == "clipping"]
+
+
+def one(cases):
+    (found,) = measure(SINGLE, cases)["single"].values()
+    return found
+
+
+def test_a_backend_is_at_no_distance_from_itself():
+    assert distance(one(ACCUMULATED), one(ACCUMULATED)) == Distance(gradients=0.0, norms=0.0, parameters=0.0)
+
+
+def test_the_gradient_that_is_read_off_the_step_is_autograd_s(monkeypatch):
+    seen = {}
+    step = SingleStrategy._step
+
+    def watching(self, optimizer, model, max_norm):
+        if not seen:
+            seen.update({name: p.grad.clone() for name, p in model.named_parameters()})
+        return step(self, optimizer, model, max_norm)
+
+    monkeypatch.setattr(SingleStrategy, "_step", watching)
+    found = one(ACCUMULATED).gradients
+    assert found.keys() == seen.keys()
+    for name, gradient in seen.items():
+        assert float((found[name] - gradient).abs().max() / gradient.abs().max()) < 1e-6
+
+
+def test_a_mean_over_micro_batches_is_seen_in_the_gradients_and_norms(monkeypatch):
+    expected = one(ACCUMULATED)
+    monkeypatch.setattr(SingleStrategy, "_backward", lambda self, loss, model, optimizer, final: torch.autograd.backward(loss / 3))
+    found = distance(one(ACCUMULATED), expected)
+    assert found.gradients == pytest.approx(2 / 3, rel=1e-4)
+    assert found.norms > 0.5
+    assert not found.within(BOUND)
+
+
+def test_a_clip_left_out_is_seen_in_the_parameters(monkeypatch):
+    expected = one(CLIPPED)
+    assert all(norm > 0.5 for norm in expected.norms)  # so the clip at 0.5 did something
+    step = SingleStrategy._step
+    monkeypatch.setattr(SingleStrategy, "_step", lambda self, optimizer, model, max_norm: step(self, optimizer, model, 0.0))
+    found = distance(one(CLIPPED), expected)
+    assert found.gradients == 0.0  # read off an unclipped step
+    assert found.parameters > 10 * BOUND.parameters
+
+
+def test_distances_by_hand():
+    expected = Measured(gradients={"w": torch.tensor([2.0, -4.0])}, norms=[5.0, 10.0], parameters={"w": torch.tensor([1.0])})
+    near = Measured(gradients={"w": torch.tensor([2.0, -4.5])}, norms=[5.0, 9.0], parameters={"w": torch.tensor([1.25])})
+    assert distance(near, expected) == Distance(gradients=0.125, norms=pytest.approx(0.1), parameters=0.25)
+    assert farthest([expected, near], expected) == distance(near, expected)
+
+
+def test_not_a_number_is_beyond_every_bound():
+    assert BOUND.within(BOUND)
+    assert not Distance(gradients=math.nan, norms=0.0, parameters=0.0).within(BOUND)
+    well = Measured(gradients={"w": torch.ones(1)}, norms=[1.0, 1.0], parameters={"w": torch.ones(1)})
+    sick = Measured(gradients={"w": torch.full((1,), math.nan)}, norms=[1.0, math.nan], parameters={"w": torch.ones(1)})
+    for ranks in ([sick, well], [well, sick]):
+        far = farthest(ranks, well)
+        assert math.isnan(far.gradients) and math.isnan(far.norms) and not far.within(BOUND)
