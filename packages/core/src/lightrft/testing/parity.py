@@ -96,17 +96,15 @@ def farthest(found: Sequence[Measured], expected: Measured) -> Distance:
 
 def _measure(strategy: StrategyBase, case: Case) -> Measured:
     start = dict(tiny_causal_lm().named_parameters())
-    moved, _ = _train(strategy, case, GRADIENT_STEP, steps=1)
+    moved, _ = _train(strategy, case, GRADIENT_STEP, steps=1, max_norm=0.0)
     unit = GRADIENT_STEP.eps / GRADIENT_STEP.learning_rate
     gradients = {name: (start[name].detach() - tensor) * unit for name, tensor in moved.items()}
-    parameters, norms = _train(strategy, case, SETTINGS, steps=STEPS)
+    parameters, norms = _train(strategy, case, SETTINGS, steps=STEPS, max_norm=case.max_norm)
     return Measured(gradients=gradients, norms=norms, parameters=parameters)
 
 
-def _train(strategy: StrategyBase, case: Case, settings: AdamWSettings, *, steps: int) -> tuple[Tensors, list[float]]:
+def _train(strategy: StrategyBase, case: Case, settings: AdamWSettings, *, steps: int, max_norm: float) -> tuple[Tensors, list[float]]:
     model, optimizer = strategy.prepare_trainable(tiny_causal_lm(), optimizer=settings)
-    # The gradient is read off an unclipped step.
-    max_norm = case.max_norm if settings is SETTINGS else 0.0
     with_rows = max(1, strategy.world.world_size - case.empty_rank)
     norms = []
     for step in range(steps):
