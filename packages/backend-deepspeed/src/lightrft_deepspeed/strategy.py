@@ -16,8 +16,10 @@ from lightrft.errors import StrategyStateError
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import StrategySpec
 from lightrft.strategy.shard_export import export_sharded
+from lightrft.strategy.shard_load import fill_shards
 from lightrft.strategy.sharding import Meshes, shard_frozen
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StepResult, StrategyBase
+from lightrft.strategy.weight_files import WeightFiles
 from lightrft_deepspeed import state
 from lightrft_deepspeed.export import export
 from lightrft_deepspeed.runtime import DeepSpeedEngine, forget_groups, start_engine
@@ -43,21 +45,27 @@ class DeepspeedStrategy(StrategyBase):
         forget_groups()
         super()._leave_world()
 
-    def _prepare_frozen(self, model: torch.nn.Module, shard_size: int | None) -> torch.nn.Module:
-        return shard_frozen(model, mesh=self._meshes.of(shard_size or self.world.world_size), bf16=self.config.bf16)
+    def _prepare_frozen(self, model: torch.nn.Module, shard_size: int | None, weights: WeightFiles | None) -> torch.nn.Module:
+        model = shard_frozen(model, mesh=self._meshes.of(shard_size or self.world.world_size), bf16=self.config.bf16)
+        if weights is not None:
+            fill_shards(model, weights, device=self.world.device)
+        return model
 
-    def _prepare_trainable(self, model: torch.nn.Module, settings: AdamWSettings) -> tuple[torch.nn.Module, Optimizer]:
+    def _prepare_trainable(
+        self, model: torch.nn.Module, settings: AdamWSettings, weights: WeightFiles | None
+    ) -> tuple[torch.nn.Module, Optimizer]:
+        if weights is not None:
+            weights.fill(model)
         model = model.to(self.world.device).float()
-        optimizer = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad],
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-        )
-        told = deepspeed_settings(self.config, pinned=self.world.device.type == "cuda")
+        optimizer = settings.over(model)
         # The engine swaps the optimizer's parameters for its partitions and reads the groups at every step: schedulers work on it.
-        return start_engine(model, optimizer, settings=told, world=self.world), optimizer
+        return start_engine(model, optimizer, settings=self._settings(), world=self.world), optimizer
+
+    def _describe(self) -> dict[str, Any]:
+        return {"deepspeed": self._settings()}
+
+    def _settings(self) -> dict[str, Any]:
+        return deepspeed_settings(self.config, pinned=self.world.device.type == "cuda")
 
     def _backward(self, loss: torch.Tensor, model: torch.nn.Module, optimizer: Optimizer, final: bool) -> None:
         if self._gradients.get(model) == "reduced":

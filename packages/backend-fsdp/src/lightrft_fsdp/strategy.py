@@ -19,8 +19,10 @@ from lightrft.errors import StrategyStateError
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import StrategySpec
 from lightrft.strategy.shard_export import export_sharded
+from lightrft.strategy.shard_load import fill_shards
 from lightrft.strategy.sharding import Meshes, shard, shard_frozen
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StepResult, StrategyBase
+from lightrft.strategy.weight_files import WeightFiles
 from lightrft_fsdp import offload, state
 
 
@@ -34,20 +36,20 @@ class FSDPV2Strategy(StrategyBase):
         self._meshes = Meshes(self.world)
         self._unreduced: WeakSet[torch.nn.Module] = WeakSet()
 
-    def _prepare_frozen(self, model: torch.nn.Module, shard_size: int | None) -> torch.nn.Module:
-        return shard_frozen(model, mesh=self._meshes.of(shard_size or self.world.world_size), bf16=self.config.bf16)
+    def _prepare_frozen(self, model: torch.nn.Module, shard_size: int | None, weights: WeightFiles | None) -> torch.nn.Module:
+        model = shard_frozen(model, mesh=self._meshes.of(shard_size or self.world.world_size), bf16=self.config.bf16)
+        if weights is not None:
+            fill_shards(model, weights, device=self.world.device)
+        return model
 
-    def _prepare_trainable(self, model: torch.nn.Module, settings: AdamWSettings) -> tuple[torch.nn.Module, Optimizer]:
+    def _prepare_trainable(
+        self, model: torch.nn.Module, settings: AdamWSettings, weights: WeightFiles | None
+    ) -> tuple[torch.nn.Module, Optimizer]:
         model = shard(model.float(), mesh=self._meshes.of(self.world.world_size), bf16=self.config.bf16)
-        optimizer = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad],
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-            foreach=True,  # the default on CUDA; on the CPU ten times faster over sharded tensors, and the same bits
-        )
-        return model, optimizer
+        if weights is not None:
+            fill_shards(model, weights, device=self.world.device)
+        # foreach is the default on CUDA; on the CPU it is ten times faster over sharded tensors, and the same bits.
+        return model, settings.over(model, foreach=True)
 
     def _backward(self, loss: torch.Tensor, model: torch.nn.Module, optimizer: Optimizer, final: bool) -> None:
         assert isinstance(model, FSDPModule)

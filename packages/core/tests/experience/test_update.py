@@ -173,12 +173,12 @@ def test_a_rank_without_rows_takes_part_with_weight_zero() -> None:
 
 def test_micro_batches_are_sorted_by_length_and_complete() -> None:
     rows = [trajectory(index) for index in range(8)]
-    cut = micro_batches(rows, size=3, strategy=make_strategy())
+    cut = micro_batches(rows, size=3)
     assert [len(part) for part in cut] == [3, 3, 2]
     lengths = [t.length for part in cut for t in part]
     assert lengths == sorted(lengths)
     assert sorted(id(t) for part in cut for t in part) == sorted(map(id, rows))
-    assert micro_batches([], size=3, strategy=make_strategy()) == []
+    assert micro_batches([], size=3) == []
 
 
 def test_gap_by_hand_and_its_threshold(capsys: pytest.CaptureFixture[str]) -> None:

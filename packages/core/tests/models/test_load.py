@@ -6,10 +6,13 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 
 from lightrft.errors import ModelError
-from lightrft.models.load import load_causal_lm, load_tokenizer
+from lightrft.models.load import load_causal_lm, load_tokenizer, open_causal_lm, parameters_on_meta
 from lightrft.models.scratch import char_tokenizer, scratch_model
+from lightrft.testing.tiny import tiny_causal_lm
 
 
 @pytest.fixture
@@ -98,3 +101,53 @@ def test_a_tokenizer_without_pad_pads_with_its_end(folder):
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "pad_token"}))
     assert load_tokenizer(folder).pad_token_id == load_tokenizer(folder).eos_token_id == 1
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_an_opened_model_has_no_values_until_it_is_filled_and_then_is_the_loaded_one(tmp_path, tie):
+    tiny_causal_lm(seed=3, tie=tie).save_pretrained(tmp_path, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    opened = open_causal_lm(tmp_path, dtype=torch.bfloat16)
+    assert {p.device.type for p in opened.model.parameters()} == {"meta"} and opened.whole_because == ""
+    opened.weights.fill(opened.model)
+    loaded = load_causal_lm(tmp_path, dtype=torch.bfloat16).state_dict()
+    found = opened.model.state_dict()
+    assert found.keys() == loaded.keys()
+    assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in loaded.items())
+    assert (opened.model.lm_head.weight is opened.model.model.embed_tokens.weight) is tie
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    assert torch.equal(opened.model.eval()(ids).logits, load_causal_lm(tmp_path, dtype=torch.bfloat16).eval()(ids).logits)
+
+
+def test_files_with_other_names_are_loaded_whole_and_it_is_said(folder):
+    tensors = load_file(folder / "model.safetensors")
+    save_file({f"model.{name}" if not name.startswith("model.") else name: t for name, t in tensors.items()}, folder / "model.safetensors")
+    change_config(folder, tie_word_embeddings=False)
+    assert "lm_head.weight" in refusal(lambda: open_causal_lm(folder, dtype=torch.float32))
+
+
+def test_files_that_are_no_safetensors_are_loaded_whole_and_it_is_said(folder):
+    expected = load_causal_lm(folder, dtype=torch.float32).state_dict()
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    opened = open_causal_lm(folder, dtype=torch.float32)
+    assert opened.weights is None and opened.whole_because == "it has no *.safetensors"
+    assert all(torch.equal(opened.model.state_dict()[name], tensor) for name, tensor in expected.items())
+
+
+def test_other_classes_of_models_open_too(tmp_path):
+    config = tiny_causal_lm().config
+    config.num_labels = 1
+    torch.manual_seed(0)
+    classifier = AutoModelForSequenceClassification.from_config(config)
+    classifier.save_pretrained(tmp_path)
+    opened = open_causal_lm(tmp_path, dtype=torch.float32, auto_class=AutoModelForSequenceClassification)
+    opened.weights.fill(opened.model)
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    assert torch.equal(opened.model.eval()(ids).logits, classifier.eval()(ids).logits)
+
+
+def test_parameters_go_to_the_meta_device_inside_only():
+    with parameters_on_meta():
+        assert torch.nn.Linear(2, 2).weight.is_meta
+    assert not torch.nn.Linear(2, 2).weight.is_meta

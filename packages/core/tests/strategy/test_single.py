@@ -173,3 +173,22 @@ def test_two_ranks_are_refused_before_and_at_construction() -> None:
     for checked, direct in run_spmd(started_on_two, 2):
         assert "a world of 2 ranks needs the capability 'multi_rank', which strategy 'single'" in checked
         assert direct == "strategy 'single' is one process, started on 2 ranks; use --fsdp, or one rank"
+
+
+def test_accumulate_marks_the_last_micro_batch_and_a_rank_without_any_takes_part(strategy: StrategyBase) -> None:
+    model, optimizer = strategy.prepare_trainable(tiny_causal_lm(), optimizer=SETTINGS)
+    strategy.accumulate([], lambda rows: loss_sum(model, rows), model, optimizer)
+    gradients = [p.grad for p in model.parameters()]
+    assert all(g is not None and float(g.abs().max()) == 0 for g in gradients)
+    result = strategy.optimizer_step(optimizer, model, None)
+    assert result.grad_norm == 0.0 and not result.skipped
+
+
+def test_a_model_that_cannot_fill_up_says_what_is_possible(strategy: StrategyBase) -> None:
+    model, optimizer = strategy.prepare_trainable(line(2.0), optimizer=SETTINGS)
+    with pytest.raises(ValueError, match=r"fewer micro-batches than another.*bring the same number on every rank"):
+        strategy.accumulate([], lambda x: model(x).sum(), model, optimizer)
+
+
+def test_it_says_what_the_backend_was_told(strategy: StrategyBase) -> None:
+    assert strategy.describe() == {"strategy": "single", "world_size": 1}

@@ -14,6 +14,8 @@ from lightrft.config.schema import Config
 from lightrft.errors import RunFolderError
 from lightrft.trainer.run_folder import log_folder, open_run_folder, write_summary
 
+BACKEND = {"strategy": "fake", "world_size": 1}
+
 
 def config_for(folder: Path, *, settings: dict[str, Any] | None = None) -> Config:
     return make_config({"output_dir": str(folder), **(settings or {})})
@@ -22,8 +24,9 @@ def config_for(folder: Path, *, settings: dict[str, Any] | None = None) -> Confi
 def test_it_holds_the_resolved_configuration_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     config = config_for(tmp_path / "a" / "b", settings={"seed": 7, "reward": ["math", "format"], "kl_coef": 1e-3})
-    folder = open_run_folder(config)
+    folder = open_run_folder(config, backend=BACKEND)
     assert make_config(read_recipe(folder / "config.yaml")) == config
+    assert json.loads((folder / "backend.json").read_text()) == BACKEND
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["world_size"] == 2
     assert environment["plugins"]["engine:hf"].startswith("lightrft ")
@@ -33,13 +36,13 @@ def test_it_holds_the_resolved_configuration_and_the_environment(tmp_path: Path,
 
 def test_data_that_lie_there_before_are_no_other_run(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    assert open_run_folder(config_for(tmp_path)) == tmp_path
+    assert open_run_folder(config_for(tmp_path), backend=BACKEND) == tmp_path
 
 
 def test_another_run_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 1\n")
     with pytest.raises(RunFolderError, match="holds another run.*--overwrite_output_dir"):
-        open_run_folder(config_for(tmp_path))
+        open_run_folder(config_for(tmp_path), backend=BACKEND)
     assert (tmp_path / "config.yaml").read_text() == "seed: 1\n"
 
 
@@ -49,7 +52,7 @@ def test_overwriting_removes_what_a_run_writes_and_nothing_else(tmp_path: Path) 
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("old")
-    open_run_folder(config)
+    open_run_folder(config, backend=BACKEND)
     left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file() and p.read_text() == "old"}
     assert left == {"notes.txt", "data/train.jsonl"}
     assert not (tmp_path / "model").exists()
@@ -62,21 +65,21 @@ def test_metrics_in_a_separate_log_folder_are_removed_too(tmp_path: Path) -> Non
     for path in (tmp_path / "run" / "config.yaml", tmp_path / "logs" / "metrics.jsonl"):
         path.parent.mkdir(exist_ok=True)
         path.write_text("old")
-    open_run_folder(config)
+    open_run_folder(config, backend=BACKEND)
     assert [p.name for p in (tmp_path / "logs").iterdir()] == ["model"]
 
 
 def test_a_file_in_the_way_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="cannot be written: (Not a directory|File exists)"):
-        open_run_folder(config_for(tmp_path / "file"))
+        open_run_folder(config_for(tmp_path / "file"), backend=BACKEND)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_no_permission_is_one_line(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(RunFolderError, match="Permission denied"):
-        open_run_folder(config_for(tmp_path / "run"))
+        open_run_folder(config_for(tmp_path / "run"), backend=BACKEND)
 
 
 def test_log_folder_and_summary(tmp_path: Path) -> None:

@@ -53,6 +53,9 @@ class Config(BaseModel):
     sp_size: Count = _field(1, "strategy", "sequence parallel size, in ranks")
     bf16: bool = _field(False, "strategy", "compute in bfloat16")
     use_mp_opt: bool = _field(False, "strategy", "mixed-precision optimizer (FSDP)")
+    gradient_checkpointing: bool = _field(
+        False, "strategy", "compute the activations of each block again in the backward pass instead of keeping them"
+    )
     packing_samples: bool = _field(False, "strategy", "pack several samples into one row")
     fused_linear_logprob: bool = _field(False, "strategy", "compute log-probs in chunks without keeping logits")
     chunk_size: Count = _field(4096, "strategy", "tokens per chunk of the fused log-probs")

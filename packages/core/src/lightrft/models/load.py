@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from huggingface_hub import snapshot_download
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightrft.engine.quiet import no_progress_bars
 from lightrft.errors import ModelError
+from lightrft.strategy.weight_files import WeightFiles
 
 T = TypeVar("T")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -19,7 +24,69 @@ WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 MAX_NAMED = 3
 
 
-def load_causal_lm(path: str | Path, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+@dataclass(frozen=True)
+class Opened:
+    """A model to prepare: on the meta device with the files of its values, or whole on the CPU because of `whole_because`."""
+
+    model: PreTrainedModel
+    weights: WeightFiles | None
+    whole_because: str = ""
+
+
+def open_causal_lm(
+    path: str | Path, *, dtype: torch.dtype, trust_remote_code: bool = False, auto_class: Any = AutoModelForCausalLM
+) -> Opened:
+    """The causal language model of a HF folder or hub name for `StrategyBase.prepare_*`, without a value read: ranks read what they keep.
+
+    Where the files are no safetensors, or have other names than the model's parameters (transformers converts such ones when it loads
+    them), it is loaded whole. `auto_class` is another of transformers' classes, such as `AutoModelForSequenceClassification`.
+
+    Raises:
+        ModelError: as `load_causal_lm`.
+    """
+    _check_folder(path, needed="config.json", patterns=("config.json",), remedy="give a folder written by save_pretrained")
+    _check_folder(path, needed="weights", patterns=WEIGHT_PATTERNS, remedy="expected *.safetensors beside its config.json")
+
+    def build() -> PreTrainedModel:
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+        with parameters_on_meta():
+            model: PreTrainedModel = auto_class.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        return model
+
+    folder = _local_folder(path)
+    reason = "it has no *.safetensors"
+    if any(folder.glob("*.safetensors")):
+        model, weights = _wrapped(build, what="model", path=path), WeightFiles(folder)
+        missing = weights.missing(model)
+        if not missing:
+            if (folder / "generation_config.json").is_file():
+                model.generation_config = GenerationConfig.from_pretrained(folder)
+            model.config.use_cache = False
+            return Opened(model, weights)
+        reason = f"its files have no {missing[0]} of that shape under that name"
+    whole = load_causal_lm(path, dtype=dtype, trust_remote_code=trust_remote_code, auto_class=auto_class)
+    return Opened(whole, None, reason)
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Modules made inside have their parameters on the meta device, and their buffers (rotary frequencies) with values as always."""
+
+    def to_meta(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> Any:  # torch declares that such a hook returns None
+        if parameter.is_meta:
+            return None  # registered again under another name: it has to stay the same object, or it would be untied
+        return torch.nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(to_meta)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def load_causal_lm(
+    path: str | Path, *, dtype: torch.dtype, trust_remote_code: bool = False, auto_class: Any = AutoModelForCausalLM
+) -> PreTrainedModel:
     """The causal language model of a HF folder or hub name, on the CPU, every weight read from its files, KV cache off in its config.
 
     Raises:
@@ -30,9 +97,7 @@ def load_causal_lm(path: str | Path, *, dtype: torch.dtype, trust_remote_code: b
     _check_folder(path, needed="weights", patterns=WEIGHT_PATTERNS, remedy="expected *.safetensors beside its config.json")
 
     def load() -> tuple[PreTrainedModel, dict[str, Any]]:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
-        )
+        loaded: Any = auto_class.from_pretrained(str(path), dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True)
         return cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
 
     model, info = _wrapped(load, what="model", path=path)
@@ -66,6 +131,14 @@ def _check_folder(path: str | Path, *, needed: str, patterns: tuple[str, ...], r
             raise ModelError(f"model folder {str(path)!r} has no {needed}; {remedy}")
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) or str(path).startswith("."):
         raise ModelError(f"model {str(path)!r}: no such folder, and not a hub name of the form owner/name")
+
+
+def _local_folder(path: str | Path) -> Path:
+    """The folder itself, or where the hub's files of that name are kept (downloaded where they are not there yet)."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    return Path(_wrapped(lambda: snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]), what="model", path=path))
 
 
 def _wrapped(load: Callable[[], T], *, what: str, path: str | Path) -> T:

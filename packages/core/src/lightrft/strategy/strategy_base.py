@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 
@@ -24,10 +24,13 @@ from lightrft.errors import CapabilityError, StrategyStateError
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, StrategySpec
 from lightrft.strategy import checkpoint, hf_folder
+from lightrft.strategy.recompute import recompute_activations
+from lightrft.strategy.weight_files import WeightFiles
 from lightrft.types import EngineStatus, RequestOutput, SamplingParams
 
 Optimizer = torch.optim.Optimizer
 Scheduler = torch.optim.lr_scheduler.LRScheduler
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,17 @@ class AdamWSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.0
+
+    def over(self, model: torch.nn.Module, *, foreach: bool | None = None) -> torch.optim.AdamW:
+        """torch's AdamW over the parameters of `model` that require gradients."""
+        return torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=self.learning_rate,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            foreach=foreach,
+        )
 
 
 @dataclass(frozen=True)
@@ -100,10 +114,17 @@ class StrategyBase(ABC):
 
     # ---- models --------------------------------------------------------------------------------------------------------------------------
 
-    def prepare_model(self, model: torch.nn.Module, *, shard_size: int | None = None) -> torch.nn.Module:
+    def describe(self) -> dict[str, Any]:
+        """What the backend was told, as plain data, for the run folder. Not collective."""
+        return {"strategy": self.spec.name, "world_size": self.world.world_size, **self._describe()}
+
+    def prepare_model(
+        self, model: torch.nn.Module, *, shard_size: int | None = None, weights: WeightFiles | None = None
+    ) -> torch.nn.Module:
         """Makes a *frozen* model (initial model, reward model) ready for forward passes: on the device, eval mode, no gradients.
 
-        `shard_size` N lets N neighbouring ranks share one copy; None is the backend's own choice.
+        `shard_size` N lets N neighbouring ranks share one copy; None is the backend's own choice. With `weights` the model's parameters
+        are on the meta device and get their values from there: a backend that shards reads on each rank only what that rank keeps.
 
         Raises:
             ValueError: N does not divide the world size.
@@ -113,20 +134,29 @@ class StrategyBase(ABC):
             raise ValueError(f"shard_size={shard_size} does not divide the world size {self.world.world_size}")
         if shard_size is not None and shard_size > 1:
             self._require(Capability.SHARDED_FROZEN, f"shard_size={shard_size}")
-        return self._prepare_frozen(model.requires_grad_(False).eval(), shard_size)
+        if weights is not None:
+            weights.fill_buffers(model)
+        return self._prepare_frozen(model.requires_grad_(False).eval(), shard_size, weights)
 
-    def prepare_trainable(self, model: torch.nn.Module, *, optimizer: AdamWSettings) -> tuple[torch.nn.Module, Optimizer]:
+    def prepare_trainable(
+        self, model: torch.nn.Module, *, optimizer: AdamWSettings, weights: WeightFiles | None = None
+    ) -> tuple[torch.nn.Module, Optimizer]:
         """Makes a model ready for training and its AdamW, over the parameters that require gradients.
 
-        Every rank brings the same weights. The model is put into eval mode, which changes no gradient but switches dropout off: the policy
-        that is updated has to be the one that sampled, or the ratio of a first step is not 1.
+        Every rank brings the same weights, or a model on the meta device and `weights` (see `prepare_model`). The model is put into eval
+        mode, which changes no gradient but switches dropout off: the policy that is updated has to be the one that sampled, or the ratio
+        of a first step is not 1. With `gradient_checkpointing` its blocks compute their activations again in the backward pass.
 
         Raises:
             ValueError: no parameter requires gradients.
         """
         if not any(p.requires_grad for p in model.parameters()):
             raise ValueError("no parameter of the model requires gradients; use prepare_model for a frozen model")
-        return self._prepare_trainable(model.eval(), optimizer)
+        if weights is not None:
+            weights.fill_buffers(model)
+        if self.config.gradient_checkpointing:
+            recompute_activations(model)
+        return self._prepare_trainable(model.eval(), optimizer, weights)
 
     def unwrap(self, model: torch.nn.Module) -> Any:
         """The HF model inside what `prepare_*` returned: for its `config` and `generation_config`, not for forward passes. Not
@@ -135,6 +165,22 @@ class StrategyBase(ABC):
         return self._unwrap(model)
 
     # ---- the update ----------------------------------------------------------------------------------------------------------------------
+
+    def accumulate(
+        self, micro_batches: Sequence[T], share: Callable[[T], torch.Tensor], model: torch.nn.Module, optimizer: Optimizer
+    ) -> None:
+        """The backward passes of one step: `share` gives this rank's share of the loss (see the class) for one of its micro-batches.
+
+        Ranks may bring different numbers of micro-batches, or none: those that run out go on with passes that are worth exactly 0, for
+        sharded models need every rank in every pass. `optimizer_step` comes next.
+
+        Raises:
+            ValueError: ranks bring different numbers, and the model is none of transformers', which know a smallest input of theirs.
+        """
+        most = max(1, self.all_reduce(len(micro_batches), "max"))
+        for index in range(most):
+            loss = share(micro_batches[index]) if index < len(micro_batches) else self._worth_nothing(model)
+            self.backward(loss, model, optimizer, final=index == most - 1)
 
     def backward(self, loss: torch.Tensor, model: torch.nn.Module, optimizer: Optimizer, *, final: bool = True) -> None:
         """Adds the gradient of this rank's share of the loss (see the class). Every rank makes the same number of calls in a step.
@@ -333,12 +379,17 @@ class StrategyBase(ABC):
         self.world.leave()
 
     @abstractmethod
-    def _prepare_frozen(self, model: torch.nn.Module, shard_size: int | None) -> torch.nn.Module:
-        """`model` is in eval mode without gradients; `shard_size` divides the world."""
+    def _prepare_frozen(self, model: torch.nn.Module, shard_size: int | None, weights: WeightFiles | None) -> torch.nn.Module:
+        """`model` is in eval mode without gradients; `shard_size` divides the world.
+
+        With `weights` its parameters are on the meta device; `weights.fill(model)` is the plain way to give it all of them.
+        """
 
     @abstractmethod
-    def _prepare_trainable(self, model: torch.nn.Module, settings: AdamWSettings) -> tuple[torch.nn.Module, Optimizer]:
-        """`model` is in eval mode (no dropout) and has trained parameters."""
+    def _prepare_trainable(
+        self, model: torch.nn.Module, settings: AdamWSettings, weights: WeightFiles | None
+    ) -> tuple[torch.nn.Module, Optimizer]:
+        """`model` is in eval mode (no dropout) and has trained parameters; `weights` as in `_prepare_frozen`."""
 
     @abstractmethod
     def _backward(self, loss: torch.Tensor, model: torch.nn.Module, optimizer: Optimizer, final: bool) -> None:
@@ -360,6 +411,10 @@ class StrategyBase(ABC):
     def _load_state(self, folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
         """The reverse. Collective. The parameters' names were compared before."""
 
+    def _describe(self) -> dict[str, Any]:
+        """Override where the backend has settings of its own."""
+        return {}
+
     def _unwrap(self, model: torch.nn.Module) -> torch.nn.Module:
         """Override where `prepare_*` returns a wrapper."""
         return model
@@ -371,6 +426,18 @@ class StrategyBase(ABC):
     def _move_optimizer_state(self, optimizer: Optimizer, to: Literal["cpu", "device"]) -> None:
         """Override together with the capability `optimizer_offload`."""
         raise AssertionError(f"{type(self).__name__} declares optimizer_offload and does not move optimizer state")
+
+    def _worth_nothing(self, model: torch.nn.Module) -> torch.Tensor:
+        """A forward pass of the smallest input, and a loss of 0 that reaches every parameter it went through."""
+        inputs = getattr(self.unwrap(model), "dummy_inputs", None)
+        if inputs is None:
+            raise ValueError(
+                f"rank {self.world.rank} has fewer micro-batches than another, and {type(self.unwrap(model)).__name__} has no "
+                "`dummy_inputs` (a transformers model has) to fill them up with; bring the same number on every rank"
+            )
+        outputs = model(**{name: tensor.to(self.world.device) for name, tensor in inputs.items()})
+        differentiable = [t for t in outputs.values() if isinstance(t, torch.Tensor) and t.requires_grad]
+        return sum((t.float().sum() for t in differentiable), start=torch.zeros((), device=self.world.device)) * 0.0
 
     # ---- guards --------------------------------------------------------------------------------------------------------------------------
 

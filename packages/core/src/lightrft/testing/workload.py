@@ -74,14 +74,19 @@ def accumulate(
     always_final: bool = False,
     num_ranks_with_rows: int | None = None,
 ) -> None:
-    """The backward passes of one step over `ragged_rows(step)`; ranks beyond `num_ranks_with_rows` bring empty micro-batches."""
+    """The backward passes of one step over `ragged_rows(step)`; ranks beyond `num_ranks_with_rows` bring none.
+
+    Ranks bring different numbers of micro-batches, but with `always_final`, where each of them ends in a reduction.
+    """
     rows = ragged_rows(step)
     num_micro = num_micro or (1, 3, 2, 4, 1)[step % 5]
     parts = cut(rows, world_size=num_ranks_with_rows or strategy.world.world_size, num_micro=num_micro)
     mine = parts[strategy.world.rank] if strategy.world.rank < len(parts) else [[] for _ in range(num_micro)]
-    for i, micro in enumerate(mine):
-        share = loss_sum(model, micro) / count(rows)
-        strategy.backward(share, model, optimizer, final=always_final or i == num_micro - 1)
+    if not always_final:
+        strategy.accumulate([micro for micro in mine if micro], lambda micro: loss_sum(model, micro) / count(rows), model, optimizer)
+        return
+    for micro in mine:
+        strategy.backward(loss_sum(model, micro) / count(rows), model, optimizer, final=True)
 
 
 def train(

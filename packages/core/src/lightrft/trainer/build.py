@@ -7,7 +7,7 @@ from transformers import get_scheduler
 
 from lightrft.config.schema import Config
 from lightrft.data.prompts import PromptSet
-from lightrft.models.load import load_causal_lm, load_tokenizer
+from lightrft.models.load import Opened, load_tokenizer, open_causal_lm
 from lightrft.rewards.load import load_rewards
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.prompts import prompt_set
@@ -53,19 +53,19 @@ def read_prompts(config: Config, path: str, *, tokenizer: object, strategy: Stra
 
 def build_actor(config: Config, strategy: StrategyBase, *, model_path: str) -> tuple[torch.nn.Module, Optimizer]:
     """The trained model, in float32, and its AdamW. Collective."""
-    model = load_causal_lm(model_path, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
+    opened = _open(config, strategy, model_path, torch.float32)
     settings = AdamWSettings(
         learning_rate=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), weight_decay=config.weight_decay
     )
-    return strategy.prepare_trainable(model, optimizer=settings)
+    return strategy.prepare_trainable(opened.model, optimizer=settings, weights=opened.weights)
 
 
 def build_initial_model(config: Config, strategy: StrategyBase, *, model_path: str) -> torch.nn.Module | None:
     """The frozen copy for the KL, where there is one. Collective."""
     if config.kl_coef == 0:
         return None
-    dtype = torch.bfloat16 if config.bf16 else torch.float32
-    return strategy.prepare_model(load_causal_lm(model_path, dtype=dtype, trust_remote_code=config.trust_remote_code))
+    opened = _open(config, strategy, model_path, torch.bfloat16 if config.bf16 else torch.float32)
+    return strategy.prepare_model(opened.model, weights=opened.weights)
 
 
 def build_scheduler(config: Config, optimizer: Optimizer, *, num_steps: int) -> Scheduler:
@@ -74,3 +74,10 @@ def build_scheduler(config: Config, optimizer: Optimizer, *, num_steps: int) -> 
         config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=num_steps
     )
     return scheduler
+
+
+def _open(config: Config, strategy: StrategyBase, model_path: str, dtype: torch.dtype) -> Opened:
+    opened = open_causal_lm(model_path, dtype=dtype, trust_remote_code=config.trust_remote_code)
+    if opened.whole_because:
+        strategy.print(f"{model_path}: every rank loads the whole model before it is cut, because {opened.whole_because}")
+    return opened

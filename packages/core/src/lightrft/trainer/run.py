@@ -50,7 +50,7 @@ def open_run(config: Config, strategy: StrategyBase) -> str:
     error: Exception | None = None
     try:
         if strategy.is_rank_0:
-            folder = open_run_folder(config)
+            folder = open_run_folder(config, backend=strategy.describe())
             path = str(prepare_base_model(config, folder=folder / "base", registry=strategy.registry, log=strategy.print))
     except Exception as caught:  # raised below, on all ranks together
         error = caught

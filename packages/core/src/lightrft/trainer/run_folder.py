@@ -20,15 +20,18 @@ from lightrft.plugins.registry import Registry
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 SUMMARY_FILE = "summary.json"
-OWN_FILES = (CONFIG_FILE, ENVIRONMENT_FILE, SUMMARY_FILE, "model", "base")
+BACKEND_FILE = "backend.json"
+OWN_FILES = (CONFIG_FILE, ENVIRONMENT_FILE, BACKEND_FILE, SUMMARY_FILE, "model", "base")
 OWN_LOGS = ("metrics.jsonl", "plots")
 """What a run writes into its folder and its log folder, and what an overwriting run removes; `data/` stays: the demo puts it there
 before.
 """
 
 
-def open_run_folder(config: Config, *, registry: Registry | None = None) -> Path:
-    """Makes the run folder and writes the resolved configuration and the environment into it. For rank 0 alone.
+def open_run_folder(config: Config, *, backend: Mapping[str, Any], registry: Registry | None = None) -> Path:
+    """Makes the run folder and writes the resolved configuration, the environment and what the training backend was told into it.
+
+    For rank 0 alone. `backend` is `StrategyBase.describe()`.
 
     Raises:
         RunFolderError: it holds another run and `overwrite_output_dir` is not set, or it cannot be written.
@@ -40,6 +43,7 @@ def open_run_folder(config: Config, *, registry: Registry | None = None) -> Path
             _make_room(config)
         log_folder(config).mkdir(parents=True, exist_ok=True)
         _write(folder / ENVIRONMENT_FILE, json.dumps(_environment(registry or Registry.discover()), indent=2) + "\n")
+        _write(folder / BACKEND_FILE, json.dumps(dict(backend), indent=2) + "\n")
         _write(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
     except OSError as error:
         raise RunFolderError(f"output_dir={config.output_dir!r} cannot be written: {error.strerror or error}") from error

@@ -67,11 +67,14 @@ class PolicyUpdate:
     def _accumulate(self, step: list[Trajectory], num_tokens: float) -> torch.Tensor:
         """Backward over the micro-batches of one step; returns this rank's sums over tokens, on the device."""
         total = torch.zeros(len(SUMS), dtype=torch.float64, device=self.strategy.world.device)
-        batches = micro_batches(step, size=self.config.micro_train_batch_size, strategy=self.strategy)
-        for index, micro_batch in enumerate(batches):
+
+        def share(micro_batch: list[Trajectory]) -> torch.Tensor:
             loss_sum, sums = self._loss_sum(micro_batch)
-            self.strategy.backward(loss_sum / num_tokens, self.actor, self.optimizer, final=index == len(batches) - 1)
-            total += sums
+            total.add_(sums)
+            return loss_sum / num_tokens
+
+        batches = micro_batches(step, size=self.config.micro_train_batch_size)
+        self.strategy.accumulate(batches, share, self.actor, self.optimizer)
         return total
 
     def _loss_sum(self, micro_batch: list[Trajectory]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,7 +86,7 @@ class PolicyUpdate:
             PolicyLossInput(logprobs=logprobs, old_logprobs=old, advantages=advantages, mask=batch.mask, eps_clip=self.config.eps_clip)
         )
         per_token, kl = policy.per_token, torch.zeros_like(logprobs)
-        if self.config.kl_coef > 0 and micro_batch:
+        if self.config.kl_coef > 0:
             initial = padded(micro_batch, "initial_logprobs", like=batch.mask)
             kl = kl_per_token(logprobs, initial, estimator=self.config.kl_estimator)
             if self.config.kl_in == "loss":
