@@ -29,37 +29,43 @@ def export_sharded(model: torch.nn.Module, *, dtype: torch.dtype | None, max_byt
         yield [Weight(names[name], tensor) for name, tensor in _gather(items, dtype)]
 
 
-def _gather(items: Sequence[Item], dtype: torch.dtype | None) -> Iterator[Item]:
-    """The local shards, cast first (half the bytes), padded to one length on every rank, travel as bytes: dtypes may differ."""
-    segments = [_segment(p, dtype) for _, p in items]
+def gather_flat(shards: Sequence[torch.Tensor], *, group: dist.ProcessGroup | None) -> list[torch.Tensor]:
+    """One flat tensor for each shard: those of all ranks in their order, by a single all-gather. Collective over `group`.
+
+    Shards are flat; each has the same length and dtype on every rank. They travel as bytes, so one bucket may hold several dtypes.
+    """
+    segments = [_aligned(shard) for shard in shards]
     flat = torch.cat(segments)
-    first = items[0][1]
-    assert isinstance(first, DTensor)
-    group = first.device_mesh.get_group()
     everywhere = torch.empty(dist.get_world_size(group), flat.numel(), dtype=torch.uint8, device=flat.device)
     _all_gather(everywhere.view(-1), flat, group=group)
+    wholes = []
     begin = 0
-    for (name, parameter), segment in zip(items, segments, strict=True):
-        to = dtype or parameter.dtype
-        held = _rows_per_rank(parameter) * _row_size(parameter) * to.itemsize
-        rows = everywhere[:, begin : begin + held].reshape(-1).view(to)
-        yield name, rows[: parameter.numel()].view(parameter.shape)
+    for shard, segment in zip(shards, segments, strict=True):
+        held = shard.numel() * shard.element_size()
+        wholes.append(everywhere[:, begin : begin + held].reshape(-1).view(shard.dtype))
         begin += segment.numel()
+    return wholes
 
 
-def _segment(parameter: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+def _gather(items: Sequence[Item], dtype: torch.dtype | None) -> Iterator[Item]:
+    first = items[0][1]
+    assert isinstance(first, DTensor)
+    wholes = gather_flat([_padded_shard(p, dtype) for _, p in items], group=first.device_mesh.get_group())
+    for (name, parameter), whole in zip(items, wholes, strict=True):
+        yield name, whole[: parameter.numel()].view(parameter.shape)
+
+
+def _padded_shard(parameter: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """This rank's rows, cast first (half the bytes), padded to the number of rows of the first rank.
+
+    `fully_shard` cuts as torch.chunk does: all ranks but the last ones hold ceil(rows / ranks).
+    """
     assert isinstance(parameter, DTensor) and parameter.placements == (Shard(0),), parameter
     local = parameter.to_local().detach().to(dtype or parameter.dtype).reshape(-1)
-    local = F.pad(local, (0, _rows_per_rank(parameter) * _row_size(parameter) - local.numel()))
-    octets = local.view(torch.uint8)
+    rows = -(-parameter.shape[0] // parameter.device_mesh.size())
+    return F.pad(local, (0, rows * parameter.shape[1:].numel() - local.numel()))
+
+
+def _aligned(shard: torch.Tensor) -> torch.Tensor:
+    octets = shard.view(torch.uint8)
     return F.pad(octets, (0, -octets.numel() % ALIGNMENT))
-
-
-def _rows_per_rank(parameter: DTensor | torch.Tensor) -> int:
-    """`fully_shard` cuts as torch.chunk does: all ranks but the last ones hold ceil(rows / ranks)."""
-    assert isinstance(parameter, DTensor)
-    return -(-parameter.shape[0] // parameter.device_mesh.size())
-
-
-def _row_size(parameter: torch.Tensor) -> int:
-    return parameter.shape[1:].numel()
