@@ -10,13 +10,12 @@ import torch
 from lightrft.strategy.single import SingleStrategy
 from lightrft.testing.parity import BOUND, CASES, Distance, Measured, distance, farthest, measure
 
-SINGLE = {"single": {"strategy": "single"}}
 ACCUMULATED = [case for case in CASES if case.name == "accumulation 3"]
 CLIPPED = [case for case in CASES if case.name == "clipping"]
 
 
 def one(cases):
-    (found,) = measure(SINGLE, cases)["single"].values()
+    (found,) = measure({"single": ({"strategy": "single"}, cases)})["single"].values()
     return found
 
 
@@ -30,7 +29,7 @@ def test_the_gradient_that_is_read_off_the_step_is_autograd_s(monkeypatch):
 
     def watching(self, optimizer, model, max_norm):
         if not seen:
-            seen.update({name: p.grad.clone() for name, p in model.named_parameters()})
+            seen.update({f"actor/{name}": p.grad.clone() for name, p in model.named_parameters()})
         return step(self, optimizer, model, max_norm)
 
     monkeypatch.setattr(SingleStrategy, "_step", watching)
@@ -57,6 +56,20 @@ def test_a_clip_left_out_is_seen_in_the_parameters(monkeypatch):
     found = distance(one(CLIPPED), expected)
     assert found.gradients == 0.0  # read off an unclipped step
     assert found.parameters > 10 * BOUND.parameters
+
+
+def test_a_clip_over_both_models_is_seen(monkeypatch):
+    """The fault of a critic's optimizer that clips the actor: here the actor is clipped by the norm that the critic is asked for."""
+    (both,) = [case for case in CASES if case.with_critic]
+    expected = one([both])
+    assert {name.split("/")[0] for name in expected.parameters} == {"actor", "critic"} and len(expected.norms) == 2 * 5
+    step = SingleStrategy._step
+    shared = both.max_norm
+    monkeypatch.setattr(
+        SingleStrategy, "_step", lambda self, optimizer, model, norm: step(self, optimizer, model, shared if norm else norm)
+    )
+    found = distance(one([both]), expected)
+    assert found.gradients == 0.0 and not found.within(BOUND)
 
 
 def test_distances_by_hand():

@@ -32,6 +32,8 @@ class Case:
     num_micro: int
     max_norm: float = 0.0
     empty_rank: bool = False
+    with_critic: bool = False
+    """A second model trains in the same steps, with an optimizer and a clip of its own; both are compared."""
 
 
 CASES = (
@@ -39,6 +41,7 @@ CASES = (
     Case("accumulation 3", 3),
     Case("one rank empty", 3, empty_rank=True),
     Case("clipping", 3, max_norm=0.5),
+    Case("actor and critic", 3, max_norm=0.5, with_critic=True),
 )
 
 
@@ -64,14 +67,16 @@ class Distance:
         return all(mine <= theirs for mine, theirs in zip(asdict(self).values(), asdict(bound).values(), strict=True))
 
 
+SEEDS = {"actor": 0, "critic": 1}
+
 BOUND = Distance(gradients=1e-6, norms=1e-5, parameters=3e-5)
 """In float32."""
 
 
-def measure(backends: Mapping[str, Mapping[str, Any]], cases: Sequence[Case] = CASES) -> dict[str, dict[str, Measured]]:
-    """Every case on every backend (its settings by its name), one after the other. For each rank of `run_spmd`."""
+def measure(backends: Mapping[str, tuple[Mapping[str, Any], Sequence[Case]]]) -> dict[str, dict[str, Measured]]:
+    """Each backend's cases (its settings and cases by its name), one after the other. For each rank of `run_spmd`."""
     found = {}
-    for name, settings in backends.items():
+    for name, (settings, cases) in backends.items():
         strategy = get_strategy(make_config(dict(settings)))
         found[name] = {case.name: _measure(strategy, case) for case in cases}
         strategy.shutdown()
@@ -95,21 +100,28 @@ def farthest(found: Sequence[Measured], expected: Measured) -> Distance:
 
 
 def _measure(strategy: StrategyBase, case: Case) -> Measured:
-    start = dict(tiny_causal_lm().named_parameters())
+    start = {f"{role}/{name}": p.detach() for role in _roles(case) for name, p in tiny_causal_lm(seed=SEEDS[role]).named_parameters()}
     moved, _ = _train(strategy, case, GRADIENT_STEP, steps=1, max_norm=0.0)
     unit = GRADIENT_STEP.eps / GRADIENT_STEP.learning_rate
-    gradients = {name: (start[name].detach() - tensor) * unit for name, tensor in moved.items()}
+    gradients = {name: (start[name] - tensor) * unit for name, tensor in moved.items()}
     parameters, norms = _train(strategy, case, SETTINGS, steps=STEPS, max_norm=case.max_norm)
     return Measured(gradients=gradients, norms=norms, parameters=parameters)
 
 
 def _train(strategy: StrategyBase, case: Case, settings: AdamWSettings, *, steps: int, max_norm: float) -> tuple[Tensors, list[float]]:
-    model, optimizer = strategy.prepare_trainable(tiny_causal_lm(), optimizer=settings)
+    models = {role: strategy.prepare_trainable(tiny_causal_lm(seed=SEEDS[role]), optimizer=settings) for role in _roles(case)}
     with_rows = max(1, strategy.world.world_size - case.empty_rank)
     norms = []
     for step in range(steps):
-        accumulate(strategy, model, optimizer, step, num_micro=case.num_micro, num_ranks_with_rows=with_rows)
-        strategy.maybe_load_optimizer(optimizer)
-        norms.append(strategy.optimizer_step(optimizer, model, None, max_norm=max_norm).grad_norm)
-        strategy.maybe_offload_optimizer(optimizer)
-    return full_parameters(strategy, model), norms
+        for index, (model, optimizer) in enumerate(models.values()):  # every backward pass before the first step
+            accumulate(strategy, model, optimizer, step + index, num_micro=case.num_micro, num_ranks_with_rows=with_rows)
+        for index, (role, (model, optimizer)) in enumerate(models.items()):
+            strategy.maybe_load_optimizer(optimizer)
+            norms.append(strategy.optimizer_step(optimizer, model, None, role, max_norm=max_norm * (1 + index)).grad_norm)
+            strategy.maybe_offload_optimizer(optimizer)
+    full = {role: full_parameters(strategy, model) for role, (model, _) in models.items()}
+    return {f"{role}/{name}": tensor for role, found in full.items() for name, tensor in found.items()}, norms
+
+
+def _roles(case: Case) -> list[str]:
+    return list(SEEDS) if case.with_critic else list(SEEDS)[:1]
