@@ -16,7 +16,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo gsm8k parity collectives test test-core test-workspace lint gpu-wheels gpu-test clean
+.PHONY: help setup demo gsm8k parity collectives overhead curves test test-core test-workspace lint gpu-wheels gpu-test clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +40,12 @@ parity: $(STAMP)  ## a table: how far each backend's update is from that of one 
 
 collectives: $(STAMP)  ## a table: the collectives of a step, counted on 1, 2 and 4 ranks, and what follows for 64 and 1024
 	@$(BIN)/python benchmarks/collectives.py $(ARGS)
+
+overhead: $(STAMP)  ## a table: a step through each strategy against a loop by hand, as ratios
+	@$(BIN)/python benchmarks/strategies.py $(ARGS)
+
+curves: $(STAMP)  ## the demo with fsdp and ZeRO 1, 2 and 3, and how far their curves lie apart
+	@$(BIN)/python benchmarks/backend_curves.py $(ARGS)
 
 test: lint test-core test-workspace  ## everything that is checked: lint, types, import rules, all tests
 

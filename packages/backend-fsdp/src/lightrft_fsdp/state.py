@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
@@ -64,9 +63,12 @@ def _model_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {f"{MODEL}{name}": tensor for name, tensor in (parameters | buffers).items()}
 
 
-def _guarded(work: Any) -> None:
+def _guarded(work: Callable[[], object]) -> None:
     try:
         work()
     except CheckpointException as error:  # of all ranks, and no Exception
-        first: Mapping[int, Any] = error.failures
-        raise CheckpointError("; ".join(f"rank {rank}: {cause[0]}" for rank, cause in sorted(first.items()))) from error
+        first = min(error.failures)
+        cause = error.failures[first][0]
+        if isinstance(cause, (OSError, RuntimeError)):  # what the device refused: told as any save that failed
+            raise cause from error
+        raise CheckpointError(f"rank {first}: {type(cause).__name__}: {cause}") from error

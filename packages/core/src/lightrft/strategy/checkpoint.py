@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from lightrft.distributed.collectives import agree, gather_objects
 from lightrft.errors import CheckpointError
@@ -32,26 +34,9 @@ def save(
     client_state: dict[str, Any],
 ) -> Path:
     """See `StrategyBase.save_ckpt`."""
-    doing = f"saving {str(folder)!r}"
     temporary = fresh_beside(strategy, folder)
-    extra = {"scheduler": scheduler.state_dict() if scheduler else None, "client_state": client_state}
-    together(strategy, doing, lambda: strategy._save_state(temporary, model, optimizer))
-    together(strategy, doing, lambda: torch.save(extra, temporary / EXTRA), rank_0_only=True)
-    digests: dict[str, str] = {}
-    together(strategy, doing, lambda: digests.update(_digests(strategy, temporary, _files(temporary))))
-    files = {name: digest for part in gather_objects(digests, group=strategy.world.group) for name, digest in part.items()}
-
-    def finish() -> None:
-        manifest = {
-            "strategy": strategy.spec.name,
-            "world_size": strategy.world.world_size,
-            "parameters": strategy._shapes(model),
-            "files": files,
-        }
-        (temporary / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-        replace(temporary, folder)
-
-    together(strategy, doing, finish, rank_0_only=True)
+    with removed_on_failure(strategy, temporary):
+        _write(strategy, temporary, folder, model=model, optimizer=optimizer, scheduler=scheduler, client_state=client_state)
     return folder
 
 
@@ -84,6 +69,17 @@ def fresh_beside(strategy: StrategyBase, folder: Path) -> Path:
     return temporary
 
 
+@contextmanager
+def removed_on_failure(strategy: StrategyBase, temporary: Path) -> Iterator[None]:
+    """What was written of a save that failed is taken away: a device without space would stay so. All ranks have stopped writing."""
+    try:
+        yield
+    except Exception:
+        if strategy.is_rank_0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
 def replace(temporary: Path, folder: Path) -> None:
     """Gives a finished folder its name. At every moment the older one, or this one, is whole under a name that `find` knows."""
     for path in [*temporary.rglob("*"), temporary]:
@@ -103,12 +99,42 @@ def together(strategy: StrategyBase, doing: str, work: Callable[[], object], *, 
     try:
         if strategy.is_rank_0 or not rank_0_only:
             work()
-    except OSError as caught:
-        error = CheckpointError(f"{doing}: {caught.strerror or caught}; what was there before is unchanged")
-        error.__cause__ = caught
+    except (OSError, RuntimeError, SafetensorError) as caught:
+        error = _as_checkpoint_error(caught, doing)
     except Exception as caught:  # to be raised on all ranks together
         error = caught
     agree(error, group=strategy.world.group, doing=doing)
+
+
+def _write(
+    strategy: StrategyBase,
+    temporary: Path,
+    folder: Path,
+    *,
+    model: torch.nn.Module,
+    optimizer: Optimizer,
+    scheduler: Scheduler | None,
+    client_state: dict[str, Any],
+) -> None:
+    doing = f"saving {str(folder)!r}"
+    extra = {"scheduler": scheduler.state_dict() if scheduler else None, "client_state": client_state}
+    together(strategy, doing, lambda: strategy._save_state(temporary, model, optimizer))
+    together(strategy, doing, lambda: torch.save(extra, temporary / EXTRA), rank_0_only=True)
+    digests: dict[str, str] = {}
+    together(strategy, doing, lambda: digests.update(_digests(strategy, temporary, _files(temporary))))
+    files = {name: digest for part in gather_objects(digests, group=strategy.world.group) for name, digest in part.items()}
+
+    def finish() -> None:
+        manifest = {
+            "strategy": strategy.spec.name,
+            "world_size": strategy.world.world_size,
+            "parameters": strategy._shapes(model),
+            "files": files,
+        }
+        (temporary / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        replace(temporary, folder)
+
+    together(strategy, doing, finish, rank_0_only=True)
 
 
 def _check(strategy: StrategyBase, folder: Path, model: torch.nn.Module) -> None:
@@ -141,6 +167,20 @@ def _digests(strategy: StrategyBase, folder: Path, names: Sequence[str]) -> dict
         with (folder / name).open("rb") as file:
             found[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
+
+
+def _as_checkpoint_error(caught: Exception, doing: str) -> Exception:
+    """What the device refused as one line; anything else as it is. torch and safetensors hide the system's error in a text."""
+    text = " ".join(str(caught).split())
+    if isinstance(caught, OSError):
+        reason = caught.strerror or text
+    elif isinstance(caught, SafetensorError) or "PytorchStreamWriter" in text or "inline_container" in text:
+        reason = f"a file cannot be written: {text}"
+    else:
+        return caught
+    error = CheckpointError(f"{doing}: {reason}; what was there before is unchanged")
+    error.__cause__ = caught
+    return error
 
 
 def _files(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from lightrft.strategy.checkpoint import fresh_beside, replace, together
+from lightrft.strategy.checkpoint import fresh_beside, removed_on_failure, replace, together
 
 if TYPE_CHECKING:
     from lightrft.strategy.strategy_base import StrategyBase
@@ -38,7 +38,8 @@ def save_hf_folder(strategy: StrategyBase, model: torch.nn.Module, folder: Path,
             tokenizer.save_pretrained(temporary)
         replace(temporary, folder)
 
-    together(strategy, doing, finish, rank_0_only=True)
+    with removed_on_failure(strategy, temporary):
+        together(strategy, doing, finish, rank_0_only=True)
     return folder
 
 
