@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightrft.config.load import make_config
 from lightrft.plugins import PluginEntry, Registry
@@ -16,7 +18,7 @@ from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.testing import run_spmd
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.tiny import tiny_causal_lm
-from lightrft.testing.workload import SETTINGS, full_parameters, largest_difference, train
+from lightrft.testing.workload import SETTINGS, accumulate, full_parameters, largest_difference, train
 from lightrft_fsdp.plugin import lightrft_plugins
 from lightrft_fsdp.strategy import FSDPV2Strategy
 
@@ -94,3 +96,96 @@ def test_offloading_frees_both_moments_into_pinned_memory() -> None:
     (found,) = run_spmd(offloading, 1, cuda=True)
     assert found["share freed"] > 0.95 and found["pinned"]
     assert found["back"] == pytest.approx(1, rel=0.01)
+
+
+def states(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [v for state in optimizer.state.values() for v in state.values() if v.dim() > 0]
+
+
+def bits(how: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Parameters and state after three steps, the optimizer loaded right before, or long before, each step."""
+    strategy = fsdp(**how)
+    model, optimizer = strategy.prepare_trainable(tiny_causal_lm(hidden=256, layers=4), optimizer=SETTINGS)
+    for step in range(3):
+        if step == 1:
+            strategy.maybe_load_optimizer(optimizer)
+        accumulate(strategy, model, optimizer, step)
+        strategy.maybe_load_optimizer(optimizer)
+        strategy.optimizer_step(optimizer, model, None)
+        strategy.maybe_offload_optimizer(optimizer)
+        strategy.maybe_offload_optimizer(optimizer)
+    found = full_parameters(strategy, model)
+    strategy.maybe_load_optimizer(optimizer)
+    strategy.maybe_load_optimizer(optimizer)
+    torch.cuda.synchronize()
+    return found | {str(i): t.to_local().cpu() for i, t in enumerate(states(optimizer))}  # type: ignore[attr-defined]
+
+
+def same_bits() -> dict[str, float]:
+    out = {}
+    with sdpa_kernel(SDPBackend.MATH):  # its backward adds up in one order
+        for name, how in (("float32", {}), ("masters", {"bf16": True, "use_mp_opt": True})):
+            out[name] = largest_difference(bits(how | {"fsdp_cpu_offload": True}), bits(how))
+    return out
+
+
+def moving() -> dict[str, Any]:
+    strategy = fsdp(fsdp_cpu_offload=True, bf16=True, use_mp_opt=True)
+    model, optimizer = strategy.prepare_trainable(tiny_causal_lm(hidden=1024, layers=8), optimizer=SETTINGS)
+    train(strategy, model, optimizer, last=1)
+    size = sum(p.numel() for p in model.parameters())
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    expected = [t.to_local().cpu() for t in states(optimizer)]  # type: ignore[attr-defined]
+    strategy.maybe_offload_optimizer(optimizer)
+    hosts, after = states(optimizer), torch.cuda.memory_allocated()
+    strategy.maybe_offload_optimizer(optimizer)
+    still = all(a is b for a, b in zip(hosts, states(optimizer), strict=True))
+    torch.cuda._sleep(1_000_000_000)  # some 0.5 s of work that the copies come after
+    strategy.maybe_load_optimizer(optimizer)
+    arrival = strategy._arriving[optimizer]  # type: ignore[attr-defined]
+    assert arrival._done is not None
+    early = not arrival._done.query()
+    here = states(optimizer)
+    strategy.maybe_load_optimizer(optimizer)
+    once = all(a is b for a, b in zip(here, states(optimizer), strict=True))
+    strategy._arrived(optimizer)  # type: ignore[attr-defined]
+    # On the current stream, which waits for the copies; no synchronize before.
+    equal = all(torch.equal(a, b.to_local().cpu()) for a, b in zip(expected, here, strict=True))  # type: ignore[attr-defined]
+    return {"freed bytes": (before - after) / size, "early": early, "no-ops": still and once, "equal": equal}
+
+
+def failing() -> dict[str, Any]:
+    strategy = fsdp(fsdp_cpu_offload=True)
+    model, optimizer = strategy.prepare_trainable(tiny_causal_lm(), optimizer=SETTINGS)
+    train(strategy, model, optimizer, last=1)
+    before, empty, calls = states(optimizer), torch.empty, iter(range(1000))
+
+    def scarce(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if kwargs.get("pin_memory") and next(calls) == 2:
+            raise RuntimeError("out of pinned memory")
+        return empty(*args, **kwargs)
+
+    with mock.patch("torch.empty", scarce), pytest.raises(RuntimeError, match="out of pinned memory"):
+        strategy.maybe_offload_optimizer(optimizer)
+    unchanged = all(a is b for a, b in zip(before, states(optimizer), strict=True))
+    skipped = train(strategy, model, optimizer, first=1, last=2)[0].skipped  # would raise, were it marked as offloaded
+    strategy.maybe_offload_optimizer(optimizer)
+    return {"unchanged": unchanged, "skipped": skipped, "then": all(not t.is_cuda for t in states(optimizer))}
+
+
+def test_offloading_changes_no_bit() -> None:
+    (found,) = run_spmd(same_bits, 1, cuda=True)
+    assert found == {"float32": 0.0, "masters": 0.0}
+
+
+def test_a_load_returns_before_its_copies_are_done_and_the_next_reader_waits() -> None:
+    """Masters and two moments: 12 bytes of each parameter."""
+    (found,) = run_spmd(moving, 1, cuda=True)
+    assert found["freed bytes"] > 0.98 * 12
+    assert found["early"] and found["no-ops"] and found["equal"]
+
+
+def test_a_failure_half_way_leaves_everything_on_the_device() -> None:
+    (found,) = run_spmd(failing, 1, cuda=True)
+    assert found == {"unchanged": True, "skipped": False, "then": True}

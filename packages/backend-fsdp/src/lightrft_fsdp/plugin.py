@@ -13,7 +13,16 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
         StrategySpec(
             name="fsdp",
             target="lightrft_fsdp.strategy:FSDPV2Strategy",
-            capabilities=frozenset({Capability.MULTI_RANK, Capability.BF16, Capability.OPTIMIZER_OFFLOAD, Capability.SHARDED_FROZEN}),
+            capabilities=frozenset(
+                {
+                    Capability.MULTI_RANK,
+                    Capability.BF16,
+                    Capability.MIXED_PRECISION_OPTIMIZER,
+                    Capability.OPTIMIZER_OFFLOAD,
+                    Capability.RESHARD_POLICY,
+                    Capability.SHARDED_FROZEN,
+                }
+            ),
             summary="torch's fully_shard (FSDP2), gloo and nccl",
         )
     ]

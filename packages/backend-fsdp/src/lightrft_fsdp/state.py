@@ -35,6 +35,7 @@ def save(folder: Path, model: torch.nn.Module, optimizer: Optimizer, *, is_rank_
 def load(folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
     """Collective. The model's parameters are overwritten in place; the optimizer's state is made anew, as it was saved."""
     parameters = dict(model.named_parameters())
+    _check_dtypes(folder, parameters)
     metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
     moments: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
     wanted: dict[str, torch.Tensor] = _model_state(model)
@@ -45,7 +46,8 @@ def load(folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
         key, name = path.removeprefix(OPTIMIZER).split("/", 1)
         parameter = parameters[name]
         alike = about.size == parameter.shape
-        value = torch.zeros_like(parameter) if alike else torch.zeros(about.size, dtype=about.properties.dtype)
+        dtype = about.properties.dtype  # not the parameter's, which may be held in less
+        value = torch.zeros_like(parameter, dtype=dtype) if alike else torch.zeros(about.size, dtype=dtype)
         wanted[path] = moments.setdefault(parameter, {})[key] = value.detach()
     _guarded(lambda: state_dict_loader.load(wanted, checkpoint_id=folder))
     optimizer.state.clear()
@@ -53,6 +55,21 @@ def load(folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
     groups = torch.load(folder / GROUPS, weights_only=True, map_location="cpu")
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
         group.update(saved)
+
+
+def _check_dtypes(folder: Path, parameters: Mapping[str, torch.Tensor]) -> None:
+    """Values that were rounded are no masters, and masters that nobody steps on would be lost."""
+    metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
+    for name, parameter in parameters.items():
+        about = metadata[f"{MODEL}{name}"]
+        assert isinstance(about, TensorStorageMetadata), name
+        saved = about.properties.dtype
+        if saved is not parameter.dtype:
+            how = {torch.bfloat16: "with", torch.float32: "without"}
+            raise CheckpointError(
+                f"{str(folder)!r} was saved {how[saved]} use_mp_opt ({name} is {saved}), this run is {how[parameter.dtype]} it "
+                f"({parameter.dtype}); set use_mp_opt as it was"
+            )
 
 
 def _model_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -93,7 +93,7 @@ def test_the_loop_on_fakes_calls_the_strategy_in_order(tmp_path: Path) -> None:
     update = [*["backward"] * 3, "optimizer_step"]  # 8 completions in micro-batches of 3
     step = ["gather_and_generate", "maybe_load_optimizer", *update, *update, "maybe_offload_optimizer", "update_engine_weights"]
     evaluation = ["gather_and_generate"]
-    assert strategy.calls == ["update_engine_weights", *evaluation, *step, *step, *evaluation, "save_model"]
+    assert strategy.calls == ["maybe_offload_optimizer", "update_engine_weights", *evaluation, *step, *step, *evaluation, "save_model"]
     assert strategy.weight_version == 3
     assert summary["steps"] == 2 and summary["strategy"] == "fake" and summary["world_size"] == 1
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary

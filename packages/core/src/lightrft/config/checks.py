@@ -31,6 +31,7 @@ NEEDS = (
     Need("zero_stage", "strategy", Capability.ZERO_STAGES),
     Need("adam_offload", "strategy", Capability.ADAM_OFFLOAD, like="fsdp_cpu_offload"),
     Need("fsdp_cpu_offload", "strategy", Capability.OPTIMIZER_OFFLOAD, like="adam_offload"),
+    Need("fsdp_reshard_after_forward", "strategy", Capability.RESHARD_POLICY),
     Need("bf16", "strategy", Capability.BF16),
     Need("use_mp_opt", "strategy", Capability.MIXED_PRECISION_OPTIMIZER),
     Need("sp_size", "strategy", Capability.SEQUENCE_PARALLEL),
@@ -211,6 +212,8 @@ def _strategy_choice(config: Config) -> Iterator[str]:
         yield f"--fsdp and --strategy {config.strategy} exclude each other; leave one out"
     if config.adam_offload and config.zero_stage < 2:
         yield f"adam_offload=True needs zero_stage 2 or 3, found zero_stage={config.zero_stage}; raise it, or leave adam_offload out"
+    if config.use_mp_opt and not config.bf16:
+        yield "use_mp_opt=True needs bf16, found bf16=False; set --bf16, or leave use_mp_opt out: parameters are float32 then anyway"
 
 
 def _spec(registry: Registry, kind: str, name: str) -> PluginSpec | None:

@@ -49,10 +49,13 @@ class Config(BaseModel):
     fsdp: bool = _field(False, "strategy", "use FSDP instead of DeepSpeed")
     zero_stage: Annotated[Literal[0, 1, 2, 3], NoBool] = _field(2, "strategy", "DeepSpeed ZeRO stage")
     fsdp_cpu_offload: bool = _field(False, "strategy", "keep FSDP's optimizer state on the CPU outside the update")
+    fsdp_reshard_after_forward: bool = _field(
+        True, "strategy", "gather FSDP's parameters again in the backward pass; no: keep them from the forward, for more memory"
+    )
     adam_offload: bool = _field(False, "strategy", "keep Adam's state and run Adam on the CPU (DeepSpeed, zero_stage 2 or 3)")
     sp_size: Count = _field(1, "strategy", "sequence parallel size, in ranks")
     bf16: bool = _field(False, "strategy", "compute in bfloat16")
-    use_mp_opt: bool = _field(False, "strategy", "mixed-precision optimizer (FSDP)")
+    use_mp_opt: bool = _field(False, "strategy", "hold bfloat16 parameters, and float32 masters in the optimizer (FSDP, with bf16)")
     gradient_checkpointing: bool = _field(
         False, "strategy", "compute the activations of each block again in the backward pass instead of keeping them"
     )

@@ -31,6 +31,7 @@ class Capability(StrEnum):
     ZERO_STAGES = "zero_stages"
     ADAM_OFFLOAD = "adam_offload"
     OPTIMIZER_OFFLOAD = "optimizer_offload"
+    RESHARD_POLICY = "reshard_policy"
     BF16 = "bf16"
     MIXED_PRECISION_OPTIMIZER = "mixed_precision_optimizer"
     SEQUENCE_PARALLEL = "sequence_parallel"

@@ -35,11 +35,12 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
     )
 
 
-def shard(model: nn.Module, *, mesh: DeviceMesh, bf16: bool) -> nn.Module:
+def shard(model: nn.Module, *, mesh: DeviceMesh, bf16: bool, keep_for_backward: bool = False) -> nn.Module:
     """Shards in place over a 1-d mesh and moves to its device; gradients are summed, in float32.
 
     Everything is resharded after each forward, the root included: a root left whole would hold memory while the engine generates, and a
-    later forward would see weights from before a step.
+    later forward would see weights from before a step. `keep_for_backward` excepts passes with gradients, whose backward then gathers
+    nothing, and reshards; call `reshard` where such a pass may have had no backward.
     """
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else MixedPrecisionPolicy()
     for block in reversed(find_blocks(model)):  # an inner block before the one around it
@@ -48,7 +49,20 @@ def shard(model: nn.Module, *, mesh: DeviceMesh, bf16: bool) -> nn.Module:
     for module in sharded_modules(model):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo has no reduction that divides
+    if keep_for_backward:
+        model.register_forward_pre_hook(_choose_reshard)
     return model
+
+
+def reshard(model: nn.Module) -> None:
+    """Frees every gathered parameter: what is read next is the shards. Not collective; nothing to do where nothing is gathered."""
+    for module in sharded_modules(model):
+        module.reshard()
+
+
+def _choose_reshard(model: nn.Module, _inputs: object) -> None:
+    assert isinstance(model, FSDPModule)
+    model.set_reshard_after_forward(not torch.is_grad_enabled())
 
 
 def shard_frozen(model: nn.Module, *, mesh: DeviceMesh, bf16: bool) -> nn.Module:

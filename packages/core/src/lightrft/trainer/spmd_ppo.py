@@ -90,6 +90,7 @@ class SPMDPPOTrainer:
 
     def fit(self) -> dict[str, Any]:
         """Trains, and returns the run's summary (also in `summary.json`). Collective."""
+        self.strategy.maybe_offload_optimizer(self.actor_optim)  # masters are there before the first update
         self.strategy.update_engine_weights(self.actor)
         self.report.start(self.evaluate())
         for step in range(1, self.num_steps + 1):
