@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +55,9 @@ def fill_up(settings: dict[str, Any], device: str) -> dict[str, Any]:
     strategy.all_reduce(0)
     left = sorted(path.name for path in Path(device).iterdir())
     strategy.all_reduce(0)
-    (Path(device) / f"filler-{strategy.world.rank}").write_bytes(bytes(300_000 // strategy.world.world_size))
+    if strategy.is_rank_0:
+        (Path(device) / "filler").write_bytes(bytes(max(0, shutil.disk_usage(device).free - 100_000)))
+    strategy.all_reduce(0)
     model_folder = refused(lambda: strategy.save_model(model, Path(device) / "model"))
     state = strategy.load_ckpt(folder, model=model, optimizer=optimizer)
     return {

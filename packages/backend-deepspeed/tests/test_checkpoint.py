@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from lightrft.strategy import get_strategy
 from lightrft.testing import run_spmd
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.testing.workload import SETTINGS, full_parameters, largest_difference, train
+from lightrft_deepspeed.fragments import held_once
 
 Tensors = dict[str, torch.Tensor]
 
@@ -66,9 +68,9 @@ def straight(folder: Path, stage: int, offload: bool) -> dict[str, Any]:
     run.save(folder / "start", 0)
     run.train(0, 3)
     run.save(folder / "three", 3)
-    at_three = run.everything()
+    at_three, parameters = run.everything(), full_parameters(run.strategy, run.model)
     run.train(3, 5)
-    return {"at three": at_three, "at five": run.everything(), "moments": run.moments() if stage else {}}
+    return {"parameters": parameters, "at three": at_three, "at five": run.everything(), "moments": run.moments() if stage else {}}
 
 
 def resumed(folder: Path, stage: int, offload: bool) -> dict[str, Any]:
@@ -137,25 +139,54 @@ def refused(what: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def elsewhere(folder: str) -> dict[str, Any]:
-    """On one rank: what two ranks saved."""
-    place = Path(folder)
-    messages: dict[str, Any] = {
-        str(stage): refused(lambda stage=stage: Run(stage).load(place / f"{stage}-False" / "three")) for stage in (1, 2, 3)
-    }
-    messages["other stage"] = refused(lambda: Run(1).load(place / "2-False" / "three"))
-    run = Run(0, seed=4)
-    run.load(place / "0-False" / "three")
-    messages["stage 0"] = run.everything()
-    return messages
+def everywhere(folder: str, targets: list[tuple[int, bool]]) -> dict[tuple[Any, Any], tuple[Tensors, Tensors]]:
+    """What two ranks saved, at each stage: read back at each of `targets`, and trained on."""
+    out = {}
+    for source in CASES:
+        for stage, offload in targets:
+            run = Run(stage, seed=4, offload=offload)
+            run.load(Path(folder) / f"{source[0]}-{source[1]}" / "three")
+            state = saved_values(run)
+            run.train(3, 5)
+            out[source, (stage, offload)] = state, run.everything()
+    return out
 
 
-def test_another_number_of_ranks_or_another_stage_is_refused(ranks: Any, folder: Path) -> None:
-    (found,) = run_spmd(elsewhere, 1, str(folder), timeout_s=200)
-    for stage in (1, 2, 3):
-        assert f"was saved on 2 ranks with zero_stage={stage}, this run has 1; start as many" in found[str(stage)]
-    assert "was saved with zero_stage=2, this run has zero_stage=1; use that one" in found["other stage"]
-    assert largest_difference(found["stage 0"], ranks[0][0, False][0]["at three"]) == 0
+def saved_values(run: Run) -> Tensors:
+    """Full parameters and moments, put together from this rank's fragments and those of the others."""
+    shapes = run.strategy._shapes(run.model)
+    found = full_parameters(run.strategy, run.model)
+    moments = {f"{key} of {name}": torch.zeros(math.prod(shape)) for name, shape in shapes.items() for key in ("exp_avg", "exp_avg_sq")}
+    for f in held_once(run.model)[0]:
+        for key in ("exp_avg", "exp_avg_sq"):
+            moments[f"{key} of {f.name}"][f.first : f.first + f.length] = f.of(run.optimizer.state[f.master][key])
+    return found | run.strategy.all_reduce(moments, "sum")
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_any_number_of_ranks_at_any_stage_goes_on_from_a_checkpoint(ranks: Any, folder: Path, world_size: int) -> None:
+    targets = CASES if world_size == 1 else [(1, False), (2, True), (3, False)]
+    for found in run_spmd(everywhere, world_size, str(folder), targets, timeout_s=600):
+        for (source, target), (state, at_five) in found.items():
+            run, _ = ranks[0][source]
+            assert largest_difference({name: state[name] for name in run["parameters"]}, run["parameters"]) == 0, (source, target)
+            assert sum(float(tensor.abs().max()) > 0 for name, tensor in state.items() if " of " in name) > 40
+            first, _ = found[source, targets[0]]
+            assert largest_difference(state, first) == 0, (source, target)  # the moments, too, whatever the stage
+            assert largest_difference(at_five, run["at five"]) < 1e-6, (source, target)
+
+
+def other_parameters_frozen(folder: str) -> str:
+    strategy = get_strategy(make_config({"zero_stage": 2}))
+    model = tiny_causal_lm(tie=True)
+    model.register_buffer("noise", torch.zeros(3))
+    engine, optimizer = strategy.prepare_trainable(model, optimizer=SETTINGS)
+    return refused(lambda: strategy.load_ckpt(Path(folder) / "2-False" / "three", model=engine, optimizer=optimizer))
+
+
+def test_other_trained_parameters_are_refused(ranks: Any, folder: Path) -> None:
+    (message,) = run_spmd(other_parameters_frozen, 1, str(folder))
+    assert f"was saved with {FROZEN} frozen, here it is trained (1 parameters differ); train the same parameters" in message
 
 
 def bad_checkpoints(folder: str) -> dict[str, str]:

@@ -22,7 +22,7 @@ from lightrft.utils import add_arguments
         ({"fsdp_cpu_offload": True}, "fsdp_cpu_offload=True needs the capability 'optimizer_offload', which strategy 'deepspeed'"),
         ({"fsdp": True, "adam_offload": True}, "; with fsdp use fsdp_cpu_offload"),
         ({"fsdp_cpu_offload": True}, "; with deepspeed use adam_offload"),
-        ({"bf16": True}, "bf16=True needs the capability 'bf16', which strategy 'deepspeed'"),
+        ({"bf16": True, "zero_stage": 0}, "bf16=True at zero_stage=0 would add up gradients in bfloat16; use zero_stage 1"),
     ],
 )
 def test_what_does_not_go_together_is_refused(settings: dict[str, object], message: str) -> None:

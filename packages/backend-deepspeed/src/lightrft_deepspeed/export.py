@@ -1,4 +1,4 @@
-"""How do the weights leave a ZeRO engine as full tensors? As they are at stages 0 to 2, gathered bucket by bucket at stage 3."""
+"""How do the weights leave a ZeRO engine as full tensors? As they are at stages 0 to 2, else gathered bucket by bucket."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from lightrft.distributed.buckets import Weight, WeightBucket, in_buckets, tied_names
 from lightrft.strategy.shard_export import gather_flat
+from lightrft_deepspeed.fragments import held_once
 
 Item = tuple[str, torch.Tensor]
 
@@ -24,6 +26,28 @@ def export(model: torch.nn.Module, *, sharded: bool, dtype: torch.dtype | None, 
     for items in in_buckets(sized, max_bytes=max_bytes):
         wholes = _gather(items, dtype) if sharded else [p.detach().to(dtype or p.dtype) for _, p in items]
         yield [Weight(names[name], whole) for (name, _), whole in zip(items, wholes, strict=True)]
+
+
+@torch.no_grad()
+def export_masters(engine: Any, *, dtype: torch.dtype | None, max_bytes: int) -> Iterator[WeightBucket]:
+    """The float32 values that bf16 training steps on (None: as they are). Collective: one all-reduce for each bucket.
+
+    A frozen parameter has no master; it leaves with the value that it is computed with.
+    """
+    names = tied_names(engine.module)
+    device = next(engine.module.parameters()).device
+    fragments = {fragment.name: fragment for held in held_once(engine) for fragment in held}
+    sized = (((name, p), full_size(p) * torch.float32.itemsize) for name, p in engine.module.named_parameters())
+    for items in in_buckets(sized, max_bytes=max_bytes):
+        flat = torch.zeros(sum(full_size(p) for _, p in items), dtype=torch.float32, device=device)
+        wholes = torch.split(flat, [full_size(p) for _, p in items])
+        for (name, _), whole in zip(items, wholes, strict=True):
+            if name in fragments:
+                part = fragments[name]
+                whole[part.first : part.first + part.length].copy_(part.of(part.master))
+        dist.all_reduce(flat.view(torch.int32))  # each element is one rank's and 0 elsewhere: a sum of bits, which keeps the sign of -0.0
+        shaped = [whole.view(getattr(p, "ds_shape", p.shape)) for (_, p), whole in zip(items, wholes, strict=True)]
+        yield [Weight(names[name], whole.to(dtype or whole.dtype)) for (name, _), whole in zip(items, shaped, strict=True)]
 
 
 def full_size(parameter: torch.Tensor) -> int:

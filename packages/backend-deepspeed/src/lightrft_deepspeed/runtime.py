@@ -18,11 +18,20 @@ if not torch.cuda.is_available():
 import deepspeed
 from deepspeed.runtime.engine import DeepSpeedEngine
 
-__all__ = ["DeepSpeedEngine", "deepspeed", "forget_groups", "start_engine"]
+__all__ = ["DeepSpeedEngine", "deepspeed", "forget_groups", "make_ready", "start_engine"]
 
 
 def start_engine(model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, settings: dict[str, Any], world: World) -> torch.nn.Module:
     """Wraps a model and its optimizer. Collective; the process group is up."""
+    make_ready(world)
+    engine: torch.nn.Module
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    engine.eval()  # a new engine is in training mode; its eval() does not return it
+    return engine
+
+
+def make_ready(world: World) -> None:
+    """What DeepSpeed needs of the process before its first call. Idempotent, not collective."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # its notes go to the standard output of every rank
     # Else every rank warns at its first steps; until DeepSpeed calls torch 2.13's `all_gather_single` and `reduce_scatter_single`.
     warnings.filterwarnings(
@@ -32,10 +41,8 @@ def start_engine(model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, se
     if world.device.type == "cpu":
         # Else the first engine compiles a shared-memory all-reduce for minutes; killed meanwhile, it leaves a lock that stops later runs.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    engine: torch.nn.Module
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
-    engine.eval()  # a new engine is in training mode; its eval() does not return it
-    return engine
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(dist_init_required=False)  # takes over torch's group; `zero.Init` asks for it before any engine
 
 
 def forget_groups() -> None:

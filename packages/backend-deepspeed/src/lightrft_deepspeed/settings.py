@@ -19,7 +19,7 @@ def deepspeed_settings(config: Config, *, pinned: bool) -> dict[str, Any]:
     }
     if config.adam_offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": pinned}
-    return {
+    settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # not known here, and used for throughput only
         "gradient_accumulation_steps": 1,  # the strategy marks the last micro-batch of each step itself
         "gradient_clipping": 0.0,  # off; the strategy sets the norm of each step
@@ -28,3 +28,10 @@ def deepspeed_settings(config: Config, *, pinned: bool) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW also in host memory: the same update, nothing to compile
         "steps_per_print": 10**9,
     }
+    if config.bf16:
+        settings |= {
+            "bf16": {"enabled": True},  # computes in bfloat16, steps on float32 masters
+            "data_types": {"grad_accum_dtype": "fp32"},  # the default is the model's, and small micro-batches would be lost
+            "communication_data_type": "fp32",  # likewise for the sum over ranks
+        }
+    return settings

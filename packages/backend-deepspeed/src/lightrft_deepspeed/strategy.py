@@ -21,15 +21,19 @@ from lightrft.strategy.sharding import Meshes, shard_frozen
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StepResult, StrategyBase
 from lightrft.strategy.weight_files import WeightFiles
 from lightrft_deepspeed import state
-from lightrft_deepspeed.export import export
-from lightrft_deepspeed.runtime import DeepSpeedEngine, forget_groups, start_engine
+from lightrft_deepspeed.construct import cut, fill
+from lightrft_deepspeed.export import export, export_masters
+from lightrft_deepspeed.fragments import set_masters
+from lightrft_deepspeed.runtime import DeepSpeedEngine, forget_groups, make_ready, start_engine
 from lightrft_deepspeed.settings import deepspeed_settings
 
 Gradients = Literal["partial", "reduced"]
 
 
 class DeepspeedStrategy(StrategyBase):
-    """See `StrategyBase`. Trained models become DeepSpeed engines, in float32; frozen ones are sharded by `fully_shard`.
+    """See `StrategyBase`. Trained models become DeepSpeed engines; frozen ones are sharded by `fully_shard`.
+
+    Trained parameters have float32 masters, also under `bf16`, which computes in bfloat16 and accumulates and reduces gradients in float32.
 
     Training goes through the engine, `model(...)`: at stage 3 a forward through `unwrap(model)` would lose gradients.
     """
@@ -54,12 +58,29 @@ class DeepspeedStrategy(StrategyBase):
     def _prepare_trainable(
         self, model: torch.nn.Module, settings: AdamWSettings, weights: WeightFiles | None
     ) -> tuple[torch.nn.Module, Optimizer]:
+        if weights is not None and self.config.zero_stage == 3:
+            make_ready(self.world)
+            cut(model, settings=self._settings(), dtype=self._dtype, device=self.world.device)
+            engine, optimizer = self._start(model, settings)
+            fill(engine, weights)
+            return engine, optimizer
         if weights is not None:
             weights.fill(model)
-        model = model.to(self.world.device).float()
+        model = model.float()
+        values = {name: p.detach() for name, p in model.named_parameters()}
+        engine, optimizer = self._start(model.to(self.world.device), settings)
+        if self.config.bf16:  # DeepSpeed takes its masters from the model's parameters, which it has rounded by then
+            set_masters(engine, lambda f: values[f.name].view(-1)[f.first : f.first + f.length])
+        return engine, optimizer
+
+    def _start(self, model: torch.nn.Module, settings: AdamWSettings) -> tuple[torch.nn.Module, Optimizer]:
         optimizer = settings.over(model)
         # The engine swaps the optimizer's parameters for its partitions and reads the groups at every step: schedulers work on it.
         return start_engine(model, optimizer, settings=self._settings(), world=self.world), optimizer
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.config.bf16 else torch.float32
 
     def _describe(self) -> dict[str, Any]:
         return {"deepspeed": self._settings()}
@@ -92,13 +113,15 @@ class DeepspeedStrategy(StrategyBase):
     def _export_weights(self, model: torch.nn.Module, dtype: torch.dtype | None, max_bytes: int) -> Iterator[WeightBucket]:
         if not isinstance(model, DeepSpeedEngine):
             return export_sharded(model, dtype=dtype, max_bytes=max_bytes)
+        if self.config.bf16 and dtype != torch.bfloat16:
+            return export_masters(model, dtype=dtype, max_bytes=max_bytes)
         return export(self.unwrap(model), sharded=self.config.zero_stage == 3, dtype=dtype, max_bytes=max_bytes)
 
     def _save_state(self, folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
-        state.save(folder, model, optimizer, rank=self.world.rank, world_size=self.world.world_size)
+        state.save(folder, model, optimizer)
 
     def _load_state(self, folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
-        state.load(folder, model, optimizer, rank=self.world.rank, world_size=self.world.world_size)
+        state.load(folder, model, optimizer)
 
     def _shapes(self, model: torch.nn.Module) -> dict[str, list[int]]:
         return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in self._unwrap(model).named_parameters()}

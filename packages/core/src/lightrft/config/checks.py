@@ -214,6 +214,8 @@ def _strategy_choice(config: Config) -> Iterator[str]:
         yield f"adam_offload=True needs zero_stage 2 or 3, found zero_stage={config.zero_stage}; raise it, or leave adam_offload out"
     if config.use_mp_opt and not config.bf16:
         yield "use_mp_opt=True needs bf16, found bf16=False; set --bf16, or leave use_mp_opt out: parameters are float32 then anyway"
+    if config.bf16 and config.zero_stage == 0:  # DeepSpeed 0.19 adds up and reduces gradients in bfloat16 there, and knows no other way
+        yield "bf16=True at zero_stage=0 would add up gradients in bfloat16; use zero_stage 1 (or 2, 3), which add them up in float32"
 
 
 def _spec(registry: Registry, kind: str, name: str) -> PluginSpec | None:
