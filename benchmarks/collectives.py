@@ -17,6 +17,7 @@ from lightrft.testing.workload import SETTINGS, full_parameters, loss_sum, ragge
 
 BACKENDS: dict[str, dict[str, Any]] = {
     "fsdp": {"fsdp": True},
+    "fsdp, kept": {"fsdp": True, "fsdp_reshard_after_forward": False},
     **{f"zero {stage}": {"strategy": "deepspeed", "zero_stage": stage} for stage in range(4)},
 }
 LAYERS = (2, 4)
@@ -29,7 +30,7 @@ ZERO_BUCKET = 50e6
 """Elements of one of ZeRO's collectives (`lightrft_deepspeed.settings`): the small model here fits into one, a large one does not."""
 
 COLUMNS = ("backend", "ranks", "blocks", "micro", "collectives", "of them reductions", "MiB moved", "model sizes", "export")
-WIDTHS = (9, 6, 7, 6, 12, 19, 10, 12, 7)
+WIDTHS = (12, 6, 7, 6, 12, 19, 10, 12, 7)
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ def rows() -> dict[tuple[str, int, int], Row]:
     return {(row["backend"], row["blocks"], row["micro_batches"]): row for row in verdict["rows"]}
 
 
-@pytest.mark.parametrize("backend", ["fsdp", "zero 0", "zero 1"])
+@pytest.mark.parametrize("backend", ["fsdp", "fsdp, kept", "zero 0", "zero 1"])
 def test_gradients_are_reduced_once_however_many_micro_batches(rows: dict[tuple[str, int, int], Row], backend: str) -> None:
     for blocks in (2, 4):
         once, often = rows[backend, blocks, 1], rows[backend, blocks, 4]
@@ -37,6 +37,13 @@ def test_fully_shard_reduces_each_block_and_the_rest_and_agrees_twice(rows: dict
         assert row["reductions"] == blocks + 1 + 2  # the number of micro-batches, and the norm
         assert row["collectives"] - row["reductions"] == 2 * (blocks + 1)  # gathered for the forward and for the backward pass
         assert row["model_sizes"] == pytest.approx(3.0, abs=0.01)
+
+
+def test_parameters_that_are_kept_are_gathered_once_for_all_micro_batches(rows: dict[tuple[str, int, int], Row]) -> None:
+    for blocks in (2, 4):
+        once, often = rows["fsdp, kept", blocks, 1], rows["fsdp, kept", blocks, 4]
+        assert once["collectives"] == often["collectives"] == (blocks + 1) + (blocks + 1) + 2
+        assert often["model_sizes"] == pytest.approx(2.0, abs=0.01)
 
 
 def test_zero_2_reduces_in_every_micro_batch(rows: dict[tuple[str, int, int], Row]) -> None:

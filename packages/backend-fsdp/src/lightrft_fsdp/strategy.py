@@ -64,6 +64,8 @@ class FSDPV2Strategy(StrategyBase):
     def _backward(self, loss: torch.Tensor, model: torch.nn.Module, optimizer: Optimizer, final: bool) -> None:
         assert isinstance(model, FSDPModule)
         model.set_requires_gradient_sync(final)
+        if not self.config.fsdp_reshard_after_forward:
+            model.set_reshard_after_backward(final)  # gathered once for all micro-batches of a step
         torch.autograd.backward(loss)
         if final:
             self._unreduced.discard(model)
