@@ -48,9 +48,8 @@ def step_of_two(strategy: StrategyBase) -> dict[str, Any]:
         accumulate(strategy, model, optimizer, 0, num_micro=2)
     gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters()}  # type: ignore[union-attr]
     left = any(is_gathered(model))
-    with AllGathers() as seen_without:
-        with torch.no_grad():
-            logits(model)
+    with AllGathers() as seen_without, torch.no_grad():
+        logits(model)
     return {
         "all-gathers": seen.num_seen,
         "all-gathers without gradients": seen_without.num_seen,
@@ -83,7 +82,7 @@ def stale(strategy: StrategyBase) -> float:
     """The same where nothing is resharded at the step: what the test above would see."""
     model, optimizer = strategy.prepare_trainable(tiny_causal_lm(), optimizer=SETTINGS)
     accumulate(strategy, model, optimizer, 0)
-    shards = [p for p in model.parameters()]
+    shards = list(model.parameters())
     old = logits(model)
     with torch.no_grad():
         for shard in shards:
