@@ -314,8 +314,8 @@ def test_one_process_without_torchrun_and_twice(oracle: dict[str, Any]) -> None:
 
 
 def what_a_rank_prints() -> None:
-    for stage in (2, 3):
-        strategy = deepspeed(stage)
+    for stage, bf16 in ((2, False), (3, False), (1, True), (3, True)):
+        strategy = get_strategy(make_config({"zero_stage": stage, "bf16": bf16}))
         model, optimizer = strategy.prepare_trainable(tiny_causal_lm(), optimizer=SETTINGS)
         train(strategy, model, optimizer, last=2)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import warnings
@@ -25,7 +27,8 @@ def start_engine(model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, se
     """Wraps a model and its optimizer. Collective; the process group is up."""
     make_ready(world)
     engine: torch.nn.Module
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints what memory is in use, and has no setting for it
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     engine.eval()  # a new engine is in training mode; its eval() does not return it
     return engine
 

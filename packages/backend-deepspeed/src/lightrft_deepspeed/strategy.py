@@ -108,7 +108,11 @@ class DeepspeedStrategy(StrategyBase):
             return _plain_step(engine, max_norm)
         engine.optimizer.clip_grad = max_norm  # 0 is off, and the norm is computed all the same
         engine.step()
-        return StepResult(grad_norm=float(engine.get_global_grad_norm()), skipped=not engine.was_step_applied())
+        skipped = not engine.was_step_applied()
+        if skipped and self.config.adam_offload and self.config.zero_stage == 2:
+            # Until DeepSpeed (0.19.8) drops them itself: under bf16 the sick sums stay there and every later step would be skipped.
+            engine.optimizer.averaged_gradients = dict.fromkeys(engine.optimizer.averaged_gradients)
+        return StepResult(grad_norm=float(engine.get_global_grad_norm()), skipped=skipped)
 
     def _export_weights(self, model: torch.nn.Module, dtype: torch.dtype | None, max_bytes: int) -> Iterator[WeightBucket]:
         if not isinstance(model, DeepSpeedEngine):
