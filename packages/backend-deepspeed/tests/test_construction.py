@@ -112,14 +112,14 @@ SMALL = 100_000
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_no_rank_holds_the_whole_model_at_any_moment(tmp_path: Path, world_size: int) -> None:
-    """While it is cut: the parts so far and one parameter. Then DeepSpeed puts the parts in one piece and makes room for gradients."""
+    """While it is cut: the parts so far and one parameter. Then DeepSpeed puts them in one piece and makes room for gradients."""
     source = tiny_causal_lm(seed=2, layers=8, hidden=128, vocab_size=67)
     source.save_pretrained(tmp_path)
     whole = sum(p.numel() for p in source.parameters()) * 4
     for rank in run_spmd(peaks, world_size, tmp_path):
         assert rank["cutting"] <= rank["parts"] + rank["largest"] + SMALL, rank
-        # Measured: what does not shrink with the number of ranks is 0.4 MB of DeepSpeed's own, not looked into.
-        assert rank["preparing"] <= 3.1 * rank["parts"] + 2 * rank["largest"] + 5 * SMALL, rank
+        # The parameters' parts, the masters, room for their gradients, and a copy while one becomes the other.
+        assert rank["preparing"] <= 4 * rank["parts"] + 2 * rank["largest"] + SMALL, rank
         assert rank["read"] <= rank["largest"]
         if world_size == 4:
             assert rank["cutting"] < whole / 2 and rank["preparing"] < whole, rank
