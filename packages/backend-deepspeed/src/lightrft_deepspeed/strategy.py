@@ -119,7 +119,7 @@ class DeepspeedStrategy(StrategyBase):
             return export_sharded(model, dtype=dtype, max_bytes=max_bytes)
         if self.config.bf16 and dtype != torch.bfloat16:
             return export_masters(model, dtype=dtype, max_bytes=max_bytes)
-        return export(self.unwrap(model), sharded=self.config.zero_stage == 3, dtype=dtype, max_bytes=max_bytes)
+        return export(self._unwrap(model), sharded=self.config.zero_stage == 3, dtype=dtype, max_bytes=max_bytes)
 
     def _save_state(self, folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
         state.save(folder, model, optimizer)

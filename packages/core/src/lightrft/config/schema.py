@@ -81,6 +81,9 @@ class Config(BaseModel):
     # Model
     model_name_or_path: str = _field("", "model", "HF folder or hub name of the actor (and of the initial model)")
     trust_remote_code: bool = _field(False, "model", "let the model's repository run its own code")
+    lora_rank: CountOrOff = _field(0, "model", "train low-rank adapters of this rank instead of the weights (LoRA); 0 = the weights")
+    lora_alpha: Positive = _field(16.0, "model", "scale of the adapters times their rank")
+    lora_target_modules: list[str] = _field(["all-linear"], "model", "ends of the names of the layers that get adapters, or all-linear")
     scratch_tokenizer: Literal["none", "char", "bpe"] = _field(
         "none", "model", "make a small random model and this tokenizer from the data instead of loading one"
     )

@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from lightrft.strategy.adapters import ADAPTER, is_adapter, plain_name
 from lightrft.strategy.checkpoint import fresh_beside, removed_on_failure, replace, together
 
 if TYPE_CHECKING:
     from lightrft.strategy.strategy_base import StrategyBase
 
+ADAPTER_FILE = "adapter_model.safetensors"
 SHARD_BYTES = 4 * 2**30
 
 Shard = dict[str, torch.Tensor]
@@ -40,6 +42,28 @@ def save_hf_folder(strategy: StrategyBase, model: torch.nn.Module, folder: Path,
 
     with removed_on_failure(strategy, temporary):
         together(strategy, doing, finish, rank_0_only=True)
+    return folder
+
+
+def save_adapter_folder(strategy: StrategyBase, model: torch.nn.Module, folder: Path) -> Path:
+    """Collective; rank 0 writes peft's two files: the adapters under peft's names, and their configuration."""
+    temporary = fresh_beside(strategy, folder)
+    held: Shard = {}
+    for bucket in strategy._export_weights(model, None, strategy.config.weight_bucket_mb * 2**20):
+        for weight in bucket if strategy.is_rank_0 else ():
+            if is_adapter(weight.names[0]):
+                held[plain_name(weight.names[0])] = weight.tensor.detach().to("cpu", copy=True).contiguous()
+
+    def finish() -> None:
+        save_file(held, temporary / ADAPTER_FILE, metadata={"format": "pt"})
+        adapted: Any = strategy._unwrap(model)
+        config = copy.copy(adapted.peft_config[ADAPTER])
+        config.inference_mode = True
+        config.save_pretrained(temporary)
+        replace(temporary, folder)
+
+    with removed_on_failure(strategy, temporary):
+        together(strategy, f"saving {str(folder)!r}", finish, rank_0_only=True)
     return folder
 
 

@@ -24,6 +24,7 @@ from lightrft.errors import CapabilityError, StrategyStateError
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, StrategySpec
 from lightrft.strategy import checkpoint, hf_folder
+from lightrft.strategy.adapters import adapters_of, merged
 from lightrft.strategy.recompute import recompute_activations
 from lightrft.strategy.weight_files import WeightFiles
 from lightrft.types import EngineStatus, RequestOutput, SamplingParams
@@ -154,6 +155,7 @@ class StrategyBase(ABC):
             raise ValueError("no parameter of the model requires gradients; use prepare_model for a frozen model")
         if weights is not None:
             weights.fill_buffers(model)
+            weights.take_values(model)
         if self.config.gradient_checkpointing:
             recompute_activations(model)
         return self._prepare_trainable(model.eval(), optimizer, weights)
@@ -162,7 +164,8 @@ class StrategyBase(ABC):
         """The HF model inside what `prepare_*` returned: for its `config` and `generation_config`, not for forward passes. Not
         collective.
         """
-        return self._unwrap(model)
+        inner: Any = self._unwrap(model)
+        return inner.get_base_model() if hasattr(inner, "peft_config") else inner
 
     # ---- the update ----------------------------------------------------------------------------------------------------------------------
 
@@ -268,15 +271,30 @@ class StrategyBase(ABC):
         return checkpoint.load(self, Path(folder), model=model, optimizer=optimizer, scheduler=scheduler)
 
     def save_model(self, model: torch.nn.Module, folder: str | Path, *, tokenizer: Any = None) -> Path:
-        """Writes a HF folder (config, safetensors, tokenizer) on rank 0, under a temporary name first."""
+        """Writes a HF folder (config, safetensors, tokenizer) on rank 0, under a temporary name first; adapters are merged."""
         return hf_folder.save_hf_folder(self, model, Path(folder), tokenizer=tokenizer)
+
+    def save_adapter(self, model: torch.nn.Module, folder: str | Path) -> Path:
+        """Writes the adapters of a model that peft wrapped, as the folder that `PeftModel.from_pretrained` reads.
+
+        Raises:
+            ValueError: the model has none.
+        """
+        if not adapters_of(self._unwrap(model)):
+            raise ValueError("save_adapter: the model has no adapters; use save_model")
+        return hf_folder.save_adapter_folder(self, model, Path(folder))
 
     def export_weights(self, model: torch.nn.Module, *, dtype: torch.dtype | None = None) -> Iterator[WeightBucket]:
         """All parameters, full, as buckets of at most `weight_bucket_mb`, under HF names, cast to `dtype` (None: their own).
 
-        The iterator is collective: every rank reads it to the end.
+        Adapters leave merged into their matrices, as a model without them; weights are cast before they are gathered, but not those of a
+        model with adapters, which are merged in between. The iterator is collective: every rank reads it to the end.
         """
-        return self._export_weights(model, dtype, self.config.weight_bucket_mb * 2**20)
+        max_bytes = self.config.weight_bucket_mb * 2**20
+        adapters = adapters_of(self._unwrap(model))
+        if not adapters:
+            return self._export_weights(model, dtype, max_bytes)
+        return merged(self._export_weights(model, None, max_bytes), adapters, dtype=dtype, max_bytes=max_bytes)
 
     # ---- the inference engine ------------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from lightrft.distributed.buckets import tied_names
 from lightrft.errors import ModelError
+from lightrft.strategy.adapters import plain_name
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
@@ -21,7 +22,8 @@ WHOLE = "model.safetensors"
 class WeightFiles:
     """The safetensors of a HF folder under the names of its model's parameters and saved buffers.
 
-    For a model *without* values: its parameters are on the meta device (`models.load.open_causal_lm` makes such a one).
+    For a model *without* values: its parameters are on the meta device (`models.load.open_causal_lm` makes such a one). peft may have put
+    adapters beside them, which have values: `take_values` gives these the same way as the files' own.
 
     Raises:
         ModelError: no `model.safetensors` and no index of several in the folder, or one that cannot be read.
@@ -30,6 +32,7 @@ class WeightFiles:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._open: dict[str, Any] = {}
+        self._taken: dict[str, torch.Tensor] = {}
         self._file_of = self._index()
 
     def missing(self, model: nn.Module) -> list[str]:
@@ -38,8 +41,14 @@ class WeightFiles:
         wanted = {names[name]: p for name, p in model.named_parameters()} | {(name,): b for name, b in _saved_buffers(model).items()}
         return [known[0] for known, tensor in wanted.items() if not self._holds(known, tensor)]
 
+    def take_values(self, model: nn.Module) -> None:
+        """Parameters of the model that have values keep them: from now on `rows` gives these, and not the files'."""
+        self._taken |= {name: p.detach() for name, p in model.named_parameters() if not p.is_meta}
+
     def rows(self, names: Sequence[str], first: int, last: int) -> torch.Tensor:
         """Rows `first` to `last` - 1 of a parameter, under the first of its names that the files know; of a scalar, all of it."""
+        if names[0] in self._taken:
+            return self._taken[names[0]][first:last]
         name = self._known(names)
         file = self._file(self._file_of[name])
         found: torch.Tensor = file.get_slice(name)[first:last] if file.get_slice(name).get_shape() else file.get_tensor(name)
@@ -58,7 +67,8 @@ class WeightFiles:
     def fill_buffers(self, model: nn.Module) -> None:
         """Copies the saved buffers, which have values already: they are small, and every rank holds them whole."""
         for name, buffer in _saved_buffers(model).items():
-            buffer.copy_(self._file(self._file_of[name]).get_tensor(name))
+            known = self._known([name])
+            buffer.copy_(self._file(self._file_of[known]).get_tensor(known))
 
     def _index(self) -> dict[str, str]:
         try:
@@ -78,7 +88,7 @@ class WeightFiles:
         return self._open[name]
 
     def _known(self, names: Sequence[str]) -> str:
-        known = next((name for name in names if name in self._file_of), None)
+        known = next((name for name in map(plain_name, names) if name in self._file_of), None)
         assert known is not None, f"{names} not in {self.folder}: `missing` was not asked"
         return known
 

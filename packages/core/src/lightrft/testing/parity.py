@@ -11,8 +11,8 @@ import torch
 from lightrft.config.load import make_config
 from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings, StrategyBase
-from lightrft.testing.tiny import tiny_causal_lm
-from lightrft.testing.workload import SETTINGS, accumulate, full_parameters, largest_difference
+from lightrft.testing.tiny import tiny_causal_lm, tiny_lora
+from lightrft.testing.workload import SETTINGS, accumulate, largest_difference
 
 Tensors = dict[str, torch.Tensor]
 
@@ -32,6 +32,9 @@ class Case:
     num_micro: int
     max_norm: float = 0.0
     empty_rank: bool = False
+    lora: bool = False
+    """Only adapters are trained."""
+
     with_critic: bool = False
     """A second model trains in the same steps, with an optimizer and a clip of its own; both are compared."""
 
@@ -41,6 +44,7 @@ CASES = (
     Case("accumulation 3", 3),
     Case("one rank empty", 3, empty_rank=True),
     Case("clipping", 3, max_norm=0.5),
+    Case("LoRA", 3, max_norm=0.5, lora=True),
     Case("actor and critic", 3, max_norm=0.5, with_critic=True),
 )
 
@@ -100,16 +104,17 @@ def farthest(found: Sequence[Measured], expected: Measured) -> Distance:
 
 
 def _measure(strategy: StrategyBase, case: Case) -> Measured:
-    start = {f"{role}/{name}": p.detach() for role in _roles(case) for name, p in tiny_causal_lm(seed=SEEDS[role]).named_parameters()}
+    models = {role: _model(case, role) for role in _roles(case)}
+    start = {f"{role}/{name}": p.detach() for role, model in models.items() for name, p in model.named_parameters() if p.requires_grad}
     moved, _ = _train(strategy, case, GRADIENT_STEP, steps=1, max_norm=0.0)
     unit = GRADIENT_STEP.eps / GRADIENT_STEP.learning_rate
-    gradients = {name: (start[name] - tensor) * unit for name, tensor in moved.items()}
+    gradients = {name: (tensor - moved[name]) * unit for name, tensor in start.items()}
     parameters, norms = _train(strategy, case, SETTINGS, steps=STEPS, max_norm=case.max_norm)
     return Measured(gradients=gradients, norms=norms, parameters=parameters)
 
 
 def _train(strategy: StrategyBase, case: Case, settings: AdamWSettings, *, steps: int, max_norm: float) -> tuple[Tensors, list[float]]:
-    models = {role: strategy.prepare_trainable(tiny_causal_lm(seed=SEEDS[role]), optimizer=settings) for role in _roles(case)}
+    models = {role: strategy.prepare_trainable(_model(case, role), optimizer=settings) for role in _roles(case)}
     with_rows = max(1, strategy.world.world_size - case.empty_rank)
     norms = []
     for step in range(steps):
@@ -119,8 +124,18 @@ def _train(strategy: StrategyBase, case: Case, settings: AdamWSettings, *, steps
             strategy.maybe_load_optimizer(optimizer)
             norms.append(strategy.optimizer_step(optimizer, model, None, role, max_norm=max_norm * (1 + index)).grad_norm)
             strategy.maybe_offload_optimizer(optimizer)
-    full = {role: full_parameters(strategy, model) for role, (model, _) in models.items()}
-    return {f"{role}/{name}": tensor for role, found in full.items() for name, tensor in found.items()}, norms
+    return {f"{role}/{name}": tensor for role, (model, _) in models.items() for name, tensor in _own(strategy, model).items()}, norms
+
+
+def _model(case: Case, role: str) -> torch.nn.Module:
+    model: torch.nn.Module = tiny_causal_lm(seed=SEEDS[role])
+    return tiny_lora(model) if case.lora else model
+
+
+def _own(strategy: StrategyBase, model: torch.nn.Module) -> Tensors:
+    """Every parameter as the backend gives it, adapters beside their matrices."""
+    buckets = strategy._export_weights(model, None, 2**30)
+    return {weight.names[0]: weight.tensor.detach().cpu().clone() for bucket in buckets for weight in bucket}
 
 
 def _roles(case: Case) -> list[str]:

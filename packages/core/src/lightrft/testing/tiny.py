@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -72,6 +72,19 @@ def tiny_causal_lm(
         torch.manual_seed(seed)
         model: PreTrainedModel = model_class(config)
         return model
+
+
+def tiny_lora(model: torch.nn.Module, *, rank: int = 4, seed: int = 7) -> Any:
+    """Adapters on every linear layer of a model, with values that count: peft's own start at nothing, and one half without a gradient."""
+    from lightrft.models.lora import add_lora
+
+    adapted = add_lora(model, rank=rank, alpha=2.0 * rank, target_modules=["all-linear"], seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if ".lora_B." in name:
+                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return adapted
 
 
 def tiny_tokenizer(alphabet: str = ALPHABET) -> PreTrainedTokenizerFast:

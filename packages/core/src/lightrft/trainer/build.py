@@ -8,6 +8,7 @@ from transformers import get_scheduler
 from lightrft.config.schema import Config
 from lightrft.data.prompts import PromptSet
 from lightrft.models.load import Opened, load_tokenizer, open_causal_lm
+from lightrft.models.lora import add_lora
 from lightrft.rewards.load import load_rewards
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.prompts import prompt_set
@@ -52,12 +53,15 @@ def read_prompts(config: Config, path: str, *, tokenizer: object, strategy: Stra
 
 
 def build_actor(config: Config, strategy: StrategyBase, *, model_path: str) -> tuple[torch.nn.Module, Optimizer]:
-    """The trained model, in float32, and its AdamW. Collective."""
+    """The trained model, in float32 (with adapters where `lora_rank` asks for them), and its AdamW. Collective."""
     opened = _open(config, strategy, model_path, torch.float32)
     settings = AdamWSettings(
         learning_rate=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), weight_decay=config.weight_decay
     )
-    return strategy.prepare_trainable(opened.model, optimizer=settings, weights=opened.weights)
+    model: torch.nn.Module = opened.model
+    if config.lora_rank:
+        model = add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha, target_modules=config.lora_target_modules, seed=config.seed)
+    return strategy.prepare_trainable(model, optimizer=settings, weights=opened.weights)
 
 
 def build_initial_model(config: Config, strategy: StrategyBase, *, model_path: str) -> torch.nn.Module | None:

@@ -21,7 +21,7 @@ CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 SUMMARY_FILE = "summary.json"
 BACKEND_FILE = "backend.json"
-OWN_FILES = (CONFIG_FILE, ENVIRONMENT_FILE, BACKEND_FILE, SUMMARY_FILE, "model", "base")
+OWN_FILES = (CONFIG_FILE, ENVIRONMENT_FILE, BACKEND_FILE, SUMMARY_FILE, "model", "adapter", "base")
 OWN_LOGS = ("metrics.jsonl", "plots")
 """What a run writes into its folder and its log folder, and what an overwriting run removes; `data/` stays: the demo puts it there
 before.

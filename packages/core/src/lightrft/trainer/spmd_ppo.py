@@ -128,7 +128,9 @@ class SPMDPPOTrainer:
         return evaluate(self.eval_prompts, strategy=self.strategy, config=self.config, tokenizer=self.tokenizer, rewards=self.rewards)
 
     def save_model(self) -> Path:
-        """Writes the actor as a HF folder `model` in the run folder. Collective."""
+        """Writes the actor as a HF folder `model` in the run folder, and its adapters, if any, beside it as `adapter`. Collective."""
+        if self.config.lora_rank:
+            self.strategy.save_adapter(self.actor, Path(self.config.output_dir) / "adapter")
         return self.strategy.save_model(self.actor, Path(self.config.output_dir) / "model", tokenizer=self.tokenizer)
 
     def _make_experience_maker(self, registry: Registry) -> ExperienceMaker:

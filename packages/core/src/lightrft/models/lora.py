@@ -1,0 +1,64 @@
+"""How does a model get low-rank adapters (LoRA, arXiv:2106.09685), which alone are trained? By peft, with values that all ranks share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lightrft.errors import ModelError
+from lightrft.strategy.adapters import ADAPTER, A, B, is_adapter
+
+ALL_LINEAR = "all-linear"
+MAX_NAMED = 10
+
+
+def add_lora(model: torch.nn.Module, *, rank: int, alpha: float, target_modules: Sequence[str], seed: int) -> Any:
+    """peft's model around `model`: adapters of `rank`, scaled by alpha / rank, in float32; every other parameter is frozen.
+
+    `target_modules` are last parts of module names, or the one word "all-linear": every linear layer but the output. A starts as peft's
+    would (Kaiming, uniform), from `seed`; B at zero: the model is the one without adapters. `model` may be on the meta device; its adapters
+    have values.
+
+    Raises:
+        ModelError: no layer has such a name.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets = ALL_LINEAR if list(target_modules) == [ALL_LINEAR] else list(target_modules)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")  # type: ignore[arg-type]  # it divides: any number will do
+    linear = _linear_layers(model)
+    unmatched = [target for target in target_modules if targets != ALL_LINEAR and target not in linear]
+    if unmatched:
+        raise ModelError(
+            f"lora_target_modules: {type(model).__name__} has no linear layer called {', '.join(unmatched)}; it has "
+            f"{', '.join(linear[:MAX_NAMED])}; or set lora_target_modules to {ALL_LINEAR}"
+        )
+    adapted: Any = get_peft_model(model, config)  # type: ignore[arg-type]  # any module with a config will do
+    _start_values(adapted, torch.Generator().manual_seed(seed))
+    return adapted.eval()
+
+
+def _start_values(adapted: torch.nn.Module, generator: torch.Generator) -> None:
+    """peft draws from the global state, and puts adapters where their matrices are: on the meta device they have lost theirs."""
+    for module in adapted.modules():
+        for name, start in ((A, _kaiming), (B, None)):
+            layer = getattr(module, name, {})
+            if ADAPTER in layer:
+                value = torch.zeros(layer[ADAPTER].weight.shape)
+                if start is not None:
+                    start(value, generator)
+                layer[ADAPTER].weight = torch.nn.Parameter(value)
+    assert all(is_adapter(name) and not p.is_meta for name, p in adapted.named_parameters() if p.requires_grad)
+
+
+def _kaiming(value: torch.Tensor, generator: torch.Generator) -> None:
+    torch.nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
+
+
+def _linear_layers(model: torch.nn.Module) -> list[str]:
+    """The last parts of their names, each once."""
+    kinds = ("Linear", "Conv1D")
+    return list(dict.fromkeys(name.rpartition(".")[2] for name, module in model.named_modules() if type(module).__name__ in kinds))

@@ -1,0 +1,84 @@
+"""Do adapters start as they should, and are they merged into what they are worth?"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightrft.distributed.buckets import Weight
+from lightrft.errors import ModelError
+from lightrft.models.load import parameters_on_meta
+from lightrft.models.lora import add_lora
+from lightrft.strategy.adapters import Adapter, is_adapter, merged, plain_name
+from lightrft.testing.tiny import tiny_causal_lm, tiny_lora
+
+pytest.importorskip("peft", reason="the extra `lora` is not installed")
+
+IDS = torch.tensor([[3, 1, 4, 1, 5]])
+
+
+def lora(model, **changes):
+    return add_lora(model, **({"rank": 4, "alpha": 8.0, "target_modules": ["all-linear"], "seed": 1} | changes))
+
+
+def test_it_starts_as_the_model_without_and_trains_adapters_alone():
+    model = tiny_causal_lm().eval()
+    expected = model(IDS).logits
+    adapted = lora(model)
+    assert torch.equal(adapted(IDS).logits, expected)
+    assert {is_adapter(name) for name, p in adapted.named_parameters() if p.requires_grad} == {True}
+    assert not any("lm_head" in name or "embed" in name for name, p in adapted.named_parameters() if p.requires_grad)
+
+
+def test_start_values_come_from_the_seed_alone():
+    first, again, other = (dict(lora(tiny_causal_lm(), seed=seed).named_parameters()) for seed in (1, 1, 2))
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    assert torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name])
+    assert 0 < float(first[name].abs().max()) <= 64**-0.5  # Kaiming with a = sqrt(5): uniform up to 1 / sqrt(inputs)
+    with parameters_on_meta():
+        model = tiny_causal_lm()
+    empty = dict(lora(model, seed=1).named_parameters())
+    assert torch.equal(empty[name], first[name])
+    assert empty[name.replace("lora_A.default", "base_layer")].is_meta
+
+
+def test_layers_that_there_are_not_are_named_beside_those_that_there_are():
+    with pytest.raises(ModelError, match=r"has no linear layer called c_attn; it has q_proj, k_proj,.*all-linear"):
+        lora(tiny_causal_lm(), target_modules=["q_proj", "c_attn"])
+
+
+def test_some_layers_alone():
+    names = [name for name, p in lora(tiny_causal_lm(), target_modules=["q_proj"]).named_parameters() if p.requires_grad]
+    assert len(names) == 2 * 2 and all(".q_proj." in name for name in names)
+
+
+def test_names_are_those_of_the_model_without():
+    plain = {name for name, _ in tiny_causal_lm().named_parameters()}
+    assert {plain_name(name) for name, _ in lora(tiny_causal_lm()).named_parameters() if not is_adapter(name)} == plain
+    assert plain_name("base_model.model.a.q.lora_A.default.weight") == "base_model.model.a.q.lora_A.weight"
+    assert plain_name("a.q.base_layer.bias") == "a.q.bias"
+
+
+def test_merged_by_hand_cast_and_cut_again():
+    """W = [[1, 2]], A = [[1, 1]], B = [[3]], scale 0.5: W + 0.5 * 3 * [1, 1]."""
+    weights = [
+        Weight(("x.norm.weight",), torch.tensor([7.0])),
+        Weight(("x.q.base_layer.weight",), torch.tensor([[1.0, 2.0]])),
+        Weight(("x.q.lora_A.default.weight",), torch.tensor([[1.0, 1.0]])),
+        Weight(("x.q.lora_B.default.weight",), torch.tensor([[3.0]])),
+        Weight(("x.t.base_layer.weight",), torch.tensor([[1.0], [2.0]])),
+        Weight(("x.t.lora_A.default.weight",), torch.tensor([[1.0, 2.0]])),
+        Weight(("x.t.lora_B.default.weight",), torch.tensor([[1.0]])),
+    ]
+    adapters = {"x.q.weight": Adapter(0.5, transposed=False), "x.t.weight": Adapter(1.0, transposed=True)}
+    buckets = list(merged([weights[:2], weights[2:]], adapters, dtype=torch.bfloat16, max_bytes=6))
+    assert [[w.names for w in bucket] for bucket in buckets] == [[("x.norm.weight",), ("x.q.weight",)], [("x.t.weight",)]]
+    found = {w.names[0]: w.tensor for bucket in buckets for w in bucket}
+    assert found["x.q.weight"].tolist() == [[2.5, 3.5]] and found["x.t.weight"].tolist() == [[2.0], [4.0]]
+    assert {t.dtype for t in found.values()} == {torch.bfloat16}
+    assert weights[1].tensor.tolist() == [[1.0, 2.0]]  # the model's own stays
+
+
+def test_values_that_count():
+    adapted = tiny_lora(tiny_causal_lm().eval())
+    assert not torch.allclose(adapted(IDS).logits, tiny_causal_lm().eval()(IDS).logits)

@@ -1,0 +1,123 @@
+"""Do adapters alone train, alike on every backend, and do engine, model folder and adapter folder get what they are worth?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from lightrft.config.load import make_config
+from lightrft.models.load import load_causal_lm, open_causal_lm
+from lightrft.strategy import get_strategy
+from lightrft.strategy.adapters import is_adapter
+from lightrft.strategy.weight_files import WeightFiles
+from lightrft.testing import run_spmd
+from lightrft.testing.parity import _own
+from lightrft.testing.tiny import tiny_causal_lm, tiny_lora, tiny_tokenizer
+from lightrft.testing.workload import SETTINGS, full_parameters, largest_difference, train
+
+BACKENDS: dict[str, dict[str, Any]] = {
+    "fsdp": {"fsdp": True},
+    "fsdp, bf16, use_mp_opt": {"fsdp": True, "bf16": True, "use_mp_opt": True},
+    **{f"zero {stage}": {"zero_stage": stage} for stage in range(4)},
+    "zero 3, bf16": {"zero_stage": 3, "bf16": True},
+}
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+Tensors = dict[str, torch.Tensor]
+
+
+class Watched(WeightFiles):
+    """Counts the elements that this rank reads from the files and takes from memory."""
+
+    elements = 0
+
+    def rows(self, names: Any, first: int, last: int) -> torch.Tensor:
+        found = super().rows(names, first, last)
+        self.elements += found.numel()
+        return found
+
+
+def tuned(settings: dict[str, Any], base: str, out: str, sparse: bool) -> dict[str, Any]:
+    """Three steps; `sparse`: the base model comes without values."""
+    strategy = get_strategy(make_config({**settings, "engine_type": "hf", "model_name_or_path": base, "micro_rollout_batch_size": 2}))
+    watched = Watched(base)
+    source = open_causal_lm(base, dtype=torch.float32).model if sparse else load_causal_lm(base, dtype=torch.float32)
+    model, optimizer = strategy.prepare_trainable(tiny_lora(source), optimizer=SETTINGS, weights=watched if sparse else None)
+    train(strategy, model, optimizer, last=3)
+    strategy.save_model(model, Path(out) / "model", tokenizer=tiny_tokenizer())
+    strategy.save_adapter(model, Path(out) / "adapter")
+    strategy.setup_inference_engine(strategy.config, engine_type="hf")
+    strategy.update_engine_weights(model)
+    engine = strategy.inference_engine
+    assert engine is not None
+    logits = model(input_ids=IDS).logits.detach()
+    return {
+        "own": _own(strategy, model),
+        "merged": full_parameters(strategy, model),
+        "engine": {name: p.clone() for name, p in engine.model.named_parameters()},
+        "gap": float((engine.model(input_ids=IDS).logits - logits).abs().max()),
+        "moments": sum(len(state) for state in optimizer.state.values()),
+        "read": watched.elements,
+    }
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    folder = tmp_path / "base"
+    tiny_causal_lm(seed=2, vocab_size=67, tie=True).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_adapters_train_alone_and_everything_that_leaves_is_merged(tmp_path: Path, base: Path, backend: str, world_size: int) -> None:
+    exact = "bf16" not in backend
+    oracle = run_spmd(tuned, 1, {"strategy": "single"}, str(base), str(tmp_path / "oracle"), False)[0]
+    ranks = run_spmd(tuned, world_size, BACKENDS[backend], str(base), str(tmp_path), True, timeout_s=300)
+    start = dict(tiny_lora(load_causal_lm(base, dtype=torch.float32)).named_parameters())
+    for rank in ranks:
+        own: Tensors = rank["own"]
+        assert own.keys() == start.keys()
+        still = {name: tensor for name, tensor in own.items() if not is_adapter(name)}
+        frozen = {name: start[name].detach() for name in still}
+        assert largest_difference(still, frozen) == 0.0 if exact else largest_difference(still, frozen) < 1e-2  # held in bfloat16
+        assert all(not torch.equal(own[name], start[name]) for name in own.keys() - still.keys())
+        assert largest_difference(own, oracle["own"]) < (3e-5 if exact else 6e-3)
+        assert largest_difference(rank["merged"], oracle["merged"]) < (3e-5 if exact else 2e-2)
+        if exact:
+            assert largest_difference(rank["engine"], rank["merged"]) == 0.0 and rank["gap"] < 1e-5
+        loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(tmp_path / "adapter"))
+        adapters = {name: p for name, p in loaded.named_parameters() if is_adapter(name)}
+        assert largest_difference(adapters, {name: own[name].float() for name in adapters}) == 0.0
+        by_peft = dict(loaded.merge_and_unload().named_parameters())
+        saved = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).named_parameters())
+        assert largest_difference(saved, by_peft) < (1e-6 if exact else 1e-2)
+    if backend in ("fsdp", "zero 3"):
+        total = sum(p.numel() for p in start.values())
+        assert sum(rank["read"] for rank in ranks) < 1.1 * total  # rows that two ranks share are read by both
+
+
+def resumed(settings: dict[str, Any], folder: str) -> tuple[float, float]:
+    """How far a loaded run is from the one that went on, and from the one that was saved."""
+    strategy = get_strategy(make_config(settings))
+    model, optimizer = strategy.prepare_trainable(tiny_lora(tiny_causal_lm()), optimizer=SETTINGS)
+    train(strategy, model, optimizer, last=1)
+    strategy.save_ckpt(Path(folder) / "ckpt", model=model, optimizer=optimizer)
+    saved = _own(strategy, model)
+    train(strategy, model, optimizer, first=1, last=2)
+    other, other_optimizer = strategy.prepare_trainable(tiny_lora(tiny_causal_lm(seed=4), seed=9), optimizer=SETTINGS)
+    strategy.load_ckpt(Path(folder) / "ckpt", model=other, optimizer=other_optimizer)
+    back = largest_difference(_own(strategy, other), saved)
+    train(strategy, other, other_optimizer, first=1, last=2)
+    return largest_difference(_own(strategy, other), _own(strategy, model)), back
+
+
+@pytest.mark.parametrize("backend", ["fsdp", "zero 2", "zero 3"])
+def test_a_checkpoint_holds_adapters_and_their_moments(tmp_path: Path, backend: str) -> None:
+    for far, back in run_spmd(resumed, 2, BACKENDS[backend], str(tmp_path)):
+        assert back == 0.0 and far == 0.0
