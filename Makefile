@@ -16,7 +16,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo gsm8k parity collectives overhead curves test test-core test-workspace lint gpu-wheels gpu-test clean
+.PHONY: help setup demo gsm8k parity collectives overhead curves test test-core test-workspace test-ray lint gpu-wheels gpu-test clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +64,10 @@ $(CORE_STAMP): $(STAMP) tools/thin_env.py
 
 test-workspace: $(STAMP)  ## the plugins' tests and those of the packages together
 	$(BIN)/python -m pytest packages/backend-fsdp/tests packages/backend-deepspeed/tests tests $(ARGS)
+
+test-ray: $(STAMP)  ## installs Ray into .venv and tests the launcher on a real one
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode "$$(sed -n 's/^ray = \["\(.*\)"\].*/\1/p' packages/core/pyproject.toml)"
+	$(BIN)/python -m pytest tests/test_ray.py -m ray $(ARGS)
 
 gpu-wheels: $(STAMP)  ## here: collect in .build/gpu what a GPU machine without a package index lacks
 	@$(BIN)/python tools/gpu_wheels.py .build/gpu

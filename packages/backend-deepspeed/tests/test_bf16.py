@@ -30,12 +30,12 @@ BOUND = Distance(gradients=0.03, norms=0.01, parameters=0.01)
 
 @pytest.fixture(scope="module")
 def oracle() -> dict[str, Measured]:
-    return run_spmd(measure, 1, {"single": {"strategy": "single"}}, CASES)[0]["single"]
+    return run_spmd(measure, 1, {"single": ({"strategy": "single"}, CASES)})[0]["single"]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_near_float32_and_not_farther_when_gradients_are_added_up(oracle: dict[str, Measured], world_size: int) -> None:
-    ranks = run_spmd(measure, world_size, BACKENDS, CASES, timeout_s=400)
+    ranks = run_spmd(measure, world_size, {name: (settings, CASES) for name, settings in BACKENDS.items()}, timeout_s=400)
     for backend in BACKENDS:
         far = {case.name: farthest([rank[backend][case.name] for rank in ranks], oracle[case.name]) for case in CASES}
         assert all(distance.within(BOUND) for distance in far.values()), (backend, far)

@@ -11,17 +11,24 @@ from lightrft.config.arguments import override_parser
 from lightrft.config.schema import Config
 from lightrft.errors import ConfigError, nearest
 
-OWN = ("config", "nproc_per_node", "json")
+OWN = ("config", "nproc_per_node", "num_workers", "launcher", "json")
 """Flags of the commands themselves; all others are settings."""
+
+OF_RECIPES = ("config", "launcher", "num_workers")
+"""Those of them that only commands with a recipe have."""
+
+LAUNCHERS = ("torchrun", "ray")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """Settings as they were typed, the command's own flags, and what is wrong so far. `nproc` None: not given (or wrong: see problems)."""
+    """Settings as they were typed, the command's own flags, and what is wrong so far. Counts None: not given (or wrong: see problems)."""
 
     settings: dict[str, Any]
     recipe: str | None
     nproc: int | None
+    num_workers: int | None = None
+    launcher: str = LAUNCHERS[0]
     as_json: bool
     problems: list[str] = field(default_factory=list)
 
@@ -36,15 +43,30 @@ def parse(words: Sequence[str], *, command: str, description: str, nproc_help: s
     parser = _Parser(prog=f"lightrft {command}", usage=usage, description=description, allow_abbrev=False)
     if takes_recipe:
         parser.add_argument("--config", metavar="FILE", help="a recipe (YAML); flags win over it")
+        parser.add_argument("--launcher", choices=LAUNCHERS, default=LAUNCHERS[0], help="what starts the ranks (default: torchrun's agent)")
+        parser.add_argument("--num-workers", "--num_workers", metavar="N", help="ranks on Ray's cluster (--launcher ray; default: 1)")
     parser.add_argument("--nproc-per-node", "--nproc_per_node", metavar="N", help=nproc_help)
     parser.add_argument("--json", action="store_true", help="make the last line of stdout one JSON object")
     override_parser(parser)
     known, rest = parser.parse_known_args([_spelled(word) for word in words])
     given = vars(known)
     problems = _unknown(rest, takes_recipe=takes_recipe)
-    nproc = _count(given["nproc_per_node"], problems)
+    nproc = _count(given["nproc_per_node"], "--nproc-per-node", problems)
+    launcher, num_workers = given.get("launcher", LAUNCHERS[0]), _count(given.get("num_workers"), "--num-workers", problems)
+    if launcher == "ray" and nproc is not None:
+        problems.append("--nproc-per-node has no effect with --launcher ray, which places ranks itself; use --num-workers")
+    if launcher != "ray" and num_workers is not None:
+        problems.append("--num-workers has no effect without --launcher ray; use --nproc-per-node")
     settings = {name: value for name, value in given.items() if name not in OWN}
-    return Flags(settings=settings, recipe=given.get("config"), nproc=nproc, as_json=given["json"], problems=problems)
+    return Flags(
+        settings=settings,
+        recipe=given.get("config"),
+        nproc=nproc,
+        num_workers=num_workers,
+        launcher=launcher,
+        as_json=given["json"],
+        problems=problems,
+    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,7 +86,7 @@ def _spelled(word: str) -> str:
 
 
 def _unknown(rest: Sequence[str], *, takes_recipe: bool) -> list[str]:
-    names = [f"--{name}" for name in (*OWN, *Config.model_fields) if takes_recipe or name != "config"]
+    names = [f"--{name}" for name in (*OWN, *Config.model_fields) if takes_recipe or name not in OF_RECIPES]
     problems = []
     after_flag = False
     for word in rest:
@@ -77,10 +99,10 @@ def _unknown(rest: Sequence[str], *, takes_recipe: bool) -> list[str]:
     return problems
 
 
-def _count(text: str | None, problems: list[str]) -> int | None:
+def _count(text: str | None, flag: str, problems: list[str]) -> int | None:
     if text is None:
         return None
     if text.isdigit() and int(text) >= 1:
         return int(text)
-    problems.append(f"--nproc-per-node {text!r}: give a whole number of ranks, at least 1")
+    problems.append(f"{flag} {text!r}: give a whole number of ranks, at least 1")
     return None

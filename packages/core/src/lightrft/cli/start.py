@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from lightrft.cli.flags import Flags
+from lightrft.cli.ray_launch import start_on_ray
 from lightrft.cli.settings import Mode, checked, merge
 from lightrft.config.load import make_config
 from lightrft.config.schema import Config
@@ -28,6 +29,10 @@ def run_command(flags: Flags, *, mode: Mode) -> dict[str, Any]:
     """
     if under_torchrun():
         return _as_rank(flags, mode=mode)
+    if flags.launcher == "ray":
+        num_workers = flags.num_workers or 1
+        config = checked(merge(flags, mode=mode), problems=flags.problems, mode=mode, world_size=num_workers)
+        return start_on_ray(config, mode=mode, num_workers=num_workers)
     nproc = flags.nproc or default_nproc()
     config = checked(merge(flags, mode=mode), problems=flags.problems, mode=mode, world_size=nproc)
     return start_ranks(config, mode=mode, nproc_per_node=nproc)
@@ -55,6 +60,8 @@ def _as_rank(flags: Flags, *, mode: Mode) -> dict[str, Any]:
     from lightrft.cli.worker import work
 
     problems = list(flags.problems)
+    if flags.launcher != "torchrun":
+        problems.append(f"--launcher {flags.launcher} has no effect under torchrun, which has started the ranks; leave it out")
     if flags.nproc is not None:
         problems.append("--nproc-per-node has no effect under torchrun, which has started the ranks; leave it out")
     values = merge(flags, mode=mode)

@@ -10,18 +10,22 @@ import torch
 
 from lightrft.distributed.buckets import Weight, WeightBucket, in_buckets, tied_names
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StepResult, StrategyBase
+from lightrft.strategy.weight_files import WeightFiles
 
 
 class AcmeStrategy(StrategyBase):
-    def _prepare_frozen(self, model: torch.nn.Module, shard_size: int | None) -> torch.nn.Module:
+    def _prepare_frozen(self, model: torch.nn.Module, shard_size: int | None, weights: WeightFiles | None) -> torch.nn.Module:
+        if weights is not None:
+            weights.fill(model)
         return model.to(self.world.device)
 
-    def _prepare_trainable(self, model: torch.nn.Module, settings: AdamWSettings) -> tuple[torch.nn.Module, Optimizer]:
+    def _prepare_trainable(
+        self, model: torch.nn.Module, settings: AdamWSettings, weights: WeightFiles | None
+    ) -> tuple[torch.nn.Module, Optimizer]:
+        if weights is not None:
+            weights.fill(model)
         model = model.to(self.world.device)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
-        )
-        return model, optimizer
+        return model, settings.over(model)
 
     def _backward(self, loss: torch.Tensor, model: torch.nn.Module, optimizer: Optimizer, final: bool) -> None:
         torch.autograd.backward(loss)

@@ -1,0 +1,98 @@
+"""How do ranks start on a Ray cluster? Ray Train places them and starts their process group; each does what torchrun's ranks do."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lightrft.config.load import make_config
+from lightrft.config.schema import Config
+from lightrft.distributed.failure import RankFailure, describe, first_cause
+from lightrft.errors import ConfigError
+
+FOLDER = "ray"
+"""In the run folder: what Ray Train writes about its own run."""
+
+
+def start_on_ray(config: Config, *, mode: str, num_workers: int) -> dict[str, Any]:
+    """Runs the workers on the cluster of RAY_ADDRESS, or on a Ray of this machine that ends with them; returns the summary.
+
+    Raises:
+        ConfigError: Ray is not installed.
+        SystemExit: a rank failed; what failed has been printed.
+    """
+    if find_spec("ray") is None:
+        raise ConfigError(["--launcher ray needs Ray: pip install 'lightrft[ray]'; or leave --launcher out"])
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    cluster: Any = ray  # its functions are not annotated
+    was_up = cluster.is_initialized()
+    if not was_up and os.environ.get("RAY_ADDRESS"):
+        cluster.init(logging_level="error")
+    elif not was_up:
+        cluster.init(logging_level="error", num_cpus=max(num_workers, os.cpu_count() or 1), include_dashboard=False)
+    try:
+        return _fit(config, mode=mode, num_workers=num_workers)
+    finally:
+        if not was_up:
+            cluster.shutdown()
+
+
+def _fit(config: Config, *, mode: str, num_workers: int) -> dict[str, Any]:
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    cluster: Any = ray  # its functions are not annotated
+    has_gpus = cluster.cluster_resources().get("GPU", 0) > 0
+    folder = Path(config.output_dir).expanduser().resolve()
+    summary = folder / FOLDER / "summary.json"
+    trainer = TorchTrainer(
+        _rank,
+        train_loop_config={"config": config.model_dump(), "mode": mode, "cwd": os.getcwd(), "summary": str(summary)},
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=has_gpus),
+        # As `World.join` starts it: tensors of both kinds travel.
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if has_gpus else "gloo"),
+        run_config=RunConfig(name=FOLDER, storage_path=str(folder)),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:  # Ray has several classes for it, in several places over its versions
+        failures = _failures(error)
+        if not failures:
+            raise
+        cause = first_cause(failures)
+        print(cause.text(), file=sys.stderr, flush=True)
+        raise SystemExit(cause.exit_code) from error
+    found: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
+    return found
+
+
+def _rank(job: dict[str, Any]) -> None:
+    """In a worker of Ray's, which has set torchrun's variables and moved to a folder of its own."""
+    from lightrft.cli.worker import work
+
+    if Path(job["cwd"]).is_dir():
+        os.chdir(job["cwd"])  # relative paths of the settings mean what they meant where the command was typed
+    summary = work(make_config(job["config"]), mode=job["mode"])
+    if os.environ["RANK"] == "0":  # Ray keeps what workers report only beside a checkpoint of its own
+        Path(job["summary"]).write_text(json.dumps(summary), encoding="utf-8")
+
+
+def _failures(error: BaseException) -> list[RankFailure]:
+    """What each failed worker raised, without what Ray put around it; empty for an error that is none of a worker's."""
+    failed: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    return [describe(_bare(raised), rank=rank) for rank, raised in failed.items()]
+
+
+def _bare(raised: BaseException) -> BaseException:
+    for name in ("_base_exc", "cause"):
+        inner = getattr(raised, name, None)
+        if isinstance(inner, BaseException):
+            return inner
+    return raised
