@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from small_run import MAIN, quiet_environment, write_recipe
 from transformers import AutoModelForCausalLM
 
 from lightrft.config.load import make_config
@@ -121,3 +124,13 @@ def resumed(settings: dict[str, Any], folder: str) -> tuple[float, float]:
 def test_a_checkpoint_holds_adapters_and_their_moments(tmp_path: Path, backend: str) -> None:
     for far, back in run_spmd(resumed, 2, BACKENDS[backend], str(tmp_path)):
         assert back == 0.0 and far == 0.0
+
+
+def test_a_run_ends_without_a_gap_and_writes_both_folders(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, lora_rank=4, kl_coef=0.1, logprob_gap_action="stop", logprob_gap_threshold=1e-5)
+    command = [sys.executable, "-m", MAIN, "train", "--config", str(recipe), "--nproc-per-node", "2"]
+    done = subprocess.run(command, env=quiet_environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {file.name for file in (tmp_path / "run/adapter").iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
+    PeftModel.from_pretrained(load_causal_lm(tmp_path / "model", dtype=torch.float32), str(tmp_path / "run/adapter"))
+    load_causal_lm(tmp_path / "run/model", dtype=torch.float32)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lightrft.config import Config, make_config
+from lightrft.config import Config, checks, make_config
 from lightrft.config.checks import NEEDS, check, check_engine, check_strategy, strategy_name
 from lightrft.config.ignored import POINTLESS
 from lightrft.errors import ConfigError
@@ -154,6 +154,8 @@ OTHER = {
     "chunk_size": 1,
     "kl_estimator": "k2",
     "kl_in": "reward",
+    "lora_alpha": 8.0,
+    "lora_target_modules": ["q_proj"],
     "engine_sleep_level": 2,
     "logprob_gap_threshold": 1.0,
     "logprob_gap_action": "stop",
@@ -192,6 +194,7 @@ def test_the_same_settings_where_they_have_an_effect(make):
     on = {
         "fused_linear_logprob": True,
         "kl_coef": 0.1,
+        "lora_rank": 4,
         "sft_steps": 5,
         "eval_data": data,
         "scratch_tokenizer": "bpe",
@@ -414,3 +417,11 @@ def test_the_parts_for_scripts_look_at_their_own_part_only():
         with pytest.raises(ConfigError) as caught:
             part(config, registry=registry(), world_size=2)
         assert len(caught.value.problems) == 1
+
+
+def test_adapters_without_peft_name_the_extra(make, monkeypatch):
+    real = checks.find_spec
+    monkeypatch.setattr(checks, "find_spec", lambda name: None if name == "peft" else real(name))
+    assert problems(make(lora_rank=4)) == ["lora_rank=4 needs peft: pip install 'lightrft[lora]'; or set --lora_rank 0"]
+    monkeypatch.undo()
+    assert problems(make(lora_rank=4, lora_target_modules=[])) == ["lora_target_modules is empty; name layers, or all-linear"]

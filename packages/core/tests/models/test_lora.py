@@ -47,6 +47,12 @@ def test_layers_that_there_are_not_are_named_beside_those_that_there_are():
         lora(tiny_causal_lm(), target_modules=["q_proj", "c_attn"])
 
 
+def test_a_tied_layer_is_refused():
+    with pytest.raises(ModelError, match="lm_head shares its weight with another layer of Qwen3ForCausalLM"):
+        lora(tiny_causal_lm(tie=True), target_modules=["q_proj", "lm_head"])
+    assert lora(tiny_causal_lm(tie=False), target_modules=["lm_head"])
+
+
 def test_some_layers_alone():
     names = [name for name, p in lora(tiny_causal_lm(), target_modules=["q_proj"]).named_parameters() if p.requires_grad]
     assert len(names) == 2 * 2 and all(".q_proj." in name for name in names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
+from lightrft.errors import ModelError
 from lightrft.strategy.sharding import find_blocks
 from lightrft.testing.tiny import Family, tiny_causal_lm
 
@@ -38,5 +39,5 @@ def test_named_classes_in_any_list_else_the_largest_list() -> None:
 
 
 def test_a_model_without_blocks_is_refused_with_what_was_looked_for() -> None:
-    with pytest.raises(ValueError, match=r"Linear has no blocks to shard: .*`_no_split_modules` \(none named\).*ModuleList"):
+    with pytest.raises(ModelError, match=r"Linear has no blocks to shard: .*`_no_split_modules` \(none named\).*ModuleList"):
         find_blocks(nn.Linear(2, 2))

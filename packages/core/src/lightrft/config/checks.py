@@ -131,6 +131,8 @@ def _choices(config: Config) -> Iterator[str]:
         yield f"sft_steps={config.sft_steps} needs texts to imitate; set sft_key or label_key to their column"
     if config.lora_rank and find_spec("peft") is None:
         yield f"lora_rank={config.lora_rank} needs peft: pip install 'lightrft[lora]'; or set --lora_rank 0"
+    if config.lora_rank and not config.lora_target_modules:
+        yield "lora_target_modules is empty; name layers, or all-linear"
     if config.plot_every and find_spec("matplotlib") is None:
         yield f"plot_every={config.plot_every} needs matplotlib: pip install 'lightrft[plot]'; or set --plot_every 0"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lightrft.distributed.buckets import tied_names
 from lightrft.errors import ModelError
 from lightrft.strategy.adapters import ADAPTER, A, B, is_adapter
 
@@ -23,7 +24,7 @@ def add_lora(model: torch.nn.Module, *, rank: int, alpha: float, target_modules:
     have values.
 
     Raises:
-        ModelError: no layer has such a name.
+        ModelError: no layer has such a name, or one shares its weight with another.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -35,6 +36,12 @@ def add_lora(model: torch.nn.Module, *, rank: int, alpha: float, target_modules:
         raise ModelError(
             f"lora_target_modules: {type(model).__name__} has no linear layer called {', '.join(unmatched)}; it has "
             f"{', '.join(linear[:MAX_NAMED])}; or set lora_target_modules to {ALL_LINEAR}"
+        )
+    tied = [target for target in target_modules if target in _tied_layers(model)]
+    if tied:
+        raise ModelError(
+            f"lora_target_modules: {', '.join(tied)} shares its weight with another layer of {type(model).__name__}, so an adapter could "
+            "not be merged into it; leave it out"
         )
     adapted: Any = get_peft_model(model, config)  # type: ignore[arg-type]  # any module with a config will do
     _start_values(adapted, torch.Generator().manual_seed(seed))
@@ -62,3 +69,9 @@ def _linear_layers(model: torch.nn.Module) -> list[str]:
     """The last parts of their names, each once."""
     kinds = ("Linear", "Conv1D")
     return list(dict.fromkeys(name.rpartition(".")[2] for name, module in model.named_modules() if type(module).__name__ in kinds))
+
+
+def _tied_layers(model: torch.nn.Module) -> set[str]:
+    """The last parts of the names of modules that hold a weight which another one holds too."""
+    shared = [names for names in tied_names(model).values() if len(names) > 1]
+    return {name.split(".")[-2] for names in shared for name in names}

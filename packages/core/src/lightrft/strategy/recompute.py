@@ -17,7 +17,7 @@ def recompute_activations(model: nn.Module) -> None:
     dropout then, so no random state has to come back.
 
     Raises:
-        ValueError: the model has no blocks.
+        ModelError: the model has no blocks.
     """
     for block in find_blocks(model):
         # Hooks of a backend stay outside: they belong to the call, not to `forward`.

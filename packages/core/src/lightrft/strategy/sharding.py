@@ -13,13 +13,14 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from lightrft.distributed.world import World
+from lightrft.errors import ModelError
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
     """The layers to shard one by one: those of a class that the model says must not be split, else the largest list of modules.
 
     Raises:
-        ValueError: there is neither.
+        ModelError: there is neither.
     """
     lists: list[nn.ModuleList] = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
     named = {name for module in model.modules() for name in (getattr(module, "_no_split_modules", None) or ())}
@@ -29,7 +30,7 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
     if lists:
         sizes = [sum(p.numel() for p in layers.parameters()) for layers in lists]
         return list(lists[sizes.index(max(sizes))])
-    raise ValueError(
+    raise ModelError(
         f"{type(model).__name__} has no blocks to shard: looked for layers of the classes in `_no_split_modules` "
         f"({', '.join(sorted(named)) or 'none named'}) inside a torch.nn.ModuleList, and for any non-empty ModuleList"
     )
