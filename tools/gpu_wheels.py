@@ -7,6 +7,7 @@ own, beside the torch and transformers that are there, and runs the tests marked
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("packages/core", "packages/backend-fsdp")
-MISSING = ("annotated-types", "typing-inspection")
-"""Wheels of core's needs, beside pydantic, that a machine set up for torch and transformers usually lacks."""
+PACKAGES = ("packages/core", "packages/backend-fsdp", "packages/backend-deepspeed")
+MISSING = ("annotated-types", "typing-inspection", "peft", "einops", "hjson", "msgpack", "ninja", "nvidia-ml-py", "py-cpuinfo")
+"""Wheels of our needs, beside pydantic, that a machine set up for torch and transformers usually lacks; most are DeepSpeed's."""
+
+SOURCE = ("deepspeed",)
+"""Published as source only; the wheel is the same for every machine, as long as it compiles nothing."""
 
 
 def main() -> None:
@@ -29,7 +33,9 @@ def main() -> None:
     for package in PACKAGES:
         pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(given.folder), str(ROOT / package))
     platform = ["--only-binary=:all:", "--python-version", given.python]
-    platform += [word for tag in ("manylinux_2_17_x86_64", "manylinux2014_x86_64") for word in ("--platform", tag)]
+    platform += [word for tag in ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64") for word in ("--platform", tag)]
+    for name in SOURCE:
+        pip("wheel", "--no-deps", "--wheel-dir", str(given.folder), f"{name}=={version(name)}")
     exact = [f"{name}=={version(name)}" for name in ("pydantic", "pydantic-core")]  # the two halves fit in pairs only
     for name in (*MISSING, *exact):
         pip("download", "--no-deps", *platform, "--dest", str(given.folder), name)
@@ -37,7 +43,7 @@ def main() -> None:
 
 
 def pip(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "pip", *words, "--quiet"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", *words, "--quiet"], check=True, env={**os.environ, "DS_BUILD_OPS": "0"})
 
 
 if __name__ == "__main__":
