@@ -38,6 +38,10 @@ class PluginApiError(PluginError):
     """It was written for another plugin API number; the message says which side to upgrade."""
 
 
+class PluginRuntimeError(PluginError):
+    """The library that it drives is not installed, or in a version that it does not support."""
+
+
 class PluginConflictError(PluginError):
     """Two distributions provide the same name."""
 

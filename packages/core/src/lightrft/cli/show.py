@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 WIDE = 200
 """Columns where stdout is no terminal, so that no cell is cut."""
 
-STATE_STYLE = {"ok": "green", "broken": "red", "other api": "yellow", "conflict": "red"}
+STATE_STYLE = {"ok": "green", "broken": "red", "other api": "yellow", "no runtime": "yellow", "conflict": "red"}
 
 DEMO_FILES = {
     "model": "the model, a Hugging Face folder",

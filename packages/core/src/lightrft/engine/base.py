@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -52,6 +52,15 @@ class InferenceEngine(ABC):
     @abstractmethod
     def status(self) -> EngineStatus:
         """AWAKE, WEIGHTS_ONLY, ASLEEP, or UNUSABLE after a failure that left the weights in doubt."""
+
+    @classmethod
+    def read_sampling(cls, value: Any) -> SamplingParams:
+        """Our dataclass, or a mapping of its fields; an engine may take its library's own names and objects as well. On every rank.
+
+        Raises:
+            ValueError: something else, an unknown name, or a value that has no meaning here.
+        """
+        return SamplingParams.coerce(value)
 
     @abstractmethod
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> list[RequestOutput]:

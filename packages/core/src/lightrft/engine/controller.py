@@ -43,8 +43,10 @@ class RolloutController:
         sleep_level: int | None,
         seed: int,
         tokenize: Callable[[str], list[int]],
+        read_sampling: Callable[[Any], SamplingParams] = SamplingParams.coerce,
     ) -> None:
         self.spec = spec
+        self.read_sampling = read_sampling
         self.group = group
         self.dtype = dtype
         self.version = 0

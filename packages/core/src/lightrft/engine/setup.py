@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from lightrft.config.checks import check_engine
@@ -12,6 +14,7 @@ from lightrft.engine.base import EngineSetup, InferenceEngine
 from lightrft.engine.controller import RolloutController
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, EngineSpec
+from lightrft.types import SamplingParams
 
 
 def make_controller(config: Config, *, registry: Registry, world: World, model_path: str | None) -> RolloutController:
@@ -25,6 +28,12 @@ def make_controller(config: Config, *, registry: Registry, world: World, model_p
     def make_engine() -> InferenceEngine:
         engine: InferenceEngine = registry.load("engine", config.engine_type)(setup)
         return engine
+
+    def read_sampling(value: Any) -> SamplingParams:
+        if isinstance(value, SamplingParams):
+            return value
+        engine_class: type[InferenceEngine] = registry.load("engine", config.engine_type)
+        return engine_class.read_sampling(value)
 
     def tokenize(text: str) -> list[int]:
         from transformers import AutoTokenizer  # only for callers that bring text
@@ -42,6 +51,7 @@ def make_controller(config: Config, *, registry: Registry, world: World, model_p
         sleep_level=_sleep_level(config, spec),
         seed=config.seed,
         tokenize=tokenize,
+        read_sampling=read_sampling,
     )
 
 

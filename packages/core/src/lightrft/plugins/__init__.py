@@ -11,6 +11,7 @@ from lightrft.plugins.specs import (
     PluginSpec,
     PolicyLossSpec,
     RewardSpec,
+    Runtime,
     StrategySpec,
 )
 
@@ -25,6 +26,7 @@ __all__ = [
     "PolicyLossSpec",
     "Registry",
     "RewardSpec",
+    "Runtime",
     "StrategySpec",
     "hookimpl",
 ]

@@ -10,12 +10,20 @@ from typing import Any, Literal
 
 import pluggy
 
-from lightrft.errors import PluginApiError, PluginBrokenError, PluginConflictError, PluginNotInstalledError, nearest
+from lightrft.errors import (
+    PluginApiError,
+    PluginBrokenError,
+    PluginConflictError,
+    PluginNotInstalledError,
+    PluginRuntimeError,
+    nearest,
+)
 from lightrft.plugins import hookspecs
 from lightrft.plugins.known import KNOWN_EXTRAS, install_hint
+from lightrft.plugins.runtime import problem_with
 from lightrft.plugins.specs import API_VERSION, ENTRY_POINT_GROUP, SPEC_TYPES, Capability, PluginSpec
 
-State = Literal["ok", "broken", "other api", "conflict"]
+State = Literal["ok", "broken", "other api", "no runtime", "conflict"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +88,7 @@ class Registry:
         """The usable entry of that name.
 
         Raises:
-            PluginNotInstalledError, PluginBrokenError, PluginApiError, PluginConflictError: see `lightrft.errors`.
+            PluginNotInstalledError, PluginBrokenError, PluginApiError, PluginRuntimeError, PluginConflictError: see `lightrft.errors`.
         """
         found = [e for e in self.entries(kind) if e.name == name]
         if not found:
@@ -93,6 +101,8 @@ class Registry:
             raise PluginBrokenError(f"{kind} {name!r} of {first.provider} is installed but broken: {first.reason}") from first.error
         if first.state == "other api":
             raise PluginApiError(f"{kind} {name!r}: {first.reason}")
+        if first.state == "no runtime":
+            raise PluginRuntimeError(f"{kind} {name!r} of {first.provider} {first.reason}")
         if first.state == "conflict":
             raise PluginConflictError(f"{kind} {name!r}: {first.reason}")
         return first
@@ -178,7 +188,8 @@ def _specs_of(module: object) -> list[PluginSpec]:
 
 def _entry_of(provider: Provider, spec: PluginSpec) -> PluginEntry:
     if spec.api == API_VERSION:
-        return PluginEntry(provider=provider, spec=spec)
+        lacking = problem_with(spec.runtime, distribution=provider.distribution) if spec.runtime else ""
+        return PluginEntry(provider=provider, spec=spec, state="no runtime" if lacking else "ok", reason=lacking)
     side = f"upgrade lightrft (pip install -U lightrft) or downgrade {provider.distribution}"
     if spec.api < API_VERSION:
         side = f"upgrade it (pip install -U {provider.distribution})"

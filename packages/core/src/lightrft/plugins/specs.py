@@ -41,6 +41,17 @@ class Capability(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """The library that a plugin drives, where it is an extra of the plugin: checked before anything is imported.
+
+    `distributions` are the names under which it is published (one of them is enough), `versions` is a version specifier, `>=0.25,<0.33`.
+    """
+
+    distributions: tuple[str, ...]
+    versions: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PluginSpec:
     """Base of all specs. `target` is `package.module:attribute`, imported on first use."""
 
@@ -49,6 +60,7 @@ class PluginSpec:
     target: str
     api: int = API_VERSION
     capabilities: frozenset[Capability] = frozenset()
+    runtime: Runtime | None = None
     summary: str = ""
 
     def __post_init__(self) -> None:

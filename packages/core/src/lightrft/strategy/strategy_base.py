@@ -27,7 +27,7 @@ from lightrft.strategy import checkpoint, hf_folder
 from lightrft.strategy.adapters import adapters_of, merged
 from lightrft.strategy.recompute import recompute_activations
 from lightrft.strategy.weight_files import WeightFiles
-from lightrft.types import EngineStatus, RequestOutput, SamplingParams
+from lightrft.types import EngineStatus, RequestOutput
 
 Optimizer = torch.optim.Optimizer
 Scheduler = torch.optim.lr_scheduler.LRScheduler
@@ -338,7 +338,7 @@ class StrategyBase(ABC):
 
     def gather_and_generate(
         self,
-        sampling_params: SamplingParams | Mapping[str, Any],
+        sampling_params: Any,
         all_prompt_token_ids: Sequence[Sequence[int]] | None = None,
         all_prompts: Sequence[str] | None = None,
         all_images: Sequence[Any] | None = None,
@@ -349,11 +349,13 @@ class StrategyBase(ABC):
     ) -> list[RequestOutput]:
         """Generates for this rank's prompts through its group's engine; outputs in the order of the prompts, n completions each.
 
-        Ranks may bring different numbers of prompts, or none. `logprobs` asks for sampled-token log-probs, for all prompts or one by one.
+        `sampling_params`: our SamplingParams, a mapping of its fields, or what the engine's `read_sampling` takes beside them. Ranks may
+        bring different numbers of prompts, or none. `logprobs` asks for sampled-token log-probs, for all prompts or one by one.
         Wakes the engine before and, with `sleep_engine`, puts it to sleep after.
         """
-        return self._engine().gather_and_generate(
-            SamplingParams.coerce(sampling_params),
+        controller = self._engine()
+        return controller.gather_and_generate(
+            controller.read_sampling(sampling_params),
             prompt_token_ids=all_prompt_token_ids,
             prompts=all_prompts,
             images=all_images,
