@@ -82,7 +82,7 @@ class InferenceEngine(ABC):
         the sender once the next bucket is asked for.
 
         Raises:
-            WeightSyncError: a parameter is missing, unknown, or of another shape, all named; the old weights stay, or status becomes
+            WeightSyncError: a parameter is missing, unknown, or of another shape or dtype, named; the old weights stay, or status becomes
                 UNUSABLE.
             EngineStateError: ASLEEP.
         """

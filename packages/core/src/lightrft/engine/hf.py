@@ -12,6 +12,7 @@ from lightrft.distributed.buckets import WeightBucket
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
 from lightrft.engine.hf_generate import generate
+from lightrft.engine.model_facts import model_facts
 from lightrft.engine.quiet import no_progress_bars
 from lightrft.errors import EngineStateError, WeightSyncError
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
@@ -27,7 +28,8 @@ class HFEngine(InferenceEngine):
                 setup.model_path, dtype=setup.dtype, trust_remote_code=setup.trust_remote_code
             )
         self._model: Any = model.to(setup.device).eval().requires_grad_(False)
-        self._eos = _eos_token_ids(self._model)
+        facts = model_facts(setup.model_path, trust_remote_code=setup.trust_remote_code)
+        self._eos, self._vocab_size = facts.eos_token_ids, facts.vocab_size
         self._version = 0
         self._weights_held = True
         self._status = EngineStatus.AWAKE
@@ -47,7 +49,7 @@ class HFEngine(InferenceEngine):
         if not self._weights_held:
             raise EngineStateError("generate after sleep(level=2) dropped the weights; call update_weights first")
         limit = self.setup.max_model_len
-        check_requests(requests, vocab_size=self._model.config.vocab_size, max_model_len=limit)
+        check_requests(requests, vocab_size=self._vocab_size, max_model_len=limit)
         return generate(
             self._model,
             requests,
@@ -115,6 +117,7 @@ def _stage(buckets: Iterable[WeightBucket], expected: dict[str, torch.nn.Paramet
     staged: dict[str, torch.Tensor] = {}
     unknown: list[str] = []
     misshapen: list[str] = []
+    other_dtype: list[str] = []
     for bucket in buckets:
         for weight in bucket:
             name = next((n for n in weight.names if n in expected), None)
@@ -122,21 +125,16 @@ def _stage(buckets: Iterable[WeightBucket], expected: dict[str, torch.nn.Paramet
                 unknown.append(weight.names[0])
             elif expected[name].shape != weight.tensor.shape:
                 misshapen.append(f"{name} (here {tuple(expected[name].shape)}, sent {tuple(weight.tensor.shape)})")
+            elif expected[name].dtype != weight.tensor.dtype:
+                other_dtype.append(f"{name} (here {expected[name].dtype}, sent {weight.tensor.dtype})")
             else:
                 staged[name] = weight.tensor.detach().to(expected[name], copy=True)
-    missing = sorted(set(expected) - set(staged) - {m.split(" ")[0] for m in misshapen})
+    missing = sorted(set(expected) - set(staged) - {m.split(" ")[0] for m in misshapen + other_dtype})
     problems = [
         f"{what}: {', '.join(names[:3])} ({len(names)} in all)"
-        for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
+        for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", misshapen), ("of another dtype", other_dtype))
         if names
     ]
     if problems:
         raise WeightSyncError(f"weights refused, the old ones stay: {'; '.join(problems)}")
     return staged
-
-
-def _eos_token_ids(model: Any) -> list[int]:
-    found = getattr(model.generation_config, "eos_token_id", None)
-    if found is None:
-        found = model.config.eos_token_id
-    return [] if found is None else [found] if isinstance(found, int) else list(found)

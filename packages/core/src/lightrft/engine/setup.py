@@ -12,6 +12,7 @@ from lightrft.distributed.groups import EngineGroup, contiguous_group
 from lightrft.distributed.world import World
 from lightrft.engine.base import EngineSetup, InferenceEngine
 from lightrft.engine.controller import RolloutController
+from lightrft.errors import CapabilityError
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, EngineSpec
 from lightrft.types import SamplingParams
@@ -48,7 +49,7 @@ def make_controller(config: Config, *, registry: Registry, world: World, model_p
         world=world,
         group=group,
         dtype=setup.dtype,
-        sleep_level=_sleep_level(config, spec),
+        sleep_level=_sleep_level(config, spec, device_type=world.device.type),
         seed=config.seed,
         tokenize=tokenize,
         read_sampling=read_sampling,
@@ -71,7 +72,20 @@ def _engine_setup(config: Config, *, world: World, group: EngineGroup, model_pat
     )
 
 
-def _sleep_level(config: Config, spec: EngineSpec) -> int | None:
-    """The level to sleep at; None where sleep is disabled or, by default settings, the engine has none."""
+def _sleep_level(config: Config, spec: EngineSpec, *, device_type: str) -> int | None:
+    """The level to sleep at; None where sleep is disabled or, by default settings, the engine has none here.
+
+    Raises:
+        CapabilityError: level 2, which nobody gets by default, is asked for and the engine has none on this device.
+    """
     needed = Capability.SLEEP_2 if config.engine_sleep_level == 2 else Capability.SLEEP_1
-    return config.engine_sleep_level if config.enable_engine_sleep and needed in spec.capabilities else None
+    if not config.enable_engine_sleep:
+        return None
+    if needed in spec.capabilities_on(device_type):
+        return config.engine_sleep_level
+    if config.engine_sleep_level == 2:
+        raise CapabilityError(
+            f"engine_sleep_level=2 needs the capability {str(needed)!r}, which engine {spec.name!r} has on CUDA only; "
+            "set --engine_sleep_level 1 or --disable_engine_sleep"
+        )
+    return None

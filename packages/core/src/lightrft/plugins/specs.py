@@ -87,13 +87,22 @@ class EngineSpec(PluginSpec):
     """An inference engine; the target is a subclass of `lightrft.engine.base.InferenceEngine`.
 
     `topology`: a `single_leader` engine lives on the first rank of its group; an `spmd` engine on every rank, called with the same input.
+    `cuda_only`: those of its capabilities that it lacks without a CUDA device.
     """
 
     kind: ClassVar[str] = "engine"
     topology: Literal["single_leader", "spmd"] = "single_leader"
+    cuda_only: frozenset[Capability] = frozenset()
+
+    def capabilities_on(self, device_type: str) -> frozenset[Capability]:
+        """What it can do on `cpu` or `cuda`."""
+        return self.capabilities if device_type == "cuda" else self.capabilities - self.cuda_only
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.cuda_only <= self.capabilities:
+            more = ", ".join(sorted(self.cuda_only - self.capabilities))
+            raise ValueError(f"plugin {self.name!r}: cuda_only names what capabilities does not: {more}")
         if self.topology not in ("single_leader", "spmd"):
             raise ValueError(f"plugin {self.name!r}: topology {self.topology!r} is not one of 'single_leader', 'spmd'")
 

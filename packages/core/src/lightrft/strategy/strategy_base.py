@@ -381,11 +381,15 @@ class StrategyBase(ABC):
         """Puts the engine to sleep where `enable_engine_sleep` says so and the engine can. Idempotent."""
         self._engine().maybe_sleep()
 
-    def shutdown(self) -> None:
-        """Ends the engine and then the process group. Idempotent."""
+    def shutdown_inference_engine(self) -> None:
+        """Ends this rank's share of the engine; its ranks train on. Idempotent. Not collective."""
         if self._controller is not None:
             self._controller.shutdown()
             self._controller = None
+
+    def shutdown(self) -> None:
+        """Ends the engine and then the process group. Idempotent."""
+        self.shutdown_inference_engine()
         self._leave_world()
 
     # ---- hooks: what a backend writes ----------------------------------------------------------------------------------------------------

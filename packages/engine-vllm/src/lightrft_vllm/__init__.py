@@ -1,0 +1,1 @@
+"""vLLM as an inference engine of LightRFT, on every rank of its group."""

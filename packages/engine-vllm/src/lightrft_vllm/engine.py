@@ -1,0 +1,167 @@
+"""vLLM as an engine: one LLM on every rank of its group, in the trainer's own process, its tensors updated in place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from lightrft.distributed.buckets import WeightBucket
+from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
+from lightrft.engine.checks import check_requests
+from lightrft.engine.manifest import expected_shapes
+from lightrft.engine.model_facts import model_facts
+from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
+from lightrft.types import Completion, EngineStatus, FinishReason, Request, RequestOutput, SamplingParams
+from lightrft_vllm.guests import as_it_was, default_group_kept, set_environment
+from lightrft_vllm.weights import WeightStream
+
+CPU_KV_CACHE_BYTES = 2**30
+"""Of each rank, on the CPU, where VLLM_CPU_KVCACHE_SPACE does not say otherwise; vLLM would take a share of the whole memory."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+class VLLMEngine(InferenceEngine):
+    """See `InferenceEngine`. Prompts and completions are token ids; text is made only to look for stop strings."""
+
+    def __init__(self, setup: EngineSetup) -> None:
+        super().__init__(setup)
+        self._facts = model_facts(setup.model_path, trust_remote_code=setup.trust_remote_code)
+        self._shapes = expected_shapes(setup.model_path)
+        self._has_tokenizer = any((Path(setup.model_path) / name).exists() for name in TOKENIZER_FILES)
+        self._can_sleep = setup.device.type == "cuda"
+        self._shares_group = dist.is_initialized()
+        set_environment(setup.device.type)
+        from vllm import LLM  # after the environment that it reads at import
+
+        with as_it_was():
+            self._llm: Any = LLM(**self._arguments())
+        self._version = 0
+        self._weights_held = True
+        self._status = EngineStatus.AWAKE
+
+    @classmethod
+    def read_sampling(cls, value: Any) -> SamplingParams:
+        """Our SamplingParams, a mapping of its fields or of vLLM's (`max_tokens`), or vLLM's own object."""
+        from lightrft_vllm.sampling import read_sampling
+
+        return read_sampling(value)
+
+    @property
+    def status(self) -> EngineStatus:
+        return self._status
+
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> list[RequestOutput]:
+        from lightrft_vllm.sampling import to_vllm
+
+        if self._status is not EngineStatus.AWAKE:
+            raise EngineStateError(f"generate while the engine is {self._status}; call wake_up first")
+        if not self._weights_held:
+            raise EngineStateError("generate after sleep(level=2) dropped the weights; call update_weights first")
+        if not requests:
+            return []
+        check_requests(requests, vocab_size=self._facts.vocab_size, max_model_len=self.setup.max_model_len)
+        if sampling.stop and not self._has_tokenizer:
+            raise ValueError(f"stop={sampling.stop!r} needs a tokenizer, and {self.setup.model_path!r} has none")
+        params = to_vllm(sampling, requests, eos_token_ids=self._facts.eos_token_ids)
+        prompts = [{"prompt_token_ids": list(request.prompt_token_ids)} for request in requests]
+        try:
+            answers = self._llm.generate(prompts, params, use_tqdm=False)
+        except Exception as error:  # requests that were already taken stay in its queue
+            self._status = EngineStatus.UNUSABLE
+            raise EngineError(f"vLLM failed in generate, {len(requests)} prompts outstanding: {type(error).__name__}: {error}") from error
+        return [self._output(request, answer, sampling) for request, answer in zip(requests, answers, strict=True)]
+
+    def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        if self._status in (EngineStatus.ASLEEP, EngineStatus.UNUSABLE):
+            raise EngineStateError(f"update_weights while the engine is {self._status}; call wake_up first")
+        stream = WeightStream(buckets, dtype=self.setup.dtype, shapes=self._shapes)
+        try:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(stream)})
+            stream.check_complete()
+        except Exception as error:
+            self._status = EngineStatus.UNUSABLE
+            raise error if isinstance(error, WeightSyncError) else WeightSyncError(f"vLLM failed to load weights: {error}") from error
+        self.reset_cache()
+        self._weights_held = True
+        self._version = version
+
+    def reset_cache(self) -> None:
+        if not self._llm.reset_prefix_cache():
+            self._status = EngineStatus.UNUSABLE
+            raise WeightSyncError("vLLM did not reset its prefix cache: blocks of older weights are in use")
+
+    def sleep(self, level: int) -> None:
+        self._alive()
+        if not self._can_sleep:
+            raise CapabilityError(f"sleep(level={level}): vLLM sleeps on CUDA only, this engine is on {self.setup.device.type}")
+        if self._status is EngineStatus.ASLEEP:
+            return
+        self._llm.sleep(level=level)
+        self._weights_held = self._weights_held and level == 1
+        self._status = EngineStatus.ASLEEP
+
+    def wake_up(self, tags: Collection[WakeTag]) -> None:
+        self._alive()
+        if self._status is EngineStatus.ASLEEP and "weights" in tags:
+            self._llm.wake_up(tags=["weights"])
+            self._status = EngineStatus.WEIGHTS_ONLY
+        if self._status is EngineStatus.WEIGHTS_ONLY and "kv_cache" in tags:
+            self._llm.wake_up(tags=["kv_cache"])
+            self._status = EngineStatus.AWAKE
+
+    def shutdown(self) -> None:
+        self._status = EngineStatus.UNUSABLE
+        if self._llm is None:
+            return
+        llm, self._llm = self._llm, None
+        with default_group_kept(self._shares_group):
+            llm.llm_engine.engine_core.shutdown()
+
+    # ---- parts ---------------------------------------------------------------------------------------------------------------------------
+
+    def _arguments(self) -> dict[str, Any]:
+        setup = self.setup
+        arguments: dict[str, Any] = dict(
+            model=setup.model_path,
+            dtype=str(setup.dtype).removeprefix("torch."),
+            seed=setup.seed,
+            max_model_len=setup.max_model_len,
+            trust_remote_code=setup.trust_remote_code,
+            tensor_parallel_size=setup.group_size,
+            # Without a process group (one rank alone) there is nobody to be launched with.
+            distributed_executor_backend="external_launcher" if self._shares_group else "uni",
+            skip_tokenizer_init=not self._has_tokenizer,
+            generation_config="vllm",  # nothing but our own sampling parameters
+            logprobs_mode="raw_logprobs",  # of the untempered, unfiltered distribution
+            disable_log_stats=True,
+        )
+        if setup.device.type == "cuda":
+            return arguments | {"gpu_memory_utilization": setup.mem_util, "enable_sleep_mode": True}
+        own_size = {} if os.environ.get("VLLM_CPU_KVCACHE_SPACE") else {"kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}
+        return arguments | {"enforce_eager": True} | own_size
+
+    def _output(self, request: Request, answer: Any, sampling: SamplingParams) -> RequestOutput:
+        drawn = [answer.outputs[0]] * sampling.n if sampling.temperature == 0 else sorted(answer.outputs, key=lambda c: c.index)
+        completions = tuple(
+            Completion(
+                token_ids=list(c.token_ids),
+                finish_reason=_reason(c.finish_reason),
+                weight_version=self._version,
+                logprobs=list(c.logprobs.logprobs) if request.logprobs else None,
+            )
+            for c in drawn
+        )
+        return RequestOutput(id=request.id, prompt_token_ids=request.prompt_token_ids, completions=completions)
+
+    def _alive(self) -> None:
+        if self._status is EngineStatus.UNUSABLE:
+            raise EngineStateError("the engine is unusable: it was shut down, or failed while its weights changed")
+
+
+def _reason(value: str | None) -> FinishReason:
+    return "stop" if value == "stop" else "length" if value == "length" else "abort"

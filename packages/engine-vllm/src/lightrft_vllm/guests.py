@@ -1,0 +1,74 @@
+"""How is vLLM built and ended inside a trainer's process without taking anything from it? Environment, random state, threads, groups."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy
+import torch
+import torch.distributed as dist
+
+IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+"""The engine's core runs in this process: its external launcher asks for that."""
+
+DEFAULTS = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+CPU_DEFAULTS = {
+    "TORCHDYNAMO_DISABLE": "1",  # else the first log-probs wait some 20 s for a compiler, for nothing
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer has a say in the cores too
+}
+
+
+def set_environment(device_type: str) -> None:
+    """Before vLLM is imported. What the user has set stays, but for what the engine cannot do without."""
+    for name, value in (DEFAULTS | (CPU_DEFAULTS if device_type == "cpu" else {})).items():
+        os.environ.setdefault(name, value)
+    os.environ.update(IN_PROCESS)
+
+
+@contextmanager
+def as_it_was() -> Iterator[None]:
+    """Puts back what building an engine changes in the whole process: variables, seeds, and torch.set_num_threads.
+
+    vLLM 0.32 sets LOCAL_WORLD_SIZE to the size of the group, seeds every generator, and on the CPU replaces `torch.set_num_threads`.
+    """
+    variables = dict(os.environ)
+    threads, set_threads = torch.get_num_threads(), torch.set_num_threads
+    states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    cuda_state = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(variables):
+            if name in ("LOCAL_WORLD_SIZE", "VLLM_DIST_IDENT"):
+                del os.environ[name]
+        for name in ("LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            if name in variables:
+                os.environ[name] = variables[name]
+        torch.set_num_threads = set_threads
+        torch.set_num_threads(threads)
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if cuda_state is not None:
+            torch.cuda.set_rng_state(cuda_state)
+
+
+@contextmanager
+def default_group_kept(keep: bool) -> Iterator[None]:
+    """While an engine ends: vLLM 0.32 destroys the process's default group with its own, and that one is the trainer's."""
+    destroy: Any = dist.destroy_process_group
+
+    def destroy_others(group: Any = None) -> None:
+        if group is not None:
+            destroy(group)
+
+    if keep:
+        dist.destroy_process_group = destroy_others
+    try:
+        yield
+    finally:
+        dist.destroy_process_group = destroy

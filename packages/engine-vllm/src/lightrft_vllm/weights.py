@@ -1,0 +1,51 @@
+"""How do buckets become what vLLM loads? A stream of (name, tensor) that is checked as it goes and complete at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from lightrft.distributed.buckets import WeightBucket
+from lightrft.errors import WeightSyncError
+
+
+class WeightStream:
+    """Iterates over (HF name, tensor). vLLM holds tensors back until a fused layer is whole, so each is a copy that nobody reuses.
+
+    Raises (while iterated):
+        WeightSyncError: a tensor of another dtype or shape, or one that the model folder does not have.
+    """
+
+    def __init__(self, buckets: Iterable[WeightBucket], *, dtype: torch.dtype, shapes: dict[str, tuple[int, ...]]) -> None:
+        self._buckets = buckets
+        self._dtype = dtype
+        self._shapes = shapes
+        self.sent: set[str] = set()
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for bucket in self._buckets:
+            for weight in bucket:
+                if weight.tensor.dtype != self._dtype:
+                    raise WeightSyncError(f"{weight.names[0]} came as {weight.tensor.dtype}, the engine holds {self._dtype}")
+                copy = weight.tensor.detach().clone()
+                # vLLM on the CPU keeps a packed lm_head even where it is tied, so it has to hear every name.
+                for name in weight.names:
+                    self._check(name, copy, others=weight.names)
+                    self.sent.add(name)
+                    yield name, copy
+
+    def check_complete(self) -> None:
+        """After the last one. Raises WeightSyncError with the names that never came."""
+        missing = sorted(set(self._shapes) - self.sent)
+        if missing:
+            raise WeightSyncError(f"weights are incomplete: {', '.join(missing[:3])} ({len(missing)} in all) never came")
+
+    def _check(self, name: str, tensor: torch.Tensor, *, others: tuple[str, ...]) -> None:
+        if not self._shapes:
+            return
+        expected = next((self._shapes[n] for n in (name, *others) if n in self._shapes), None)
+        if expected is None:
+            raise WeightSyncError(f"{name} was sent, which the engine's model does not have")
+        if expected != tuple(tensor.shape):
+            raise WeightSyncError(f"{name} was sent with shape {tuple(tensor.shape)}, the engine's model has {expected}")
