@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 CORE_VENV := $(VENV)-core
 STAMP := $(VENV)/.lightrft-setup
 CORE_STAMP := $(CORE_VENV)/.lightrft-setup
-MANIFESTS := pyproject.toml packages/core/pyproject.toml packages/backend-fsdp/pyproject.toml packages/backend-deepspeed/pyproject.toml
+VLLM_VENV := $(VENV)-vllm
+VLLM_STAMP := $(VLLM_VENV)/.lightrft-setup
+MANIFESTS := pyproject.toml packages/core/pyproject.toml packages/backend-fsdp/pyproject.toml packages/backend-deepspeed/pyproject.toml packages/engine-vllm/pyproject.toml
 SETUP_PYTHON := $(or $(PYTHON),$(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell command -v $(name)))))
 ARGS ?=
 
@@ -16,7 +18,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo gsm8k parity collectives overhead curves test test-core test-workspace test-ray lint gpu-wheels gpu-test clean
+.PHONY: help setup demo gsm8k parity collectives overhead curves test test-core test-workspace test-vllm test-ray lint gpu-wheels gpu-test clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -47,12 +49,12 @@ overhead: $(STAMP)  ## a table: a step through each strategy against a loop by h
 curves: $(STAMP)  ## the demo with fsdp and ZeRO 1, 2 and 3, and how far their curves lie apart
 	@$(BIN)/python benchmarks/backend_curves.py $(ARGS)
 
-test: lint test-core test-workspace  ## everything that is checked: lint, types, import rules, all tests
+test: lint test-core test-workspace test-vllm  ## everything that is checked: lint, types, import rules, all tests
 
 lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy packages/core/src packages/backend-fsdp/src packages/backend-deepspeed/src
+	$(BIN)/mypy packages/core/src packages/backend-fsdp/src packages/backend-deepspeed/src packages/engine-vllm/src
 	$(BIN)/lint-imports
 
 test-core: $(CORE_STAMP)  ## core's tests where nothing but core is installed: no plugin
@@ -64,6 +66,13 @@ $(CORE_STAMP): $(STAMP) tools/thin_env.py
 
 test-workspace: $(STAMP)  ## the plugins' tests and those of the packages together
 	$(BIN)/python -m pytest packages/backend-fsdp/tests packages/backend-deepspeed/tests tests $(ARGS)
+
+test-vllm: $(VLLM_STAMP)  ## vLLM itself on the CPU, in an environment of its own
+	$(VLLM_VENV)/bin/python -m pytest packages/engine-vllm/tests $(ARGS)
+
+$(VLLM_STAMP): $(MANIFESTS) $(wildcard packages/engine-vllm/cpu/*.txt) tools/engine_env.py
+	@$(SETUP_PYTHON) tools/engine_env.py vllm $(VLLM_VENV)
+	@touch $@
 
 test-ray: $(STAMP)  ## installs Ray into .venv and tests the launcher on a real one
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode "$$(sed -n 's/^ray = \["\(.*\)"\].*/\1/p' packages/core/pyproject.toml)"
@@ -77,4 +86,4 @@ gpu-test:  ## on the GPU machine: install those wheels beside its torch and run 
 	PYTHONPATH=$(GPU_SITE) python3 -m pytest tests/gpu packages/backend-fsdp/tests/test_cuda.py -m gpu -s $(ARGS)
 
 clean:  ## remove environments, caches and runs
-	rm -rf $(VENV) $(CORE_VENV) runs build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(CORE_VENV) $(VLLM_VENV) runs build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

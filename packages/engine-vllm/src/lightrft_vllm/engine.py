@@ -16,7 +16,7 @@ from lightrft.engine.manifest import expected_shapes
 from lightrft.engine.model_facts import model_facts
 from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
 from lightrft.types import Completion, EngineStatus, FinishReason, Request, RequestOutput, SamplingParams
-from lightrft_vllm.guests import as_it_was, default_group_kept, set_environment
+from lightrft_vllm.guests import as_it_was, default_group_kept, no_shared_memory, set_environment
 from lightrft_vllm.weights import WeightStream
 
 CPU_KV_CACHE_BYTES = 2**30
@@ -38,7 +38,7 @@ class VLLMEngine(InferenceEngine):
         set_environment(setup.device.type)
         from vllm import LLM  # after the environment that it reads at import
 
-        with as_it_was():
+        with as_it_was(), no_shared_memory(setup.device.type):
             self._llm: Any = LLM(**self._arguments())
         self._version = 0
         self._weights_held = True

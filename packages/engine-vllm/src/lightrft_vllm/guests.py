@@ -58,6 +58,27 @@ def as_it_was() -> Iterator[None]:
 
 
 @contextmanager
+def no_shared_memory(device_type: str) -> Iterator[None]:
+    """While an engine is built on a CPU with AVX512: its ranks talk through gloo and not through segments in /dev/shm.
+
+    vLLM 0.32 names these after the ranks alone: two jobs of one machine open the same ones, and those that a killed job left behind make
+    the next one fail with "errno: 17". Besides, the ranks spin while they wait, and four of them on two cores stand still.
+    """
+    if device_type != "cpu":
+        yield
+        return
+    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+
+    private = "_all_group_ranks_share_shm_group_name"  # there is no public switch in 0.32
+    asked = getattr(CpuCommunicator, private)
+    setattr(CpuCommunicator, private, lambda self: False)
+    try:
+        yield
+    finally:
+        setattr(CpuCommunicator, private, asked)
+
+
+@contextmanager
 def default_group_kept(keep: bool) -> Iterator[None]:
     """While an engine ends: vLLM 0.32 destroys the process's default group with its own, and that one is the trainer's."""
     destroy: Any = dist.destroy_process_group

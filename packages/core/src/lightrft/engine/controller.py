@@ -141,7 +141,9 @@ class RolloutController:
         asked = needed_capabilities(sampling, logprobs=any(r.logprobs for r in requests), images=any(r.images for r in requests))
         for what, capability in asked:
             if capability not in self.spec.capabilities_on(self._world.device.type):
-                raise CapabilityError(f"{what} needs the capability {str(capability)!r}, which engine {self.spec.name!r} does not have here")
+                raise CapabilityError(
+                    f"{what} needs the capability {str(capability)!r}, which engine {self.spec.name!r} does not have here"
+                )
         return requests
 
     def _gather(self, mine: list[Request]) -> list[list[Request]]:

@@ -31,7 +31,7 @@ class EngineBench:
         self.spec: EngineSpec = Registry.discover().spec("engine", name)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.folder = tiny_model_folder(folder, family=family, tie=tie)
-        self.models: list[Any] = [tiny_causal_lm(seed=seed, family=family, tie=tie).eval() for seed in range(NUM_MODELS)]
+        self.models: list[Any] = [tiny_causal_lm(seed=seed, family=family, tie=tie).train(False) for seed in range(NUM_MODELS)]
         self.models[0].save_pretrained(self.folder)
         self.model = self.models[0]
         self.version = 0

@@ -161,7 +161,7 @@ class EngineContract:
         self._needs(bench, Capability.STOP_STRINGS)
         greedy = greedy_tokens(bench.model, SHORT, max_new_tokens=8)
         at = next(i for i, token in enumerate(greedy) if token > 2 and token not in greedy[:i])
-        text = tiny_tokenizer().decode([greedy[at]])
+        text = str(tiny_tokenizer().decode([greedy[at]]))
         [output] = bench.engine.generate(requests_of([SHORT]), replace(GREEDY, stop=(text,)))
         assert (list(output.completions[0].token_ids), output.completions[0].finish_reason) == (greedy[: at + 1], "stop")
 
@@ -207,18 +207,18 @@ class EngineContract:
             return
         engine.sleep(level)
         engine.sleep(level)
-        assert engine.status is EngineStatus.ASLEEP
+        self._is(bench, EngineStatus.ASLEEP)
         with pytest.raises(EngineStateError):
             engine.generate(requests_of([SHORT]), GREEDY)
         with pytest.raises(EngineStateError):
             engine.update_weights(weights_of(bench.models[1]), version=bench.version + 1)
-        engine.wake_up(("weights",))
-        assert engine.status is EngineStatus.WEIGHTS_ONLY
+        engine.wake_up(ALL_TAGS[:1])
+        self._is(bench, EngineStatus.WEIGHTS_ONLY)
         if level == 2:
             bench.sync(bench.models[1])
         engine.wake_up(ALL_TAGS)
         engine.wake_up(ALL_TAGS)
-        assert engine.status is EngineStatus.AWAKE
+        self._is(bench, EngineStatus.AWAKE)
         assert tokens(engine.generate(requests_of(PROMPTS), GREEDY)) == [[greedy_tokens(bench.model, p, max_new_tokens=8)] for p in PROMPTS]
 
     def test_after_shutdown_every_call_is_refused(self, bench: EngineBench) -> None:
@@ -230,6 +230,9 @@ class EngineContract:
             engine.generate(requests_of([SHORT]), GREEDY)
         with pytest.raises(EngineStateError):
             engine.update_weights([], version=1)
+
+    def _is(self, bench: EngineBench, status: EngineStatus) -> None:
+        assert bench.engine_as_it_is.status is status
 
     def _needs(self, bench: EngineBench, capability: Capability) -> None:
         if not bench.can(capability):

@@ -34,14 +34,10 @@ def scenario(folder: str, settings: dict[str, Any], num_syncs: int = 2) -> Scena
     """For `run_spmd`. `folder` is a tiny model; `settings` choose strategy, engine and `engine_tp_size`. Ranks bring 0, 1, 2... prompts,
     one of them longer than a block of a prefix cache and asked again after every sync.
     """
-    config = make_config(
-        {"model_name_or_path": folder, "prompt_max_len": 224, "generate_max_len": 32, "weight_bucket_mb": 1} | settings
-    )
+    config = make_config({"model_name_or_path": folder, "prompt_max_len": 224, "generate_max_len": 32, "weight_bucket_mb": 1} | settings)
     strategy = get_strategy(config)
     strategy.setup_inference_engine(config)
-    actor, optimizer = strategy.prepare_trainable(
-        load_causal_lm(folder, dtype=torch.float32), optimizer=AdamWSettings(learning_rate=2e-2)
-    )
+    actor, optimizer = strategy.prepare_trainable(load_causal_lm(folder, dtype=torch.float32), optimizer=AdamWSettings(learning_rate=2e-2))
     rank = strategy.world.rank
     prompts = [[5, 6, 7 + i] for i in range(rank)] + ([[3 + (7 * i) % 50 for i in range(200)]] if rank % 2 == 0 else [])
     wrong, error, sampled = [], 0.0, []
@@ -73,7 +69,7 @@ def scenario(folder: str, settings: dict[str, Any], num_syncs: int = 2) -> Scena
 def judge_of(strategy: StrategyBase, actor: torch.nn.Module, folder: str) -> Any:
     """A plain transformers model with the actor's present weights, on the CPU. Collective."""
     values = {name: w.tensor.cpu().clone() for bucket in strategy.export_weights(actor) for w in bucket for name in w.names}
-    judge = load_causal_lm(folder, dtype=torch.float32).eval()
+    judge = load_causal_lm(folder, dtype=torch.float32).train(False)
     judge.load_state_dict(values)
     return judge
 
