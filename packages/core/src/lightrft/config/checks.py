@@ -201,6 +201,7 @@ def _plugins(config: Config, registry: Registry, world_size: int) -> Iterator[st
     yield from _capabilities(config, registry, "engine", config.engine_type)
     yield from _sleep(config, registry)
     yield from _gap(config, registry)
+    yield from _probe(config, registry)
     named = [("advantage", config.advantage_estimator), ("policy_loss", config.policy_loss)]
     named += [("logger", name) for name in config.loggers]
     named += [("reward", name) for name in config.reward if ":" not in name]
@@ -272,3 +273,11 @@ def _gap(config: Config, registry: Registry) -> Iterator[str]:
         provider = str(registry.entry("engine", config.engine_type).provider)
         asked = f"logprob_gap_prompts={config.logprob_gap_prompts}"
         yield _lacks(asked, "engine", config.engine_type, provider, Capability.LOGPROBS, registry) + "; or set --logprob_gap_prompts 0"
+
+
+def _probe(config: Config, registry: Registry) -> Iterator[str]:
+    spec = _spec(registry, "engine", config.engine_type)
+    if spec and config.verify_sync_every and Capability.LOGPROBS not in spec.capabilities:
+        provider = str(registry.entry("engine", config.engine_type).provider)
+        asked = f"verify_sync_every={config.verify_sync_every}"
+        yield _lacks(asked, "engine", config.engine_type, provider, Capability.LOGPROBS, registry) + "; or set --verify_sync_every 0"

@@ -72,6 +72,12 @@ class Config(BaseModel):
         1, "engine", "1 keeps the weights in host memory, 2 drops them until the next sync"
     )
     weight_bucket_mb: Count = _field(256, "engine", "bound on one bucket of a weight sync, MiB")
+    verify_sync_every: CountOrOff = _field(
+        10,
+        "engine",
+        "prove that the engine holds the actor: checksums at every sync where it can give them, fixed prompts at the first and every so "
+        "many steps; 0 = no proof",
+    )
     logprob_gap_prompts: CountOrOff = _field(
         2, "engine", "prompts per rank and rollout whose log-probs the engine is asked for; 0 = no check"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -14,7 +14,7 @@ import torch
 from lightrft.config.load import as_config
 from lightrft.config.schema import Config
 from lightrft.distributed import collectives
-from lightrft.distributed.buckets import WeightBucket
+from lightrft.distributed.buckets import WeightBucket, tied_names
 from lightrft.distributed.memory import memory_report
 from lightrft.distributed.world import World
 from lightrft.engine.base import InferenceEngine
@@ -24,7 +24,7 @@ from lightrft.errors import CapabilityError, StrategyStateError
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, StrategySpec
 from lightrft.strategy import checkpoint, hf_folder
-from lightrft.strategy.adapters import adapters_of, merged
+from lightrft.strategy.adapters import adapters_of, is_adapter, merged, plain_name
 from lightrft.strategy.recompute import recompute_activations
 from lightrft.strategy.weight_files import WeightFiles
 from lightrft.types import EngineStatus, RequestOutput
@@ -368,10 +368,33 @@ class StrategyBase(ABC):
         """Gives the engine the actor's weights, raises `weight_version`, and resets the engine's caches.
 
         Raises:
-            WeightSyncError: an engine refused them (on all ranks together).
+            WeightSyncError: an engine refused them, or does not hold them afterwards (on all ranks together).
         """
         controller = self._engine()
-        controller.update_weights(self.export_weights(actor, dtype=controller.dtype))
+        controller.update_weights(self.export_weights(actor, dtype=controller.dtype), shapes=self._exported_shapes(actor))
+
+    def differing_engine_weights(self, actor: torch.nn.Module, *, rounded_to: torch.dtype | None = None) -> list[str] | None:
+        """The names of the engine's tensors that are not bitwise the actor's, alike on every rank; None where the engine gives no sums.
+
+        `rounded_to` asks for the actor as it would be after a cast to that dtype and back.
+        """
+        controller = self._engine()
+        buckets = self.export_weights(actor, dtype=rounded_to or controller.dtype)
+        return controller.differing_weights([replace(w, tensor=w.tensor.to(controller.dtype)) for w in bucket] for bucket in buckets)
+
+    def reset_engine_cache(self) -> None:
+        """The engine forgets what it computed before; a sync does this by itself."""
+        self._engine().reset_cache()
+
+    @property
+    def engine_dtype(self) -> torch.dtype:
+        """The dtype in which the engine is given the weights. Not collective."""
+        return self._engine().dtype
+
+    @property
+    def engine_gives_sums(self) -> bool:
+        """Whether syncs can be proved by checksums of the engine's own tensors. Not collective."""
+        return self._engine().gives_sums
 
     def wakeup_inference_engine(self) -> None:
         """Makes the engine ready to generate. Idempotent."""
@@ -462,6 +485,11 @@ class StrategyBase(ABC):
         outputs = model(**{name: tensor.to(self.world.device) for name, tensor in inputs.items()})
         differentiable = [t for t in outputs.values() if isinstance(t, torch.Tensor) and t.requires_grad]
         return sum((t.float().sum() for t in differentiable), start=torch.zeros((), device=self.world.device)) * 0.0
+
+    def _exported_shapes(self, model: torch.nn.Module) -> dict[tuple[str, ...], tuple[int, ...]]:
+        """All names, and the full shape, of each weight of `export_weights`."""
+        names = tied_names(self._unwrap(model))
+        return {tuple(map(plain_name, names[name])): tuple(shape) for name, shape in self._shapes(model).items() if not is_adapter(name)}
 
     # ---- guards --------------------------------------------------------------------------------------------------------------------------
 
