@@ -61,7 +61,7 @@ def make_trainer(
     values: dict[str, Any] = dict(
         strategy="fake", engine_type="fake", output_dir=str(folder / "run"), logprob_gap_prompts=0, prompt_max_len=16, generate_max_len=8,
         rollout_batch_size=4, n_samples_per_prompt=4, train_batch_size=8, micro_train_batch_size=3, learning_rate=1e-2, max_steps=2,
-        plot_every=0,
+        plot_every=0, verify_sync_every=0,
         loggers=["jsonl"], seed=1,
     )  # fmt: skip
     config = make_config(values | changes)

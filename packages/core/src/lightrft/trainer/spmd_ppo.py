@@ -13,6 +13,7 @@ from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.data.sampler import PromptSampler
 from lightrft.experience.maker import AdvantageEstimator, ExperienceMaker
+from lightrft.experience.probe import SyncProbe
 from lightrft.experience.trajectory import Trajectory
 from lightrft.plugins.registry import Registry
 from lightrft.rewards.load import NamedReward
@@ -73,6 +74,7 @@ class SPMDPPOTrainer:
         )
         self.experience: list[Trajectory] = []
         self.experience_maker = self._make_experience_maker(strategy.registry)
+        self.probe = self._make_probe()
         self.report = RunReport(strategy=strategy, config=self.config, total_steps=self.num_steps)
         self.policy_update = PolicyUpdate(
             strategy=strategy,
@@ -91,7 +93,7 @@ class SPMDPPOTrainer:
     def fit(self) -> dict[str, Any]:
         """Trains, and returns the run's summary (also in `summary.json`). Collective."""
         self.strategy.maybe_offload_optimizer(self.actor_optim)  # masters are there before the first update
-        self.strategy.update_engine_weights(self.actor)
+        self.sync(0)
         self.report.start(self.evaluate())
         for step in range(1, self.num_steps + 1):
             start = time.perf_counter()
@@ -116,10 +118,21 @@ class SPMDPPOTrainer:
         metrics = self.policy_update.run(self.experience, seed=self.config.seed + global_steps)
         self.strategy.maybe_offload_optimizer(self.actor_optim)
         metrics["time/update_s"] = time.perf_counter() - start
+        return metrics | self.sync(global_steps)
+
+    def sync(self, step: int) -> dict[str, float]:
+        """Gives the engine the actor's weights and, where it is due, proves by fixed prompts that it has them. Collective.
+
+        Raises:
+            WeightSyncError: it does not, on all ranks.
+        """
+        probe = self.probe if self.probe is not None and self.probe.due(step) else None
+        if probe is not None:
+            probe.before_sync()
         start = time.perf_counter()
         self.strategy.update_engine_weights(self.actor)
-        metrics["time/sync_s"] = time.perf_counter() - start
-        return metrics
+        metrics = {"time/sync_s": time.perf_counter() - start}
+        return metrics | (probe.after_sync() if probe is not None else {})
 
     def evaluate(self) -> dict[str, float]:
         """Greedy evaluation on `eval_prompts`; empty without any. Collective."""
@@ -132,6 +145,12 @@ class SPMDPPOTrainer:
         if self.config.lora_rank:
             self.strategy.save_adapter(self.actor, Path(self.config.output_dir) / "adapter")
         return self.strategy.save_model(self.actor, Path(self.config.output_dir) / "model", tokenizer=self.tokenizer)
+
+    def _make_probe(self) -> SyncProbe | None:
+        if not self.config.verify_sync_every or not self.prompts:
+            return None
+        prompts = [prompt.token_ids for prompt in self.prompts[:100]]
+        return SyncProbe(strategy=self.strategy, actor=self.actor, config=self.config, prompts=prompts, tokenizer=self.tokenizer)
 
     def _make_experience_maker(self, registry: Registry) -> ExperienceMaker:
         estimator: AdvantageEstimator = registry.load("advantage", self.config.advantage_estimator)
