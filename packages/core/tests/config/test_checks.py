@@ -159,6 +159,8 @@ OTHER = {
     "engine_sleep_level": 2,
     "logprob_gap_threshold": 1.0,
     "logprob_gap_action": "stop",
+    "mismatch_level": "sequence",
+    "mismatch_cap": 4.0,
     "scratch_vocab_size": 300,
     "scratch_layers": 3,
     "scratch_hidden": 64,
@@ -200,7 +202,8 @@ def test_the_same_settings_where_they_have_an_effect(make):
         "scratch_tokenizer": "bpe",
         "model_name_or_path": "",
     }
-    check(make(**on, **{k: v for k, v in OTHER.items() if k != "trust_remote_code"}), registry=registry(), world_size=2)
+    other = {k: v for k, v in OTHER.items() if k != "trust_remote_code"} | {"logprob_gap_action": "correct"}
+    check(make(**on, **other), registry=registry(), world_size=2)
     check(make(trust_remote_code=True), registry=registry(), world_size=2)
 
 
@@ -398,6 +401,26 @@ def test_log_probs_for_the_gap(make):
         "logprob_gap_prompts=2 needs the capability 'logprobs', which engine 'plain' (plain-rft 2.0) does not declare; "
         "engine that does: able; or set --logprob_gap_prompts 0"
     ]
+
+
+def test_log_probs_for_the_correction(make):
+    assert problems(make(engine_type="plain", logprob_gap_action="correct")) == [
+        "logprob_gap_action='correct' needs the capability 'logprobs', which engine 'plain' (plain-rft 2.0) does not declare; "
+        "engine that does: able; or leave logprob_gap_action out and set --logprob_gap_prompts 0"
+    ]
+    assert problems(make(logprob_gap_action="correct", logprob_gap_prompts=5)) == [
+        "logprob_gap_prompts=5 has no effect with logprob_gap_action='correct', which takes all prompts; leave logprob_gap_prompts out"
+    ]
+    assert problems(make(logprob_gap_action="correct", logprob_gap_prompts=0)) == [
+        "logprob_gap_action='correct' has no effect with logprob_gap_prompts=0; set logprob_gap_prompts above 0, or leave "
+        "logprob_gap_action out"
+    ]
+    check(make(logprob_gap_action="correct", mismatch_level="sequence", mismatch_cap=1.0), registry=registry(), world_size=2)
+
+
+def test_a_cap_below_one_is_refused(make):
+    with pytest.raises(ConfigError, match="mismatch_cap"):
+        make(logprob_gap_action="correct", mismatch_cap=0.9)
 
 
 def test_the_parts_for_scripts_look_at_their_own_part_only():

@@ -30,6 +30,7 @@ CountOrOff = Annotated[int, Field(ge=0), NoBool]
 Number = Annotated[float, NoBool]
 Positive = Annotated[float, Field(gt=0), NoBool]
 PositiveOrOff = Annotated[float, Field(ge=0), NoBool]
+AtLeastOne = Annotated[float, Field(ge=1), NoBool]
 Share = Annotated[float, Field(gt=0, le=1), NoBool]
 RegularExpression = Annotated[str, AfterValidator(_regular_expression)]
 Decay = Annotated[float, Field(ge=0, lt=1), NoBool]
@@ -76,7 +77,16 @@ class Config(BaseModel):
         2, "engine", "prompts per rank and rollout whose log-probs the engine is asked for; 0 = no check"
     )
     logprob_gap_threshold: Positive = _field(0.05, "engine", "mean |engine - trainer| log-prob, nats per token, beyond which to act")
-    logprob_gap_action: Literal["warn", "stop"] = _field("warn", "engine", "what to do beyond the threshold")
+    logprob_gap_action: Literal["warn", "correct", "stop"] = _field(
+        "warn",
+        "engine",
+        "beyond the threshold warn, or stop; correct: warn, and always weight the policy loss by truncated importance sampling "
+        "(asks the engine for the log-probs of all prompts)",
+    )
+    mismatch_level: Literal["token", "sequence"] = _field(
+        "token", "engine", "importance weight of a token: its own trainer/engine ratio, or the product over its completion"
+    )
+    mismatch_cap: AtLeastOne = _field(2.0, "engine", "importance weights are truncated at this")
 
     # Model
     model_name_or_path: str = _field("", "model", "HF folder or hub name of the actor (and of the initial model)")
