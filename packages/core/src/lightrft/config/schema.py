@@ -72,6 +72,9 @@ class Config(BaseModel):
     engine_sleep_level: Annotated[Literal[1, 2], NoBool] = _field(
         1, "engine", "1 keeps the weights in host memory, 2 drops them until the next sync"
     )
+    generate_timeout_s: PositiveOrOff = _field(
+        0.0, "engine", "seconds after which a rank whose engine has not returned from generate ends the run; 0 = wait for ever"
+    )
     weight_bucket_mb: Count = _field(256, "engine", "bound on one bucket of a weight sync, MiB")
     logprob_gap_prompts: CountOrOff = _field(
         2, "engine", "prompts per rank and rollout whose log-probs the engine is asked for; 0 = no check"
