@@ -17,6 +17,7 @@ from lightrft.distributed.watchdog import ends_after
 from lightrft.distributed.world import World
 from lightrft.engine.base import ALL_TAGS, InferenceEngine, WakeTag
 from lightrft.engine.checks import needed_capabilities
+from lightrft.engine.progress import on_terminal, progress_line, unwatched
 from lightrft.engine.prompts import PromptSource, collect_requests
 from lightrft.engine.transport import pack_outputs, pack_requests, unpack_outputs, unpack_requests
 from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
@@ -173,12 +174,20 @@ class RolloutController:
         """What the engine answers. This process ends where that takes longer than `generate_timeout_s`."""
         assert self.engine is not None
         limit, rank = self._generate_timeout_s, self._world.rank
+        held = f"{len(requests)} prompts outstanding (requests {requests[0].id} to {requests[-1].id})"
         late = EngineError(
-            f"engine {self.spec.name!r} on rank {rank} did not return from generate within {limit:g} s (generate_timeout_s), {len(requests)} "
-            f"prompts outstanding (requests {requests[0].id} to {requests[-1].id}); raise it if they need longer, 0 = no limit"
+            f"engine {self.spec.name!r} on rank {rank} did not return from generate within {limit:g} s (generate_timeout_s), {held}; "
+            "raise it if they need longer, 0 = no limit"
         )
         with ends_after(limit, error=late, where="generate", rank=rank):
-            return self.engine.generate(requests, sampling)
+            if not on_terminal(rank):
+                return self.engine.generate(requests, sampling)
+            with progress_line(len(requests) * sampling.n) as report:
+                self.engine.report = report
+                try:
+                    return self.engine.generate(requests, sampling)
+                finally:
+                    self.engine.report = unwatched
 
     def _check_outputs(self, requests: list[Request], outputs: list[RequestOutput], sampling: SamplingParams) -> None:
         name = f"engine {self.spec.name!r}"
