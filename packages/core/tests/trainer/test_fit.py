@@ -59,7 +59,8 @@ def make_trainer(
     folder: Path, *, reward: Any = odd_tokens, registry: Any = None, cls: type[SPMDPPOTrainer] = SPMDPPOTrainer, **changes: Any
 ) -> SPMDPPOTrainer:
     values: dict[str, Any] = dict(
-        strategy="fake", engine_type="fake", output_dir=str(folder / "run"), logprob_gap_prompts=0, prompt_max_len=16, generate_max_len=8,
+        strategy="fake", engine_type="fake", output_dir=str(folder / "run"), logprob_gap_prompts=0, verify_sync_every=0,
+        prompt_max_len=16, generate_max_len=8,
         rollout_batch_size=4, n_samples_per_prompt=4, train_batch_size=8, micro_train_batch_size=3, learning_rate=1e-2, max_steps=2,
         plot_every=0,
         loggers=["jsonl"], seed=1,

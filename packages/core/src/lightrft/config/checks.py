@@ -268,7 +268,10 @@ def _sleep(config: Config, registry: Registry) -> Iterator[str]:
 
 def _gap(config: Config, registry: Registry) -> Iterator[str]:
     spec = _spec(registry, "engine", config.engine_type)
-    if spec and config.logprob_gap_prompts and Capability.LOGPROBS not in spec.capabilities:
-        provider = str(registry.entry("engine", config.engine_type).provider)
-        asked = f"logprob_gap_prompts={config.logprob_gap_prompts}"
-        yield _lacks(asked, "engine", config.engine_type, provider, Capability.LOGPROBS, registry) + "; or set --logprob_gap_prompts 0"
+    if spec is None or Capability.LOGPROBS in spec.capabilities:
+        return
+    provider = str(registry.entry("engine", config.engine_type).provider)
+    for name in ("logprob_gap_prompts", "verify_sync_every"):
+        if getattr(config, name):
+            asked = f"{name}={getattr(config, name)}"
+            yield _lacks(asked, "engine", config.engine_type, provider, Capability.LOGPROBS, registry) + f"; or set --{name} 0"

@@ -76,7 +76,14 @@ class Config(BaseModel):
         2, "engine", "prompts per rank and rollout whose log-probs the engine is asked for; 0 = no check"
     )
     logprob_gap_threshold: Positive = _field(0.05, "engine", "mean |engine - trainer| log-prob, nats per token, beyond which to act")
-    logprob_gap_action: Literal["warn", "stop"] = _field("warn", "engine", "what to do beyond the threshold")
+    logprob_gap_action: Literal["warn", "correct", "stop"] = _field(
+        "warn", "engine", "what to do beyond the threshold; correct: warn, and weigh every token by truncated importance sampling"
+    )
+    mismatch_level: Literal["token", "sequence"] = _field("token", "engine", "importance weights of tokens or of whole completions")
+    mismatch_cap: Positive = _field(2.0, "engine", "bound on an importance weight; tokens beyond it are counted as clipped")
+    verify_sync_every: CountOrOff = _field(
+        10, "engine", "steps between two proofs that the engine holds the actor, the first right after the first sync; 0 = none"
+    )
 
     # Model
     model_name_or_path: str = _field("", "model", "HF folder or hub name of the actor (and of the initial model)")

@@ -11,9 +11,10 @@ import torch
 
 from lightrft.algorithms.inputs import AdvantageInput, Advantages
 from lightrft.algorithms.kl import kl_per_token
+from lightrft.algorithms.mismatch import correction_weights
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
-from lightrft.experience.gap import act_on_gap, logprob_gap
+from lightrft.experience.gap import act_on_gap, difference, logprob_gap
 from lightrft.experience.metrics import rollout_metrics
 from lightrft.experience.scoring import score_logprobs
 from lightrft.experience.trajectory import Trajectory
@@ -65,8 +66,9 @@ class ExperienceMaker:
         return trajectories, self.metrics
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Trajectory]:
-        """Samples completions. The first `logprob_gap_prompts` prompts are asked for log-probs, for the gap."""
-        asked = [index < self.config.logprob_gap_prompts for index in range(len(prompts))]
+        """Samples completions. The first `logprob_gap_prompts` prompts are asked for log-probs, for the gap; all, where it is corrected."""
+        number = len(prompts) if self.config.logprob_gap_action == "correct" else self.config.logprob_gap_prompts
+        asked = [index < number for index in range(len(prompts))]
         outputs = self.strategy.gather_and_generate(
             sampling_params=self.sampling_params(),
             all_prompt_token_ids=[list(p.token_ids) for p in prompts],
@@ -151,11 +153,16 @@ class ExperienceMaker:
             mine = [t.old_logprobs for t in asked if t.old_logprobs is not None]
         else:
             mine = self._logprobs(self.actor, asked, temperature=1.0)
-        gap = logprob_gap(asked, mine, strategy=self.strategy)
+        gap = logprob_gap(asked, mine, strategy=self.strategy, cap=self.config.mismatch_cap)
         self.metrics |= gap
         if gap:
             threshold, action = self.config.logprob_gap_threshold, self.config.logprob_gap_action
             act_on_gap(gap["rollout/logprob_gap"], threshold=threshold, action=action, strategy=self.strategy)
+        if self.config.logprob_gap_action == "correct":
+            for trajectory, logprobs in zip(asked, mine, strict=True):
+                trajectory.correction = correction_weights(
+                    difference(trajectory, logprobs), level=self.config.mismatch_level, cap=self.config.mismatch_cap
+                )
 
     def _kl_penalty(self, trajectory: Trajectory) -> float:
         if self.config.kl_in != "reward" or trajectory.initial_logprobs is None or trajectory.old_logprobs is None:

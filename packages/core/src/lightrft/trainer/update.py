@@ -86,6 +86,8 @@ class PolicyUpdate:
             PolicyLossInput(logprobs=logprobs, old_logprobs=old, advantages=advantages, mask=batch.mask, eps_clip=self.config.eps_clip)
         )
         per_token, kl = policy.per_token, torch.zeros_like(logprobs)
+        if self.config.logprob_gap_action == "correct":
+            per_token = per_token * padded(micro_batch, "correction", like=batch.mask)
         if self.config.kl_coef > 0:
             initial = padded(micro_batch, "initial_logprobs", like=batch.mask)
             kl = kl_per_token(logprobs, initial, estimator=self.config.kl_estimator)
