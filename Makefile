@@ -20,7 +20,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo gsm8k parity collectives overhead curves test test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-test clean
+.PHONY: help setup demo gsm8k parity collectives overhead curves test test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -89,6 +89,12 @@ test-ray: $(STAMP)  ## installs Ray into .venv and tests the launcher on a real 
 
 gpu-wheels: $(STAMP)  ## here: collect in .build/gpu what a GPU machine without a package index lacks
 	@$(BIN)/python tools/gpu_wheels.py .build/gpu
+
+gpu-vllm: $(STAMP)  ## here: pack a vLLM for such a machine, as .build/gpu-vllm-1 and -2
+	@$(BIN)/python tools/gpu_vllm.py .build/gpu-vllm
+
+gpu-unpack:  ## on the GPU machine: unpack FROM=.build/gpu-vllm-1 (or -2) beside those wheels
+	mkdir -p $(GPU_SITE) && tar --extract --file $(FROM)/vllm.tar.xz --directory $(GPU_SITE)
 
 gpu-test:  ## on the GPU machine: install those wheels beside its torch and run the tests marked gpu
 	python3 -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target $(GPU_SITE) .build/gpu/*.whl

@@ -1,78 +1,61 @@
-"""Are the measures of the engine-trainer mismatch and the truncated weights what their papers say? Numbers worked out by hand."""
+"""Are the measures of the engine's mismatch, and its correction, what their formulas say? Numbers worked out by hand."""
 
-import math
+from math import exp, log
 
 import pytest
 import torch
 
-from lightrft.algorithms.mismatch import mismatch_metrics, mismatch_sums, truncated_weights
+from lightrft.algorithms.mismatch import correction_weights, log_weights, mismatch_metrics, mismatch_sums
 
-ENGINE = torch.tensor([0.5, 0.25, 0.5]).log()
-TRAINER = torch.tensor([0.25, 0.75, 0.5]).log()
-"""Importance weights 1/2, 3, 1; their product is 3/2."""
-
-
-def test_truncated_weights_of_tokens() -> None:
-    assert truncated_weights(TRAINER, ENGINE, level="token", cap=2.0).tolist() == pytest.approx([0.5, 2.0, 1.0])
-    assert truncated_weights(TRAINER, ENGINE, level="token", cap=4.0).tolist() == pytest.approx([0.5, 3.0, 1.0])
+D = torch.tensor([log(2.0), log(0.5), 0.0, log(4.0)])
+"""Weights 2, 1/2, 1, 4."""
 
 
-def test_a_sequence_s_weight_is_the_truncated_product() -> None:
-    assert truncated_weights(TRAINER, ENGINE, level="sequence", cap=2.0).tolist() == pytest.approx([1.5, 1.5, 1.5])
-    assert truncated_weights(TRAINER, ENGINE, level="sequence", cap=1.25).tolist() == pytest.approx([1.25, 1.25, 1.25])
-
-
-def test_weights_carry_no_gradient_and_no_overflow() -> None:
-    trainer = torch.tensor([-1.0, -2.0], requires_grad=True)
-    weights = truncated_weights(trainer, torch.tensor([-5000.0, -2.0]), level="token", cap=2.0)
-    assert not weights.requires_grad and weights.dtype == torch.float32
-    assert weights.tolist() == [2.0, 1.0]
-    assert truncated_weights(torch.zeros(0), torch.zeros(0), level="sequence", cap=2.0).tolist() == []
-
-
-@pytest.mark.parametrize(("level", "clipped"), [("token", 1 / 3), ("sequence", 0.0)])
-def test_metrics_by_hand(level: str, clipped: float) -> None:
-    got = mismatch_metrics(mismatch_sums([(TRAINER, ENGINE)], level=level, cap=2.0)[None])  # type: ignore[arg-type]
-    k3 = (0.5 - 1 + math.log(2)) + (3 - 1 - math.log(3)) + 0
-    assert got == pytest.approx(
+def test_metrics_by_hand() -> None:
+    found = mismatch_metrics(mismatch_sums(D, cap=2.5))
+    k3 = (2 - 1 - log(2)) + (0.5 - 1 + log(2)) + 0 + (4 - 1 - log(4))
+    assert found == pytest.approx(
         {
-            "rollout/logprob_gap": (math.log(2) + math.log(3)) / 3,
-            "rollout/logprob_gap_max": math.log(3),
-            "rollout/mismatch_kl": k3 / 3,
-            "rollout/mismatch_ess": 4.5**2 / (3 * (0.25 + 9 + 1)),
-            "rollout/mismatch_clipped": clipped,
+            "rollout/logprob_gap": (log(2) + log(2) + 0 + log(4)) / 4,
+            "rollout/mismatch_kl": k3 / 4,
+            "rollout/mismatch_ess": 7.5**2 / (4 * (4 + 0.25 + 1 + 16)),
+            "rollout/mismatch_clipped": 1 / 4,
         }
     )
 
 
-def test_metrics_do_not_depend_on_how_tokens_lie_on_ranks() -> None:
-    pairs = [(TRAINER, ENGINE), (torch.tensor([-0.5]), torch.tensor([-0.75])), (torch.tensor([-3.0, -2.0]), torch.tensor([-1.0, -2.5]))]
-    whole = mismatch_sums(pairs, level="sequence", cap=1.2)[None]
-    cut = torch.stack([mismatch_sums(part, level="sequence", cap=1.2) for part in (pairs[:1], [], pairs[1:])])
-    assert mismatch_metrics(cut) == pytest.approx(mismatch_metrics(whole))
-    assert mismatch_metrics(whole)["rollout/mismatch_clipped"] == pytest.approx(4 / 6)  # products 1.5 and e^0.25; not e^-1.5
+def test_equal_programs_have_no_gap() -> None:
+    found = mismatch_metrics(mismatch_sums(torch.zeros(3), cap=2.0))
+    assert found == {
+        "rollout/logprob_gap": 0.0, "rollout/mismatch_kl": 0.0, "rollout/mismatch_ess": 1.0, "rollout/mismatch_clipped": 0.0
+    }  # fmt: skip
 
 
-def test_agreement_is_all_zeros_and_a_full_sample() -> None:
-    got = mismatch_metrics(mismatch_sums([(ENGINE, ENGINE)], level="token", cap=1.0)[None])
-    assert got.pop("rollout/mismatch_ess") == pytest.approx(1.0)
-    assert set(got.values()) == {0.0}
+def test_sums_of_parts_are_the_sums_of_the_whole() -> None:
+    torch.testing.assert_close(mismatch_sums(D[:1], cap=2.0) + mismatch_sums(D[1:], cap=2.0), mismatch_sums(D, cap=2.0))
 
 
-def test_nothing_known_gives_no_metrics() -> None:
-    assert mismatch_metrics(torch.stack([mismatch_sums([], level="token", cap=2.0)] * 2)) == {}
+def test_weights_of_tokens_and_of_sequences_are_truncated() -> None:
+    torch.testing.assert_close(correction_weights(D, level="token", cap=2.5), torch.tensor([2.0, 0.5, 1.0, 2.5]))
+    torch.testing.assert_close(correction_weights(D, level="sequence", cap=10.0), torch.full((4,), 4.0))  # 2 x 1/2 x 1 x 4
+    torch.testing.assert_close(correction_weights(D, level="sequence", cap=3.0), torch.full((4,), 3.0))
+    torch.testing.assert_close(correction_weights(-D[:1], level="token", cap=2.0), torch.tensor([exp(-log(2.0))]))
+
+
+def test_what_counts_as_clipped_is_the_weight_of_the_level() -> None:
+    product = log_weights(D, level="sequence")
+    assert product.tolist() == pytest.approx([log(4.0)] * 4)
+    assert mismatch_metrics(mismatch_sums(D, cap=2.5, log_weight=product))["rollout/mismatch_clipped"] == 1.0
+    assert mismatch_metrics(mismatch_sums(D, cap=4.5, log_weight=product))["rollout/mismatch_clipped"] == 0.0
 
 
 def test_the_kl_s_estimate_is_right_on_average() -> None:
-    mu, pi = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.5, 0.3, 0.2])
-    exact = float((mu * (mu / pi).log()).sum())
-    drawn = torch.tensor([0] * 7 + [1] * 2 + [2])  # in mu's own proportions
-    sums = mismatch_sums([(pi.log()[drawn], mu.log()[drawn])], level="token", cap=2.0)
-    assert mismatch_metrics(sums[None])["rollout/mismatch_kl"] == pytest.approx(exact, rel=1e-5)
+    engine, trainer = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.5, 0.3, 0.2])
+    drawn = torch.tensor([0] * 7 + [1] * 2 + [2])  # in the engine's own proportions
+    found = mismatch_metrics(mismatch_sums((trainer / engine).log()[drawn], cap=2.0))
+    assert found["rollout/mismatch_kl"] == pytest.approx(float((engine * (engine / trainer).log()).sum()), rel=1e-5)
 
 
-def test_a_weight_without_bounds_counts_as_one_effective_token() -> None:
-    trainer, engine = torch.zeros(4), torch.tensor([-2000.0, 0.0, 0.0, 0.0])
-    assert mismatch_metrics(mismatch_sums([(trainer, engine)], level="token", cap=2.0)[None])["rollout/mismatch_ess"] == pytest.approx(
-        1 / 4
-    )
+def test_a_weight_without_bounds_is_truncated_and_no_tokens_have_no_weights() -> None:
+    assert correction_weights(torch.tensor([5000.0, 0.0]), level="token", cap=2.0).tolist() == [2.0, 1.0]
+    assert correction_weights(torch.zeros(0), level="sequence", cap=2.0).tolist() == []

@@ -16,7 +16,7 @@ from lightrft.data.prompts import Prompt
 from lightrft.distributed.world import World
 from lightrft.engine.hf import HFEngine
 from lightrft.errors import CapabilityError, MismatchError
-from lightrft.experience.gap import add_mismatch_weights, logprob_gap
+from lightrft.experience.gap import add_corrections, logprob_gap
 from lightrft.experience.trajectory import Trajectory
 from lightrft.plugins.specs import Capability, EngineSpec
 from lightrft.strategy.factory import get_strategy
@@ -59,7 +59,8 @@ def every_other(samples: Sequence[Sample]) -> list[float]:
 def make_trainer(folder: Path, **changes: Any) -> SPMDPPOTrainer:
     """One rollout of 2 prompts x 2 completions is one optimizer step of two micro-batches."""
     values: dict[str, Any] = dict(
-        strategy="fake", engine_type="off", output_dir=str(folder / "run"), prompt_max_len=16, generate_max_len=5, rollout_batch_size=2,
+        strategy="fake", engine_type="off", output_dir=str(folder / "run"), verify_sync_every=0,
+        prompt_max_len=16, generate_max_len=5, rollout_batch_size=2,
         n_samples_per_prompt=2, train_batch_size=4, micro_train_batch_size=3, max_norm=0.0, plot_every=0, loggers=["jsonl"], max_steps=1,
     )  # fmt: skip
     config = make_config(values | changes)
@@ -145,8 +146,8 @@ def test_the_update_is_weighted_as_by_hand(tmp_path: Path, changes: dict[str, An
     assert any(row.num_tokens > 2 for row in trainer.experience) and any(float(row.advantages.abs().max()) for row in trainer.experience)  # type: ignore[union-attr]
     if changes["logprob_gap_action"] == "correct":
         for row in trainer.experience:
-            assert row.mismatch_weights is not None
-            assert row.mismatch_weights.tolist() == pytest.approx(weights(row.num_tokens), rel=1e-5)
+            assert row.correction is not None
+            assert row.correction.tolist() == pytest.approx(weights(row.num_tokens), rel=1e-5)
         beyond = sum(math.exp(-sum(map(shift, range(r.num_tokens)))) > 2 for r in trainer.experience for _ in range(r.num_tokens))
         if weights is by_token:
             beyond = sum((r.num_tokens + 1) // 3 for r in trainer.experience)  # the second of each three tokens has e^1 > 2
@@ -193,8 +194,8 @@ def test_an_honest_engine_is_corrected_by_ones(tmp_path: Path) -> None:
     trainer.strategy.update_engine_weights(trainer.actor)
     metrics = trainer.make_experience()
     for row in trainer.experience:
-        assert row.mismatch_weights is not None
-        assert row.mismatch_weights.tolist() == pytest.approx([1.0] * row.num_tokens, abs=1e-4)
+        assert row.correction is not None
+        assert row.correction.tolist() == pytest.approx([1.0] * row.num_tokens, abs=1e-4)
     assert metrics["rollout/mismatch_ess"] == pytest.approx(1.0, abs=1e-6)
     assert metrics["rollout/mismatch_kl"] == pytest.approx(0.0, abs=1e-6)
     assert metrics["rollout/mismatch_clipped"] == 0.0
@@ -204,7 +205,7 @@ def test_no_correction_without_log_probs(tmp_path: Path) -> None:
     with pytest.raises(CapabilityError, match="logprobs needs the capability"):
         make_trainer(tmp_path, engine_type="fake", logprob_gap_action="correct").fit()
     with pytest.raises(MismatchError, match="every completion, found one without"):
-        add_mismatch_weights([row([3])], [torch.zeros(1)], level="token", cap=2.0)
+        add_corrections([row([3])], [torch.zeros(1)], level="token", cap=2.0)
 
 
 # ---- several ranks -----------------------------------------------------------------------------------------------------------------------
@@ -228,7 +229,7 @@ def gap_of_a_rank() -> dict[str, float]:
     strategy = RanksStrategy(make_config({"strategy": "fake"}), spec=registry.spec("strategy", "fake"), registry=registry)
     rows = {0: [row([5, 6], [-1.0, -2.0])], 1: [row([5, 6])], 2: [row([7], [-0.5])]}[strategy.world.rank]
     mine = {0: [torch.tensor([-2.0, -2.0])], 1: [torch.tensor([-9.0, -9.0])], 2: [torch.tensor([0.5])]}[strategy.world.rank]
-    return logprob_gap(rows, mine, level="token", cap=2.0, strategy=strategy)
+    return logprob_gap(rows, mine, strategy=strategy)
 
 
 def test_the_gap_of_three_ranks_is_that_of_all_their_known_tokens() -> None:

@@ -186,7 +186,7 @@ def test_gap_by_hand_and_its_threshold(capsys: pytest.CaptureFixture[str]) -> No
     rows = [trajectory(1, logprobs=[-1.0]), trajectory(2, logprobs=[-0.5, -0.25]), trajectory(6)]
     mine = [torch.tensor([-1.5]), torch.tensor([-0.5, -0.35]), torch.tensor([-9.0])]
     strategy = make_strategy()
-    gap = logprob_gap(rows, mine, level="token", cap=2.0, strategy=strategy)
+    gap = logprob_gap(rows, mine, strategy=strategy)
     weights = [math.exp(-0.5), 1.0, math.exp(-0.1)]
     assert gap == pytest.approx(
         {
@@ -197,7 +197,7 @@ def test_gap_by_hand_and_its_threshold(capsys: pytest.CaptureFixture[str]) -> No
             "rollout/mismatch_clipped": 0.0,
         }
     )
-    assert logprob_gap([trajectory(6)], [torch.zeros(1)], level="token", cap=2.0, strategy=strategy) == {}
+    assert logprob_gap([trajectory(6)], [torch.zeros(1)], strategy=strategy) == {}
     act_on_gap(0.2, threshold=0.3, action="stop", strategy=strategy)
     assert capsys.readouterr().out == ""
     act_on_gap(0.2, threshold=0.1, action="warn", strategy=strategy)

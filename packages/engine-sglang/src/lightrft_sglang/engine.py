@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from lightrft.distributed.buckets import Weight, WeightBucket
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
+from lightrft.engine.file_names import FileNames
 from lightrft.engine.manifest import expected_shapes
 from lightrft.engine.model_facts import model_facts
 from lightrft.engine.stop_text import cut_at_stop
@@ -35,6 +36,7 @@ class SGLangEngine(InferenceEngine):
         super().__init__(setup)
         self._facts = model_facts(setup.model_path, trust_remote_code=setup.trust_remote_code)
         self._shapes = expected_shapes(setup.model_path)
+        self._names = FileNames(setup.model_path, self._shapes, trust_remote_code=setup.trust_remote_code)
         self._on_cuda = setup.device.type == "cuda"
         if not self._on_cuda:
             os.environ["SGLANG_USE_CPU_ENGINE"] = "1"  # read at import, here and in the children
@@ -79,7 +81,7 @@ class SGLangEngine(InferenceEngine):
         self.reset_cache()  # nothing may be running, and SGLang kills itself where something is
         try:
             self._accepted("begin_weight_update")
-            for bucket in buckets:
+            for bucket in map(self._names.convert, buckets):
                 named = [(self._name_of(weight), weight.tensor.detach()) for weight in bucket]
                 sent.update(name for weight in bucket for name in weight.names)
                 # A CPU tensor travels by shared memory, and the storage that was the actor's would move there: a copy does.

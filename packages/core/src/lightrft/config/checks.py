@@ -267,15 +267,19 @@ def _sleep(config: Config, registry: Registry) -> Iterator[str]:
 
 
 def _gap(config: Config, registry: Registry) -> Iterator[str]:
-    spec = _spec(registry, "engine", config.engine_type)
     corrects = config.logprob_gap_action == "correct"
     if corrects and config.logprob_gap_prompts and is_given(config, "logprob_gap_prompts"):  # 0 is told by `ignored_settings`
         yield (
             f"logprob_gap_prompts={config.logprob_gap_prompts} has no effect with logprob_gap_action='correct', which takes all prompts; "
             "leave logprob_gap_prompts out"
         )
-    if spec and (corrects or config.logprob_gap_prompts) and Capability.LOGPROBS not in spec.capabilities:
-        provider = str(registry.entry("engine", config.engine_type).provider)
-        asked = "logprob_gap_action='correct'" if corrects else f"logprob_gap_prompts={config.logprob_gap_prompts}"
-        remedy = "leave logprob_gap_action out and set --logprob_gap_prompts 0" if corrects else "set --logprob_gap_prompts 0"
+    spec = _spec(registry, "engine", config.engine_type)
+    if spec is None or Capability.LOGPROBS in spec.capabilities:
+        return
+    provider = str(registry.entry("engine", config.engine_type).provider)
+    remedies = {name: f"set --{name} 0" for name in ("logprob_gap_prompts", "verify_sync_every") if getattr(config, name)}
+    if corrects:
+        remedies = {"logprob_gap_action": "leave logprob_gap_action out", **remedies}
+    for name, remedy in remedies.items():
+        asked = f"{name}={getattr(config, name)!r}"
         yield _lacks(asked, "engine", config.engine_type, provider, Capability.LOGPROBS, registry) + f"; or {remedy}"

@@ -83,13 +83,14 @@ class Config(BaseModel):
     logprob_gap_action: Literal["warn", "correct", "stop"] = _field(
         "warn",
         "engine",
-        "beyond the threshold warn, or stop; correct: warn, and always weight the policy loss by truncated importance sampling "
+        "beyond the threshold warn, or stop; correct: warn, and always weigh every token by truncated importance sampling "
         "(asks the engine for the log-probs of all prompts)",
     )
-    mismatch_level: Literal["token", "sequence"] = _field(
-        "token", "engine", "importance weight of a token: its own trainer/engine ratio, or the product over its completion"
+    mismatch_level: Literal["token", "sequence"] = _field("token", "engine", "importance weights of tokens or of whole completions")
+    mismatch_cap: AtLeastOne = _field(2.0, "engine", "bound on an importance weight; tokens beyond it are counted as clipped")
+    verify_sync_every: CountOrOff = _field(
+        10, "engine", "steps between two proofs that the engine holds the actor, the first right after the first sync; 0 = none"
     )
-    mismatch_cap: AtLeastOne = _field(2.0, "engine", "importance weights are truncated at this")
 
     # Model
     model_name_or_path: str = _field("", "model", "HF folder or hub name of the actor (and of the initial model)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -25,6 +25,8 @@ from lightrft.plugins.specs import EngineSpec
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
 
 T = TypeVar("T")
+SentShapes = Mapping[tuple[str, ...], Sequence[int]]
+"""All names of each tensor, and its full shape."""
 
 
 class RolloutController:
@@ -46,10 +48,12 @@ class RolloutController:
         seed: int,
         tokenize: Callable[[str], list[int]],
         read_sampling: Callable[[Any], SamplingParams] = SamplingParams.coerce,
+        check_shapes: Callable[[SentShapes], None] = lambda sent: None,
         generate_timeout_s: float = 0.0,
     ) -> None:
         self.spec = spec
         self.read_sampling = read_sampling
+        self._check_shapes = check_shapes
         self.group = group
         self.dtype = dtype
         self.version = 0
@@ -96,11 +100,14 @@ class RolloutController:
             self.maybe_sleep()
         return answers
 
-    def update_weights(self, buckets: Iterable[WeightBucket]) -> None:
+    def update_weights(self, buckets: Iterable[WeightBucket], *, sent: SentShapes | None = None) -> None:
         """Wakes the weights, gives the engine every bucket, resets its caches; `version` rises by one. `buckets` is collective: all ranks
-        read it to the end even where an engine raises.
+        read it to the end even where an engine raises. What is going to be `sent` is compared with the engine's model before: where it
+        does not fit, nothing moves, and the engine goes on with what it has.
         """
         self._usable()
+        if sent is not None:
+            self._together("comparing weights with the engine's model", lambda: self._check_shapes(sent))
         self._wake(("weights",))
         stream = iter(buckets)
         error: Exception | None = None

@@ -3,39 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
-from lightrft.algorithms.mismatch import MismatchLevel, mismatch_metrics, mismatch_sums, truncated_weights
+from lightrft.algorithms.mismatch import MismatchLevel, correction_weights, log_weights, mismatch_metrics, mismatch_sums
 from lightrft.errors import MismatchError
 from lightrft.experience.trajectory import Trajectory
 from lightrft.strategy.strategy_base import StrategyBase
 
-GapAction = Literal["warn", "correct", "stop"]
-
 
 def logprob_gap(
-    trajectories: Sequence[Trajectory],
-    trainer_logprobs: Sequence[torch.Tensor],
+    trajectories: list[Trajectory],
+    trainer_logprobs: list[torch.Tensor],
     *,
-    level: MismatchLevel,
-    cap: float,
     strategy: StrategyBase,
+    cap: float = 2.0,
+    level: MismatchLevel = "token",
 ) -> dict[str, float]:
-    """The metrics `rollout/logprob_gap*` (nats) and `rollout/mismatch_*` over the tokens of all ranks whose engine log-probs are known,
-    both sides under the untempered distribution; see `mismatch_metrics`. Empty where no rank has any. Collective, one gather of 7 numbers.
+    """How engine and trainer differ over those tokens of these trajectories whose engine log-probs are known, on all ranks:
+    `mismatch_metrics` and the largest difference. Both under the untempered distribution. Empty where no rank has any. Collective, once.
     """
-    pairs = [
-        (mine, torch.tensor(t.completion.logprobs, dtype=torch.float64))
-        for t, mine in zip(trajectories, trainer_logprobs, strict=True)
-        if t.completion.logprobs is not None
-    ]
-    return mismatch_metrics(strategy.all_gather(mismatch_sums(pairs, level=level, cap=cap)[None]))
+    found = [difference(t, mine) for t, mine in zip(trajectories, trainer_logprobs, strict=True) if t.completion.logprobs]
+    none = torch.zeros(0, dtype=torch.float64)
+    mine = torch.cat([none, *found])
+    weights = torch.cat([none, *(log_weights(d, level=level) for d in found)])
+    largest = mine.abs().max()[None] if len(mine) else mine.new_zeros(1)
+    rows = strategy.all_gather(torch.cat([mismatch_sums(mine, cap=cap, log_weight=weights), largest])[None])
+    sums = rows[:, :-1].sum(0)
+    if not sums[0]:
+        return {}
+    return mismatch_metrics(sums) | {"rollout/logprob_gap_max": float(rows[:, -1].max())}
 
 
-def act_on_gap(gap: float, *, threshold: float, action: GapAction, strategy: StrategyBase) -> None:
+def difference(trajectory: Trajectory, trainer_logprobs: torch.Tensor) -> torch.Tensor:
+    """log pi_trainer - log pi_engine of each of its tokens, float64 [T]."""
+    assert trajectory.completion.logprobs is not None and len(trajectory.completion.logprobs) == len(trainer_logprobs)
+    return trainer_logprobs.double() - torch.tensor(list(trajectory.completion.logprobs), dtype=torch.float64)
+
+
+def act_on_gap(gap: float, *, threshold: float, action: Literal["warn", "correct", "stop"], strategy: StrategyBase) -> None:
     """Says or raises, on all ranks alike, when the gap is beyond the threshold (or not a number).
 
     Raises:
@@ -53,19 +60,16 @@ def act_on_gap(gap: float, *, threshold: float, action: GapAction, strategy: Str
     strategy.print(f"WARNING: {message}{corrected}")
 
 
-def add_mismatch_weights(
-    trajectories: Sequence[Trajectory], trainer_logprobs: Sequence[torch.Tensor], *, level: MismatchLevel, cap: float
-) -> None:
-    """Sets `mismatch_weights` of each trajectory. Local.
+def add_corrections(trajectories: list[Trajectory], trainer_logprobs: list[torch.Tensor], *, level: MismatchLevel, cap: float) -> None:
+    """Sets `correction` of each trajectory. Local.
 
     Raises:
-        MismatchError: a completion has no engine log-probs.
+        MismatchError: a completion has no engine log-probs, which are never made up.
     """
     for trajectory, mine in zip(trajectories, trainer_logprobs, strict=True):
-        theirs = trajectory.completion.logprobs
-        if theirs is None:
+        if trajectory.completion.logprobs is None:
             raise MismatchError(
                 "logprob_gap_action='correct' needs the engine's log-probs of every completion, found one without; "
                 "generate with logprobs=True, or use warn"
             )
-        trajectory.mismatch_weights = truncated_weights(mine, torch.tensor(theirs, dtype=torch.float64), level=level, cap=cap)
+        trajectory.correction = correction_weights(difference(trajectory, mine), level=level, cap=cap)

@@ -13,7 +13,7 @@ from lightrft.algorithms.inputs import AdvantageInput, Advantages
 from lightrft.algorithms.kl import kl_per_token
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
-from lightrft.experience.gap import act_on_gap, add_mismatch_weights, logprob_gap
+from lightrft.experience.gap import act_on_gap, add_corrections, logprob_gap
 from lightrft.experience.metrics import rollout_metrics
 from lightrft.experience.scoring import score_logprobs
 from lightrft.experience.trajectory import Trajectory
@@ -65,8 +65,9 @@ class ExperienceMaker:
         return trajectories, self.metrics
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Trajectory]:
-        """Samples completions. The engine is asked for log-probs of the first `logprob_gap_prompts` prompts, or of all for a correction."""
-        asked = [self._corrects or index < self.config.logprob_gap_prompts for index in range(len(prompts))]
+        """Samples completions. The first `logprob_gap_prompts` prompts are asked for log-probs, for the gap; all, where it is corrected."""
+        number = len(prompts) if self._corrects else self.config.logprob_gap_prompts
+        asked = [index < number for index in range(len(prompts))]
         outputs = self.strategy.gather_and_generate(
             sampling_params=self.sampling_params(),
             all_prompt_token_ids=[list(p.token_ids) for p in prompts],
@@ -157,13 +158,13 @@ class ExperienceMaker:
         else:
             mine = self._logprobs(self.actor, asked, temperature=1.0)
         level, cap = self.config.mismatch_level, self.config.mismatch_cap
-        gap = logprob_gap(asked, mine, level=level, cap=cap, strategy=self.strategy)
+        gap = logprob_gap(asked, mine, strategy=self.strategy, cap=cap, level=level)
         self.metrics |= gap
         if gap:
             threshold, action = self.config.logprob_gap_threshold, self.config.logprob_gap_action
             act_on_gap(gap["rollout/logprob_gap"], threshold=threshold, action=action, strategy=self.strategy)
         if self._corrects:
-            add_mismatch_weights(asked, mine, level=level, cap=cap)
+            add_corrections(asked, mine, level=level, cap=cap)
 
     def _kl_penalty(self, trajectory: Trajectory) -> float:
         if self.config.kl_in != "reward" or trajectory.initial_logprobs is None or trajectory.old_logprobs is None:

@@ -14,7 +14,7 @@ import torch
 from lightrft.config.load import as_config
 from lightrft.config.schema import Config
 from lightrft.distributed import collectives
-from lightrft.distributed.buckets import WeightBucket
+from lightrft.distributed.buckets import WeightBucket, tied_names
 from lightrft.distributed.memory import memory_report
 from lightrft.distributed.world import World
 from lightrft.engine.base import InferenceEngine
@@ -24,7 +24,7 @@ from lightrft.errors import CapabilityError, StrategyStateError
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, StrategySpec
 from lightrft.strategy import checkpoint, hf_folder
-from lightrft.strategy.adapters import adapters_of, merged
+from lightrft.strategy.adapters import adapters_of, is_adapter, merged, plain_name
 from lightrft.strategy.recompute import recompute_activations
 from lightrft.strategy.weight_files import WeightFiles
 from lightrft.types import EngineStatus, RequestOutput
@@ -332,6 +332,11 @@ class StrategyBase(ABC):
         return self._engine().group.group
 
     @property
+    def leads_engine(self) -> bool:
+        """Whether this is the first rank of those that share its engine. Not collective."""
+        return self._engine().group.is_first
+
+    @property
     def weight_version(self) -> int:
         """Number of weight updates so far; every completion carries the number that it was sampled at. Not collective."""
         return self._engine().version
@@ -368,10 +373,10 @@ class StrategyBase(ABC):
         """Gives the engine the actor's weights, raises `weight_version`, and resets the engine's caches.
 
         Raises:
-            WeightSyncError: an engine refused them (on all ranks together).
+            WeightSyncError: they do not fit the engine's model (nothing was sent), or an engine refused them; on all ranks together.
         """
         controller = self._engine()
-        controller.update_weights(self.export_weights(actor, dtype=controller.dtype))
+        controller.update_weights(self.export_weights(actor, dtype=controller.dtype), sent=self._sent_shapes(actor))
 
     def wakeup_inference_engine(self) -> None:
         """Makes the engine ready to generate. Idempotent."""
@@ -446,6 +451,12 @@ class StrategyBase(ABC):
     def _shapes(self, model: torch.nn.Module) -> dict[str, list[int]]:
         """Names and full shapes of the parameters. Override where a sharded parameter does not know its full shape."""
         return {name: list(p.shape) for name, p in model.named_parameters()}
+
+    def _sent_shapes(self, model: torch.nn.Module) -> dict[tuple[str, ...], list[int]]:
+        """What `export_weights` will give: every name of each tensor, and its full shape."""
+        names = tied_names(self._unwrap(model))
+        kept = {name: shape for name, shape in self._shapes(model).items() if not is_adapter(name)}
+        return {tuple(plain_name(n) for n in names.get(name, (name,))): shape for name, shape in kept.items()}
 
     def _move_optimizer_state(self, optimizer: Optimizer, to: Literal["cpu", "device"]) -> None:
         """Override together with the capability `optimizer_offload`."""

@@ -13,6 +13,7 @@ from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.data.sampler import PromptSampler
 from lightrft.experience.maker import AdvantageEstimator, ExperienceMaker
+from lightrft.experience.probe import SyncProbe
 from lightrft.experience.trajectory import Trajectory
 from lightrft.plugins.registry import Registry
 from lightrft.rewards.load import NamedReward
@@ -73,6 +74,7 @@ class SPMDPPOTrainer:
         )
         self.experience: list[Trajectory] = []
         self.experience_maker = self._make_experience_maker(strategy.registry)
+        self.probe = self._make_probe()
         self.report = RunReport(strategy=strategy, config=self.config, total_steps=self.num_steps)
         self.policy_update = PolicyUpdate(
             strategy=strategy,
@@ -92,7 +94,7 @@ class SPMDPPOTrainer:
         """Trains, and returns the run's summary (also in `summary.json`). Collective."""
         self.strategy.maybe_offload_optimizer(self.actor_optim)  # masters are there before the first update
         self.strategy.update_engine_weights(self.actor)
-        self.report.start(self.evaluate())
+        self.report.start(self.verify_sync() | self.evaluate())
         for step in range(1, self.num_steps + 1):
             start = time.perf_counter()
             metrics = self.make_experience()
@@ -119,7 +121,20 @@ class SPMDPPOTrainer:
         start = time.perf_counter()
         self.strategy.update_engine_weights(self.actor)
         metrics["time/sync_s"] = time.perf_counter() - start
+        if self.config.verify_sync_every and global_steps % self.config.verify_sync_every == 0:
+            metrics |= self.verify_sync()
         return metrics
+
+    def verify_sync(self) -> dict[str, float]:
+        """Proves that the engine holds the actor; empty where `verify_sync_every` is 0. Collective.
+
+        Raises:
+            WeightSyncError: it does not.
+        """
+        if self.probe is None:
+            return {}
+        start = time.perf_counter()
+        return self.probe.check(self.actor) | {"time/verify_s": time.perf_counter() - start}
 
     def evaluate(self) -> dict[str, float]:
         """Greedy evaluation on `eval_prompts`; empty without any. Collective."""
@@ -143,4 +158,16 @@ class SPMDPPOTrainer:
             initial_model=self.initial_model,
             rewards=self.rewards,
             advantage_estimator=estimator,
+        )
+
+    def _make_probe(self) -> SyncProbe | None:
+        if not self.config.verify_sync_every:
+            return None
+        return SyncProbe(
+            strategy=self.strategy,
+            prompts=self.prompts,
+            prompt_max_len=self.config.prompt_max_len,
+            vocab_size=self.strategy.unwrap(self.actor).config.get_text_config().vocab_size,
+            micro_batch_size=self.config.micro_rollout_batch_size,
+            bf16=self.config.bf16,
         )

@@ -25,7 +25,7 @@ SUMS = ("policy_loss", "kl", "clipped", "ratio")
 class PolicyUpdate:
     """The optimizer steps of one rollout. The loss of a step is the token mean over *all* its completion tokens, on all ranks.
 
-    With `logprob_gap_action` "correct" each token's policy loss is multiplied by its `mismatch_weights`; the KL term is not.
+    With `logprob_gap_action` "correct" each token's policy loss is multiplied by its `correction`; the KL term is not.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class PolicyUpdate:
         )
         policy_loss = policy.per_token
         if self.config.logprob_gap_action == "correct":
-            policy_loss = policy_loss * padded(micro_batch, "mismatch_weights", like=batch.mask)
+            policy_loss = policy_loss * padded(micro_batch, "correction", like=batch.mask)
         per_token, kl = policy_loss, torch.zeros_like(logprobs)
         if self.config.kl_coef > 0:
             initial = padded(micro_batch, "initial_logprobs", like=batch.mask)
