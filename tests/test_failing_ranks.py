@@ -74,7 +74,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_rank_that_hangs_in_generate_ends_the_run_and_says_where(recipe: Path, tmp_path: Path) -> None:
     script, stamp, limited = tmp_path / "script.py", tmp_path / "stamp", tmp_path / "recipe.yaml"
     script.write_text(SCRIPT.replace('raise ZeroDivisionError(f"planted in {name}")', "time.sleep(1000)"))
-    limited.write_text(json.dumps(json.loads(recipe.read_text()) | {"generate_timeout_s": 10}))
+    limited.write_text(json.dumps(json.loads(recipe.read_text()) | {"generate_timeout_s": 10, "verify_sync_every": 0}))
     command = [sys.executable, "-c", LAUNCH, str(script), "lightrft.engine.hf.HFEngine", "generate", "1", str(limited), str(stamp)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=170)
     assert done.returncode == 1, done.stdout + done.stderr
