@@ -45,6 +45,14 @@ def timed(work: Any) -> float:
     return time.perf_counter() - start
 
 
+class Numbers(dict[str, float]):
+    """Prints each as it comes, so that a rank that hangs says how far it got."""
+
+    def __setitem__(self, name: str, value: float) -> None:
+        super().__setitem__(name, value)
+        print(f"{name} {value:.4g}", flush=True)
+
+
 def train_a_step(strategy: StrategyBase, actor: Any, optimizer: Any) -> None:
     ids = torch.tensor([[3, 4, 5, 6]], device="cuda")
     strategy.accumulate([ids], lambda batch: actor(input_ids=batch).logits.float().logsumexp(-1).sum() / 8, actor, optimizer)
@@ -59,7 +67,8 @@ def states(folder: str, strategy_name: str, level: int) -> dict[str, float]:
         }
     )  # fmt: skip
     strategy = get_strategy(config)
-    found: dict[str, float] = {"GiB before": used_gib()}
+    found = Numbers()
+    found["GiB before"] = used_gib()
     found["s start"] = timed(lambda: strategy.setup_inference_engine(config))
     opened = open_causal_lm(folder, dtype=torch.float32)
     actor, optimizer = strategy.prepare_trainable(opened.model, optimizer=AdamWSettings(learning_rate=1e-3), weights=opened.weights)
@@ -82,19 +91,19 @@ def states(folder: str, strategy_name: str, level: int) -> dict[str, float]:
         found["s wake the cache"] = timed(strategy.wakeup_inference_engine)
         found["s sync awake"] = timed(lambda: strategy.update_engine_weights(actor))
         gap = probe.check(actor)
-        found |= {"probe gap": gap["sync/probe_gap"], "probe gap max": gap["sync/probe_gap_max"]}
+        found["probe gap"], found["probe gap max"] = gap["sync/probe_gap"], gap["sync/probe_gap_max"]
     request = {"max_new_tokens": NEW_TOKENS, "ignore_eos": True, "n": 4}
     seconds = timed(lambda: strategy.gather_and_generate(request, all_prompt_token_ids=drawn, sleep_engine=False))
     found["tokens/s"] = NUM_PROMPTS * 4 * NEW_TOKENS / seconds
     found["million parameters"] = sum(p.numel() for p in opened.model.parameters()) / 1e6
     strategy.shutdown()
-    return found
+    return dict(found)
 
 
 @pytest.mark.parametrize(("strategy", "level"), [("fsdp", 1), ("fsdp", 2), ("single", 1)])
 def test_it_holds_the_actor_through_sleep_sync_and_wake(tmp_path: Path, strategy: str, level: int) -> None:
     folder = tiny_model_folder(tmp_path, vocab_size=VOCAB_SIZE, layers=8, hidden=1024, heads=32, kv_heads=8, tie=True)
-    [found] = run_spmd(states, 1, str(folder), strategy, level, timeout_s=400, cuda=True)
+    [found] = run_spmd(states, 1, str(folder), strategy, level, timeout_s=230, cuda=True)
     print(f"\nvLLM beside {strategy}, sleep level {level}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
     assert found["GiB asleep"] < found["GiB awake"] - 10, "the KV cache, 0.3 of 80 GiB, is given back"
     assert found["GiB weights only"] < found["GiB awake"] - 10
