@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -96,6 +96,9 @@ class SGLangEngine(InferenceEngine):
             self._status = EngineStatus.UNUSABLE
             raise
         self._version = version
+
+    def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self._names.module_shapes()
 
     def reset_cache(self) -> None:
         for _ in range(FLUSH_TRIES):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,9 @@ class VLLMEngine(InferenceEngine):
         self.reset_cache()
         self._weights_held = True
         self._version = version
+
+    def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self._names.module_shapes()
 
     def reset_cache(self) -> None:
         if not self._llm.reset_prefix_cache():

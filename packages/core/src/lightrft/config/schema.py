@@ -76,6 +76,12 @@ class Config(BaseModel):
         0.0, "engine", "seconds after which a rank whose engine has not returned from generate ends the run; 0 = wait for ever"
     )
     weight_bucket_mb: Count = _field(256, "engine", "bound on one bucket of a weight sync, MiB")
+    verify_sync_every: CountOrOff = _field(
+        10,
+        "engine",
+        "prove that the engine holds the actor: checksums at every sync where it can give them, fixed prompts at the first and every so "
+        "many steps; 0 = no proof",
+    )
     logprob_gap_prompts: CountOrOff = _field(
         2, "engine", "prompts per rank and rollout whose log-probs the engine is asked for; 0 = no check"
     )
@@ -88,9 +94,6 @@ class Config(BaseModel):
     )
     mismatch_level: Literal["token", "sequence"] = _field("token", "engine", "importance weights of tokens or of whole completions")
     mismatch_cap: AtLeastOne = _field(2.0, "engine", "bound on an importance weight; tokens beyond it are counted as clipped")
-    verify_sync_every: CountOrOff = _field(
-        10, "engine", "steps between two proofs that the engine holds the actor, the first right after the first sync; 0 = none"
-    )
 
     # Model
     model_name_or_path: str = _field("", "model", "HF folder or hub name of the actor (and of the initial model)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,10 @@ import torch
 import torch.distributed as dist
 
 from lightrft.distributed.buckets import WeightBucket
+from lightrft.distributed.checksum import WeightSum
+from lightrft.engine.manifest import expected_shapes
 from lightrft.engine.progress import Report, unwatched
+from lightrft.errors import CapabilityError
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
 
 WakeTag = Literal["weights", "kv_cache"]
@@ -91,6 +94,24 @@ class InferenceEngine(ABC):
                 UNUSABLE.
             EngineStateError: ASLEEP.
         """
+
+    def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Names and full shapes of the weights that `update_weights` needs: those of the folder that the engine was built from.
+
+        Empty where that is not known; then nothing is compared before a sync. Override where the engine knows other names.
+        """
+        return expected_shapes(self.setup.model_path)
+
+    def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+        """Of each tensor that this rank holds now, under the names of the weights that were laid into it (several where they are fused).
+
+        Read from the tensors themselves, never remembered. Under the capability `weight_sums`, while AWAKE or WEIGHTS_ONLY. A tensor that
+        is held in another form than it was sent in is left out.
+
+        Raises:
+            CapabilityError: the engine does not declare it.
+        """
+        raise CapabilityError(f"{type(self).__name__} gives no sums of its weights: it does not have the capability 'weight_sums'")
 
     @abstractmethod
     def reset_cache(self) -> None:

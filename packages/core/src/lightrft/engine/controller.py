@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from lightrft.distributed.buckets import WeightBucket
+from lightrft.distributed.checksum import WeightSum
 from lightrft.distributed.collectives import agree, broadcast_object, gather_objects, gather_to_first, scatter_from_first
 from lightrft.distributed.groups import EngineGroup
 from lightrft.distributed.watchdog import ends_after
@@ -19,14 +20,13 @@ from lightrft.engine.base import ALL_TAGS, InferenceEngine, WakeTag
 from lightrft.engine.checks import needed_capabilities
 from lightrft.engine.progress import on_terminal, progress_line, unwatched
 from lightrft.engine.prompts import PromptSource, collect_requests
+from lightrft.engine.proof import SentSums, first_names, over_group, shape_problems
 from lightrft.engine.transport import pack_outputs, pack_requests, unpack_outputs, unpack_requests
 from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
-from lightrft.plugins.specs import EngineSpec
+from lightrft.plugins.specs import Capability, EngineSpec
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
 
 T = TypeVar("T")
-SentShapes = Mapping[tuple[str, ...], Sequence[int]]
-"""All names of each tensor, and its full shape."""
 
 
 class RolloutController:
@@ -45,20 +45,22 @@ class RolloutController:
         group: EngineGroup,
         dtype: torch.dtype,
         sleep_level: int | None,
+        verify_sums: bool = True,
         seed: int,
         tokenize: Callable[[str], list[int]],
         read_sampling: Callable[[Any], SamplingParams] = SamplingParams.coerce,
-        check_shapes: Callable[[SentShapes], None] = lambda sent: None,
         generate_timeout_s: float = 0.0,
     ) -> None:
         self.spec = spec
         self.read_sampling = read_sampling
-        self._check_shapes = check_shapes
         self.group = group
         self.dtype = dtype
         self.version = 0
         self._world = world
         self._sleep_level = sleep_level
+        self.gives_sums = Capability.WEIGHT_SUMS in spec.capabilities_on(world.device.type)
+        self._verify_sums = verify_sums and self.gives_sums
+        self.unproven: list[str] = []
         self._seed = seed
         self._calls = 0
         self._tokenize = tokenize
@@ -100,16 +102,22 @@ class RolloutController:
             self.maybe_sleep()
         return answers
 
-    def update_weights(self, buckets: Iterable[WeightBucket], *, sent: SentShapes | None = None) -> None:
+    def update_weights(self, buckets: Iterable[WeightBucket], *, shapes: Mapping[tuple[str, ...], tuple[int, ...]] | None = None) -> None:
         """Wakes the weights, gives the engine every bucket, resets its caches; `version` rises by one. `buckets` is collective: all ranks
-        read it to the end even where an engine raises. What is going to be `sent` is compared with the engine's model before: where it
-        does not fit, nothing moves, and the engine goes on with what it has.
+        read it to the end even where an engine raises.
+
+        `shapes` (all names of each weight, its full shape) is compared with what the engine needs before the first bucket is asked for;
+        afterwards the engine's own tensors with what was sent, by their sums. `unproven` names the weights that it gives no sum for.
+
+        Raises:
+            WeightSyncError: names or shapes do not fit (nothing has changed); or the engine refused the weights; or does not hold them
+                (UNUSABLE from then on).
         """
         self._usable()
-        if sent is not None:
-            self._together("comparing weights with the engine's model", lambda: self._check_shapes(sent))
+        self._together("comparing names and shapes", lambda: self._check_shapes(shapes))
         self._wake(("weights",))
-        stream = iter(buckets)
+        sent = SentSums()
+        stream = sent.watch(buckets) if self._verify_sums and self.engine is not None else iter(buckets)
         error: Exception | None = None
         try:
             if self.engine is not None:
@@ -122,7 +130,28 @@ class RolloutController:
             error = caught
         deque(stream, maxlen=0)
         self._agree(error, "updating the engine's weights")
+        if self._verify_sums:
+            self._prove(sent)
         self.version += 1
+
+    def differing_weights(self, buckets: Iterable[WeightBucket]) -> list[str] | None:
+        """The names of the engine's tensors that do not hold these weights, alike on every rank; None where the engine gives no sums.
+
+        `buckets` is collective and is read to the end.
+        """
+        self._usable()
+        self._wake(("weights",))
+        sent = SentSums()
+        deque(sent.watch(buckets) if self.gives_sums else buckets, maxlen=0)
+        if not self.gives_sums:
+            return None
+        found = gather_objects(sent.differing(self._held_sums()) if self.engine is not None else [], group=self._world.group)
+        return list(dict.fromkeys(name for names in found for name in names))
+
+    def reset_cache(self) -> None:
+        """The engine forgets what it computed before."""
+        self._usable()
+        self._together("resetting the engine's caches", lambda: self.engine.reset_cache() if self.engine else None)
 
     def wake_up(self) -> None:
         """To AWAKE. Idempotent."""
@@ -146,6 +175,36 @@ class RolloutController:
         self._status = EngineStatus.UNUSABLE
 
     # ---- parts ---------------------------------------------------------------------------------------------------------------------------
+
+    def _check_shapes(self, shapes: Mapping[tuple[str, ...], tuple[int, ...]] | None) -> None:
+        held = self.engine.weight_shapes() if self.engine is not None and shapes is not None else {}
+        problems = shape_problems(shapes or {}, held) if held else []
+        if problems:
+            raise WeightSyncError(f"the actor's weights do not fit engine {self.spec.name!r}, the old ones stay: {'; '.join(problems)}")
+
+    def _prove(self, sent: SentSums) -> None:
+        held = self._held_sums()
+        wrong = sent.differing(held) if self.engine is not None else []
+        self.unproven = sent.unproven(held) if self.engine is not None else []
+        error = (
+            WeightSyncError(
+                f"engine {self.spec.name!r} does not hold the actor after sync {self.version + 1}: the checksum differs of "
+                f"{first_names(wrong)}; compared were {len(held)} tensors"
+            )
+            if wrong
+            else None
+        )
+        if any(gather_objects(error is not None, group=self._world.group)):
+            self._status = EngineStatus.UNUSABLE
+        agree(error, group=self._world.group, doing="verifying the engine's weights")
+
+    def _held_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+        """The engine's, of the whole group; nothing on ranks without an engine."""
+        engine = self.engine
+        mine = self._together("reading the engine's sums", lambda: engine.weight_sums() if engine is not None else {})
+        if self.spec.topology == "spmd":
+            return over_group(gather_objects(mine, group=self.group.group))
+        return mine
 
     def _requests(self, source: PromptSource, sampling: SamplingParams) -> list[Request]:
         requests = collect_requests(source, tokenize=self._tokenize)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -27,10 +27,9 @@ class FileNames:
         """The same values; views of the tensors where they are cut."""
         return [converted for weight in bucket for converted in self._convert(weight)]
 
-    def convert_shapes(self, sent: Mapping[tuple[str, ...], Sequence[int]]) -> dict[tuple[str, ...], tuple[int, ...]]:
-        """What `convert` would give, for shapes alone."""
-        bucket = [Weight(names, torch.empty(tuple(shape), device="meta")) for names, shape in sent.items()]
-        return {weight.names: tuple(weight.tensor.shape) for weight in self.convert(bucket)}
+    def module_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and full shapes of the modules' parameters, a tied one once: what `convert` takes."""
+        return {name: tuple(p.shape) for name, p in self._meta_model().named_parameters()}
 
     def _convert(self, weight: Weight) -> Iterator[Weight]:
         if not self._known or any(name in self._known for name in weight.names):

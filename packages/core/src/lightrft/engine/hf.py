@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from lightrft.distributed.buckets import WeightBucket
+from lightrft.distributed.buckets import WeightBucket, tied_names
+from lightrft.distributed.checksum import WeightSum, tensor_sum
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
 from lightrft.engine.hf_generate import generate
@@ -72,6 +73,13 @@ class HFEngine(InferenceEngine):
             expected[name].copy_(tensor)
         self._weights_held = True
         self._version = version
+
+    def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tuple(p.shape) for name, p in self._model.named_parameters()}
+
+    def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+        names = tied_names(self._model)
+        return {names[name]: WeightSum(*tensor_sum(p)) for name, p in self._model.named_parameters()}
 
     def reset_cache(self) -> None:
         """Nothing outlives a call to `generate` here."""

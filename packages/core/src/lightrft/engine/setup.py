@@ -11,10 +11,7 @@ from lightrft.config.schema import Config
 from lightrft.distributed.groups import EngineGroup, contiguous_group
 from lightrft.distributed.world import World
 from lightrft.engine.base import EngineSetup, InferenceEngine
-from lightrft.engine.controller import RolloutController, SentShapes
-from lightrft.engine.file_names import FileNames
-from lightrft.engine.manifest import expected_shapes
-from lightrft.engine.sync_check import check_fit
+from lightrft.engine.controller import RolloutController
 from lightrft.errors import CapabilityError
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, EngineSpec
@@ -32,12 +29,6 @@ def make_controller(config: Config, *, registry: Registry, world: World, model_p
     def make_engine() -> InferenceEngine:
         engine: InferenceEngine = registry.load("engine", config.engine_type)(setup)
         return engine
-
-    expected = expected_shapes(path)
-    file_names = FileNames(path, expected, trust_remote_code=config.trust_remote_code)
-
-    def check_shapes(sent: SentShapes) -> None:
-        check_fit(file_names.convert_shapes(sent), expected)
 
     def read_sampling(value: Any) -> SamplingParams:
         if isinstance(value, SamplingParams):
@@ -59,10 +50,10 @@ def make_controller(config: Config, *, registry: Registry, world: World, model_p
         group=group,
         dtype=setup.dtype,
         sleep_level=_sleep_level(config, spec, device_type=world.device.type),
+        verify_sums=config.verify_sync_every > 0,
         seed=config.seed,
         tokenize=tokenize,
         read_sampling=read_sampling,
-        check_shapes=check_shapes,
         generate_timeout_s=config.generate_timeout_s,
     )
 

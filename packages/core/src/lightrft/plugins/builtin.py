@@ -25,6 +25,7 @@ HF_CAPABILITIES = frozenset(
         Capability.MIN_P,
         Capability.MIN_NEW_TOKENS,
         Capability.TENSOR_PARALLEL,
+        Capability.WEIGHT_SUMS,
     }
 )
 """TENSOR_PARALLEL: one leader serves a group of any size; the model itself is not cut."""

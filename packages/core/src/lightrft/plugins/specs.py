@@ -26,6 +26,7 @@ class Capability(StrEnum):
     MIN_P = "min_p"
     MIN_NEW_TOKENS = "min_new_tokens"
     STOP_STRINGS = "stop_strings"
+    WEIGHT_SUMS = "weight_sums"
     # strategies
     MULTI_RANK = "multi_rank"
     ZERO_STAGES = "zero_stages"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -373,10 +373,34 @@ class StrategyBase(ABC):
         """Gives the engine the actor's weights, raises `weight_version`, and resets the engine's caches.
 
         Raises:
-            WeightSyncError: they do not fit the engine's model (nothing was sent), or an engine refused them; on all ranks together.
+            WeightSyncError: they do not fit the engine's model (nothing was sent), or it refused them, or does not hold them afterwards; on
+                all ranks together.
         """
         controller = self._engine()
-        controller.update_weights(self.export_weights(actor, dtype=controller.dtype), sent=self._sent_shapes(actor))
+        controller.update_weights(self.export_weights(actor, dtype=controller.dtype), shapes=self._exported_shapes(actor))
+
+    def differing_engine_weights(self, actor: torch.nn.Module, *, rounded_to: torch.dtype | None = None) -> list[str] | None:
+        """The names of the engine's tensors that are not bitwise the actor's, alike on every rank; None where the engine gives no sums.
+
+        `rounded_to` asks for the actor as it would be after a cast to that dtype and back.
+        """
+        controller = self._engine()
+        buckets = self.export_weights(actor, dtype=rounded_to or controller.dtype)
+        return controller.differing_weights([replace(w, tensor=w.tensor.to(controller.dtype)) for w in bucket] for bucket in buckets)
+
+    def reset_engine_cache(self) -> None:
+        """The engine forgets what it computed before; a sync does this by itself."""
+        self._engine().reset_cache()
+
+    @property
+    def engine_dtype(self) -> torch.dtype:
+        """The dtype in which the engine is given the weights. Not collective."""
+        return self._engine().dtype
+
+    @property
+    def engine_gives_sums(self) -> bool:
+        """Whether syncs can be proved by checksums of the engine's own tensors. Not collective."""
+        return self._engine().gives_sums
 
     def wakeup_inference_engine(self) -> None:
         """Makes the engine ready to generate. Idempotent."""
@@ -452,12 +476,6 @@ class StrategyBase(ABC):
         """Names and full shapes of the parameters. Override where a sharded parameter does not know its full shape."""
         return {name: list(p.shape) for name, p in model.named_parameters()}
 
-    def _sent_shapes(self, model: torch.nn.Module) -> dict[tuple[str, ...], list[int]]:
-        """What `export_weights` will give: every name of each tensor, and its full shape."""
-        names = tied_names(self._unwrap(model))
-        kept = {name: shape for name, shape in self._shapes(model).items() if not is_adapter(name)}
-        return {tuple(plain_name(n) for n in names.get(name, (name,))): shape for name, shape in kept.items()}
-
     def _move_optimizer_state(self, optimizer: Optimizer, to: Literal["cpu", "device"]) -> None:
         """Override together with the capability `optimizer_offload`."""
         raise AssertionError(f"{type(self).__name__} declares optimizer_offload and does not move optimizer state")
@@ -473,6 +491,11 @@ class StrategyBase(ABC):
         outputs = model(**{name: tensor.to(self.world.device) for name, tensor in inputs.items()})
         differentiable = [t for t in outputs.values() if isinstance(t, torch.Tensor) and t.requires_grad]
         return sum((t.float().sum() for t in differentiable), start=torch.zeros((), device=self.world.device)) * 0.0
+
+    def _exported_shapes(self, model: torch.nn.Module) -> dict[tuple[str, ...], tuple[int, ...]]:
+        """All names, and the full shape, of each weight of `export_weights`."""
+        names = tied_names(self._unwrap(model))
+        return {tuple(map(plain_name, names[name])): tuple(shape) for name, shape in self._shapes(model).items() if not is_adapter(name)}
 
     # ---- guards --------------------------------------------------------------------------------------------------------------------------
 

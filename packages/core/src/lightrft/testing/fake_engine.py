@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import torch
 
 from lightrft.distributed.buckets import WeightBucket
+from lightrft.distributed.checksum import WeightSum, tensor_sum
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
 from lightrft.errors import EngineStateError, WeightSyncError
@@ -23,6 +26,7 @@ class FakeEngine(InferenceEngine):
         super().__init__(setup)
         self._status = EngineStatus.AWAKE
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._sums: dict[tuple[str, ...], WeightSum] = {}
         self._weights: float | None = 0.0
         self._version = 0
         self.calls: list[str] = []
@@ -47,14 +51,26 @@ class FakeEngine(InferenceEngine):
         self.calls.append("update_weights")
         if self._status not in (EngineStatus.AWAKE, EngineStatus.WEIGHTS_ONLY):
             raise EngineStateError(f"update_weights while the engine is {self._status}")
-        staged = {name: weight.tensor.float() for bucket in buckets for weight in bucket for name in weight.names}
+        staged: dict[str, torch.Tensor] = {}
+        sums: dict[tuple[str, ...], WeightSum] = {}
+        for bucket in buckets:
+            for weight in bucket:
+                staged |= dict.fromkeys(weight.names, weight.tensor.float())
+                sums[weight.names] = WeightSum(*tensor_sum(weight.tensor))
         shapes = {name: tuple(tensor.shape) for name, tensor in staged.items()}
         if self._shapes and shapes != self._shapes:
             wrong = sorted(name for name in {*shapes, *self._shapes} if shapes.get(name) != self._shapes.get(name))
             raise WeightSyncError(f"weights refused, the old ones stay: missing, unknown or of another shape: {', '.join(wrong[:3])}")
-        self._shapes = shapes
+        self._shapes, self._sums = shapes, sums
         self._weights = sum(float(tensor.double().sum()) for tensor in staged.values())
         self._version = version
+
+    def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self._shapes
+
+    def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+        """It keeps no tensors: of those that it was given."""
+        return self._sums
 
     def reset_cache(self) -> None:
         self.calls.append("reset_cache")

@@ -85,7 +85,9 @@ def fake_registry(*extra_specs: PluginSpec) -> Registry:
         EngineSpec(
             name="fake",
             target="lightrft.testing.fake_engine:FakeEngine",
-            capabilities=frozenset({Capability.SEED, Capability.SLEEP_1, Capability.SLEEP_2, Capability.TENSOR_PARALLEL}),
+            capabilities=frozenset(
+                {Capability.SEED, Capability.SLEEP_1, Capability.SLEEP_2, Capability.TENSOR_PARALLEL, Capability.WEIGHT_SUMS}
+            ),
             summary="answers without a model, foretellable",
         ),
     ]

@@ -1,0 +1,72 @@
+"""Are two tensors the same numbers? Exact sums of bit patterns that do not depend on order, layout or cutting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+MODULUS = 2**63
+CHUNK = 2**20
+"""Elements that are widened to 64 bits at a time: 8 MiB, and a few of them for what is computed with them."""
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class WeightSum:
+    """Of one tensor: the sums, modulo 2**63, of its elements' bit patterns and of their squares.
+
+    A zero adds nothing, so padding does not count; the sums of a fused tensor are those of its parts, added up. `sharded`: the ranks of the
+    engine's group hold parts, and the whole is the sum over them (a part that several hold is counted by one); else each rank holds all.
+    """
+
+    bits: int
+    squares: int
+    sharded: bool = False
+
+    def __add__(self, other: WeightSum) -> WeightSum:
+        return WeightSum((self.bits + other.bits) % MODULUS, (self.squares + other.squares) % MODULUS, self.sharded or other.sharded)
+
+    def same_as(self, other: WeightSum) -> bool:
+        """Whether the numbers agree, wherever they are held."""
+        return (self.bits, self.squares) == (other.bits, other.squares)
+
+
+NOTHING = WeightSum(0, 0)
+
+
+def tensor_sum(tensor: torch.Tensor) -> tuple[int, int]:
+    """The two sums of a `WeightSum`, of a tensor of any dtype and shape on any device."""
+    [found] = tensor_sums([tensor])
+    return found
+
+
+@torch.no_grad()
+def tensor_sums(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+    """`tensor_sum` of each (all on one device), with one copy to the host for all of them."""
+    if not tensors:
+        return []
+    found: list[list[int]] = torch.stack([_sums_on_device(tensor) for tensor in tensors]).tolist()
+    return [(bits % MODULUS, squares % MODULUS) for bits, squares in found]
+
+
+def _sums_on_device(tensor: torch.Tensor) -> torch.Tensor:
+    flat = _flat(tensor.detach())
+    size = flat.element_size()
+    patterns = flat.view(_INTEGERS[size])
+    total = torch.zeros(2, dtype=torch.int64, device=flat.device)
+    for chunk in torch.split(patterns, CHUNK):
+        # torch's 64-bit integers wrap around modulo 2**64, of which 2**63 is a divisor: the low 63 bits stay exact.
+        wide = chunk.to(torch.int64)
+        if size < 8:
+            wide &= 2 ** (8 * size) - 1
+        total += torch.stack([wide.sum(), (wide * wide).sum()])
+    return total
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """All elements in the order of memory, which for a transposed tensor takes no copy."""
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    return tensor.permute(order).reshape(-1)
