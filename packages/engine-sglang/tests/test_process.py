@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,9 +26,13 @@ AT_ONCE_S = 20.0
 def bench(tmp_path: Path) -> Iterator[EngineBench]:
     before = living_children()
     segments = set(os.listdir("/dev/shm"))
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     bench = EngineBench("sglang", tmp_path / "model")
     yield bench
     bench.close()
+    assert bystander.poll() is None, "a child of the trainer's own lives on"
+    bystander.kill()
+    bystander.wait()
     assert living_children() <= before
     assert set(os.listdir("/dev/shm")) <= segments
 
@@ -81,3 +87,14 @@ def test_the_trainer_keeps_its_signals(bench: EngineBench) -> None:
     kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     assert bench.engine.status is EngineStatus.AWAKE
     assert {number: signal.getsignal(number) for number in kept} == kept
+
+
+def test_a_folder_that_cannot_be_loaded_is_an_error_and_leaves_no_child(tmp_path: Path) -> None:
+    bench = EngineBench("sglang", tmp_path / "model")
+    weights = bench.folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5000])
+    before, segments = living_children(), set(os.listdir("/dev/shm"))
+    with pytest.raises(EngineError, match="SGLang did not start"):
+        assert bench.engine
+    assert living_children() <= before
+    assert {name for name in os.listdir("/dev/shm") if name.startswith("sgl")} <= segments

@@ -11,6 +11,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from lightrft.distributed.buckets import Weight, tied_names
 from lightrft.engine.file_names import FileNames
 from lightrft.engine.manifest import expected_shapes
+from lightrft.errors import ModelError
 from lightrft.testing.tiny import tiny_causal_lm, tiny_model_folder
 
 
@@ -28,6 +29,13 @@ def test_a_plain_model_passes_as_it_is(tmp_path: Path, tie: bool) -> None:
 
 def test_a_folder_without_safetensors_says_nothing(tmp_path: Path) -> None:
     assert expected_shapes(str(tmp_path)) == {}
+
+
+def test_a_file_that_was_cut_off_is_named(tmp_path: Path) -> None:
+    weights = tiny_model_folder(tmp_path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="its safetensors cannot be read"):
+        expected_shapes(str(tmp_path))
 
 
 def test_stacked_experts_leave_under_the_names_of_the_files(tmp_path: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import gc
 import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import zmq
+
 from lightrft.errors import EngineError
-from lightrft_sglang.segments import remove, segments_of
+from lightrft_sglang.segments import everything, remove, segments_of, unused
 
 LAUNCHER = (
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCH_NCCL_ASYNC_ERROR_HANDLING",
@@ -44,44 +48,51 @@ def stay_alive(signum: int, frame: Any) -> None:
 
 
 class SGLangProcess:
-    """One SGLang `Engine` with its children, made and called on the main thread. Signals of the trainer stay the trainer's.
+    """One SGLang `Engine` with its children, made and called on the main thread. Signals, and other children, of the trainer stay its own.
 
     SGLang 0.5.21 answers the death of a child by killing this process too, or, between two calls, not at all: the next call waits for
-    ever. Its handlers are taken out of its event loop, and every call looks at the children first.
+    ever. Its handlers are taken out of its event loop, which watches the children instead. And its own shutdown kills every child that
+    this process has; only those that came with it end here.
 
     Raises:
-        EngineError: it does not start.
+        EngineError: it does not start; nothing of it is left.
     """
 
     def __init__(self, arguments: Mapping[str, Any], *, environment: Mapping[str, str]) -> None:
         from sglang.srt.entrypoints.engine import Engine
 
-        kept = {number: signal.getsignal(number) for number in (signal.SIGQUIT, signal.SIGTERM, signal.SIGINT)}
-        self._dead = False
+        self._kept = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGQUIT, signal.SIGTERM, signal.SIGINT)}
+        self._failed = False
         self._engine: Any = None
-        ours = segments_of([os.getpid()])
+        self._loop = asyncio.new_event_loop()
+        others, contexts, ours = set(multiprocessing.active_children()), _contexts(), segments_of([os.getpid()])
+        there = everything()
+        error: BaseException | None = None
         try:
             with child_environment(environment):
+                asyncio.set_event_loop(self._loop)
                 self._engine = Engine(custom_sigquit_handler=stay_alive, **arguments)
-        except BaseException as error:
-            end_children_of_failed_start()
-            for number, handler in kept.items():
-                signal.signal(number, handler or signal.SIG_DFL)
-            if not isinstance(error, Exception | SystemExit):
-                raise
+        except (Exception, SystemExit) as caught:
+            error = caught
+        self.children = sorted((c for c in multiprocessing.active_children() if c not in others), key=lambda c: c.pid or 0)
+        self._contexts = [context for context in _contexts() if context not in contexts]
+        self._segments = segments_of([os.getpid(), *self.pids]) - ours
+        if error is not None:
+            self.shutdown()
+            remove(unused(everything() - there))  # of schedulers that are gone already
             raise EngineError(f"SGLang did not start: {type(error).__name__}: {' '.join(str(error).split())}") from error
-        self._segments = segments_of([os.getpid(), *self._pids()]) - ours
-        self._sigquit = kept[signal.SIGQUIT] or signal.SIG_DFL
-        self._engine.loop.run_until_complete(self._take_signals_back())
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, kept[number] or signal.SIG_DFL)
-        signal.signal(signal.SIGQUIT, self._on_sigquit)
+        self._adopt()
+        atexit.register(self.shutdown)
 
     @property
-    def children(self) -> list[Any]:
-        """Its schedulers and detokenizer, as multiprocessing processes."""
-        # A private name of 0.5.21: the public ones give no handle on the children, and without one their death is not seen.
-        return list(self._engine.tokenizer_manager._subprocess_watchdog._processes)
+    def pids(self) -> list[int]:
+        """Of its children, schedulers first."""
+        return [child.pid for child in self.children if child.pid is not None]
+
+    @property
+    def alive(self) -> bool:
+        """Whether all children live, and none has reported a failure."""
+        return not self._failed and all(child.is_alive() for child in self.children)
 
     def call(self, name: str, **arguments: Any) -> Any:
         """`engine.name(**arguments)`.
@@ -89,65 +100,73 @@ class SGLangProcess:
         Raises:
             EngineError: a child has died, before or while.
         """
-        self._check(name)
+        if not self.alive:
+            raise EngineError(f"SGLang: a scheduler has died, {name} is not possible any more")
         try:
             return getattr(self._engine, name)(**arguments)
-        except RuntimeError as error:
-            if self._dead or not self.alive:
+        except RuntimeError as error:  # asyncio's, of a loop that was stopped
+            if not self.alive:
                 raise EngineError(f"SGLang: a scheduler died during {name}") from error
             raise
 
-    @property
-    def alive(self) -> bool:
-        """Whether all children live."""
-        return self._engine is not None and not self._dead and all(process.is_alive() for process in self.children)
-
     def shutdown(self) -> None:
-        """Ends the children and waits for them. Idempotent."""
-        if self._engine is None:
+        """Ends the children, waits for them and removes their shared memory. Idempotent."""
+        atexit.unregister(self.shutdown)
+        if self._loop.is_closed():
             return
-        children = self.children
-        self._segments |= segments_of(self._pids())
-        engine, self._engine = self._engine, None
-        engine.shutdown()
-        for process in children:
-            process.join(JOIN_S)
+        self._segments |= segments_of(self.pids)
+        for child in self.children:
+            self._loop.remove_reader(child.sentinel)
+            child.kill()
+        for child in self.children:
+            child.join(JOIN_S)
         remove(self._segments)
-        self._close_loop(engine.loop)
-        signal.signal(signal.SIGQUIT, self._sigquit)
+        self._close_loop()
+        if self._engine is not None:
+            atexit.unregister(self._engine.shutdown)
+            self._engine = None
+        for number, handler in self._kept.items():
+            signal.signal(number, handler)
 
-    def _pids(self) -> list[int]:
-        return [process.pid for process in self.children]
+    def _adopt(self) -> None:
+        """Takes over from SGLang who hears of signals and of children that end."""
+        # Private names of 0.5.21: its handlers are set in the first call, and the thread that watches the children cannot be asked else.
+        manager = self._engine.tokenizer_manager
 
-    async def _take_signals_back(self) -> None:
-        # Inside the running loop: uvloop forgets to remove a handler while it stands still.
-        self._engine.tokenizer_manager.auto_create_handle_loop()
-        for number in (signal.SIGTERM, signal.SIGQUIT):
-            self._engine.loop.remove_signal_handler(number)
+        async def create_and_take() -> None:  # in the running loop: uvloop forgets to remove a handler while it stands still
+            manager.auto_create_handle_loop()
+            for number in (signal.SIGTERM, signal.SIGQUIT):
+                self._loop.remove_signal_handler(number)
+
+        self._loop.run_until_complete(create_and_take())
+        manager._subprocess_watchdog.stop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._kept[number])
+        signal.signal(signal.SIGQUIT, self._on_sigquit)
+        for child in self.children:
+            self._loop.add_reader(child.sentinel, self._on_end, child)
+
+    def _on_end(self, child: Any) -> None:
+        child.join(JOIN_S)  # its sentinel speaks a moment before it can be asked
+        self._loop.stop()
 
     def _on_sigquit(self, signum: int, frame: Any) -> None:
-        """What a scheduler sends when it fails."""
-        self._dead = True
-        if self._engine is not None and self._engine.loop.is_running():
-            self._engine.loop.call_soon_threadsafe(self._engine.loop.stop)
+        """How a scheduler says that it failed, shortly before it ends."""
+        self._failed = True
+        if self._loop.is_running():
+            self._loop.call_soon_threadsafe(self._loop.stop)
 
-    def _check(self, name: str) -> None:
-        if not self.alive:
-            self._dead = True
-            raise EngineError(f"SGLang: a scheduler has died, {name} is not possible any more")
-
-    @staticmethod
-    def _close_loop(loop: Any) -> None:
-        if loop.is_closed():
-            return
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
+    def _close_loop(self) -> None:
+        for task in asyncio.all_tasks(self._loop):
             task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        while tasks := asyncio.all_tasks(self._loop):
+            with suppress(RuntimeError):  # a stop that nobody waited for ends one run
+                self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        for context in self._contexts:  # at once: what a dead scheduler never took would hold up whoever collects the context
+            context.destroy(linger=0)
+        self._loop.close()
 
 
-def end_children_of_failed_start() -> None:
-    """A start that fails leaves schedulers behind that nobody holds."""
-    from sglang.srt.utils import kill_process_tree
-
-    kill_process_tree(os.getpid(), include_parent=False)
+def _contexts() -> list[Any]:
+    """Every ZeroMQ context of this process: SGLang has its own deep inside its objects."""
+    return [found for found in gc.get_objects() if issubclass(type(found), zmq.Context)]

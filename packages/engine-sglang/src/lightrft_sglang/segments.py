@@ -19,6 +19,16 @@ def segments_of(pids: Iterable[int]) -> set[str]:
         return set()
 
 
+def everything() -> set[str]:
+    """All of SGLang's segments on this machine, by their names."""
+    return {str(path) for path in Path(FOLDER).glob("sgl*")}
+
+
+def unused(paths: Iterable[str]) -> set[str]:
+    """Those that no process has mapped or open; another job's are."""
+    return set(paths) - segments_of(int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit())
+
+
 def remove(paths: Iterable[str]) -> None:
     """Unlinks what is still there; who has it mapped keeps it."""
     for path in paths:
