@@ -8,7 +8,9 @@ STAMP := $(VENV)/.lightrft-setup
 CORE_STAMP := $(CORE_VENV)/.lightrft-setup
 VLLM_VENV := $(VENV)-vllm
 VLLM_STAMP := $(VLLM_VENV)/.lightrft-setup
-MANIFESTS := pyproject.toml packages/core/pyproject.toml packages/backend-fsdp/pyproject.toml packages/backend-deepspeed/pyproject.toml packages/engine-vllm/pyproject.toml
+SGLANG_VENV := $(VENV)-sglang
+SGLANG_STAMP := $(SGLANG_VENV)/.lightrft-setup
+MANIFESTS := pyproject.toml packages/core/pyproject.toml packages/backend-fsdp/pyproject.toml packages/backend-deepspeed/pyproject.toml packages/engine-vllm/pyproject.toml packages/engine-sglang/pyproject.toml
 SETUP_PYTHON := $(or $(PYTHON),$(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell command -v $(name)))))
 ARGS ?=
 
@@ -18,7 +20,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo gsm8k parity collectives overhead curves test test-core test-workspace test-vllm test-ray lint gpu-wheels gpu-test clean
+.PHONY: help setup demo gsm8k parity collectives overhead curves test test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -49,12 +51,12 @@ overhead: $(STAMP)  ## a table: a step through each strategy against a loop by h
 curves: $(STAMP)  ## the demo with fsdp and ZeRO 1, 2 and 3, and how far their curves lie apart
 	@$(BIN)/python benchmarks/backend_curves.py $(ARGS)
 
-test: lint test-core test-workspace test-vllm  ## everything that is checked: lint, types, import rules, all tests
+test: lint test-core test-workspace test-vllm test-sglang  ## everything that is checked: lint, types, import rules, all tests
 
 lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy packages/core/src packages/backend-fsdp/src packages/backend-deepspeed/src packages/engine-vllm/src
+	$(BIN)/mypy packages/core/src packages/backend-fsdp/src packages/backend-deepspeed/src packages/engine-vllm/src packages/engine-sglang/src
 	$(BIN)/lint-imports
 
 test-core: $(CORE_STAMP)  ## core's tests where nothing but core is installed: no plugin
@@ -74,6 +76,13 @@ $(VLLM_STAMP): $(MANIFESTS) $(wildcard packages/engine-vllm/cpu/*.txt) tools/eng
 	@$(SETUP_PYTHON) tools/engine_env.py vllm $(VLLM_VENV)
 	@touch $@
 
+test-sglang: $(SGLANG_STAMP)  ## SGLang itself on the CPU, in an environment of its own
+	$(SGLANG_VENV)/bin/python -m pytest packages/engine-sglang/tests $(ARGS)
+
+$(SGLANG_STAMP): $(MANIFESTS) $(wildcard packages/engine-sglang/cpu/*.txt) tools/engine_env.py
+	@$(SETUP_PYTHON) tools/engine_env.py sglang $(SGLANG_VENV)
+	@touch $@
+
 test-ray: $(STAMP)  ## installs Ray into .venv and tests the launcher on a real one
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode "$$(sed -n 's/^ray = \["\(.*\)"\].*/\1/p' packages/core/pyproject.toml)"
 	$(BIN)/python -m pytest tests/test_ray.py -m ray $(ARGS)
@@ -81,9 +90,15 @@ test-ray: $(STAMP)  ## installs Ray into .venv and tests the launcher on a real 
 gpu-wheels: $(STAMP)  ## here: collect in .build/gpu what a GPU machine without a package index lacks
 	@$(BIN)/python tools/gpu_wheels.py .build/gpu
 
+gpu-vllm: $(STAMP)  ## here: pack a vLLM for such a machine, as .build/gpu-vllm-1 and -2
+	@$(BIN)/python tools/gpu_vllm.py .build/gpu-vllm
+
+gpu-unpack:  ## on the GPU machine: unpack FROM=.build/gpu-vllm-1 (or -2) beside those wheels
+	mkdir -p $(GPU_SITE) && tar --extract --file $(FROM)/vllm.tar.xz --directory $(GPU_SITE)
+
 gpu-test:  ## on the GPU machine: install those wheels beside its torch and run the tests marked gpu
 	python3 -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target $(GPU_SITE) .build/gpu/*.whl
 	PYTHONPATH=$(GPU_SITE) python3 -m pytest tests/gpu packages/backend-fsdp/tests/test_cuda.py -m gpu -s $(ARGS)
 
 clean:  ## remove environments, caches and runs
-	rm -rf $(VENV) $(CORE_VENV) $(VLLM_VENV) runs build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(CORE_VENV) $(VLLM_VENV) $(SGLANG_VENV) runs build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

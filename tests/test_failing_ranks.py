@@ -71,6 +71,23 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_a_rank_that_hangs_in_generate_ends_the_run_and_says_where(recipe: Path, tmp_path: Path) -> None:
+    script, stamp, limited = tmp_path / "script.py", tmp_path / "stamp", tmp_path / "recipe.yaml"
+    script.write_text(SCRIPT.replace('raise ZeroDivisionError(f"planted in {name}")', "time.sleep(1000)"))
+    limited.write_text(json.dumps(json.loads(recipe.read_text()) | {"generate_timeout_s": 10, "verify_sync_every": 0}))
+    command = [sys.executable, "-c", LAUNCH, str(script), "lightrft.engine.hf.HFEngine", "generate", "1", str(limited), str(stamp)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert time.time() - float(stamp.read_text()) < LIMIT_S
+    told = [line for line in done.stderr.splitlines() if line.startswith("rank ")]
+    assert told[:1] == ["rank 1 failed in generate:"], done.stderr
+    assert "time.sleep(1000)" in done.stderr, "the stack of the thread that hangs"
+    assert done.stderr.rstrip().splitlines()[-1] == (
+        "EngineError: engine 'hf' on rank 1 did not return from generate within 10 s (generate_timeout_s), "
+        "2 prompts outstanding (requests 2 to 3); raise it if they need longer, 0 = no limit"
+    )
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_rank_that_raises_ends_the_run_and_is_named_first(phase: str, recipe: Path, tmp_path: Path) -> None:
     script, stamp = tmp_path / "script.py", tmp_path / "stamp"

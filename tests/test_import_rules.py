@@ -49,6 +49,12 @@ OFFENDERS = [
     ("core-knows-no-plugin", "lightrft/strategy/factory.py", "import lightrft_deepspeed"),
     ("plugins-stay-below", "lightrft_deepspeed/plugin.py", "import lightrft.trainer"),
     ("deepspeed-knows-no-other", "lightrft_deepspeed/__init__.py", "import lightrft_fsdp"),
+    ("core-knows-no-plugin", "lightrft/engine/setup.py", "import lightrft_vllm"),
+    ("core-knows-no-plugin", "lightrft/engine/setup.py", "import lightrft_sglang"),
+    ("plugins-stay-below", "lightrft_vllm/engine.py", "import lightrft.experience"),
+    ("plugins-stay-below", "lightrft_sglang/engine.py", "import lightrft.experience"),
+    ("vllm-knows-no-other", "lightrft_vllm/engine.py", "import sglang"),
+    ("sglang-knows-no-other", "lightrft_sglang/engine.py", "import vllm"),
     ("pure-algorithms", "lightrft/algorithms/__init__.py", "import lightrft.config.schema"),
     ("pure-algorithms", "lightrft/algorithms/__init__.py", "import lightrft.distributed.collectives"),
     ("no-torch-below", "lightrft/types.py", "import torch"),
@@ -60,7 +66,7 @@ OFFENDERS = [
 @pytest.fixture
 def sources(tmp_path) -> Path:
     """A copy of the packages' sources with the same contracts, to plant something in."""
-    for package in ("core", "backend-fsdp", "backend-deepspeed"):
+    for package in ("core", "backend-fsdp", "backend-deepspeed", "engine-vllm", "engine-sglang"):
         shutil.copytree(ROOT / "packages" / package / "src", tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path

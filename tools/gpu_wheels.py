@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("packages/core", "packages/backend-fsdp", "packages/backend-deepspeed")
+PACKAGES = ("packages/core", "packages/backend-fsdp", "packages/backend-deepspeed", "packages/engine-vllm")
 MISSING = ("annotated-types", "typing-inspection", "peft", "einops", "hjson", "msgpack", "ninja", "nvidia-ml-py", "py-cpuinfo")
 """Wheels of our needs, beside pydantic, that a machine set up for torch and transformers usually lacks; most are DeepSpeed's."""
 

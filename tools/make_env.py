@@ -19,7 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
 CANDIDATES = ("python3.14", "python3.13", "python3.12", "python3.11", "python3")
 CORE_EXTRAS = "math,datasets,plot,lora,testing"
-PACKAGES = (f"packages/core[{CORE_EXTRAS}]", "packages/backend-fsdp", "packages/backend-deepspeed", "packages/engine-vllm")
+PACKAGES = (
+    f"packages/core[{CORE_EXTRAS}]",
+    "packages/backend-fsdp",
+    "packages/backend-deepspeed",
+    "packages/engine-vllm",
+    "packages/engine-sglang",
+)
 
 
 def main() -> None:

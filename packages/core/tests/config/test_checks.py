@@ -158,7 +158,9 @@ OTHER = {
     "lora_target_modules": ["q_proj"],
     "engine_sleep_level": 2,
     "logprob_gap_threshold": 1.0,
-    "logprob_gap_action": "stop",
+    "logprob_gap_action": "correct",
+    "mismatch_cap": 3.0,
+    "mismatch_level": "sequence",
     "scratch_vocab_size": 300,
     "scratch_layers": 3,
     "scratch_hidden": 64,
@@ -352,7 +354,9 @@ ALSO: dict[str, Any] = {"use_mp_opt": {"bf16": True}}
 
 @pytest.mark.parametrize("need", NEEDS, ids=lambda need: need.field)
 def test_a_capability_that_is_not_declared_names_who_lacks_it_and_who_has_it(make, need):
-    chosen = {"strategy": "plain"} if need.kind == "strategy" else {"engine_type": "plain", "logprob_gap_prompts": 0}
+    chosen = (
+        {"strategy": "plain"} if need.kind == "strategy" else {"engine_type": "plain", "logprob_gap_prompts": 0, "verify_sync_every": 0}
+    )
     also = ALSO.get(need.field, {})
     config = make(**{need.field: ASKED[need.field]}, **also, **chosen)
     world_size = 1 if need.kind == "strategy" else 2
@@ -386,18 +390,43 @@ def test_several_ranks(make):
 
 
 def test_sleep_level_2(make):
-    config = make(engine_type="plain", logprob_gap_prompts=0, engine_sleep_level=2)
+    config = make(engine_type="plain", logprob_gap_prompts=0, verify_sync_every=0, engine_sleep_level=2)
     assert problems(config) == [
         "engine_sleep_level=2 needs the capability 'sleep_2', which engine 'plain' (plain-rft 2.0) does not declare; engine that does: able"
     ]
-    check(make(engine_type="plain", logprob_gap_prompts=0), registry=registry(), world_size=2)
+    check(make(engine_type="plain", logprob_gap_prompts=0, verify_sync_every=0), registry=registry(), world_size=2)
 
 
 def test_log_probs_for_the_gap(make):
     assert problems(make(engine_type="plain")) == [
-        "logprob_gap_prompts=2 needs the capability 'logprobs', which engine 'plain' (plain-rft 2.0) does not declare; "
-        "engine that does: able; or set --logprob_gap_prompts 0"
+        f"{asked} needs the capability 'logprobs', which engine 'plain' (plain-rft 2.0) does not declare; "
+        f"engine that does: able; or set --{asked.split('=')[0]} 0"
+        for asked in ("logprob_gap_prompts=2", "verify_sync_every=10")
     ]
+
+
+def test_log_probs_for_the_correction(make):
+    assert problems(make(engine_type="plain", logprob_gap_action="correct", verify_sync_every=0)) == [
+        f"{asked} needs the capability 'logprobs', which engine 'plain' (plain-rft 2.0) does not declare; "
+        f"engine that does: able; or {remedy}"
+        for asked, remedy in [
+            ("logprob_gap_action='correct'", "leave logprob_gap_action out"),
+            ("logprob_gap_prompts=2", "set --logprob_gap_prompts 0"),
+        ]
+    ]
+    assert problems(make(logprob_gap_action="correct", logprob_gap_prompts=5)) == [
+        "logprob_gap_prompts=5 has no effect with logprob_gap_action='correct', which takes all prompts; leave logprob_gap_prompts out"
+    ]
+    assert problems(make(logprob_gap_action="correct", logprob_gap_prompts=0)) == [
+        "logprob_gap_action='correct' has no effect with logprob_gap_prompts=0; set logprob_gap_prompts above 0, or leave "
+        "logprob_gap_action out"
+    ]
+    check(make(logprob_gap_action="correct", mismatch_level="sequence", mismatch_cap=1.0), registry=registry(), world_size=2)
+
+
+def test_a_cap_below_one_is_refused(make):
+    with pytest.raises(ConfigError, match="mismatch_cap"):
+        make(logprob_gap_action="correct", mismatch_cap=0.9)
 
 
 def test_the_parts_for_scripts_look_at_their_own_part_only():

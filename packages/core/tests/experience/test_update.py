@@ -1,6 +1,7 @@
 """Is the update a function of the batch alone? Against the loss written out by hand, for every way to cut the batch."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -186,15 +187,26 @@ def test_gap_by_hand_and_its_threshold(capsys: pytest.CaptureFixture[str]) -> No
     mine = [torch.tensor([-1.5]), torch.tensor([-0.5, -0.35]), torch.tensor([-9.0])]
     strategy = make_strategy()
     gap = logprob_gap(rows, mine, strategy=strategy)
-    assert gap == pytest.approx({"rollout/logprob_gap": (0.5 + 0.0 + 0.1) / 3, "rollout/logprob_gap_max": 0.5})
+    weights = [math.exp(-0.5), 1.0, math.exp(-0.1)]
+    assert gap == pytest.approx(
+        {
+            "rollout/logprob_gap": (0.5 + 0.0 + 0.1) / 3,
+            "rollout/logprob_gap_max": 0.5,
+            "rollout/mismatch_kl": (weights[0] - 1 + 0.5 + weights[2] - 1 + 0.1) / 3,
+            "rollout/mismatch_ess": sum(weights) ** 2 / (3 * sum(w**2 for w in weights)),
+            "rollout/mismatch_clipped": 0.0,
+        }
+    )
     assert logprob_gap([trajectory(6)], [torch.zeros(1)], strategy=strategy) == {}
     act_on_gap(0.2, threshold=0.3, action="stop", strategy=strategy)
     assert capsys.readouterr().out == ""
     act_on_gap(0.2, threshold=0.1, action="warn", strategy=strategy)
     assert "gap 0.2 nats per token, threshold 0.1" in capsys.readouterr().out
-    for bad in (0.2, float("nan")):
+    act_on_gap(0.2, threshold=0.1, action="correct", strategy=strategy)
+    assert "the update is corrected by truncated importance sampling" in capsys.readouterr().out
+    for action, bad in (("stop", 0.2), ("stop", math.nan), ("correct", math.nan), ("correct", math.inf)):
         with pytest.raises(MismatchError, match="stale engine weights"):
-            act_on_gap(bad, threshold=0.1, action="stop", strategy=strategy)
+            act_on_gap(bad, threshold=0.1, action=action, strategy=strategy)  # type: ignore[arg-type]
 
 
 def test_rollout_metrics_by_hand() -> None:

@@ -1,7 +1,9 @@
 """Does the whole loop run on fakes, in the right order, and tell when the learning is silently wrong?"""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from lightrft.config.load import make_config
 from lightrft.data.prompts import Prompt
 from lightrft.distributed.buckets import WeightBucket
 from lightrft.engine.hf import HFEngine
-from lightrft.errors import CapabilityError, MismatchError, RewardError
+from lightrft.errors import CapabilityError, MismatchError, RewardError, WeightSyncError
 from lightrft.plugins.specs import Capability, EngineSpec
 from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings
@@ -20,7 +22,7 @@ from lightrft.testing.fake_engine import VOCAB_SIZE
 from lightrft.testing.fake_strategy import FakeStrategy, fake_registry
 from lightrft.testing.tiny import tiny_causal_lm, tiny_model_folder, tiny_tokenizer
 from lightrft.trainer import SPMDPPOTrainer
-from lightrft.types import Sample
+from lightrft.types import Completion, Request, RequestOutput, Sample, SamplingParams
 
 ALPHABET = "0123456789 =+"  # with pad, end and unknown: the fake engine's 16 tokens
 
@@ -34,6 +36,20 @@ class StaleEngine(HFEngine):
         self._version = version
 
 
+class ShiftedEngine(HFEngine):
+    """Its log-probs are too high by log 2."""
+
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> list[RequestOutput]:
+        outputs = super().generate(requests, sampling)
+        return [replace(o, completions=tuple(self._shifted(c) for c in o.completions)) for o in outputs]
+
+    def _shifted(self, completion: Completion) -> Completion:
+        return completion if completion.logprobs is None else replace(completion, logprobs=[x + math.log(2) for x in completion.logprobs])
+
+
+SHIFTED = EngineSpec(
+    name="shifted", target=f"{__name__}:ShiftedEngine", capabilities=frozenset({Capability.LOGPROBS, Capability.SEED, Capability.SLEEP_1})
+)
 STALE = EngineSpec(
     name="stale", target=f"{__name__}:StaleEngine", capabilities=frozenset({Capability.LOGPROBS, Capability.SEED, Capability.SLEEP_1})
 )
@@ -59,9 +75,10 @@ def make_trainer(
     folder: Path, *, reward: Any = odd_tokens, registry: Any = None, cls: type[SPMDPPOTrainer] = SPMDPPOTrainer, **changes: Any
 ) -> SPMDPPOTrainer:
     values: dict[str, Any] = dict(
-        strategy="fake", engine_type="fake", output_dir=str(folder / "run"), logprob_gap_prompts=0, prompt_max_len=16, generate_max_len=8,
+        strategy="fake", engine_type="fake", output_dir=str(folder / "run"), logprob_gap_prompts=0, verify_sync_every=0,
+        prompt_max_len=16, generate_max_len=8,
         rollout_batch_size=4, n_samples_per_prompt=4, train_batch_size=8, micro_train_batch_size=3, learning_rate=1e-2, max_steps=2,
-        plot_every=0, verify_sync_every=0,
+        plot_every=0,
         loggers=["jsonl"], seed=1,
     )  # fmt: skip
     config = make_config(values | changes)
@@ -129,6 +146,39 @@ def test_a_stale_engine_is_seen_and_stops_the_run(tmp_path: Path) -> None:
     honest = make_trainer(tmp_path / "hf", **changes | {"engine_type": "hf"})
     summary = honest.fit()
     assert summary["last"]["rollout/logprob_gap"] < 1e-4
+
+
+def test_the_probe_stops_a_run_whose_engine_does_not_hold_the_actor(tmp_path: Path) -> None:
+    changes: dict[str, Any] = dict(engine_type="stale", verify_sync_every=1, max_steps=3, learning_rate=5e-2)
+    with pytest.raises(WeightSyncError, match="the engine does not hold the actor at weight version 2"):
+        make_trainer(tmp_path / "stale", registry=fake_registry(STALE), **changes).fit()
+    trainer = make_trainer(tmp_path / "hf", **changes | {"engine_type": "hf"})
+    trainer.fit()
+    assert trainer.ppo_train(1)["sync/probe_gap"] < 1e-5
+
+
+def test_a_correction_weighs_the_policy_loss(tmp_path: Path) -> None:
+    def grad_norm(name: str, **changes: Any) -> float:
+        settings: dict[str, Any] = dict(registry=fake_registry(SHIFTED), logprob_gap_prompts=1, max_norm=0)
+        trainer = make_trainer(tmp_path / name, engine_type="shifted", **settings | changes)
+        trainer.strategy.update_engine_weights(trainer.actor)
+        trainer.make_experience()
+        expected = 0.5 if changes else None
+        for row in trainer.experience:
+            assert (row.correction is None) == (expected is None)
+            if row.correction is not None:
+                torch.testing.assert_close(row.correction, torch.full((row.num_tokens,), 0.5), rtol=1e-4, atol=1e-4)
+        return trainer.ppo_train(1)["train/grad_norm"]
+
+    plain, corrected = grad_norm("plain"), grad_norm("corrected", logprob_gap_action="correct")
+    assert plain > 0 and corrected == pytest.approx(0.5 * plain, rel=1e-3), "the engine's log-probs are log 2 too high: weights of 1/2"
+
+
+def test_the_probe_is_asked_at_the_first_syncs_and_then_at_its_cadence(tmp_path: Path) -> None:
+    make_trainer(tmp_path, engine_type="hf", verify_sync_every=2, max_steps=4, num_episodes=4, temperature=0.7).fit()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in rows if "time/verify_s" in row} == {0, 1, 2, 4}
+    assert max(row["sync/probe_gap"] for row in rows if "sync/probe_gap" in row) < 1e-5
 
 
 def test_another_temperature_does_not_look_like_a_gap(tmp_path: Path) -> None:

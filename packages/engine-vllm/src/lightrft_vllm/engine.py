@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch.distributed as dist
 from lightrft.distributed.buckets import WeightBucket
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
+from lightrft.engine.file_names import FileNames
 from lightrft.engine.manifest import expected_shapes
 from lightrft.engine.model_facts import model_facts
 from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
@@ -32,6 +33,7 @@ class VLLMEngine(InferenceEngine):
         super().__init__(setup)
         self._facts = model_facts(setup.model_path, trust_remote_code=setup.trust_remote_code)
         self._shapes = expected_shapes(setup.model_path)
+        self._names = FileNames(setup.model_path, self._shapes, trust_remote_code=setup.trust_remote_code)
         self._has_tokenizer = any((Path(setup.model_path) / name).exists() for name in TOKENIZER_FILES)
         self._can_sleep = setup.device.type == "cuda"
         self._shares_group = dist.is_initialized()
@@ -79,7 +81,7 @@ class VLLMEngine(InferenceEngine):
     def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
         if self._status in (EngineStatus.ASLEEP, EngineStatus.UNUSABLE):
             raise EngineStateError(f"update_weights while the engine is {self._status}; call wake_up first")
-        stream = WeightStream(buckets, dtype=self.setup.dtype, shapes=self._shapes)
+        stream = WeightStream(buckets, dtype=self.setup.dtype, shapes=self._shapes, names=self._names)
         try:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(stream)})
             stream.check_complete()
@@ -89,6 +91,9 @@ class VLLMEngine(InferenceEngine):
         self.reset_cache()
         self._weights_held = True
         self._version = version
+
+    def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self._names.module_shapes()
 
     def reset_cache(self) -> None:
         if not self._llm.reset_prefix_cache():

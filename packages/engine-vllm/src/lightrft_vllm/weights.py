@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from lightrft.distributed.buckets import WeightBucket
+from lightrft.engine.file_names import FileNames
 from lightrft.errors import WeightSyncError
 
 
@@ -17,15 +18,18 @@ class WeightStream:
         WeightSyncError: a tensor of another dtype or shape, or one that the model folder does not have.
     """
 
-    def __init__(self, buckets: Iterable[WeightBucket], *, dtype: torch.dtype, shapes: dict[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self, buckets: Iterable[WeightBucket], *, dtype: torch.dtype, shapes: dict[str, tuple[int, ...]], names: FileNames
+    ) -> None:
         self._buckets = buckets
+        self._names = names
         self._dtype = dtype
         self._shapes = shapes
         self.sent: set[str] = set()
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for bucket in self._buckets:
-            for weight in bucket:
+            for weight in self._names.convert(bucket):
                 if weight.tensor.dtype != self._dtype:
                     raise WeightSyncError(f"{weight.names[0]} came as {weight.tensor.dtype}, the engine holds {self._dtype}")
                 copy = weight.tensor.detach().clone()

@@ -1,4 +1,4 @@
-"""Which commands are there? `lightrft demo, train, eval, bisect-mismatch, plugins`. Nothing heavy is imported before a command runs."""
+"""Which commands are there? `lightrft demo, train, eval, bisect-mismatch, plugins, doctor`. Nothing heavy is imported before one runs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ EVAL = "Greedy evaluation of --model_name_or_path on --eval_data with the reward
 DEMO = "A tiny model learns to sort six digits, through the code path of a cluster. Defaults: strategy fsdp, engine hf, seed 0."
 BISECT = "Finds out why engine and trainer disagree on log-probs: the settings of a run, its model, engine and strategy."
 PLUGINS = "Lists what is installed, and why a part of it does not work."
+DOCTOR = "Says what is installed, which strategy and engine works here, and the command that mends what does not."
 PASS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 """Argparse reads all flags, help included: they are generated from the settings, and for any of its own, --help too, typer loads
 pydantic.
@@ -123,6 +124,21 @@ def plugins(context: typer.Context) -> None:
         show.json_line({"plugins": rows})
     else:
         show.plugins(rows)
+
+
+@app.command(context_settings=PASS, help=DOCTOR)
+def doctor(context: typer.Context) -> None:
+    from lightrft.cli.doctor import examine
+    from lightrft.plugins.registry import Registry
+
+    parser = argparse.ArgumentParser(prog="lightrft doctor", description=DOCTOR)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
+    as_json = parser.parse_args(context.args).json
+    found = examine(Registry.discover())
+    if as_json:
+        show.json_line(found)
+    else:
+        show.doctor(found)
 
 
 if __name__ == "__main__":

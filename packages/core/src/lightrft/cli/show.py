@@ -67,6 +67,18 @@ def plugins(rows: Sequence[Mapping[str, Any]]) -> None:
     table(("kind", "name", "distribution", "version", "API", "state", "capabilities", "about"), cells)
 
 
+def doctor(found: Mapping[str, Any]) -> None:
+    """What `lightrft doctor` found."""
+    table(("library", "version"), [("python", found["python"]), *((name, v or "-") for name, v in found["libraries"].items())])
+    gpus = ", ".join(found["gpus"]) or "none that torch can use: ranks run on the CPU with gloo"
+    print(f"GPUs: {gpus}   CPUs: {found['cpus']}\n")
+    cells = []
+    for row in found["plugins"]:
+        state = f"[{STATE_STYLE.get(row['state'], 'yellow')}]{row['state']}[/]"
+        cells.append((row["kind"], row["name"], state, row["library"] or "-", row["needs"] or "-", row["fix"].replace("[", r"\[")))
+    table(("kind", "name", "state", "its library here", "it works with", "what mends it"), cells)
+
+
 def evaluation(metrics: Mapping[str, Any]) -> None:
     """The result of `lightrft eval`."""
     table(("metric", "value"), [(name, _number(value)) for name, value in metrics.items()])

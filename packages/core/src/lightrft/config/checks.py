@@ -219,7 +219,6 @@ def _plugins(config: Config, registry: Registry, world_size: int) -> Iterator[st
     yield from _capabilities(config, registry, "engine", config.engine_type)
     yield from _sleep(config, registry)
     yield from _gap(config, registry)
-    yield from _probe(config, registry)
     named = [("advantage", config.advantage_estimator), ("policy_loss", config.policy_loss)]
     named += [("logger", name) for name in config.loggers]
     named += [("reward", name) for name in config.reward if ":" not in name]
@@ -286,16 +285,19 @@ def _sleep(config: Config, registry: Registry) -> Iterator[str]:
 
 
 def _gap(config: Config, registry: Registry) -> Iterator[str]:
+    corrects = config.logprob_gap_action == "correct"
+    if corrects and config.logprob_gap_prompts and is_given(config, "logprob_gap_prompts"):  # 0 is told by `ignored_settings`
+        yield (
+            f"logprob_gap_prompts={config.logprob_gap_prompts} has no effect with logprob_gap_action='correct', which takes all prompts; "
+            "leave logprob_gap_prompts out"
+        )
     spec = _spec(registry, "engine", config.engine_type)
-    if spec and config.logprob_gap_prompts and Capability.LOGPROBS not in spec.capabilities:
-        provider = str(registry.entry("engine", config.engine_type).provider)
-        asked = f"logprob_gap_prompts={config.logprob_gap_prompts}"
-        yield _lacks(asked, "engine", config.engine_type, provider, Capability.LOGPROBS, registry) + "; or set --logprob_gap_prompts 0"
-
-
-def _probe(config: Config, registry: Registry) -> Iterator[str]:
-    spec = _spec(registry, "engine", config.engine_type)
-    if spec and config.verify_sync_every and Capability.LOGPROBS not in spec.capabilities:
-        provider = str(registry.entry("engine", config.engine_type).provider)
-        asked = f"verify_sync_every={config.verify_sync_every}"
-        yield _lacks(asked, "engine", config.engine_type, provider, Capability.LOGPROBS, registry) + "; or set --verify_sync_every 0"
+    if spec is None or Capability.LOGPROBS in spec.capabilities:
+        return
+    provider = str(registry.entry("engine", config.engine_type).provider)
+    remedies = {name: f"set --{name} 0" for name in ("logprob_gap_prompts", "verify_sync_every") if getattr(config, name)}
+    if corrects:
+        remedies = {"logprob_gap_action": "leave logprob_gap_action out", **remedies}
+    for name, remedy in remedies.items():
+        asked = f"{name}={getattr(config, name)!r}"
+        yield _lacks(asked, "engine", config.engine_type, provider, Capability.LOGPROBS, registry) + f"; or {remedy}"

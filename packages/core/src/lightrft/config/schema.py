@@ -30,6 +30,7 @@ CountOrOff = Annotated[int, Field(ge=0), NoBool]
 Number = Annotated[float, NoBool]
 Positive = Annotated[float, Field(gt=0), NoBool]
 PositiveOrOff = Annotated[float, Field(ge=0), NoBool]
+AtLeastOne = Annotated[float, Field(ge=1), NoBool]
 Share = Annotated[float, Field(gt=0, le=1), NoBool]
 RegularExpression = Annotated[str, AfterValidator(_regular_expression)]
 Decay = Annotated[float, Field(ge=0, lt=1), NoBool]
@@ -71,6 +72,9 @@ class Config(BaseModel):
     engine_sleep_level: Annotated[Literal[1, 2], NoBool] = _field(
         1, "engine", "1 keeps the weights in host memory, 2 drops them until the next sync"
     )
+    generate_timeout_s: PositiveOrOff = _field(
+        0.0, "engine", "seconds after which a rank whose engine has not returned from generate ends the run; 0 = wait for ever"
+    )
     weight_bucket_mb: Count = _field(256, "engine", "bound on one bucket of a weight sync, MiB")
     verify_sync_every: CountOrOff = _field(
         10,
@@ -82,7 +86,14 @@ class Config(BaseModel):
         2, "engine", "prompts per rank and rollout whose log-probs the engine is asked for; 0 = no check"
     )
     logprob_gap_threshold: Positive = _field(0.05, "engine", "mean |engine - trainer| log-prob, nats per token, beyond which to act")
-    logprob_gap_action: Literal["warn", "stop"] = _field("warn", "engine", "what to do beyond the threshold")
+    logprob_gap_action: Literal["warn", "correct", "stop"] = _field(
+        "warn",
+        "engine",
+        "beyond the threshold warn, or stop; correct: warn, and always weigh every token by truncated importance sampling "
+        "(asks the engine for the log-probs of all prompts)",
+    )
+    mismatch_level: Literal["token", "sequence"] = _field("token", "engine", "importance weights of tokens or of whole completions")
+    mismatch_cap: AtLeastOne = _field(2.0, "engine", "bound on an importance weight; tokens beyond it are counted as clipped")
 
     # Model
     model_name_or_path: str = _field("", "model", "HF folder or hub name of the actor (and of the initial model)")

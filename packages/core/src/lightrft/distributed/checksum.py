@@ -57,7 +57,7 @@ def _sums_on_device(tensor: torch.Tensor) -> torch.Tensor:
     size = flat.element_size()
     patterns = flat.view(_INTEGERS[size])
     total = torch.zeros(2, dtype=torch.int64, device=flat.device)
-    for chunk in patterns.split(CHUNK):
+    for chunk in torch.split(patterns, CHUNK):
         # torch's 64-bit integers wrap around modulo 2**64, of which 2**63 is a divisor: the low 63 bits stay exact.
         wide = chunk.to(torch.int64)
         if size < 8:
@@ -68,5 +68,5 @@ def _sums_on_device(tensor: torch.Tensor) -> torch.Tensor:
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
     """All elements in the order of memory, which for a transposed tensor takes no copy."""
-    order = sorted(range(tensor.dim()), key=lambda dim: -tensor.stride(dim))
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     return tensor.permute(order).reshape(-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, NoReturn
 
 from lightrft.errors import PeerError, UserError
 
@@ -24,6 +25,7 @@ TRACEBACK = "LIGHTRFT_TRACEBACK"
 
 USER_ERROR_EXIT = 2
 ERROR_EXIT = 1
+HUNG_EXIT = 70
 PEER_LINGER_S = 1.0
 """A rank that failed only because another did stays this long, so that the launcher does not end the other before it has reported."""
 
@@ -79,11 +81,18 @@ def reporting_failures() -> Iterator[None]:
         leave(failure.exit_code)
 
 
-def leave(code: int) -> None:
+def leave(code: int) -> NoReturn:
     """Ends this process now. No destructors: a process group whose peers are gone may wait in its own for ever."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(code)
+
+
+def leave_hung(error: Exception, *, where: str, rank: int) -> NoReturn:
+    """Ends this process from a thread beside the one that hangs: reports the error and where every other thread is."""
+    message = f"{type(error).__name__}: {error}"
+    _report(RankFailure(rank=rank, time_ns=time.time_ns(), kind="error", message=message, where=where, traceback=f"{_stacks()}{message}\n"))
+    leave(HUNG_EXIT)
 
 
 def describe(error: BaseException, *, rank: int) -> RankFailure:
@@ -132,6 +141,14 @@ def _kind(error: BaseException) -> Kind:
             return "user"
         link = link.__cause__
     return "error"
+
+
+def _stacks() -> str:
+    """The stacks of all threads but this one, the main thread's last."""
+    main, names = threading.main_thread().ident, {thread.ident: thread.name for thread in threading.enumerate()}
+    frames = [(ident, frame) for ident, frame in sys._current_frames().items() if ident != threading.get_ident()]
+    frames.sort(key=lambda pair: pair[0] == main)
+    return "".join(f"{names.get(i, i)}, most recent call last:\n{''.join(traceback.format_stack(frame))}" for i, frame in frames)
 
 
 def _where(step: TracebackType | None) -> str:

@@ -14,9 +14,11 @@ from lightrft.distributed.buckets import WeightBucket
 from lightrft.distributed.checksum import WeightSum
 from lightrft.distributed.collectives import agree, broadcast_object, gather_objects, gather_to_first, scatter_from_first
 from lightrft.distributed.groups import EngineGroup
+from lightrft.distributed.watchdog import ends_after
 from lightrft.distributed.world import World
 from lightrft.engine.base import ALL_TAGS, InferenceEngine, WakeTag
 from lightrft.engine.checks import needed_capabilities
+from lightrft.engine.progress import on_terminal, progress_line, unwatched
 from lightrft.engine.prompts import PromptSource, collect_requests
 from lightrft.engine.proof import SentSums, first_names, over_group, shape_problems
 from lightrft.engine.transport import pack_outputs, pack_requests, unpack_outputs, unpack_requests
@@ -47,6 +49,7 @@ class RolloutController:
         seed: int,
         tokenize: Callable[[str], list[int]],
         read_sampling: Callable[[Any], SamplingParams] = SamplingParams.coerce,
+        generate_timeout_s: float = 0.0,
     ) -> None:
         self.spec = spec
         self.read_sampling = read_sampling
@@ -61,6 +64,7 @@ class RolloutController:
         self._seed = seed
         self._calls = 0
         self._tokenize = tokenize
+        self._generate_timeout_s = generate_timeout_s
         self._status = EngineStatus.AWAKE
         here = spec.topology == "spmd" or group.is_first
         self.engine: InferenceEngine | None = self._together("starting the engine", lambda: make_engine() if here else None)
@@ -227,10 +231,29 @@ class RolloutController:
         if self.engine is None:
             return []
         requests = [request for share in shares for request in share]
-        outputs = self.engine.generate(requests, sampling) if requests else []
+        outputs = self._in_time(requests, sampling) if requests else []
         self._check_outputs(requests, outputs, sampling)
         stream = iter(outputs)
         return [[next(stream) for _ in share] for share in shares]
+
+    def _in_time(self, requests: list[Request], sampling: SamplingParams) -> list[RequestOutput]:
+        """What the engine answers. This process ends where that takes longer than `generate_timeout_s`."""
+        assert self.engine is not None
+        limit, rank = self._generate_timeout_s, self._world.rank
+        held = f"{len(requests)} prompts outstanding (requests {requests[0].id} to {requests[-1].id})"
+        late = EngineError(
+            f"engine {self.spec.name!r} on rank {rank} did not return from generate within {limit:g} s (generate_timeout_s), {held}; "
+            "raise it if they need longer, 0 = no limit"
+        )
+        with ends_after(limit, error=late, where="generate", rank=rank):
+            if not on_terminal(rank):
+                return self.engine.generate(requests, sampling)
+            with progress_line(len(requests) * sampling.n) as report:
+                self.engine.report = report
+                try:
+                    return self.engine.generate(requests, sampling)
+                finally:
+                    self.engine.report = unwatched
 
     def _check_outputs(self, requests: list[Request], outputs: list[RequestOutput], sampling: SamplingParams) -> None:
         name = f"engine {self.spec.name!r}"

@@ -60,6 +60,7 @@ class HFEngine(InferenceEngine):
             batch_size=self.setup.max_batch_size,
             max_model_len=limit,
             version=self._version,
+            report=self.report,
         )
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from lightrft.engine.progress import Report, unwatched
 from lightrft.types import Completion, FinishReason, Request, RequestOutput, SamplingParams
 
 
@@ -22,6 +23,7 @@ def generate(
     batch_size: int,
     max_model_len: int,
     version: int,
+    report: Report = unwatched,
 ) -> list[RequestOutput]:
     """Completions of each request, in order (see `InferenceEngine.generate`). `batch_size` bounds the prompts in one forward pass.
 
@@ -32,7 +34,7 @@ def generate(
     outputs: list[RequestOutput] = []
     for start in range(0, len(requests), batch_size):
         batch = _Batch(model, requests[start : start + batch_size], sampling, sorted(stops), pad_token_id, max_model_len)
-        outputs += batch.run(version)
+        outputs += batch.run(version, report)
     return outputs
 
 
@@ -54,18 +56,21 @@ class _Batch:
         self.uniforms = self._uniforms()
         self.want_logprobs = any(r.logprobs for r in requests)
 
-    def run(self, version: int) -> list[RequestOutput]:
+    def run(self, version: int, report: Report) -> list[RequestOutput]:
         """Prefill each prompt once, repeat its cache n times, then one token per step until every row has ended."""
         logits, cache, mask = self._prefill()
         tokens, logprobs = [], []
-        running = torch.ones(len(mask), dtype=torch.bool, device=self.device)
+        running, num_running = torch.ones(len(mask), dtype=torch.bool, device=self.device), len(mask)
         for step in range(self.num_steps):
             token = torch.where(running, self._draw(logits, step), self.pad)
             tokens.append(token)
             if self.want_logprobs:
                 logprobs.append(torch.log_softmax(logits, dim=-1).gather(-1, token[:, None]).squeeze(-1))
             running = running & ~torch.isin(token, self.stops) & (step + 1 < self.budget)
-            if not running.any():
+            left = int(running.sum())
+            report(tokens=num_running, completions=num_running - left)
+            num_running = left
+            if not left:
                 break
             position = mask.sum(-1, keepdim=True)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)

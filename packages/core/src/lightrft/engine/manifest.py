@@ -6,18 +6,27 @@ import json
 import struct
 from pathlib import Path
 
+from lightrft.errors import ModelError
+
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 
 
 def expected_shapes(folder: str) -> dict[str, tuple[int, ...]]:
-    """Name to full shape. Empty where the folder has no safetensors (a hub name, other formats): then nothing can be compared."""
+    """Name to full shape. Empty where the folder has no safetensors (a hub name, other formats): then nothing can be compared.
+
+    Raises:
+        ModelError: a file that is cut off, or none of that format.
+    """
     root = Path(folder)
-    if (root / INDEX).is_file():
-        files = sorted(set(json.loads((root / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    else:
-        files = [WHOLE] if (root / WHOLE).is_file() else []
-    return {name: shape for file in files for name, shape in _header(root / file).items()}
+    try:
+        if (root / INDEX).is_file():
+            files = sorted(set(json.loads((root / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        else:
+            files = [WHOLE] if (root / WHOLE).is_file() else []
+        return {name: shape for file in files for name, shape in _header(root / file).items()}
+    except (OSError, ValueError, KeyError, struct.error) as error:
+        raise ModelError(f"model folder {folder!r}: its safetensors cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _header(file: Path) -> dict[str, tuple[int, ...]]:

@@ -54,6 +54,7 @@ def make_controller(config: Config, *, registry: Registry, world: World, model_p
         seed=config.seed,
         tokenize=tokenize,
         read_sampling=read_sampling,
+        generate_timeout_s=config.generate_timeout_s,
     )
 
 

@@ -13,7 +13,7 @@ from lightrft.algorithms.inputs import AdvantageInput, Advantages
 from lightrft.algorithms.kl import kl_per_token
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
-from lightrft.experience.gap import act_on_gap, logprob_gap
+from lightrft.experience.gap import act_on_gap, add_corrections, logprob_gap
 from lightrft.experience.metrics import rollout_metrics
 from lightrft.experience.scoring import score_logprobs
 from lightrft.experience.trajectory import Trajectory
@@ -65,8 +65,9 @@ class ExperienceMaker:
         return trajectories, self.metrics
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Trajectory]:
-        """Samples completions. The first `logprob_gap_prompts` prompts are asked for log-probs, for the gap."""
-        asked = [index < self.config.logprob_gap_prompts for index in range(len(prompts))]
+        """Samples completions. The first `logprob_gap_prompts` prompts are asked for log-probs, for the gap; all, where it is corrected."""
+        number = len(prompts) if self._corrects else self.config.logprob_gap_prompts
+        asked = [index < number for index in range(len(prompts))]
         outputs = self.strategy.gather_and_generate(
             sampling_params=self.sampling_params(),
             all_prompt_token_ids=[list(p.token_ids) for p in prompts],
@@ -93,10 +94,10 @@ class ExperienceMaker:
             self.strategy.print(f"WARNING: {sentence}")
 
     def add_logprobs(self, trajectories: list[Trajectory]) -> None:
-        """The actor's and the initial model's log-probs, and the gap to the engine's."""
+        """The actor's and the initial model's log-probs, the gap to the engine's and, for a correction, the weights that follow from it."""
         for trajectory, logprobs in zip(trajectories, self._logprobs(self.actor, trajectories), strict=True):
             trajectory.old_logprobs = logprobs
-        self._check_gap([t for t in trajectories if t.completion.logprobs is not None])
+        self._check_gap(trajectories)
         if self.initial_model is not None:
             for trajectory, logprobs in zip(trajectories, self._logprobs(self.initial_model, trajectories), strict=True):
                 trajectory.initial_logprobs = logprobs
@@ -144,18 +145,26 @@ class ExperienceMaker:
             temperature=self.config.temperature if temperature is None else temperature,
         )
 
-    def _check_gap(self, asked: list[Trajectory]) -> None:
-        if not self.config.logprob_gap_prompts:
+    @property
+    def _corrects(self) -> bool:
+        return self.config.logprob_gap_action == "correct"
+
+    def _check_gap(self, trajectories: list[Trajectory]) -> None:
+        if not (self._corrects or self.config.logprob_gap_prompts):
             return
+        asked = trajectories if self._corrects else [t for t in trajectories if t.completion.logprobs is not None]
         if self.config.temperature == 1.0:
             mine = [t.old_logprobs for t in asked if t.old_logprobs is not None]
         else:
             mine = self._logprobs(self.actor, asked, temperature=1.0)
-        gap = logprob_gap(asked, mine, strategy=self.strategy)
+        level, cap = self.config.mismatch_level, self.config.mismatch_cap
+        gap = logprob_gap(asked, mine, strategy=self.strategy, cap=cap, level=level)
         self.metrics |= gap
         if gap:
             threshold, action = self.config.logprob_gap_threshold, self.config.logprob_gap_action
             act_on_gap(gap["rollout/logprob_gap"], threshold=threshold, action=action, strategy=self.strategy)
+        if self._corrects:
+            add_corrections(asked, mine, level=level, cap=cap)
 
     def _kl_penalty(self, trajectory: Trajectory) -> float:
         if self.config.kl_in != "reward" or trajectory.initial_logprobs is None or trajectory.old_logprobs is None:

@@ -16,7 +16,8 @@ class Trajectory:
     """One completion. Tensors are float32 [T] on the CPU, T its own length.
 
     `group_id` is equal for the completions of one prompt. `reward` is the weighted sum of the reward functions. `old_logprobs` are the
-    actor's before the update, at the rollout's temperature; `initial_logprobs` the initial model's, or None.
+    actor's before the update, at the rollout's temperature; `initial_logprobs` the initial model's, or None. `correction` weighs each
+    token's policy loss for what the engine that sampled differs from the trainer, or None.
     """
 
     prompt_ids: list[int]
@@ -27,6 +28,7 @@ class Trajectory:
     old_logprobs: torch.Tensor | None = None
     initial_logprobs: torch.Tensor | None = None
     advantages: torch.Tensor | None = None
+    correction: torch.Tensor | None = None
 
     @property
     def num_tokens(self) -> int:

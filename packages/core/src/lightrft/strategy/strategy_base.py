@@ -332,6 +332,11 @@ class StrategyBase(ABC):
         return self._engine().group.group
 
     @property
+    def leads_engine(self) -> bool:
+        """Whether this is the first rank of those that share its engine. Not collective."""
+        return self._engine().group.is_first
+
+    @property
     def weight_version(self) -> int:
         """Number of weight updates so far; every completion carries the number that it was sampled at. Not collective."""
         return self._engine().version
@@ -368,7 +373,8 @@ class StrategyBase(ABC):
         """Gives the engine the actor's weights, raises `weight_version`, and resets the engine's caches.
 
         Raises:
-            WeightSyncError: an engine refused them, or does not hold them afterwards (on all ranks together).
+            WeightSyncError: they do not fit the engine's model (nothing was sent), or it refused them, or does not hold them afterwards; on
+                all ranks together.
         """
         controller = self._engine()
         controller.update_weights(self.export_weights(actor, dtype=controller.dtype), shapes=self._exported_shapes(actor))

@@ -17,6 +17,7 @@ import torch
 
 from lightrft.distributed.buckets import WeightBucket
 from lightrft.engine.base import ALL_TAGS
+from lightrft.engine.progress import unwatched
 from lightrft.errors import EngineStateError, LightRFTError, WeightSyncError
 from lightrft.plugins.specs import Capability
 from lightrft.testing.engine_bench import (
@@ -96,6 +97,19 @@ class EngineContract:
     def test_greedy_completions_of_one_prompt_are_alike(self, bench: EngineBench) -> None:
         [output] = bench.engine.generate(requests_of([SHORT]), replace(GREEDY, n=3))
         assert tokens([output]) == [[greedy_tokens(bench.model, SHORT, max_new_tokens=8)] * 3]
+
+    def test_it_reports_all_that_it_returns_or_nothing(self, bench: EngineBench) -> None:
+        told = {"tokens": 0, "completions": 0}
+
+        def report(*, tokens: int = 0, completions: int = 0) -> None:
+            told["tokens"] += tokens
+            told["completions"] += completions
+
+        bench.engine.report = report
+        outputs = bench.engine.generate(requests_of(PROMPTS), SamplingParams(n=3, max_new_tokens=6))
+        bench.engine.report = unwatched
+        assert told["tokens"] in (0, sum(len(c.token_ids) for o in outputs for c in o.completions))
+        assert told["completions"] in (0, 3 * len(PROMPTS))
 
     def test_no_requests_give_no_outputs(self, bench: EngineBench) -> None:
         assert bench.engine.generate([], GREEDY) == []

@@ -40,14 +40,12 @@ class FakeEngine(InferenceEngine):
         if self._status is not EngineStatus.AWAKE or self._weights is None:
             raise EngineStateError(f"generate while the engine is {self._status}, weights held: {self._weights is not None}")
         check_requests(requests, vocab_size=VOCAB_SIZE, max_model_len=self.setup.max_model_len)
-        return [
-            RequestOutput(
-                id=r.id,
-                prompt_token_ids=r.prompt_token_ids,
-                completions=tuple(self._complete(r, sampling, sample) for sample in range(sampling.n)),
-            )
-            for r in requests
-        ]
+        outputs = []
+        for r in requests:
+            completions = tuple(self._complete(r, sampling, sample) for sample in range(sampling.n))
+            self.report(tokens=sum(len(c.token_ids) for c in completions), completions=len(completions))
+            outputs.append(RequestOutput(id=r.id, prompt_token_ids=r.prompt_token_ids, completions=completions))
+        return outputs
 
     def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
         self.calls.append("update_weights")

@@ -56,8 +56,9 @@ def run_spmd(fn: Callable[..., T], world_size: int, *args: Any, timeout_s: float
     """Calls `fn(*args)` in `world_size` processes with torchrun's environment variables; returns the results in rank order.
 
     `fn` is a module-level function; arguments and results are pickled. A rank gets the caller's environment and working directory, and
-    one thread. The process group is the function's to start (a strategy does); one that is up at the end is destroyed. What ranks print
-    is printed afterwards. GPUs are hidden from the ranks unless `cuda`, which takes one for each rank: a test means the same everywhere.
+    one thread, and may have children of its own. The process group is the function's to start (a strategy does); one that is up at the end
+    is destroyed. What ranks print is printed afterwards. GPUs are hidden from the ranks unless `cuda`, which takes one for each rank: a
+    test means the same everywhere.
 
     Raises:
         SpmdError: a rank raised, died, or was still running after `timeout_s` (then all are killed).
@@ -70,7 +71,7 @@ def run_spmd(fn: Callable[..., T], world_size: int, *args: Any, timeout_s: float
         folder = Path(name)
         job = _job(fn, args, folder)
         ranks = [
-            context.Process(target=spmd_rank.main, args=(job, _variables(rank, world_size, store.port, cuda), rank), daemon=True)
+            context.Process(target=spmd_rank.main, args=(job, _variables(rank, world_size, store.port, cuda), rank))
             for rank in range(world_size)
         ]
         try:

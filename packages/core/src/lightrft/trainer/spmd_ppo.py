@@ -93,8 +93,8 @@ class SPMDPPOTrainer:
     def fit(self) -> dict[str, Any]:
         """Trains, and returns the run's summary (also in `summary.json`). Collective."""
         self.strategy.maybe_offload_optimizer(self.actor_optim)  # masters are there before the first update
-        self.sync(0)
-        self.report.start(self.evaluate())
+        proof = self.sync(0)
+        self.report.start({name: value for name, value in proof.items() if name != "time/sync_s"} | self.evaluate())
         for step in range(1, self.num_steps + 1):
             start = time.perf_counter()
             metrics = self.make_experience()
@@ -162,4 +162,16 @@ class SPMDPPOTrainer:
             initial_model=self.initial_model,
             rewards=self.rewards,
             advantage_estimator=estimator,
+        )
+
+    def _make_probe(self) -> SyncProbe | None:
+        if not self.config.verify_sync_every:
+            return None
+        return SyncProbe(
+            strategy=self.strategy,
+            prompts=self.prompts,
+            prompt_max_len=self.config.prompt_max_len,
+            vocab_size=self.strategy.unwrap(self.actor).config.get_text_config().vocab_size,
+            micro_batch_size=self.config.micro_rollout_batch_size,
+            bf16=self.config.bf16,
         )

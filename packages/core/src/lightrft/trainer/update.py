@@ -23,7 +23,10 @@ SUMS = ("policy_loss", "kl", "clipped", "ratio")
 
 
 class PolicyUpdate:
-    """The optimizer steps of one rollout. The loss of a step is the token mean over *all* its completion tokens, on all ranks."""
+    """The optimizer steps of one rollout. The loss of a step is the token mean over *all* its completion tokens, on all ranks.
+
+    With `logprob_gap_action` "correct" each token's policy loss is multiplied by its `correction`; the KL term is not.
+    """
 
     def __init__(
         self,
@@ -85,13 +88,16 @@ class PolicyUpdate:
         policy = self.policy_loss(
             PolicyLossInput(logprobs=logprobs, old_logprobs=old, advantages=advantages, mask=batch.mask, eps_clip=self.config.eps_clip)
         )
-        per_token, kl = policy.per_token, torch.zeros_like(logprobs)
+        policy_loss = policy.per_token
+        if self.config.logprob_gap_action == "correct":
+            policy_loss = policy_loss * padded(micro_batch, "correction", like=batch.mask)
+        per_token, kl = policy_loss, torch.zeros_like(logprobs)
         if self.config.kl_coef > 0:
             initial = padded(micro_batch, "initial_logprobs", like=batch.mask)
             kl = kl_per_token(logprobs, initial, estimator=self.config.kl_estimator)
             if self.config.kl_in == "loss":
                 per_token = per_token + self.config.kl_coef * kl
-        columns: list[Any] = [policy.per_token, kl, policy.clipped, (logprobs - old).exp()]
+        columns: list[Any] = [policy_loss, kl, policy.clipped, (logprobs - old).exp()]
         sums = torch.stack([(column.detach() * batch.mask).double().sum() for column in columns])
         return (per_token * batch.mask).sum(), sums
 

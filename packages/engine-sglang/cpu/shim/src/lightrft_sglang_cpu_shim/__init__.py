@@ -1,0 +1,1 @@
+"""For tests of SGLang on a CPU; see `hook`."""

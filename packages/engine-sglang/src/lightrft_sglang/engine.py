@@ -1,0 +1,235 @@
+"""SGLang as an engine: on the first rank of its group, its schedulers in processes of their own, fed by shared memory or CUDA IPC."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from lightrft.distributed.buckets import Weight, WeightBucket
+from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
+from lightrft.engine.checks import check_requests
+from lightrft.engine.file_names import FileNames
+from lightrft.engine.manifest import expected_shapes
+from lightrft.engine.model_facts import model_facts
+from lightrft.engine.stop_text import cut_at_stop
+from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
+from lightrft.types import Completion, EngineStatus, FinishReason, Request, RequestOutput, SamplingParams
+from lightrft_sglang.process import SGLangProcess
+from lightrft_sglang.sampling import left_to_us, read_sampling, to_sglang
+
+CPU_KV_TOKENS = 16_384
+FLUSH_TRIES, FLUSH_PAUSE_S = 200, 0.02
+"""A flush is refused while the last request is still being put away, some milliseconds after its answer."""
+
+
+class SGLangEngine(InferenceEngine):
+    """See `InferenceEngine`. Prompts and completions are token ids; text is made on our side, only to look for stop strings.
+
+    Sleep needs CUDA and torch_memory_saver; SGLang has no kernels for per-request seeds on every backend, so `seed` is not promised.
+    """
+
+    def __init__(self, setup: EngineSetup) -> None:
+        super().__init__(setup)
+        self._facts = model_facts(setup.model_path, trust_remote_code=setup.trust_remote_code)
+        self._shapes = expected_shapes(setup.model_path)
+        self._names = FileNames(setup.model_path, self._shapes, trust_remote_code=setup.trust_remote_code)
+        self._on_cuda = setup.device.type == "cuda"
+        if not self._on_cuda:
+            os.environ["SGLANG_USE_CPU_ENGINE"] = "1"  # read at import, here and in the children
+        self._process = SGLangProcess(self._arguments(), environment=self._environment())
+        self._tokenizer: Any = None  # for stop strings
+        self._version = 0
+        self._status = EngineStatus.AWAKE
+
+    @classmethod
+    def read_sampling(cls, value: Any) -> SamplingParams:
+        """Our SamplingParams, or a mapping of its fields or of SGLang's."""
+        return read_sampling(value)
+
+    @property
+    def status(self) -> EngineStatus:
+        return self._status
+
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> list[RequestOutput]:
+        if self._status is not EngineStatus.AWAKE:
+            raise EngineStateError(f"generate while the engine is {self._status}; call wake_up first")
+        if not requests:
+            return []
+        limit = self.setup.max_model_len
+        check_requests(requests, vocab_size=self._facts.vocab_size, max_model_len=limit)
+        # Its own `n` takes no list of return_logprob; copies share their prompt in its prefix cache. Greedy draws are all alike.
+        each = 1 if sampling.temperature == 0 else sampling.n
+        copies = [request for request in requests for _ in range(each)]
+        answers = self._call(
+            "generate",
+            input_ids=[list(request.prompt_token_ids) for request in copies],
+            sampling_params=[to_sglang(sampling, request, max_model_len=limit) for request in copies],
+            return_logprob=[request.logprobs for request in copies],
+        )
+        if len(answers) != len(copies):
+            raise EngineError(f"SGLang returned {len(answers)} completions for {len(requests)} prompts with n={each}")
+        return [self._output(r, answers[i * each : (i + 1) * each], sampling) for i, r in enumerate(requests)]
+
+    def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        if self._status in (EngineStatus.ASLEEP, EngineStatus.UNUSABLE):
+            raise EngineStateError(f"update_weights while the engine is {self._status}; call wake_up first")
+        sent: set[str] = set()
+        self.reset_cache()  # nothing may be running, and SGLang kills itself where something is
+        try:
+            self._accepted("begin_weight_update")
+            for bucket in map(self._names.convert, buckets):
+                named = [(self._name_of(weight), weight.tensor.detach()) for weight in bucket]
+                sent.update(name for weight in bucket for name in weight.names)
+                # A CPU tensor travels by shared memory, and the storage that was the actor's would move there: a copy does.
+                copies = [(name, tensor if tensor.is_cuda else tensor.clone()) for name, tensor in named]
+                self._accepted("update_weights_from_tensor", named_tensors=copies, flush_cache=False)
+            missing = sorted(set(self._shapes) - sent)
+            if missing:
+                raise WeightSyncError(f"weights are incomplete: {', '.join(missing[:3])} ({len(missing)} in all) never came")
+            self._accepted("end_weight_update")
+            self.reset_cache()
+        except Exception:
+            self._status = EngineStatus.UNUSABLE
+            raise
+        self._version = version
+
+    def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self._names.module_shapes()
+
+    def reset_cache(self) -> None:
+        for _ in range(FLUSH_TRIES):
+            if self._call("flush_cache").success:
+                return
+            time.sleep(FLUSH_PAUSE_S)
+        self._status = EngineStatus.UNUSABLE
+        raise WeightSyncError(f"SGLang did not flush its cache within {FLUSH_TRIES * FLUSH_PAUSE_S:.0f} s: requests are still running")
+
+    def sleep(self, level: int) -> None:
+        self._alive()
+        if not self._on_cuda or level != 1:
+            where = "SGLang sleeps on CUDA only" if level == 1 else "SGLang keeps its weights in host memory, level 1"
+            raise CapabilityError(f"sleep(level={level}): {where}; this engine is on {self.setup.device.type}")
+        if self._status is EngineStatus.ASLEEP:
+            return
+        self.reset_cache()
+        self._call("release_memory_occupation", tags=["kv_cache", "weights"])
+        self._status = EngineStatus.ASLEEP
+
+    def wake_up(self, tags: Collection[WakeTag]) -> None:
+        self._alive()
+        if self._status is EngineStatus.ASLEEP and "weights" in tags:
+            self._call("resume_memory_occupation", tags=["weights"])
+            self._status = EngineStatus.WEIGHTS_ONLY
+        if self._status is EngineStatus.WEIGHTS_ONLY and "kv_cache" in tags:
+            self._call("resume_memory_occupation", tags=["kv_cache"])
+            self._status = EngineStatus.AWAKE
+
+    def shutdown(self) -> None:
+        self._status = EngineStatus.UNUSABLE
+        self._process.shutdown()
+
+    # ---- parts ---------------------------------------------------------------------------------------------------------------------------
+
+    def _arguments(self) -> dict[str, Any]:
+        setup = self.setup
+        arguments: dict[str, Any] = dict(
+            model_path=setup.model_path,
+            dtype=str(setup.dtype).removeprefix("torch."),
+            random_seed=setup.seed,
+            # Lengths are bounded on our side, by the token; SGLang would end a completion one token early.
+            context_length=setup.max_model_len + 8,
+            trust_remote_code=setup.trust_remote_code,
+            tp_size=setup.group_size,
+            skip_tokenizer_init=True,
+            skip_server_warmup=True,
+            log_level="error",
+        )
+        if self._on_cuda:
+            return arguments | dict(
+                mem_fraction_static=setup.mem_util,
+                base_gpu_id=setup.device.index or 0,
+                enable_memory_saver=True,
+                enable_weights_cpu_backup=True,
+            )
+        return arguments | dict(
+            device="cpu",
+            attention_backend="torch_native",
+            sampling_backend="pytorch",
+            mem_fraction_static=0.05,
+            max_total_tokens=max(CPU_KV_TOKENS, 4 * setup.max_model_len),
+            max_running_requests=64,
+            disable_overlap_schedule=True,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        found = {
+            "SGLANG_RETURN_ORIGINAL_LOGPROB": "1",  # of the untempered distribution
+            "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1",  # the 8 tokens above, never used
+        }
+        if not self._on_cuda and "SGLANG_CPU_OMP_THREADS_BIND" not in os.environ:
+            cores = sorted(os.sched_getaffinity(0))
+            found["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(cores[rank % len(cores)]) for rank in range(self.setup.group_size))
+        return found
+
+    def _call(self, name: str, **arguments: Any) -> Any:
+        try:
+            return self._process.call(name, **arguments)
+        except EngineError:
+            self._status = EngineStatus.UNUSABLE
+            raise
+
+    def _accepted(self, name: str, **arguments: Any) -> None:
+        try:
+            success, message, *_ = self._call(name, **arguments)
+        except EngineError as error:
+            raise WeightSyncError(str(error)) from error
+        if not success:
+            raise WeightSyncError(f"SGLang refused {name}: {message}")
+
+    def _name_of(self, weight: Weight) -> str:
+        """The name under which its model folder has the tensor; SGLang ignores unknown names, and dies of other shapes."""
+        if weight.tensor.dtype != self.setup.dtype:
+            raise WeightSyncError(f"{weight.names[0]} came as {weight.tensor.dtype}, the engine holds {self.setup.dtype}")
+        if not self._shapes:
+            return weight.names[0]
+        name = next((n for n in weight.names if n in self._shapes), None)
+        if name is None:
+            raise WeightSyncError(f"{weight.names[0]} was sent, which the engine's model does not have")
+        if self._shapes[name] != tuple(weight.tensor.shape):
+            raise WeightSyncError(f"{name} was sent with shape {tuple(weight.tensor.shape)}, the engine's model has {self._shapes[name]}")
+        return name
+
+    def _output(self, request: Request, answers: Sequence[Any], sampling: SamplingParams) -> RequestOutput:
+        drawn = [self._completion(request, answer, sampling) for answer in answers]
+        repeated = drawn * sampling.n if sampling.temperature == 0 else drawn
+        return RequestOutput(id=request.id, prompt_token_ids=request.prompt_token_ids, completions=tuple(repeated))
+
+    def _completion(self, request: Request, answer: Any, sampling: SamplingParams) -> Completion:
+        meta = answer["meta_info"]
+        completion = Completion(
+            token_ids=list(answer["output_ids"]),
+            finish_reason=_reason(meta["finish_reason"]["type"]),
+            weight_version=self._version,
+            logprobs=[entry[0] for entry in meta["output_token_logprobs"]] if request.logprobs else None,
+        )
+        ids = left_to_us(sampling)
+        if not sampling.stop and not ids:
+            return completion
+        return cut_at_stop(completion, stop=sampling.stop, stop_token_ids=ids, min_new_tokens=0, decode=self._decode)
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        if self._tokenizer is None:
+            self._tokenizer = AutoTokenizer.from_pretrained(self.setup.model_path, trust_remote_code=self.setup.trust_remote_code)
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def _alive(self) -> None:
+        if self._status is EngineStatus.UNUSABLE:
+            raise EngineStateError("the engine is unusable: it was shut down, or a scheduler died, or an update failed half-way")
+
+
+def _reason(kind: str) -> FinishReason:
+    return "stop" if kind == "stop" else "length" if kind == "length" else "abort"

@@ -1,0 +1,31 @@
+"""What does this distribution add? The engine `sglang`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightrft.plugins import Capability, EngineSpec, PluginSpec, Runtime, hookimpl
+
+
+@hookimpl
+def lightrft_plugins() -> Sequence[PluginSpec]:
+    return [
+        EngineSpec(
+            name="sglang",
+            target="lightrft_sglang.engine:SGLangEngine",
+            topology="single_leader",
+            runtime=Runtime(distributions=("sglang",), versions=">=0.5.21,<0.5.22"),
+            capabilities=frozenset(
+                {
+                    Capability.TENSOR_PARALLEL,
+                    Capability.LOGPROBS,
+                    Capability.STOP_STRINGS,
+                    Capability.MIN_P,
+                    Capability.MEM_UTIL,
+                    Capability.SLEEP_1,
+                }
+            ),
+            cuda_only=frozenset({Capability.SLEEP_1, Capability.MEM_UTIL}),
+            summary="SGLang on the first rank of its group, schedulers in processes of their own",
+        )
+    ]

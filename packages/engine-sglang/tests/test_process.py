@@ -1,0 +1,100 @@
+"""What happens when a scheduler dies? A clear error at once, in the trainer's own process, which goes on, without orphans."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from lightrft.errors import EngineError, WeightSyncError
+from lightrft.testing.engine_bench import GREEDY, EngineBench, requests_of, weights_of
+from lightrft.types import EngineStatus, SamplingParams
+
+AT_ONCE_S = 20.0
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[EngineBench]:
+    before = living_children()
+    segments = set(os.listdir("/dev/shm"))
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    bench = EngineBench("sglang", tmp_path / "model")
+    yield bench
+    bench.close()
+    assert bystander.poll() is None, "a child of the trainer's own lives on"
+    bystander.kill()
+    bystander.wait()
+    assert living_children() <= before
+    assert set(os.listdir("/dev/shm")) <= segments
+
+
+def living_children() -> set[int]:
+    """Without Python's own resource tracker of multiprocessing, which lives as long as its process."""
+    found = [c for c in psutil.Process().children(recursive=True) if c.status() != psutil.STATUS_ZOMBIE]
+    return {c.pid for c in found if "resource_tracker" not in " ".join(c.cmdline())}
+
+
+def scheduler(bench: EngineBench) -> Any:
+    engine: Any = bench.engine
+    return engine._process.children[0]
+
+
+def test_a_scheduler_killed_while_idle_is_told_at_the_next_call(bench: EngineBench) -> None:
+    os.kill(scheduler(bench).pid, signal.SIGKILL)
+    scheduler(bench).join(10)
+    start = time.monotonic()
+    with pytest.raises(EngineError, match="scheduler has died"):
+        bench.engine_as_it_is.generate(requests_of([[3, 4, 5]]), GREEDY)
+    assert time.monotonic() - start < AT_ONCE_S
+    assert bench.engine_as_it_is.status is EngineStatus.UNUSABLE
+
+
+def test_a_scheduler_killed_in_generate_ends_the_call(bench: EngineBench) -> None:
+    victim = scheduler(bench).pid
+    threading.Timer(0.5, os.kill, (victim, signal.SIGKILL)).start()
+    start = time.monotonic()
+    with pytest.raises(EngineError, match="scheduler"):
+        bench.engine_as_it_is.generate(requests_of([[3, 4, 5]] * 512), SamplingParams(max_new_tokens=200, ignore_eos=True))
+    assert time.monotonic() - start < AT_ONCE_S
+    assert bench.engine_as_it_is.status is EngineStatus.UNUSABLE
+
+
+def test_a_scheduler_killed_in_an_update_leaves_no_half_updated_engine(bench: EngineBench) -> None:
+    buckets = weights_of(bench.models[1])
+    victim = scheduler(bench).pid
+
+    def dying() -> Iterator[Any]:
+        yield buckets[0]
+        os.kill(victim, signal.SIGKILL)
+        time.sleep(0.5)
+        yield buckets[1]
+
+    with pytest.raises(WeightSyncError, match="scheduler"):
+        bench.engine_as_it_is.update_weights(dying(), version=1)
+    assert bench.engine_as_it_is.status is EngineStatus.UNUSABLE
+
+
+def test_the_trainer_keeps_its_signals(bench: EngineBench) -> None:
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    assert bench.engine.status is EngineStatus.AWAKE
+    assert {number: signal.getsignal(number) for number in kept} == kept
+
+
+def test_a_folder_that_cannot_be_loaded_is_an_error_and_leaves_no_child(tmp_path: Path) -> None:
+    bench = EngineBench("sglang", tmp_path / "model")
+    weights = bench.folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5000])
+    before, segments = living_children(), set(os.listdir("/dev/shm"))
+    with pytest.raises(EngineError, match="SGLang did not start"):
+        assert bench.engine
+    assert living_children() <= before
+    assert {name for name in os.listdir("/dev/shm") if name.startswith("sgl")} <= segments

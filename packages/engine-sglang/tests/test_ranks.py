@@ -1,0 +1,34 @@
+"""Does SGLang hold the actor after every sync, on real ranks, beside each backend and in groups of one and two?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightrft.testing.engine_scenario import ScenarioResult, scenario
+from lightrft.testing.spmd import run_spmd
+from lightrft.testing.tiny import tiny_model_folder
+
+TIMEOUT_S = 100.0
+FSDP: dict[str, Any] = {"strategy": "fsdp"}
+ZERO_3: dict[str, Any] = {"strategy": "deepspeed", "zero_stage": 3}
+
+
+def run(folder: Path, world: int, **settings: Any) -> list[ScenarioResult]:
+    tiny_model_folder(folder, tie=True, kv_heads=2)
+    return run_spmd(scenario, world, str(folder), {"engine_type": "sglang"} | settings, timeout_s=TIMEOUT_S)
+
+
+@pytest.mark.parametrize(
+    ("world", "tp", "backend"),
+    [(1, 1, {"strategy": "single"}), (2, 1, ZERO_3), (2, 2, FSDP), (4, 2, FSDP)],
+    ids=["single", "zero3-tp1", "fsdp-tp2", "4-ranks-fsdp-tp2"],
+)
+def test_it_samples_from_the_actor_after_every_sync(tmp_path: Path, world: int, tp: int, backend: dict[str, Any]) -> None:
+    found = run(tmp_path / "model", world, engine_tp_size=tp, **backend)
+    assert [f.wrong for f in found] == [[]] * world
+    assert max(f.logprob_error for f in found) < 1e-5
+    assert [f.version for f in found] == [2] * world
+    assert all(f.group_works_after for f in found)
