@@ -81,3 +81,20 @@ def test_an_unknown_command_names_the_nearest() -> None:
     done = lightrft("trian")
     assert done.returncode == 2
     assert "'trian'. Did you mean 'train'?" in done.stderr
+
+
+def test_bisect_mismatch_says_that_all_agrees_in_a_table_and_in_json(tmp_path: Path) -> None:
+    from lightrft.testing.tiny import tiny_model_folder
+
+    tiny_model_folder(tmp_path / "model", seed=1)
+    rows = [json.dumps({"prompt": text, "answer": "1"}) + "\n" for text in ("12+34=", "5", "what is 7?")]
+    (tmp_path / "data.jsonl").write_text("".join(rows), encoding="utf-8")
+    words = ["--strategy", "single", "--engine_type", "hf", "--model_name_or_path", "model", "--prompt_data", "data.jsonl"]
+    sizes = ["--generate_max_len", "16", "--prompt_max_len", "64", "--nproc-per-node", "1", "--json"]
+    done = lightrft("bisect-mismatch", *words, *sizes, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "none: engine and trainer agree" in done.stdout
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["cause"] == "none"
+    assert max(row["max"] for row in found["experiments"] if row["max"] is not None) < 1e-5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "model"], "nothing is written"

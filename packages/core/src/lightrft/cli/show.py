@@ -87,7 +87,7 @@ def evaluation(metrics: Mapping[str, Any]) -> None:
 def verdict(found: Mapping[str, Any]) -> None:
     """The result of `lightrft bisect-mismatch`."""
     cells = [
-        (row["name"], "" if row["mean"] is None else _number(row["mean"]), "" if row["max"] is None else _number(row["max"]), row["note"])
+        (row["name"], *("" if row[part] is None else f"{row[part]:.2g}" for part in ("mean", "max")), row["note"])
         for row in found["experiments"]
     ]
     table(("experiment", "mean gap", "largest", "found"), cells)

@@ -163,15 +163,3 @@ class SPMDPPOTrainer:
             rewards=self.rewards,
             advantage_estimator=estimator,
         )
-
-    def _make_probe(self) -> SyncProbe | None:
-        if not self.config.verify_sync_every:
-            return None
-        return SyncProbe(
-            strategy=self.strategy,
-            prompts=self.prompts,
-            prompt_max_len=self.config.prompt_max_len,
-            vocab_size=self.strategy.unwrap(self.actor).config.get_text_config().vocab_size,
-            micro_batch_size=self.config.micro_rollout_batch_size,
-            bf16=self.config.bf16,
-        )
