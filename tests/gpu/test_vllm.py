@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from lightrft.config.load import make_config
-from lightrft.data.prompts import Prompt
 from lightrft.experience.probe import SyncProbe
-from lightrft.models.load import open_causal_lm
+from lightrft.models.load import load_tokenizer, open_causal_lm
 from lightrft.strategy import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings, StrategyBase
 from lightrft.testing.spmd import run_spmd
@@ -74,10 +73,8 @@ def states(folder: str, strategy_name: str, level: int) -> dict[str, float]:
     actor, optimizer = strategy.prepare_trainable(opened.model, optimizer=AdamWSettings(learning_rate=1e-3), weights=opened.weights)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(3, VOCAB_SIZE, (NUM_PROMPTS, PROMPT_LEN), generator=generator).tolist()
-    prompts = [Prompt(index=i, text="", token_ids=tuple(ids), answer=None, row={}) for i, ids in enumerate(drawn)]
-    probe = SyncProbe(strategy=strategy, prompts=prompts, prompt_max_len=256, vocab_size=VOCAB_SIZE, micro_batch_size=8, bf16=config.bf16)
-    found["probe gap at start"] = probe.check(actor)["sync/probe_gap"]
-    strategy.wakeup_inference_engine()  # the probe let it sleep
+    probe = SyncProbe(strategy=strategy, actor=actor, config=config, prompts=drawn, tokenizer=load_tokenizer(folder))
+    found["probe gap at start"] = probe.after_sync()["verify/gap"]
     found["GiB awake"] = used_gib()
     for _ in range(3):
         train_a_step(strategy, actor, optimizer)
@@ -90,8 +87,8 @@ def states(folder: str, strategy_name: str, level: int) -> dict[str, float]:
         found["GiB weights only"] = used_gib()
         found["s wake the cache"] = timed(strategy.wakeup_inference_engine)
         found["s sync awake"] = timed(lambda: strategy.update_engine_weights(actor))
-        gap = probe.check(actor)
-        found["probe gap"], found["probe gap max"] = gap["sync/probe_gap"], gap["sync/probe_gap_max"]
+        gap = probe.after_sync()
+        found["probe gap"], found["probe gap max"] = gap["verify/gap"], gap["verify/gap_max"]
     request = {"max_new_tokens": NEW_TOKENS, "ignore_eos": True, "n": 4}
     seconds = timed(lambda: strategy.gather_and_generate(request, all_prompt_token_ids=drawn, sleep_engine=False))
     found["tokens/s"] = NUM_PROMPTS * 4 * NEW_TOKENS / seconds

@@ -1,4 +1,4 @@
-"""Which commands are there? `lightrft demo, train, eval, plugins, doctor`. Nothing heavy is imported before a command runs."""
+"""Which commands are there? `lightrft demo, train, eval, bisect-mismatch, plugins, doctor`. Nothing heavy before one runs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ TRACEBACK_FLAG, TRACEBACK_VARIABLE = "--traceback", "LIGHTRFT_TRACEBACK"
 TRAIN = "Trains as a recipe and flags say; flags win. Starts one rank for each GPU, unless it is itself run by torchrun."
 EVAL = "Greedy evaluation of --model_name_or_path on --eval_data with the rewards of the settings."
 DEMO = "A tiny model learns to sort six digits, through the code path of a cluster. Defaults: strategy fsdp, engine hf, seed 0."
+BISECT = "Finds out why engine and trainer disagree on log-probs: the settings of a run, its model, engine and strategy."
 PLUGINS = "Lists what is installed, and why a part of it does not work."
 DOCTOR = "Says what is installed, which strategy and engine works here, and the command that mends what does not."
 PASS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -96,6 +97,19 @@ def evaluate(context: typer.Context) -> None:
         show.evaluation(metrics)
         if flags.as_json:
             show.json_line(metrics)
+
+
+@app.command("bisect-mismatch", context_settings=PASS, help=BISECT, short_help="Finds out why engine and trainer disagree.")
+def bisect_mismatch(context: typer.Context) -> None:
+    from lightrft.cli.flags import parse
+    from lightrft.cli.start import run_command
+
+    flags = parse(context.args, command="bisect-mismatch", description=BISECT, nproc_help="ranks (default: one for each GPU, else 1)")
+    verdict = run_command(flags, mode="bisect")
+    if os.environ.get("RANK", "0") == "0":
+        show.verdict(verdict)
+        if flags.as_json:
+            show.json_line(verdict)
 
 
 @app.command(context_settings=PASS, help=PLUGINS)

@@ -84,6 +84,16 @@ def evaluation(metrics: Mapping[str, Any]) -> None:
     table(("metric", "value"), [(name, _number(value)) for name, value in metrics.items()])
 
 
+def verdict(found: Mapping[str, Any]) -> None:
+    """The result of `lightrft bisect-mismatch`."""
+    cells = [
+        (row["name"], "" if row["mean"] is None else _number(row["mean"]), "" if row["max"] is None else _number(row["max"]), row["note"])
+        for row in found["experiments"]
+    ]
+    table(("experiment", "mean gap", "largest", "found"), cells)
+    print(f"{found['cause']}: {found['detail']}")
+
+
 def training(summary: Mapping[str, Any]) -> None:
     """The end of `lightrft train`: what changed on the evaluation data, and where things are."""
     before, after = summary["eval_before"], summary["eval_after"]

@@ -72,6 +72,24 @@ def check_engine(config: Config, *, registry: Registry, world_size: int) -> None
         raise ConfigError(problems)
 
 
+def check_bisect(config: Config, *, registry: Registry, world_size: int) -> None:
+    """What the search for a mismatch needs: a strategy, an engine that gives log-probs, a model and prompts."""
+    problems = [
+        *_model_folder(config),
+        *_data_file(config, "prompt_data"),
+        *_tp_size(config, world_size),
+        *_plugins(config, registry, world_size),
+    ]
+    if not config.prompt_data:
+        problems.append("prompt_data is not set; give a .jsonl or .parquet file or a `datasets` folder")
+    spec = _spec(registry, "engine", config.engine_type)
+    if spec and Capability.LOGPROBS not in spec.capabilities:
+        provider = str(registry.entry("engine", config.engine_type).provider)
+        problems.append(_lacks("bisect-mismatch", "engine", config.engine_type, provider, Capability.LOGPROBS, registry))
+    if problems:
+        raise ConfigError(problems)
+
+
 def check_eval(config: Config, *, registry: Registry, world_size: int) -> None:
     """What an evaluation alone needs: a strategy, an engine, rewards, a model and evaluation data; no batch sizes, no run folder."""
     problems = [

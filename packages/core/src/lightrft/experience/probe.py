@@ -1,69 +1,105 @@
-"""Does the engine hold the actor? It completes fixed prompts, and the actor scores them: after the first sync, and now and then."""
+"""Does the engine sample from the actor? Fixed prompts before and after a sync, its log-probs against the trainer's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 
-from lightrft.data.prompts import Prompt
+from lightrft.config.schema import Config
 from lightrft.errors import WeightSyncError
-from lightrft.experience.gap import logprob_gap
+from lightrft.experience.agreement import Gap, ask, bound_for, gap_between, trajectories_of
 from lightrft.experience.scoring import score_logprobs
-from lightrft.experience.trajectory import Trajectory
 from lightrft.strategy.strategy_base import StrategyBase
-from lightrft.types import Sample
+from lightrft.types import EngineStatus, SamplingParams
 
+NUM_OF_DATA = 2
+NUM_RANDOM = 2
+RANDOM_LENGTH = 160
+"""Tokens; more than a block of any engine's prefix cache (128 at most), so that a cache that was not reset is met."""
 NEW_TOKENS = 4
-NUM_TRAINING_PROMPTS = 2
-LONG_PROMPT = 192
-"""Tokens of the prompt that fills more than a block of any engine's prefix cache (vLLM's has 128 on the CPU)."""
-
-BOUNDS = {
-    ("cpu", False): (1e-4, 1e-3),
-    ("cuda", False): (5e-3, 5e-2),
-    ("cpu", True): (5e-2, 1.0),
-    ("cuda", True): (5e-2, 1.0),
-}
-"""(device, bf16): mean and largest |engine - actor| in nats per token. Measured with the right weights: 1e-6 in float32 on a CPU, 8e-4 and
-3e-3 on an H100 (TF32), 9e-3 and 5e-2 in bfloat16; with wrong ones, 0.1 and more.
-"""
 
 
 class SyncProbe:
-    """The same prompts every time, so that a prefix cache that outlived a sync shows too; alike on every engine. Collective."""
+    """Every rank asks its engine the same prompts, so each engine group is proved. Its methods are collective."""
 
     def __init__(
-        self, *, strategy: StrategyBase, prompts: Sequence[Prompt], prompt_max_len: int, vocab_size: int, micro_batch_size: int, bf16: bool
+        self, *, strategy: StrategyBase, actor: torch.nn.Module, config: Config, prompts: Sequence[Sequence[int]], tokenizer: Any
     ) -> None:
-        self._strategy = strategy
-        self._micro_batch_size = micro_batch_size
-        self._bounds = BOUNDS[strategy.world.device.type, bf16]
-        generator = torch.Generator().manual_seed(0)
-        drawn = torch.randint(0, vocab_size, (min(LONG_PROMPT, prompt_max_len),), generator=generator).tolist()
-        self._prompts = [list(p.token_ids) for p in prompts[:NUM_TRAINING_PROMPTS]] + [drawn]
+        self.strategy = strategy
+        self.actor = actor
+        self.config = config
+        self.prompts = probe_prompts(prompts, special_ids=tokenizer.all_special_ids, longest=config.prompt_max_len, seed=config.seed)
+        self.sampling = SamplingParams(temperature=0.0, max_new_tokens=min(NEW_TOKENS, config.generate_max_len), ignore_eos=True)
+        self.bound = bound_for(strategy.engine_dtype, device_type=strategy.world.device.type)
+        self._seconds = 0.0
 
-    def check(self, actor: torch.nn.Module) -> dict[str, float]:
-        """The gap, as metrics.
+    def due(self, step: int) -> bool:
+        """At the first sync (step 0), at the first with weights that were trained, and every `verify_sync_every` steps."""
+        return step <= 1 or step % self.config.verify_sync_every == 0
+
+    def before_sync(self) -> None:
+        """Asks once, so that a cache which outlives the sync holds these prompts. An engine that dropped its weights has no cache."""
+        start = time.perf_counter()
+        if not (self.strategy.inference_engine_status is EngineStatus.ASLEEP and self.config.engine_sleep_level == 2):
+            ask(self.strategy, self.prompts, self.sampling)
+        self._seconds = time.perf_counter() - start
+
+    def after_sync(self) -> dict[str, float]:
+        """Asks again and compares; leaves the engine awake, as the next rollout needs it. Returns metrics.
 
         Raises:
-            WeightSyncError: it is beyond the bound of the dtype, on all ranks together.
+            WeightSyncError: the gap is beyond what the dtype explains; on all ranks.
         """
-        mine = self._prompts if self._strategy.leads_engine else []
-        outputs = self._strategy.gather_and_generate(
-            {"temperature": 0.0, "max_new_tokens": NEW_TOKENS, "ignore_eos": True}, all_prompt_token_ids=mine, logprobs=True
+        start = time.perf_counter()
+        gap = self._gap(self.prompts)
+        if not gap.within(self.bound):
+            raise WeightSyncError(self._message(gap))
+        self._seconds += time.perf_counter() - start
+        return {"verify/gap": gap.mean, "verify/gap_max": gap.largest, "time/verify_s": self._seconds}
+
+    def _gap(self, prompts: Sequence[Sequence[int]]) -> Gap:
+        trajectories = trajectories_of(ask(self.strategy, prompts, self.sampling))
+        size = self.config.micro_rollout_batch_size
+        mine = score_logprobs(self.actor, trajectories, strategy=self.strategy, micro_batch_size=size, temperature=1.0)
+        return gap_between(trajectories, mine, strategy=self.strategy)
+
+    def _message(self, gap: Gap) -> str:
+        return (
+            f"engine {self.config.engine_type!r} does not answer as the actor does after sync {self.strategy.weight_version}: log-probs of "
+            f"{len(self.prompts)} fixed prompts differ by {gap.mean:.3g} nats in the mean, {gap.largest:.3g} at most (rounding explains "
+            f"{self.bound.mean:g} and {self.bound.largest:g}); {self._reason()}; `lightrft bisect-mismatch` with the same settings looks "
+            "for the cause"
         )
-        rows = [
-            Trajectory(prompt_ids=p, completion=o.completions[0], sample=Sample(prompt="", completion=""), group_id=o.id)
-            for p, o in zip(mine, outputs, strict=True)
-        ]
-        scored = score_logprobs(actor, rows, strategy=self._strategy, micro_batch_size=self._micro_batch_size, temperature=1.0)
-        gap = logprob_gap(rows, scored, strategy=self._strategy)
-        mean, largest = gap["rollout/logprob_gap"], gap["rollout/logprob_gap_max"]
-        if not (mean <= self._bounds[0] and largest <= self._bounds[1]):
-            raise WeightSyncError(
-                f"the engine does not hold the actor at weight version {self._strategy.weight_version}: log-probs of fixed prompts differ "
-                f"by {mean:.3g} nats per token, {largest:.3g} at most; allowed are {self._bounds[0]:g} and {self._bounds[1]:g}. "
-                "--verify_sync_every 0 switches this check off"
-            )
-        return {"sync/probe_gap": mean, "sync/probe_gap_max": largest}
+
+    def _reason(self) -> str:
+        fresh = self._gap(rotated(self.prompts))
+        if fresh.within(self.bound):
+            return f"prompts that it was never asked agree (mean {fresh.mean:.2g}), so it answers from a cache of older weights"
+        differing = self.strategy.differing_engine_weights(self.actor)
+        if differing is None:
+            return "it gives no sums of its weights, so no layer can be named"
+        if differing:
+            return f"the first tensor that differs is {differing[0]} ({len(differing)} in all)"
+        return "its weights are bitwise the actor's, so look at positions, padding and the convention of its log-probs"
+
+
+def probe_prompts(prompts: Sequence[Sequence[int]], *, special_ids: Collection[int], longest: int, seed: int) -> list[list[int]]:
+    """The first prompts of the data, and long ones drawn from the tokens of the first hundred: tokens that the model takes as text."""
+    special = set(special_ids)
+    known = sorted({token for prompt in prompts[:100] for token in prompt} - special) or sorted({t for p in prompts[:1] for t in p})
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(known), (NUM_RANDOM, min(RANDOM_LENGTH, longest)), generator=generator).tolist()
+    return [*(list(prompt) for prompt in prompts[:NUM_OF_DATA]), *([known[index] for index in row] for row in drawn)]
+
+
+def rotated(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Other prompts of the same tokens and lengths: each begins with another token (or is left out), so no cache of the given ones fits."""
+    turned = []
+    for prompt in prompts:
+        at = next((i for i, token in enumerate(prompt) if token != prompt[0]), None)
+        if at is not None:
+            turned.append([*prompt[at:], *prompt[:at]])
+    return turned

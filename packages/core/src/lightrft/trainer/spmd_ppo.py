@@ -93,8 +93,8 @@ class SPMDPPOTrainer:
     def fit(self) -> dict[str, Any]:
         """Trains, and returns the run's summary (also in `summary.json`). Collective."""
         self.strategy.maybe_offload_optimizer(self.actor_optim)  # masters are there before the first update
-        self.strategy.update_engine_weights(self.actor)
-        self.report.start(self.verify_sync() | self.evaluate())
+        self.sync(0)
+        self.report.start(self.evaluate())
         for step in range(1, self.num_steps + 1):
             start = time.perf_counter()
             metrics = self.make_experience()
@@ -118,23 +118,21 @@ class SPMDPPOTrainer:
         metrics = self.policy_update.run(self.experience, seed=self.config.seed + global_steps)
         self.strategy.maybe_offload_optimizer(self.actor_optim)
         metrics["time/update_s"] = time.perf_counter() - start
-        start = time.perf_counter()
-        self.strategy.update_engine_weights(self.actor)
-        metrics["time/sync_s"] = time.perf_counter() - start
-        if self.config.verify_sync_every and global_steps % self.config.verify_sync_every == 0:
-            metrics |= self.verify_sync()
-        return metrics
+        return metrics | self.sync(global_steps)
 
-    def verify_sync(self) -> dict[str, float]:
-        """Proves that the engine holds the actor; empty where `verify_sync_every` is 0. Collective.
+    def sync(self, step: int) -> dict[str, float]:
+        """Gives the engine the actor's weights and, where it is due, proves by fixed prompts that it has them. Collective.
 
         Raises:
-            WeightSyncError: it does not.
+            WeightSyncError: it does not, on all ranks.
         """
-        if self.probe is None:
-            return {}
+        probe = self.probe if self.probe is not None and self.probe.due(step) else None
+        if probe is not None:
+            probe.before_sync()
         start = time.perf_counter()
-        return self.probe.check(self.actor) | {"time/verify_s": time.perf_counter() - start}
+        self.strategy.update_engine_weights(self.actor)
+        metrics = {"time/sync_s": time.perf_counter() - start}
+        return metrics | (probe.after_sync() if probe is not None else {})
 
     def evaluate(self) -> dict[str, float]:
         """Greedy evaluation on `eval_prompts`; empty without any. Collective."""
@@ -148,6 +146,12 @@ class SPMDPPOTrainer:
             self.strategy.save_adapter(self.actor, Path(self.config.output_dir) / "adapter")
         return self.strategy.save_model(self.actor, Path(self.config.output_dir) / "model", tokenizer=self.tokenizer)
 
+    def _make_probe(self) -> SyncProbe | None:
+        if not self.config.verify_sync_every or not self.prompts:
+            return None
+        prompts = [prompt.token_ids for prompt in self.prompts[:100]]
+        return SyncProbe(strategy=self.strategy, actor=self.actor, config=self.config, prompts=prompts, tokenizer=self.tokenizer)
+
     def _make_experience_maker(self, registry: Registry) -> ExperienceMaker:
         estimator: AdvantageEstimator = registry.load("advantage", self.config.advantage_estimator)
         return ExperienceMaker(
@@ -158,16 +162,4 @@ class SPMDPPOTrainer:
             initial_model=self.initial_model,
             rewards=self.rewards,
             advantage_estimator=estimator,
-        )
-
-    def _make_probe(self) -> SyncProbe | None:
-        if not self.config.verify_sync_every:
-            return None
-        return SyncProbe(
-            strategy=self.strategy,
-            prompts=self.prompts,
-            prompt_max_len=self.config.prompt_max_len,
-            vocab_size=self.strategy.unwrap(self.actor).config.get_text_config().vocab_size,
-            micro_batch_size=self.config.micro_rollout_batch_size,
-            bf16=self.config.bf16,
         )

@@ -1,0 +1,141 @@
+"""Do fixed prompts find an engine that does not answer as the actor, and name why? And say nothing of one that does?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightrft.config.load import make_config
+from lightrft.distributed.buckets import Weight, WeightBucket
+from lightrft.engine.hf import HFEngine
+from lightrft.errors import WeightSyncError
+from lightrft.experience.agreement import FP32_CPU, Gap, bound_for
+from lightrft.experience.probe import SyncProbe, probe_prompts, rotated
+from lightrft.plugins.builtin import HF_CAPABILITIES
+from lightrft.plugins.specs import Capability, EngineSpec
+from lightrft.strategy.factory import get_strategy
+from lightrft.strategy.strategy_base import AdamWSettings
+from lightrft.testing.fake_strategy import fake_registry
+from lightrft.testing.tiny import tiny_causal_lm, tiny_model_folder, tiny_tokenizer
+from lightrft.types import Request, RequestOutput, SamplingParams
+
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12]]
+
+
+class CachedEngine(HFEngine):
+    """Has a cache of whole answers and forgets to reset it."""
+
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> list[RequestOutput]:
+        self.__dict__.setdefault("cache", {})
+        for output in super().generate(requests, sampling):
+            self.cache.setdefault(tuple(output.prompt_token_ids), output.completions)  # type: ignore[attr-defined]  # set above
+        return [
+            RequestOutput(
+                id=r.id,
+                prompt_token_ids=r.prompt_token_ids,
+                completions=tuple(replace(c, weight_version=self._version) for c in self.cache[tuple(r.prompt_token_ids)]),  # type: ignore[attr-defined]
+            )
+            for r in requests
+        ]
+
+
+class StaleEngine(HFEngine):
+    def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        for _ in buckets:
+            pass
+        self._version = version
+
+
+class HalfEngine(HFEngine):
+    """Leaves one projection of a layer as it was, and hides that from the sums at the sync."""
+
+    def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        old = {name: p.clone() for name, p in self.model.named_parameters()}
+        kept = "model.layers.1.mlp.up_proj.weight"
+        sent = [Weight(w.names, old[kept] if w.names[0] == kept else w.tensor) for bucket in buckets for w in bucket]
+        super().update_weights([sent], version=version)
+
+
+def planted(name: str, *, sums: bool) -> EngineSpec:
+    capabilities = HF_CAPABILITIES if sums else HF_CAPABILITIES - {Capability.WEIGHT_SUMS}
+    return EngineSpec(name="planted", target=f"{__name__}:{name}", capabilities=capabilities)
+
+
+def make(folder: Path, spec: EngineSpec | None, *, verify: bool = True) -> tuple[Any, SyncProbe]:
+    config = make_config(
+        dict(strategy="single", engine_type="planted" if spec else "hf", prompt_max_len=200, generate_max_len=8, seed=1)
+        | ({} if verify else {"verify_sync_every": 0})
+    )
+    strategy = get_strategy(config, registry=fake_registry(*([spec] if spec else [])))
+    strategy.setup_inference_engine(config, model_path=str(tiny_model_folder(folder, seed=2)))
+    actor, _ = strategy.prepare_trainable(tiny_causal_lm(seed=2), optimizer=AdamWSettings(learning_rate=1e-2))
+    return strategy, SyncProbe(strategy=strategy, actor=actor, config=config, prompts=PROMPTS, tokenizer=tiny_tokenizer())
+
+
+@torch.no_grad()
+def change(actor: torch.nn.Module) -> None:
+    generator = torch.Generator().manual_seed(5)
+    for parameter in actor.parameters():
+        parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+
+
+def proved_sync(strategy: Any, probe: SyncProbe) -> dict[str, float]:
+    probe.before_sync()
+    strategy.update_engine_weights(probe.actor)
+    return probe.after_sync()
+
+
+def test_an_honest_engine_is_proved_after_each_sync(tmp_path: Path) -> None:
+    strategy, probe = make(tmp_path, None)
+    for _ in range(3):
+        metrics = proved_sync(strategy, probe)
+        assert metrics["verify/gap"] < FP32_CPU.mean / 10 and metrics["verify/gap_max"] < FP32_CPU.largest / 10
+        assert metrics["time/verify_s"] > 0
+        change(probe.actor)
+
+
+def test_a_cache_that_is_not_reset_is_named(tmp_path: Path) -> None:
+    strategy, probe = make(tmp_path, planted("CachedEngine", sums=True))
+    proved_sync(strategy, probe)
+    change(probe.actor)
+    with pytest.raises(WeightSyncError, match="prompts that it was never asked agree .* a cache of older weights"):
+        proved_sync(strategy, probe)
+
+
+def test_stale_weights_are_found_without_sums(tmp_path: Path) -> None:
+    strategy, probe = make(tmp_path, planted("StaleEngine", sums=False))
+    proved_sync(strategy, probe)
+    change(probe.actor)
+    with pytest.raises(WeightSyncError, match="after sync 2: .* gives no sums of its weights"):
+        proved_sync(strategy, probe)
+
+
+def test_the_first_tensor_is_named_where_sums_can_tell(tmp_path: Path) -> None:
+    # the sums at the sync are switched off, as if the tensor had changed after it
+    strategy, probe = make(tmp_path, planted("HalfEngine", sums=True), verify=False)
+    change(probe.actor)
+    with pytest.raises(WeightSyncError, match=r"the first tensor that differs is model.layers.1.mlp.up_proj.weight \(1 in all\)"):
+        proved_sync(strategy, probe)
+
+
+def test_the_prompts_span_a_cache_block_and_fit_the_context() -> None:
+    prompts = probe_prompts(PROMPTS, special_ids=[7], longest=200, seed=1)
+    assert [len(p) for p in prompts] == [3, 5, 160, 160]
+    assert prompts == probe_prompts(PROMPTS, special_ids=[7], longest=200, seed=1)
+    assert {t for p in prompts[2:] for t in p} == {5, 6, 8, 9, 10, 11, 12}
+    assert [len(p) for p in probe_prompts(PROMPTS, special_ids=[], longest=16, seed=1)] == [3, 5, 16, 16]
+    assert all(a[0] != b[0] and sorted(a) == sorted(b) for a, b in zip(prompts, rotated(prompts), strict=True))
+    assert rotated([[4, 4]]) == []
+
+
+def test_bounds_and_numbers_that_are_none() -> None:
+    assert bound_for(torch.float32, device_type="cpu") == FP32_CPU
+    assert bound_for(torch.bfloat16, device_type="cpu") == bound_for(torch.bfloat16, device_type="cuda")
+    assert Gap(1e-5, 1e-4).within(FP32_CPU)
+    assert not Gap(1e-5, 1.0).within(FP32_CPU)
+    assert not Gap(float("nan"), float("nan")).within(FP32_CPU)
