@@ -100,7 +100,7 @@ def states(folder: str, strategy_name: str, level: int) -> dict[str, float]:
 @pytest.mark.parametrize(("strategy", "level"), [("fsdp", 1), ("fsdp", 2), ("single", 1)])
 def test_it_holds_the_actor_through_sleep_sync_and_wake(tmp_path: Path, strategy: str, level: int) -> None:
     folder = tiny_model_folder(tmp_path, vocab_size=VOCAB_SIZE, layers=8, hidden=1024, heads=32, kv_heads=8, tie=True)
-    [found] = run_spmd(states, 1, str(folder), strategy, level, timeout_s=230, cuda=True)
+    [found] = run_spmd(states, 1, str(folder), strategy, level, timeout_s=180, cuda=True)
     print(f"\nvLLM beside {strategy}, sleep level {level}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
     assert found["GiB asleep"] < found["GiB awake"] - 10, "the KV cache, 0.3 of 80 GiB, is given back"
     assert found["GiB weights only"] < found["GiB awake"] - 10
