@@ -94,7 +94,7 @@ def test_an_honest_engine_is_proved_after_each_sync(tmp_path: Path) -> None:
     strategy, probe = make(tmp_path, None)
     for _ in range(3):
         metrics = proved_sync(strategy, probe)
-        assert metrics["sync/probe_gap"] < FP32_CPU.mean / 10 and metrics["sync/probe_gap_max"] < FP32_CPU.largest / 10
+        assert metrics["verify/gap"] < FP32_CPU.mean / 10 and metrics["verify/gap_max"] < FP32_CPU.largest / 10
         assert metrics["time/verify_s"] > 0
         change(probe.actor)
 
@@ -111,7 +111,7 @@ def test_stale_weights_are_found_without_sums(tmp_path: Path) -> None:
     strategy, probe = make(tmp_path, planted("StaleEngine", sums=False))
     proved_sync(strategy, probe)
     change(probe.actor)
-    with pytest.raises(WeightSyncError, match="at weight version 2: .* gives no sums of its weights"):
+    with pytest.raises(WeightSyncError, match="after sync 2: .* gives no sums of its weights"):
         proved_sync(strategy, probe)
 
 

@@ -150,11 +150,11 @@ def test_a_stale_engine_is_seen_and_stops_the_run(tmp_path: Path) -> None:
 
 def test_the_probe_stops_a_run_whose_engine_does_not_hold_the_actor(tmp_path: Path) -> None:
     changes: dict[str, Any] = dict(engine_type="stale", verify_sync_every=1, max_steps=3, learning_rate=5e-2)
-    with pytest.raises(WeightSyncError, match="the engine does not hold the actor at weight version 2"):
+    with pytest.raises(WeightSyncError, match="does not answer as the actor does after sync 2"):
         make_trainer(tmp_path / "stale", registry=fake_registry(STALE), **changes).fit()
     trainer = make_trainer(tmp_path / "hf", **changes | {"engine_type": "hf"})
     trainer.fit()
-    assert trainer.ppo_train(1)["sync/probe_gap"] < 1e-5
+    assert trainer.ppo_train(1)["verify/gap"] < 1e-5
 
 
 def test_a_correction_weighs_the_policy_loss(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_the_probe_is_asked_at_the_first_syncs_and_then_at_its_cadence(tmp_path:
     make_trainer(tmp_path, engine_type="hf", verify_sync_every=2, max_steps=4, num_episodes=4, temperature=0.7).fit()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {row["step"] for row in rows if "time/verify_s" in row} == {0, 1, 2, 4}
-    assert max(row["sync/probe_gap"] for row in rows if "sync/probe_gap" in row) < 1e-5
+    assert max(row["verify/gap"] for row in rows if "verify/gap" in row) < 1e-5
 
 
 def test_another_temperature_does_not_look_like_a_gap(tmp_path: Path) -> None:

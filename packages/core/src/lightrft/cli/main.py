@@ -1,4 +1,4 @@
-"""Which commands are there? `lightrft demo, train, eval, bisect-mismatch, plugins, doctor`. Nothing heavy is imported before one runs."""
+"""Which commands are there? `lightrft demo, train, eval, bisect-mismatch, plugins, doctor`. Nothing heavy before one runs."""
 
 from __future__ import annotations
 

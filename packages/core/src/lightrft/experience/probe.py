@@ -23,7 +23,7 @@ NEW_TOKENS = 4
 
 
 class SyncProbe:
-    """The first rank of each engine group asks the same prompts, so every engine is proved. Its methods are collective."""
+    """Every rank asks its engine the same prompts, so each engine group is proved. Its methods are collective."""
 
     def __init__(
         self, *, strategy: StrategyBase, actor: torch.nn.Module, config: Config, prompts: Sequence[Sequence[int]], tokenizer: Any
@@ -44,7 +44,7 @@ class SyncProbe:
         """Asks once, so that a cache which outlives the sync holds these prompts. An engine that dropped its weights has no cache."""
         start = time.perf_counter()
         if not (self.strategy.inference_engine_status is EngineStatus.ASLEEP and self.config.engine_sleep_level == 2):
-            ask(self.strategy, self._mine(self.prompts), self.sampling)
+            ask(self.strategy, self.prompts, self.sampling)
         self._seconds = time.perf_counter() - start
 
     def after_sync(self) -> dict[str, float]:
@@ -58,23 +58,20 @@ class SyncProbe:
         if not gap.within(self.bound):
             raise WeightSyncError(self._message(gap))
         self._seconds += time.perf_counter() - start
-        return {"sync/probe_gap": gap.mean, "sync/probe_gap_max": gap.largest, "time/verify_s": self._seconds}
+        return {"verify/gap": gap.mean, "verify/gap_max": gap.largest, "time/verify_s": self._seconds}
 
     def _gap(self, prompts: Sequence[Sequence[int]]) -> Gap:
-        trajectories = trajectories_of(ask(self.strategy, self._mine(prompts), self.sampling))
+        trajectories = trajectories_of(ask(self.strategy, prompts, self.sampling))
         size = self.config.micro_rollout_batch_size
         mine = score_logprobs(self.actor, trajectories, strategy=self.strategy, micro_batch_size=size, temperature=1.0)
         return gap_between(trajectories, mine, strategy=self.strategy)
 
-    def _mine(self, prompts: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
-        return prompts if self.strategy.leads_engine else []
-
     def _message(self, gap: Gap) -> str:
         return (
-            f"the engine does not hold the actor at weight version {self.strategy.weight_version}: log-probs of {len(self.prompts)} fixed "
-            f"prompts differ by {gap.mean:.3g} nats per token, {gap.largest:.3g} at most (rounding explains {self.bound.mean:g} and "
-            f"{self.bound.largest:g}); {self._reason()}; `lightrft bisect-mismatch` with the same settings looks for the cause, "
-            "--verify_sync_every 0 switches this check off"
+            f"engine {self.config.engine_type!r} does not answer as the actor does after sync {self.strategy.weight_version}: log-probs of "
+            f"{len(self.prompts)} fixed prompts differ by {gap.mean:.3g} nats in the mean, {gap.largest:.3g} at most (rounding explains "
+            f"{self.bound.mean:g} and {self.bound.largest:g}); {self._reason()}; `lightrft bisect-mismatch` with the same settings looks "
+            "for the cause"
         )
 
     def _reason(self) -> str:

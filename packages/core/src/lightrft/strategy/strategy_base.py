@@ -332,11 +332,6 @@ class StrategyBase(ABC):
         return self._engine().group.group
 
     @property
-    def leads_engine(self) -> bool:
-        """Whether this is the first rank of those that share its engine. Not collective."""
-        return self._engine().group.is_first
-
-    @property
     def weight_version(self) -> int:
         """Number of weight updates so far; every completion carries the number that it was sampled at. Not collective."""
         return self._engine().version
