@@ -29,6 +29,9 @@ def set_environment(device_type: str) -> None:
     os.environ.update(IN_PROCESS)
 
 
+LAUNCHER = ("LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE")
+
+
 @contextmanager
 def as_it_was() -> Iterator[None]:
     """Puts back what building an engine changes in the whole process: variables, seeds, and torch.set_num_threads.
@@ -38,14 +41,16 @@ def as_it_was() -> Iterator[None]:
     variables = dict(os.environ)
     threads, set_threads = torch.get_num_threads(), torch.set_num_threads
     states = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    if not dist.is_initialized():
+        # One rank alone: vLLM starts a group of its own, and would look for its store at the launcher, which has none for it.
+        os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     cuda_state = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     try:
         yield
     finally:
-        for name in set(os.environ) - set(variables):
-            if name in ("LOCAL_WORLD_SIZE", "VLLM_DIST_IDENT"):
-                del os.environ[name]
-        for name in ("LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        for name in {"LOCAL_WORLD_SIZE", "VLLM_DIST_IDENT"} - set(variables):
+            os.environ.pop(name, None)
+        for name in LAUNCHER:
             if name in variables:
                 os.environ[name] = variables[name]
         torch.set_num_threads = set_threads
