@@ -181,6 +181,14 @@ def test_the_probe_is_asked_at_the_first_syncs_and_then_at_its_cadence(tmp_path:
     assert max(row["verify/gap"] for row in rows if "verify/gap" in row) < 1e-5
 
 
+@pytest.mark.parametrize("every", [0, 1])
+def test_an_engine_that_drops_its_weights_asleep_has_them_for_every_rollout(tmp_path: Path, every: int) -> None:
+    summary = make_trainer(
+        tmp_path, engine_type="hf", engine_sleep_level=2, eval_every=1, verify_sync_every=every, num_episodes=3, max_steps=3
+    ).fit()
+    assert summary["steps"] == 3 and summary["eval_after"]
+
+
 def test_another_temperature_does_not_look_like_a_gap(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, engine_type="hf", logprob_gap_prompts=2, temperature=0.5)
     trainer.strategy.update_engine_weights(trainer.actor)

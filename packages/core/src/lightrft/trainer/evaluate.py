@@ -23,7 +23,10 @@ def evaluate(
     """
     mine = list(prompts[strategy.world.rank :: strategy.world.world_size])
     sampling = SamplingParams(temperature=0.0, max_new_tokens=config.generate_max_len)
-    outputs = strategy.gather_and_generate(sampling_params=sampling, all_prompt_token_ids=[list(p.token_ids) for p in mine])
+    # The engine stays awake for the rollout that follows a sync: at sleep level 2 it would lose the weights that it has just got.
+    outputs = strategy.gather_and_generate(
+        sampling_params=sampling, all_prompt_token_ids=[list(p.token_ids) for p in mine], sleep_engine=False
+    )
     trajectories = completions_of(mine, outputs, tokenizer=tokenizer)
     scores = score([t.sample for t in trajectories], rewards=rewards)
     sums = {"reward": sum(scores.total), "length_mean": sum(t.num_tokens for t in trajectories)}
