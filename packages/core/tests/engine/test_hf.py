@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from lightrft.distributed.buckets import Weight, WeightBucket, tied_names
 from lightrft.engine.base import ALL_TAGS, EngineSetup
+from lightrft.engine.filters import filter_logits
 from lightrft.engine.hf import HFEngine
-from lightrft.engine.hf_generate import filter_logits
 from lightrft.errors import EngineStateError, WeightSyncError
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams

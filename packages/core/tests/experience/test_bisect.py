@@ -13,8 +13,8 @@ import torch
 from lightrft.config.load import make_config
 from lightrft.data.prompts import Prompt
 from lightrft.distributed.buckets import Weight, WeightBucket
+from lightrft.engine.filters import filter_logits
 from lightrft.engine.hf import HFEngine
-from lightrft.engine.hf_generate import filter_logits
 from lightrft.experience.bisect import Bisector, Verdict
 from lightrft.plugins.builtin import HF_CAPABILITIES
 from lightrft.plugins.specs import Capability, EngineSpec

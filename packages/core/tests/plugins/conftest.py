@@ -19,11 +19,14 @@ def lightrft_plugins():
 Install = Callable[..., str]
 
 
-def write_distribution(site: Path, name: str, *, version: str = "1.0", entry_points: str | None = None, **modules: str) -> None:
-    """One distribution with its modules; by default its entry point has the first module's name and value."""
+def write_distribution(
+    site: Path, name: str, *, version: str = "1.0", entry_points: str | None = None, requires: str | None = None, **modules: str
+) -> None:
+    """One distribution with its modules; by default its entry point has the first module's name and value, and it requires nothing."""
     info = site / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
+    required = f"Requires-Dist: {requires}\n" if requires else ""
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{required}", encoding="utf-8")
     if entry_points is None:
         first = next(iter(modules))
         entry_points = f"[lightrft.plugins]\n{first} = {first}\n"
@@ -34,13 +37,15 @@ def write_distribution(site: Path, name: str, *, version: str = "1.0", entry_poi
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """install("dist-name", module_name="source", version=..., entry_points=...); each distribution lies in a folder of its own."""
+    """install("dist-name", module_name="source", version=..., entry_points=..., requires=...); each distribution lies in a folder of its
+    own.
+    """
     names: list[str] = []
 
-    def do(name: str, *, version: str = "1.0", entry_points: str | None = None, **modules: str) -> str:
+    def do(name: str, *, version: str = "1.0", entry_points: str | None = None, requires: str | None = None, **modules: str) -> str:
         site = tmp_path / f"site-{name}-{version}"
         site.mkdir()
-        write_distribution(site, name, version=version, entry_points=entry_points, **modules)
+        write_distribution(site, name, version=version, entry_points=entry_points, requires=requires, **modules)
         monkeypatch.syspath_prepend(str(site))
         names.extend(modules)
         return str(site)

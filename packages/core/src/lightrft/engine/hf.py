@@ -15,7 +15,8 @@ from lightrft.engine.checks import check_requests
 from lightrft.engine.hf_generate import generate
 from lightrft.engine.model_facts import model_facts
 from lightrft.engine.quiet import no_progress_bars
-from lightrft.errors import EngineStateError, WeightSyncError
+from lightrft.engine.stage import stage
+from lightrft.errors import EngineStateError
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
 
 
@@ -68,7 +69,7 @@ class HFEngine(InferenceEngine):
         if self._status is EngineStatus.ASLEEP or self._status is EngineStatus.UNUSABLE:
             raise EngineStateError(f"update_weights while the engine is {self._status}; call wake_up first")
         expected = dict(self._model.named_parameters())
-        staged = _stage(buckets, expected)
+        staged = stage(buckets, expected)
         for name, tensor in staged.items():
             expected[name].copy_(tensor)
         self._weights_held = True
@@ -119,31 +120,3 @@ class HFEngine(InferenceEngine):
     def _alive(self) -> None:
         if self._model is None:
             raise EngineStateError("the engine was shut down")
-
-
-def _stage(buckets: Iterable[WeightBucket], expected: dict[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
-    """Copies of all incoming tensors under our own names, or WeightSyncError; nothing of the model has changed yet."""
-    staged: dict[str, torch.Tensor] = {}
-    unknown: list[str] = []
-    misshapen: list[str] = []
-    other_dtype: list[str] = []
-    for bucket in buckets:
-        for weight in bucket:
-            name = next((n for n in weight.names if n in expected), None)
-            if name is None:
-                unknown.append(weight.names[0])
-            elif expected[name].shape != weight.tensor.shape:
-                misshapen.append(f"{name} (here {tuple(expected[name].shape)}, sent {tuple(weight.tensor.shape)})")
-            elif expected[name].dtype != weight.tensor.dtype:
-                other_dtype.append(f"{name} (here {expected[name].dtype}, sent {weight.tensor.dtype})")
-            else:
-                staged[name] = weight.tensor.detach().to(expected[name], copy=True)
-    missing = sorted(set(expected) - set(staged) - {m.split(" ")[0] for m in misshapen + other_dtype})
-    problems = [
-        f"{what}: {', '.join(names[:3])} ({len(names)} in all)"
-        for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", misshapen), ("of another dtype", other_dtype))
-        if names
-    ]
-    if problems:
-        raise WeightSyncError(f"weights refused, the old ones stay: {'; '.join(problems)}")
-    return staged

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from lightrft.engine.filters import filter_logits
 from lightrft.engine.progress import Report, unwatched
 from lightrft.types import Completion, FinishReason, Request, RequestOutput, SamplingParams
 
@@ -134,23 +135,6 @@ class _Batch:
                 completions.append(Completion(token_ids=rows[row][:length], finish_reason=reason, weight_version=version, logprobs=kept))
             outputs.append(RequestOutput(id=request.id, prompt_token_ids=request.prompt_token_ids, completions=tuple(completions)))
         return outputs
-
-
-def filter_logits(logits: torch.Tensor, sampling: SamplingParams) -> torch.Tensor:
-    """Sets to -inf what `top_k`, then `top_p`, then `min_p` leave out. logits: [rows, V], already divided by the temperature."""
-    if 0 < sampling.top_k < logits.shape[-1]:
-        least = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
-    if sampling.top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        probabilities = ordered.softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities
-        drop = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= sampling.top_p)
-        logits = logits.masked_fill(drop, float("-inf"))
-    if sampling.min_p > 0:
-        probabilities = logits.softmax(-1)
-        logits = logits.masked_fill(probabilities < sampling.min_p * probabilities.amax(-1, keepdim=True), float("-inf"))
-    return logits
 
 
 def _end(tokens: list[int], stops: set[int], budget: int) -> tuple[int, FinishReason]:

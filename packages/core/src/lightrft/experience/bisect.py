@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from lightrft.data.prompts import Prompt
-from lightrft.engine.hf_generate import filter_logits
+from lightrft.engine.filters import filter_logits
 from lightrft.experience.agreement import HALF, Bound, Change, Gap, ask, bound_for, gap_between, score_changed, trajectories_of
 from lightrft.experience.probe import rotated
 from lightrft.experience.trajectory import Trajectory

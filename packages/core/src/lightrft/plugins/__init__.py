@@ -1,9 +1,9 @@
 """The plugin seam: specs, hooks and the registry."""
 
+from lightrft.plugins.api import API_VERSION, OLDEST_API
 from lightrft.plugins.hookspecs import hookimpl
 from lightrft.plugins.registry import PluginEntry, Registry
 from lightrft.plugins.specs import (
-    API_VERSION,
     AdvantageSpec,
     Capability,
     EngineSpec,
@@ -17,6 +17,7 @@ from lightrft.plugins.specs import (
 
 __all__ = [
     "API_VERSION",
+    "OLDEST_API",
     "AdvantageSpec",
     "Capability",
     "EngineSpec",

@@ -19,9 +19,10 @@ from lightrft.errors import (
     nearest,
 )
 from lightrft.plugins import hookspecs
+from lightrft.plugins.api import problem_with_api, problem_with_requirement
 from lightrft.plugins.known import KNOWN_EXTRAS, install_hint
 from lightrft.plugins.runtime import problem_with
-from lightrft.plugins.specs import API_VERSION, ENTRY_POINT_GROUP, SPEC_TYPES, Capability, PluginSpec
+from lightrft.plugins.specs import ENTRY_POINT_GROUP, SPEC_TYPES, Capability, PluginSpec
 
 State = Literal["ok", "broken", "other api", "no runtime", "conflict"]
 
@@ -100,7 +101,7 @@ class Registry:
         if first.state == "broken":
             raise PluginBrokenError(f"{kind} {name!r} of {first.provider} is installed but broken: {first.reason}") from first.error
         if first.state == "other api":
-            raise PluginApiError(f"{kind} {name!r}: {first.reason}")
+            raise PluginApiError(f"{kind} {name!r}: {first.reason}") from first.error
         if first.state == "no runtime":
             raise PluginRuntimeError(f"{kind} {name!r} of {first.provider} {first.reason}")
         if first.state == "conflict":
@@ -112,16 +113,18 @@ class Registry:
         return self.entry(kind, name).spec
 
     def load(self, kind: str, name: str) -> Any:
-        """Imports and returns the target. Raises as `entry`; PluginBrokenError, chained, when the import fails."""
+        """Imports and returns the target. Raises as `entry`; when the import fails PluginBrokenError, chained, or PluginApiError where its
+        distribution requires another lightrft.
+        """
         entry = self.entry(kind, name)
         assert entry.spec is not None
         module, attribute = entry.spec.target.split(":")
         try:
             return getattr(importlib.import_module(module), attribute)
         except (Exception, SystemExit) as error:
-            raise PluginBrokenError(
-                f"{kind} {name!r} of {entry.provider} is installed but broken: {entry.spec.target}: {_one_line(error)}"
-            ) from error
+            text = f"{kind} {name!r} of {entry.provider} is installed but broken: {entry.spec.target}: {_one_line(error)}"
+            other = problem_with_requirement(entry.provider.distribution)
+            raise (PluginApiError(f"{text}; {other}") if other else PluginBrokenError(text)) from error
 
     def having(self, kind: str, capability: Capability) -> list[str]:
         """The usable names of a kind that declare a capability."""
@@ -164,6 +167,9 @@ def _provider(distribution: Distribution | None, entry_point: str) -> Provider:
 
 
 def _broken(provider: Provider, error: BaseException) -> PluginEntry:
+    other = problem_with_requirement(provider.distribution)
+    if other:
+        return PluginEntry(provider=provider, spec=None, state="other api", reason=f"{_one_line(error)}; {other}", error=error)
     return PluginEntry(provider=provider, spec=None, state="broken", reason=_one_line(error), error=error)
 
 
@@ -187,14 +193,11 @@ def _specs_of(module: object) -> list[PluginSpec]:
 
 
 def _entry_of(provider: Provider, spec: PluginSpec) -> PluginEntry:
-    if spec.api == API_VERSION:
-        lacking = problem_with(spec.runtime, distribution=provider.distribution) if spec.runtime else ""
-        return PluginEntry(provider=provider, spec=spec, state="no runtime" if lacking else "ok", reason=lacking)
-    side = f"upgrade lightrft (pip install -U lightrft) or downgrade {provider.distribution}"
-    if spec.api < API_VERSION:
-        side = f"upgrade it (pip install -U {provider.distribution})"
-    reason = f"{provider} is written for plugin API {spec.api}, this lightrft has {API_VERSION}: {side}"
-    return PluginEntry(provider=provider, spec=spec, state="other api", reason=reason)
+    other = problem_with_api(spec.api, distribution=provider.distribution, version=provider.version)
+    if other:
+        return PluginEntry(provider=provider, spec=spec, state="other api", reason=other)
+    lacking = problem_with(spec.runtime, distribution=provider.distribution) if spec.runtime else ""
+    return PluginEntry(provider=provider, spec=spec, state="no runtime" if lacking else "ok", reason=lacking)
 
 
 def _mark_conflicts(entries: list[PluginEntry]) -> list[PluginEntry]:

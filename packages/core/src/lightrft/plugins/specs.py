@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar, Literal
 
-API_VERSION = 1
-"""Raised when a contract changes so that an older plugin would be wrong; a plugin written for another number is refused."""
-
 ENTRY_POINT_GROUP = "lightrft.plugins"
 
 
@@ -54,12 +51,16 @@ class Runtime:
 
 @dataclass(frozen=True, kw_only=True)
 class PluginSpec:
-    """Base of all specs. `target` is `package.module:attribute`, imported on first use."""
+    """Base of all specs. `target` is `package.module:attribute`, imported on first use.
+
+    `api` is the number (`lightrft.plugins.API_VERSION`) that the plugin was written for, as a literal: it says nothing about the lightrft
+    that happens to be installed.
+    """
 
     kind: ClassVar[str]
     name: str
     target: str
-    api: int = API_VERSION
+    api: int = 1
     capabilities: frozenset[Capability] = frozenset()
     runtime: Runtime | None = None
     summary: str = ""
