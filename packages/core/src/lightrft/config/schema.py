@@ -31,6 +31,7 @@ Number = Annotated[float, NoBool]
 Positive = Annotated[float, Field(gt=0), NoBool]
 PositiveOrOff = Annotated[float, Field(ge=0), NoBool]
 AtLeastOne = Annotated[float, Field(ge=1), NoBool]
+AboveOne = Annotated[float, Field(gt=1), NoBool]
 Share = Annotated[float, Field(gt=0, le=1), NoBool]
 RegularExpression = Annotated[str, AfterValidator(_regular_expression)]
 Decay = Annotated[float, Field(ge=0, lt=1), NoBool]
@@ -172,3 +173,13 @@ class Config(BaseModel):
     plot_every: CountOrOff = _field(10, "run", "steps between two plots of the length distribution; 0 = none")
     eval_every: CountOrOff = _field(0, "run", "steps between two evaluations; 0 = only before and after")
     loggers: list[str] = _field(["console", "jsonl"], "run", "any installed loggers by name")
+    monitor_steps: Count = _field(
+        5, "run", "steps in a row that entropy or the critic's explained variance must look wrong before the run says so"
+    )
+    length_factor: AboveOne = _field(
+        2.5, "run", "how many times longer, or shorter, completions may become than in the first 3 rollouts before the run says so"
+    )
+    entropy_share: PositiveOrOff = _field(
+        0.05, "run", "share of the entropy of the first 3 rollouts below which the run says so; 0 = never"
+    )
+    kl_limit: Positive = _field(1.0, "run", "nats per token from the initial model beyond which the run says so")

@@ -10,6 +10,7 @@ import torch
 from lightrft.algorithms.mismatch import MismatchLevel, correction_weights, log_weights, mismatch_metrics, mismatch_sums
 from lightrft.errors import MismatchError
 from lightrft.experience.trajectory import Trajectory
+from lightrft.experience.warnings import Warnings
 from lightrft.strategy.strategy_base import StrategyBase
 
 
@@ -42,7 +43,7 @@ def difference(trajectory: Trajectory, trainer_logprobs: torch.Tensor) -> torch.
     return trainer_logprobs.double() - torch.tensor(list(trajectory.completion.logprobs), dtype=torch.float64)
 
 
-def act_on_gap(gap: float, *, threshold: float, action: Literal["warn", "correct", "stop"], strategy: StrategyBase) -> None:
+def act_on_gap(gap: float, *, threshold: float, action: Literal["warn", "correct", "stop"], warnings: Warnings) -> None:
     """Says or raises, on all ranks alike, when the gap is beyond the threshold (or not a number).
 
     Raises:
@@ -57,7 +58,7 @@ def act_on_gap(gap: float, *, threshold: float, action: Literal["warn", "correct
     if action == "stop" or (action == "correct" and not math.isfinite(gap)):
         raise MismatchError(message)
     corrected = "; the update is corrected by truncated importance sampling" if action == "correct" else ""
-    strategy.print(f"WARNING: {message}{corrected}")
+    warnings.say("logprob_gap", message + corrected)
 
 
 def add_corrections(trajectories: list[Trajectory], trainer_logprobs: list[torch.Tensor], *, level: MismatchLevel, cap: float) -> None:

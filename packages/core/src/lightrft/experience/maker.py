@@ -15,8 +15,10 @@ from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.experience.gap import act_on_gap, add_corrections, logprob_gap
 from lightrft.experience.metrics import rollout_metrics
+from lightrft.experience.prompt_only import sees_prompt_only
 from lightrft.experience.scoring import score_logprobs
 from lightrft.experience.trajectory import Trajectory
+from lightrft.experience.warnings import Warnings
 from lightrft.rewards.dead import DeadRewardMonitor
 from lightrft.rewards.load import NamedReward
 from lightrft.rewards.score import score
@@ -39,6 +41,7 @@ class ExperienceMaker:
         initial_model: torch.nn.Module | None,
         rewards: Sequence[NamedReward],
         advantage_estimator: AdvantageEstimator,
+        warnings: Warnings | None = None,
     ) -> None:
         self.strategy = strategy
         self.config = config
@@ -49,6 +52,7 @@ class ExperienceMaker:
         self.advantage_estimator = advantage_estimator
         self.prompt_max_len = config.prompt_max_len
         self.dead_rewards = DeadRewardMonitor(patience=config.dead_reward_steps)
+        self.warnings = warnings or Warnings(strategy=strategy)
         self.metrics: dict[str, float] = {}
 
     def make_experience(self, prompts: Sequence[Prompt]) -> tuple[list[Trajectory], dict[str, float]]:
@@ -91,7 +95,7 @@ class ExperienceMaker:
         )
         sentence = self.dead_rewards.update(everyone["reward"].tolist(), everyone["group"].tolist())
         if sentence:
-            self.strategy.print(f"WARNING: {sentence}")
+            self._say_dead(sentence, trajectories)
 
     def add_logprobs(self, trajectories: list[Trajectory]) -> None:
         """The actor's and the initial model's log-probs, the gap to the engine's and, for a correction, the weights that follow from it."""
@@ -162,9 +166,21 @@ class ExperienceMaker:
         self.metrics |= gap
         if gap:
             threshold, action = self.config.logprob_gap_threshold, self.config.logprob_gap_action
-            act_on_gap(gap["rollout/logprob_gap"], threshold=threshold, action=action, strategy=self.strategy)
+            act_on_gap(gap["rollout/logprob_gap"], threshold=threshold, action=action, warnings=self.warnings)
         if self._corrects:
             add_corrections(asked, mine, level=level, cap=cap)
+
+    def _say_dead(self, sentence: str, trajectories: list[Trajectory]) -> None:
+        if self.dead_rewards.fault == "zero_variance":
+            swapped = sees_prompt_only(trajectories, rewards=self.rewards, strategy=self.strategy)
+            if swapped:
+                self.warnings.say(
+                    "prompt_only_reward",
+                    f"reward sees the prompt only: it is one number for all completions of a prompt, and stayed the same for {swapped} of "
+                    f"{swapped} samples that were given the completion of another prompt; let the function read sample.completion",
+                )
+                return
+        self.warnings.say(self.dead_rewards.fault, sentence)
 
     def _kl_penalty(self, trajectory: Trajectory) -> float:
         if self.config.kl_in != "reward" or trajectory.initial_logprobs is None or trajectory.old_logprobs is None:

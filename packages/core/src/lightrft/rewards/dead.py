@@ -21,6 +21,8 @@ class DeadRewardMonitor:
         self._num_same = 0
         self._num_same_completions = 0
         self._value: float | None = None
+        self.fault = ""
+        """What the last sentence was about: `constant_reward` or `zero_variance`."""
 
     def update(self, rewards: Sequence[float], group_ids: Sequence[int]) -> str | None:
         """Takes one rollout: a reward and the group of each completion. A sentence when there is something to say.
@@ -38,6 +40,7 @@ class DeadRewardMonitor:
         if self._reported or max(self._num_dead, self._num_same) < self._patience:
             return None
         self._reported = True
+        self.fault = "constant_reward" if self._num_same >= self._patience else "zero_variance"
         return self._same_sentence() if self._num_same >= self._patience else self._groups_sentence()
 
     def _count(self, rewards: Sequence[float], groups: list[list[float]]) -> None:

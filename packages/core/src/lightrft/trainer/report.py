@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightrft.config.checks import strategy_name
 from lightrft.config.schema import Config
 from lightrft.distributed.memory import memory_report
 from lightrft.experience.trajectory import Trajectory
+from lightrft.experience.warnings import Warnings
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.loggers import Logger, LoggerSetup
 from lightrft.trainer.plots import plot_curves, plot_lengths
@@ -24,7 +26,8 @@ SUMMARY_METRICS = ("rollout/reward", "rollout/length_mean", "rollout/logprob_gap
 class RunReport:
     """Collects what happened. `start`, `step` and `finish` are collective."""
 
-    def __init__(self, *, strategy: StrategyBase, config: Config, total_steps: int) -> None:
+    def __init__(self, *, strategy: StrategyBase, config: Config, total_steps: int, warnings: Warnings) -> None:
+        self.warnings = warnings
         self.strategy = strategy
         self.config = config
         self.loggers = _make_loggers(strategy, config, total_steps) if strategy.is_rank_0 else []
@@ -68,6 +71,7 @@ class RunReport:
             "eval_before": _parts(self.before),
             "eval_after": _parts(evaluation),
             "last": {name: last[name] for name in SUMMARY_METRICS if name in last},
+            "warnings": [asdict(row) for row in self.warnings.rows],
             "skipped_steps": sum(self.strategy.skipped_steps.values()),
             "peak_memory_gib": [round(p, 3) for p in peaks],
         }

@@ -15,6 +15,7 @@ import yaml
 
 from lightrft.config.schema import Config
 from lightrft.errors import RunFolderError
+from lightrft.experience.warnings import WARNINGS_FILE
 from lightrft.plugins.registry import Registry
 
 CONFIG_FILE = "config.yaml"
@@ -22,7 +23,7 @@ ENVIRONMENT_FILE = "environment.json"
 SUMMARY_FILE = "summary.json"
 BACKEND_FILE = "backend.json"
 OWN_FILES = (CONFIG_FILE, ENVIRONMENT_FILE, BACKEND_FILE, SUMMARY_FILE, "model", "adapter", "base")
-OWN_LOGS = ("metrics.jsonl", "plots")
+OWN_LOGS = ("metrics.jsonl", "plots", WARNINGS_FILE)
 """What a run writes into its folder and its log folder, and what an overwriting run removes; `data/` stays: the demo puts it there
 before.
 """

@@ -13,14 +13,17 @@ from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.data.sampler import PromptSampler
 from lightrft.experience.maker import AdvantageEstimator, ExperienceMaker
+from lightrft.experience.monitors import Finding, Monitors, leak
 from lightrft.experience.probe import SyncProbe
 from lightrft.experience.trajectory import Trajectory
+from lightrft.experience.warnings import Warnings
 from lightrft.plugins.registry import Registry
 from lightrft.rewards.load import NamedReward
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.evaluate import evaluate
 from lightrft.trainer.refusals import as_rewards, refuse
 from lightrft.trainer.report import RunReport
+from lightrft.trainer.run_folder import log_folder
 from lightrft.trainer.steps import num_rollouts
 from lightrft.trainer.update import PolicyUpdate
 
@@ -72,10 +75,12 @@ class SPMDPPOTrainer:
             world_size=strategy.world.world_size,
             seed=self.config.seed,
         )
+        self.warnings = Warnings(strategy=strategy, folder=log_folder(self.config))
+        self.monitors = Monitors(self.config)
         self.experience: list[Trajectory] = []
         self.experience_maker = self._make_experience_maker(strategy.registry)
         self.probe = self._make_probe()
-        self.report = RunReport(strategy=strategy, config=self.config, total_steps=self.num_steps)
+        self.report = RunReport(strategy=strategy, config=self.config, total_steps=self.num_steps, warnings=self.warnings)
         self.policy_update = PolicyUpdate(
             strategy=strategy,
             config=self.config,
@@ -92,16 +97,19 @@ class SPMDPPOTrainer:
 
     def fit(self) -> dict[str, Any]:
         """Trains, and returns the run's summary (also in `summary.json`). Collective."""
+        self.warn(leak(self.prompts, self.eval_prompts))
         self.strategy.maybe_offload_optimizer(self.actor_optim)  # masters are there before the first update
         proof = self.sync(0)
         self.report.start({name: value for name, value in proof.items() if name != "time/sync_s"} | self.evaluate())
         for step in range(1, self.num_steps + 1):
             start = time.perf_counter()
+            self.warnings.step = step
             metrics = self.make_experience()
             metrics |= self.ppo_train(step)
             metrics["time/step_s"] = time.perf_counter() - start
             if self.config.eval_every and step % self.config.eval_every == 0 and step < self.num_steps:
                 metrics |= self.evaluate()
+            self.warn(*self.monitors.observe(metrics))
             self.report.step(step, metrics, self.experience)
         return self.report.finish(self.evaluate(), steps=self.num_steps, save_model=self.save_model)
 
@@ -134,6 +142,12 @@ class SPMDPPOTrainer:
         metrics = {"time/sync_s": time.perf_counter() - start}
         return metrics | (probe.after_sync() if probe is not None else {})
 
+    def warn(self, *findings: Finding | None) -> None:
+        """Says what was found, on the console and in `warnings.jsonl`. Local; every rank finds the same."""
+        for finding in findings:
+            if finding is not None:
+                self.warnings.say(*finding)
+
     def evaluate(self) -> dict[str, float]:
         """Greedy evaluation on `eval_prompts`; empty without any. Collective."""
         if not self.eval_prompts:
@@ -162,4 +176,5 @@ class SPMDPPOTrainer:
             initial_model=self.initial_model,
             rewards=self.rewards,
             advantage_estimator=estimator,
+            warnings=self.warnings,
         )

@@ -1,0 +1,121 @@
+"""Which numbers of a run say that learning goes wrong? Watches the metrics of each step and says so in words, once for each stretch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lightrft.config.schema import Config
+from lightrft.data.prompts import Prompt
+
+Finding = tuple[str, str]
+"""The name of a fault and a sentence about it."""
+BASELINE_STEPS = 3
+"""The first steps of a run, whose mean later ones are compared with."""
+
+
+@dataclass
+class Watch:
+    """One metric. `bad(value, baseline)` gives a sentence or None; said after `patience` bad steps in a row, once until a good one."""
+
+    name: str
+    metric: str
+    patience: int
+    bad: Callable[[float, float], str | None]
+    baseline_of: int = BASELINE_STEPS
+
+    def __post_init__(self) -> None:
+        self._first: list[float] = []
+        self._streak = 0
+
+    def update(self, metrics: Mapping[str, float]) -> str | None:
+        """Takes one step. A sentence when there is something to say; steps without the metric, or with NaN for it, do not count."""
+        value = metrics.get(self.metric)
+        if value is None or math.isnan(value):
+            return None
+        if len(self._first) < self.baseline_of:
+            self._first.append(value)
+            return None
+        baseline = sum(self._first) / len(self._first) if self._first else math.nan
+        sentence = self.bad(value, baseline)
+        self._streak = self._streak + 1 if sentence else 0
+        return sentence if self._streak == self.patience else None
+
+
+class Monitors:
+    """All watches of a run. Not collective: metrics are global, so every rank finds the same."""
+
+    def __init__(self, config: Config) -> None:
+        self.watches = _watches(config)
+
+    def observe(self, metrics: Mapping[str, float]) -> list[Finding]:
+        """What one step's metrics give rise to."""
+        found = [(watch.name, watch.update(metrics)) for watch in self.watches]
+        return [(name, sentence) for name, sentence in found if sentence]
+
+
+def _watches(config: Config) -> list[Watch]:
+    factor, patience = config.length_factor, config.monitor_steps
+
+    def longer(value: float, first: float) -> str | None:
+        if value <= factor * first or not first:
+            return None
+        return (
+            f"length explosion: completions have {value:.0f} tokens in the mean, {value / first:.1f} times the {first:.0f} of the first "
+            f"{BASELINE_STEPS} rollouts (length_factor={factor:g}); see whether the reward pays for length, and look at some of the longest"
+        )
+
+    def shorter(value: float, first: float) -> str | None:
+        if value * factor >= first:
+            return None
+        return (
+            f"length collapse: completions have {value:.1f} tokens in the mean, the first {BASELINE_STEPS} rollouts had {first:.1f} "
+            f"(length_factor={factor:g}); see whether the reward can be had without an answer"
+        )
+
+    def certain(value: float, first: float) -> str | None:
+        if value >= config.entropy_share * first or first <= 0:
+            return None
+        return (
+            f"entropy collapse: {value:.4f} nats per token, {value / first:.1%} of the first {BASELINE_STEPS} rollouts' {first:.4f} "
+            f"(entropy_share={config.entropy_share:g}), so samples hardly differ and little more is learned; lower the learning rate, or "
+            "set an entropy bonus, a KL or a higher upper clip"
+        )
+
+    def far(value: float, _: float) -> str | None:
+        if value <= config.kl_limit:
+            return None
+        return (
+            f"KL blow-up: the actor is {value:.3g} nats per token from the initial model (kl_limit={config.kl_limit:g}); raise kl_coef, "
+            "lower the learning rate, and look at samples: the reward may be exploited"
+        )
+
+    def useless(value: float, _: float) -> str | None:
+        if value >= 0:
+            return None
+        return (
+            f"critic explains nothing: explained variance {value:.2f}, below zero for {patience} rollouts, is worse than a constant; "
+            "warm the critic up for longer, raise its learning rate, or look whether returns are of its scale"
+        )
+
+    return [
+        Watch("length_explosion", "rollout/length_mean", 1, longer),
+        Watch("length_collapse", "rollout/length_mean", 1, shorter),
+        Watch("entropy_collapse", "rollout/entropy", patience, certain),
+        Watch("kl_blow_up", "train/kl", 1, far, baseline_of=0),
+        Watch("critic_useless", "critic/explained_variance", patience, useless, baseline_of=0),
+    ]
+
+
+def leak(prompts: Sequence[Prompt], eval_prompts: Sequence[Prompt]) -> Finding | None:
+    """Evaluation prompts that are training prompts too, spaces aside. Local."""
+    trained = {" ".join(prompt.text.split()) for prompt in prompts}
+    both = [prompt.text for prompt in eval_prompts if " ".join(prompt.text.split()) in trained]
+    if not both:
+        return None
+    return (
+        "evaluation_leak",
+        f"evaluation leaks into training: {len(both)} of {len(eval_prompts)} evaluation prompts are also training prompts, the first is "
+        f"{both[0][:60]!r}; the evaluation then measures memory; take them out of prompt_data or eval_data",
+    )

@@ -1,0 +1,40 @@
+"""Where does a run's warning go? To the console, to `warnings.jsonl`, and into a list that the summary and the report show."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lightrft.strategy.strategy_base import StrategyBase
+
+WARNINGS_FILE = "warnings.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned:
+    """`step` 0 is before training; `name` is the fault in snake case (`constant_reward`); `text` one sentence or two for a person."""
+
+    step: int
+    name: str
+    text: str
+
+
+class Warnings:
+    """Every rank calls it alike; rank 0 prints and writes. `rows` is the same list everywhere. `step` is set by the trainer."""
+
+    def __init__(self, *, strategy: StrategyBase, folder: Path | None = None) -> None:
+        self.strategy = strategy
+        self.step = 0
+        self.rows: list[Warned] = []
+        self._path = folder / WARNINGS_FILE if folder is not None and strategy.is_rank_0 else None
+
+    def say(self, name: str, text: str) -> None:
+        """One warning. Local: nothing is exchanged."""
+        row = Warned(step=self.step, name=name, text=text)
+        self.rows.append(row)
+        self.strategy.print(f"WARNING: {text}")
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
