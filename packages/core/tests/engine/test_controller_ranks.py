@@ -59,9 +59,19 @@ def make(world: World, size: int, topology: str, cls: type[FakeEngine] = FakeEng
 
 
 def generate(unit: RolloutController, prompts: list[list[int]]) -> list[RequestOutput]:
-    return unit.gather_and_generate(
-        SAMPLING, prompt_token_ids=prompts, prompts=None, images=None, images_num=None, sleep_engine=True, logprobs=False
+    early: dict[int, RequestOutput] = {}
+    outputs = unit.gather_and_generate(
+        SAMPLING,
+        prompt_token_ids=prompts,
+        prompts=None,
+        images=None,
+        images_num=None,
+        sleep_engine=True,
+        logprobs=False,
+        on_finished=lambda index, output: early.update({index: output}),
     )
+    assert early == (dict(enumerate(outputs)) if unit.engine is not None else {}), "this rank's own, where the engine is"
+    return outputs
 
 
 def on_four_ranks() -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -64,15 +64,28 @@ class SGLangEngine(InferenceEngine):
         # Its own `n` takes no list of return_logprob; copies share their prompt in its prefix cache. Greedy draws are all alike.
         each = 1 if sampling.temperature == 0 else sampling.n
         copies = [request for request in requests for _ in range(each)]
-        answers = self._call(
-            "generate",
-            input_ids=[list(request.prompt_token_ids) for request in copies],
-            sampling_params=[to_sglang(sampling, request, max_model_len=limit) for request in copies],
-            return_logprob=[request.logprobs for request in copies],
+        drawn: list[dict[int, Completion]] = [{} for _ in requests]
+        outputs: dict[int, RequestOutput] = {}
+
+        def ended(index: int, answer: Any) -> None:
+            at, number = divmod(index, each)
+            drawn[at][number] = self._completion(requests[at], answer, sampling)
+            if len(drawn[at]) == each:
+                outputs[at] = self._output(requests[at], [drawn[at][k] for k in range(each)], sampling)
+
+        self._call_each(
+            "async_generate",
+            [
+                dict(
+                    input_ids=list(request.prompt_token_ids),
+                    sampling_params=to_sglang(sampling, request, max_model_len=limit),
+                    return_logprob=request.logprobs,
+                )
+                for request in copies
+            ],
+            ended,
         )
-        if len(answers) != len(copies):
-            raise EngineError(f"SGLang returned {len(answers)} completions for {len(requests)} prompts with n={each}")
-        return [self._output(r, answers[i * each : (i + 1) * each], sampling) for i, r in enumerate(requests)]
+        return [outputs[at] for at in range(len(requests))]
 
     def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
         if self._status in (EngineStatus.ASLEEP, EngineStatus.UNUSABLE):
@@ -182,6 +195,13 @@ class SGLangEngine(InferenceEngine):
             self._status = EngineStatus.UNUSABLE
             raise
 
+    def _call_each(self, name: str, arguments: Sequence[Mapping[str, Any]], ended: Callable[[int, Any], None]) -> None:
+        try:
+            self._process.call_each(name, arguments, ended)
+        except EngineError:
+            self._status = EngineStatus.UNUSABLE
+            raise
+
     def _accepted(self, name: str, **arguments: Any) -> None:
         try:
             success, message, *_ = self._call(name, **arguments)
@@ -203,10 +223,13 @@ class SGLangEngine(InferenceEngine):
             raise WeightSyncError(f"{name} was sent with shape {tuple(weight.tensor.shape)}, the engine's model has {self._shapes[name]}")
         return name
 
-    def _output(self, request: Request, answers: Sequence[Any], sampling: SamplingParams) -> RequestOutput:
-        drawn = [self._completion(request, answer, sampling) for answer in answers]
+    def _output(self, request: Request, drawn: list[Completion], sampling: SamplingParams) -> RequestOutput:
+        """The whole of a request that has just ended; told, and handed over."""
         repeated = drawn * sampling.n if sampling.temperature == 0 else drawn
-        return RequestOutput(id=request.id, prompt_token_ids=request.prompt_token_ids, completions=tuple(repeated))
+        output = RequestOutput(id=request.id, prompt_token_ids=request.prompt_token_ids, completions=tuple(repeated))
+        self.report(tokens=sum(len(c.token_ids) for c in repeated), completions=len(repeated))
+        self.finished(output)
+        return output
 
     def _completion(self, request: Request, answer: Any, sampling: SamplingParams) -> Completion:
         meta = answer["meta_info"]

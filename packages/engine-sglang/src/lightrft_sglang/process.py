@@ -8,7 +8,7 @@ import gc
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -100,10 +100,33 @@ class SGLangProcess:
         Raises:
             EngineError: a child has died, before or while.
         """
+        with self._guarded(name):
+            return getattr(self._engine, name)(**arguments)
+
+    def call_each(self, name: str, arguments: Sequence[Mapping[str, Any]], ended: Callable[[int, Any], None]) -> None:
+        """`await engine.name(**a)` for all of them at once; `ended(i, answer)` as each comes. An error is raised when all have ended.
+
+        Raises:
+            EngineError: a child has died, before or while.
+        """
+
+        async def one(index: int, given: Mapping[str, Any]) -> None:
+            ended(index, await getattr(self._engine, name)(**given))
+
+        async def every() -> list[BaseException | None]:
+            return await asyncio.gather(*(one(i, given) for i, given in enumerate(arguments)), return_exceptions=True)
+
+        with self._guarded(name):
+            for error in self._loop.run_until_complete(every()):
+                if error is not None:
+                    raise error
+
+    @contextmanager
+    def _guarded(self, name: str) -> Iterator[None]:
         if not self.alive:
             raise EngineError(f"SGLang: a scheduler has died, {name} is not possible any more")
         try:
-            return getattr(self._engine, name)(**arguments)
+            yield
         except RuntimeError as error:  # asyncio's, of a loop that was stopped
             if not self.alive:
                 raise EngineError(f"SGLang: a scheduler died during {name}") from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class VLLMEngine(InferenceEngine):
 
         with as_it_was(), no_shared_memory(setup.device.type):
             self._llm: Any = LLM(**self._arguments())
+        self._num_asked = 0
         self._version = 0
         self._weights_held = True
         self._status = EngineStatus.AWAKE
@@ -72,11 +74,12 @@ class VLLMEngine(InferenceEngine):
         params = to_vllm(sampling, requests, eos_token_ids=self._facts.eos_token_ids)
         prompts = [{"prompt_token_ids": list(request.prompt_token_ids)} for request in requests]
         try:
-            answers = self._llm.generate(prompts, params, use_tqdm=False)
+            with self._as_they_end(requests, sampling) as ended:
+                self._llm.generate(prompts, params, use_tqdm=False)
         except Exception as error:  # requests that were already taken stay in its queue
             self._status = EngineStatus.UNUSABLE
             raise EngineError(f"vLLM failed in generate, {len(requests)} prompts outstanding: {type(error).__name__}: {error}") from error
-        return [self._output(request, answer, sampling) for request, answer in zip(requests, answers, strict=True)]
+        return [ended[index] for index in range(len(requests))]
 
     def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
         if self._status in (EngineStatus.ASLEEP, EngineStatus.UNUSABLE):
@@ -149,6 +152,29 @@ class VLLMEngine(InferenceEngine):
             return arguments | {"gpu_memory_utilization": setup.mem_util, "enable_sleep_mode": True}
         own_size = {} if os.environ.get("VLLM_CPU_KVCACHE_SPACE") else {"kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}
         return arguments | {"enforce_eager": True} | own_size
+
+    @contextmanager
+    def _as_they_end(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[dict[int, RequestOutput]]:
+        """While `LLM.generate` runs its loop: the outputs by position, filled after each step, told, and handed over."""
+        core, step = self._llm.llm_engine, self._llm.llm_engine.step
+        first, self._num_asked = self._num_asked, self._num_asked + len(requests)
+        ended: dict[int, RequestOutput] = {}
+
+        def observed() -> Any:
+            answers = step()
+            for answer in answers:
+                if answer.finished:
+                    at = int(answer.request_id) - first  # LLM numbers its requests from 0
+                    output = ended[at] = self._output(requests[at], answer, sampling)
+                    self.report(tokens=sum(len(c.token_ids) for c in output.completions), completions=len(output.completions))
+                    self.finished(output)
+            return answers
+
+        core.step = observed
+        try:
+            yield ended
+        finally:
+            del core.step
 
     def _output(self, request: Request, answer: Any, sampling: SamplingParams) -> RequestOutput:
         drawn = [answer.outputs[0]] * sampling.n if sampling.temperature == 0 else sorted(answer.outputs, key=lambda c: c.index)

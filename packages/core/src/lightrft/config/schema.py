@@ -142,6 +142,11 @@ class Config(BaseModel):
     # Rewards
     reward: list[str] = _field(["exact_match"], "reward", "rewards: plugin name, module:function, or path/to/file.py:function")
     reward_weights: list[Number] = _field([], "reward", "weight of each reward in the sum; empty: all 1")
+    reward_while_generating: bool = _field(
+        False,
+        "reward",
+        "reward prompts that have ended while the engine goes on with others; a reward then sees whole prompts, any number at once",
+    )
     dead_reward_steps: Count = _field(5, "reward", "rollouts without any signal after which the console says so")
 
     # Algorithm

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from lightrft.distributed.buckets import WeightBucket
 from lightrft.distributed.checksum import WeightSum
 from lightrft.engine.manifest import expected_shapes
-from lightrft.engine.progress import Report, unwatched
+from lightrft.engine.progress import Finished, Report, nobody_waits, unwatched
 from lightrft.errors import CapabilityError
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
 
@@ -48,13 +48,15 @@ class InferenceEngine(ABC):
     A `single_leader` engine exists on its group's first rank only. An `spmd` engine exists on every rank of its group, and all of them make
     the same calls with the same arguments. The controller keeps that order; an engine never sees prompts of other groups.
 
-    `report` is the controller's to set. An engine that learns of tokens or ended completions while it generates, at no cost, may tell it
-    from within `generate`; one that does not tells nothing.
+    `report` and `finished` are the controller's to set. An engine that learns of tokens or ended completions at no cost may tell `report`
+    while it generates, and give `finished` the output of each request that has ended, in any order; one that does not tells nothing.
+    Both return at once and raise nothing.
     """
 
     def __init__(self, setup: EngineSetup) -> None:
         self.setup = setup
         self.report: Report = unwatched
+        self.finished: Finished = nobody_waits
 
     @property
     @abstractmethod

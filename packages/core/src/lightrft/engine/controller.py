@@ -18,7 +18,7 @@ from lightrft.distributed.watchdog import ends_after
 from lightrft.distributed.world import World
 from lightrft.engine.base import ALL_TAGS, InferenceEngine, WakeTag
 from lightrft.engine.checks import needed_capabilities
-from lightrft.engine.progress import on_terminal, progress_line, unwatched
+from lightrft.engine.progress import Finished, nobody_waits, on_terminal, progress_line, unwatched
 from lightrft.engine.prompts import PromptSource, collect_requests
 from lightrft.engine.proof import SentSums, first_names, over_group, shape_problems
 from lightrft.engine.transport import pack_outputs, pack_requests, unpack_outputs, unpack_requests
@@ -84,6 +84,7 @@ class RolloutController:
         images_num: Sequence[int] | None,
         sleep_engine: bool,
         logprobs: Sequence[bool] | bool,
+        on_finished: Callable[[int, RequestOutput], None] | None = None,
     ) -> list[RequestOutput]:
         """See `StrategyBase.gather_and_generate`."""
         self._usable()
@@ -96,7 +97,8 @@ class RolloutController:
         mine = [replace(r, id=first + i, seed=derive_seed(call_seed, first + i)) for i, r in enumerate(mine)]
         shares = self._gather(mine)
         self.wake_up()
-        outputs = self._together("generating", lambda: self._generate(shares, sampling))
+        finished = nobody_waits if on_finished is None else _of_range(on_finished, first=first, count=len(mine))
+        outputs = self._together("generating", lambda: self._generate(shares, sampling, finished))
         answers = self._scatter(outputs, mine)
         if sleep_engine:
             self.maybe_sleep()
@@ -227,11 +229,15 @@ class RolloutController:
             shares = [[replace(r, images=i) for r, i in zip(s, p, strict=True)] for s, p in zip(shares, images, strict=False)]
         return shares
 
-    def _generate(self, shares: list[list[Request]], sampling: SamplingParams) -> list[list[RequestOutput]]:
+    def _generate(self, shares: list[list[Request]], sampling: SamplingParams, finished: Finished) -> list[list[RequestOutput]]:
         if self.engine is None:
             return []
         requests = [request for share in shares for request in share]
-        outputs = self._in_time(requests, sampling) if requests else []
+        self.engine.finished = finished
+        try:
+            outputs = self._in_time(requests, sampling) if requests else []
+        finally:
+            self.engine.finished = nobody_waits
         self._check_outputs(requests, outputs, sampling)
         stream = iter(outputs)
         return [[next(stream) for _ in share] for share in shares]
@@ -322,6 +328,16 @@ class RolloutController:
     def _engine_unusable(self) -> bool:
         engine = getattr(self, "engine", None)
         return engine is not None and engine.status is EngineStatus.UNUSABLE
+
+
+def _of_range(on_finished: Callable[[int, RequestOutput], None], *, first: int, count: int) -> Finished:
+    """Passes on this rank's outputs alone, with the position of their prompt."""
+
+    def finished(output: RequestOutput, /) -> None:
+        if first <= output.id < first + count:
+            on_finished(output.id - first, output)
+
+    return finished
 
 
 def derive_seed(seed: int, index: int) -> int:

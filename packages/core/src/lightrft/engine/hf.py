@@ -62,6 +62,7 @@ class HFEngine(InferenceEngine):
             max_model_len=limit,
             version=self._version,
             report=self.report,
+            finished=self.finished,
         )
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from lightrft.engine.filters import filter_logits
-from lightrft.engine.progress import Report, unwatched
+from lightrft.engine.progress import Finished, Report, nobody_waits, unwatched
 from lightrft.types import Completion, FinishReason, Request, RequestOutput, SamplingParams
 
 
@@ -25,6 +25,7 @@ def generate(
     max_model_len: int,
     version: int,
     report: Report = unwatched,
+    finished: Finished = nobody_waits,
 ) -> list[RequestOutput]:
     """Completions of each request, in order (see `InferenceEngine.generate`). `batch_size` bounds the prompts in one forward pass.
 
@@ -35,7 +36,10 @@ def generate(
     outputs: list[RequestOutput] = []
     for start in range(0, len(requests), batch_size):
         batch = _Batch(model, requests[start : start + batch_size], sampling, sorted(stops), pad_token_id, max_model_len)
-        outputs += batch.run(version, report)
+        ended = batch.run(version, report)
+        for output in ended:
+            finished(output)
+        outputs += ended
     return outputs
 
 

@@ -1,4 +1,4 @@
-"""How far is a call to generate? One line on rank 0's terminal, fed by engines that can say so as they go."""
+"""How far is a call to generate? One line on rank 0's terminal and outputs before the last one is there, from engines that can say so."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+from lightrft.types import RequestOutput
 
 REFRESH_S = 0.2
 
@@ -19,6 +21,16 @@ class Report(Protocol):
 
 def unwatched(*, tokens: int = 0, completions: int = 0) -> None:
     """The report that nobody reads."""
+
+
+class Finished(Protocol):
+    """Is given the output of a request that has ended while others still generate, once, and the same that `generate` returns."""
+
+    def __call__(self, output: RequestOutput, /) -> None: ...
+
+
+def nobody_waits(output: RequestOutput, /) -> None:
+    """Leaves every output to `generate`'s return."""
 
 
 def on_terminal(rank: int) -> bool:

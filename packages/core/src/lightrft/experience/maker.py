@@ -13,6 +13,7 @@ from lightrft.algorithms.inputs import AdvantageInput, Advantages
 from lightrft.algorithms.kl import kl_per_token
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
+from lightrft.experience.early import EarlyRewards
 from lightrft.experience.gap import act_on_gap, add_corrections, logprob_gap
 from lightrft.experience.metrics import rollout_metrics
 from lightrft.experience.prompt_only import sees_prompt_only
@@ -21,7 +22,7 @@ from lightrft.experience.trajectory import Trajectory
 from lightrft.experience.warnings import Warnings
 from lightrft.rewards.dead import DeadRewardMonitor
 from lightrft.rewards.load import NamedReward
-from lightrft.rewards.score import score
+from lightrft.rewards.score import Scores, score
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.types import RequestOutput, Sample, SamplingParams
 
@@ -54,6 +55,7 @@ class ExperienceMaker:
         self.dead_rewards = DeadRewardMonitor(patience=config.dead_reward_steps)
         self.warnings = warnings or Warnings(strategy=strategy)
         self.metrics: dict[str, float] = {}
+        self._early: EarlyRewards | None = None
 
     def make_experience(self, prompts: Sequence[Prompt]) -> tuple[list[Trajectory], dict[str, float]]:
         """n completions of each prompt, rewarded, with log-probs and advantages; and the rollout's metrics, global, alike on every rank."""
@@ -69,7 +71,11 @@ class ExperienceMaker:
         return trajectories, self.metrics
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Trajectory]:
-        """Samples completions. The first `logprob_gap_prompts` prompts are asked for log-probs, for the gap; all, where it is corrected."""
+        """Samples completions. The first `logprob_gap_prompts` prompts are asked for log-probs, for the gap; all, where it is corrected.
+
+        With `reward_while_generating` the rewards of prompts that have ended begin here.
+        """
+        self._early = self._start_rewards(prompts) if self.config.reward_while_generating else None
         number = len(prompts) if self._corrects else self.config.logprob_gap_prompts
         asked = [index < number for index in range(len(prompts))]
         outputs = self.strategy.gather_and_generate(
@@ -77,12 +83,13 @@ class ExperienceMaker:
             all_prompt_token_ids=[list(p.token_ids) for p in prompts],
             sleep_engine=True,
             logprobs=asked,
+            on_finished=self._early.finished if self._early else None,
         )
         return completions_of(prompts, outputs, tokenizer=self.tokenizer)
 
     def reward(self, trajectories: list[Trajectory]) -> None:
         """Runs the reward functions and reports a reward that teaches nothing."""
-        scores = score([t.sample for t in trajectories], rewards=self.rewards)
+        scores = self._early.scores(trajectories) if self._early else self._score(trajectories)
         for trajectory, total in zip(trajectories, scores.total, strict=True):
             trajectory.reward = total
         for name, values in scores.parts.items():
@@ -148,6 +155,15 @@ class ExperienceMaker:
             micro_batch_size=self.config.micro_rollout_batch_size,
             temperature=self.config.temperature if temperature is None else temperature,
         )
+
+    def _score(self, trajectories: Sequence[Trajectory]) -> Scores:
+        return score([t.sample for t in trajectories], rewards=self.rewards)
+
+    def _start_rewards(self, prompts: Sequence[Prompt]) -> EarlyRewards:
+        def complete(index: int, output: RequestOutput) -> list[Trajectory]:
+            return completions_of([prompts[index]], [output], tokenizer=self.tokenizer)
+
+        return EarlyRewards(complete=complete, score=self._score)
 
     @property
     def _corrects(self) -> bool:

@@ -346,12 +346,16 @@ class StrategyBase(ABC):
         sleep_engine: bool = True,
         *,
         logprobs: Sequence[bool] | bool = False,
+        on_finished: Callable[[int, RequestOutput], None] | None = None,
     ) -> list[RequestOutput]:
         """Generates for this rank's prompts through its group's engine; outputs in the order of the prompts, n completions each.
 
         `sampling_params`: our SamplingParams, a mapping of its fields, or what the engine's `read_sampling` takes beside them. Ranks may
         bring different numbers of prompts, or none. `logprobs` asks for sampled-token log-probs, for all prompts or one by one.
         Wakes the engine before and, with `sleep_engine`, puts it to sleep after.
+
+        `on_finished(i, output)` is called, in this thread, for prompts of this rank that have ended while others still generate: on ranks
+        that hold an engine, where the engine says so, in any order. It has to return at once.
         """
         controller = self._engine()
         return controller.gather_and_generate(
@@ -362,6 +366,7 @@ class StrategyBase(ABC):
             images_num=images_num,
             sleep_engine=sleep_engine,
             logprobs=logprobs,
+            on_finished=on_finished,
         )
 
     def update_engine_weights(self, actor: torch.nn.Module) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from lightrft.distributed.buckets import WeightBucket
 from lightrft.engine.base import ALL_TAGS
-from lightrft.engine.progress import unwatched
+from lightrft.engine.progress import nobody_waits, unwatched
 from lightrft.errors import EngineStateError, LightRFTError, WeightSyncError
 from lightrft.plugins.specs import Capability
 from lightrft.testing.engine_bench import (
@@ -110,6 +110,13 @@ class EngineContract:
         bench.engine.report = unwatched
         assert told["tokens"] in (0, sum(len(c.token_ids) for o in outputs for c in o.completions))
         assert told["completions"] in (0, 3 * len(PROMPTS))
+
+    def test_it_hands_over_what_it_returns_each_once_or_nothing(self, bench: EngineBench) -> None:
+        early: list[RequestOutput] = []
+        bench.engine.finished = early.append
+        outputs = bench.engine.generate(requests_of(PROMPTS), SamplingParams(n=3, max_new_tokens=6))
+        bench.engine.finished = nobody_waits
+        assert sorted(early, key=lambda o: o.id) in ([], outputs)
 
     def test_no_requests_give_no_outputs(self, bench: EngineBench) -> None:
         assert bench.engine.generate([], GREEDY) == []

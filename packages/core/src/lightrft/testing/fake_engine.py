@@ -45,6 +45,7 @@ class FakeEngine(InferenceEngine):
             completions = tuple(self._complete(r, sampling, sample) for sample in range(sampling.n))
             self.report(tokens=sum(len(c.token_ids) for c in completions), completions=len(completions))
             outputs.append(RequestOutput(id=r.id, prompt_token_ids=r.prompt_token_ids, completions=completions))
+            self.finished(outputs[-1])
         return outputs
 
     def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
