@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from lightrft.strategy import get_strategy
 from lightrft.strategy.single import SingleStrategy
 from lightrft.strategy.strategy_base import AdamWSettings, StrategyBase
 from lightrft.testing import run_spmd
+from lightrft.testing.architectures import make_model
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.testing.workload import SETTINGS, accumulate, count, full_parameters, largest_difference, loss_sum, ragged_rows, train
@@ -188,6 +190,24 @@ def test_a_model_that_cannot_fill_up_says_what_is_possible(strategy: StrategyBas
     model, optimizer = strategy.prepare_trainable(line(2.0), optimizer=SETTINGS)
     with pytest.raises(ValueError, match=r"fewer micro-batches than another.*bring the same number on every rank"):
         strategy.accumulate([], lambda x: model(x).sum(), model, optimizer)
+    seeing, its_optimizer = strategy.prepare_trainable(make_model("qwen2.5-vl"), optimizer=SETTINGS)
+    with pytest.raises(ValueError, match=r"reads image, video, text, not text alone.*bring the same number on every rank"):
+        strategy.accumulate([], lambda x: seeing(**x).logits.sum(), seeing, its_optimizer)
+
+
+def test_accumulate_keeps_no_loss_while_it_makes_the_next(strategy: StrategyBase) -> None:
+    model, optimizer = strategy.prepare_trainable(line(2.0), optimizer=SETTINGS)
+    made: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def share(x: float) -> torch.Tensor:
+        alive.append(sum(ref() is not None for ref in made))
+        loss = model(torch.tensor([x])).sum()
+        made.append(weakref.ref(loss))
+        return loss
+
+    strategy.accumulate([1.0, 2.0, 3.0], share, model, optimizer)
+    assert alive == [0, 0, 0], "a loss that is kept holds its graph beside the next one's"
 
 
 def test_it_says_what_the_backend_was_told(strategy: StrategyBase) -> None:

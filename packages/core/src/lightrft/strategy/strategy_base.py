@@ -178,12 +178,16 @@ class StrategyBase(ABC):
         sharded models need every rank in every pass. `optimizer_step` comes next.
 
         Raises:
-            ValueError: ranks bring different numbers, and the model is none of transformers', which know a smallest input of theirs.
+            ValueError: ranks bring different numbers, and the model is none of transformers' text models, which know a smallest input of
+                theirs that goes through all of their parts.
         """
         most = max(1, self.all_reduce(len(micro_batches), "max"))
+        mine = len(micro_batches)
         for index in range(most):
-            loss = share(micro_batches[index]) if index < len(micro_batches) else self._worth_nothing(model)
-            self.backward(loss, model, optimizer, final=index == most - 1)
+            # Without a name for the loss: one would keep its graph until the next loss is there, and memory would hold both.
+            self.backward(
+                share(micro_batches[index]) if index < mine else self._worth_nothing(model), model, optimizer, final=index == most - 1
+            )
 
     def backward(self, loss: torch.Tensor, model: torch.nn.Module, optimizer: Optimizer, *, final: bool = True) -> None:
         """Adds the gradient of this rank's share of the loss (see the class). Every rank makes the same number of calls in a step.
@@ -482,11 +486,16 @@ class StrategyBase(ABC):
 
     def _worth_nothing(self, model: torch.nn.Module) -> torch.Tensor:
         """A forward pass of the smallest input, and a loss of 0 that reaches every parameter it went through."""
-        inputs = getattr(self.unwrap(model), "dummy_inputs", None)
-        if inputs is None:
+        inner = self.unwrap(model)
+        inputs = getattr(inner, "dummy_inputs", None)
+        modalities = getattr(inner, "input_modalities", "text")
+        if inputs is None or modalities not in ("text", ("text",)):
+            lacking = (
+                "has no `dummy_inputs` (a transformers model has)" if inputs is None else f"reads {', '.join(modalities)}, not text alone"
+            )
             raise ValueError(
-                f"rank {self.world.rank} has fewer micro-batches than another, and {type(self.unwrap(model)).__name__} has no "
-                "`dummy_inputs` (a transformers model has) to fill them up with; bring the same number on every rank"
+                f"rank {self.world.rank} has fewer micro-batches than another, and {type(inner).__name__} {lacking}: nothing to fill them "
+                "up with that goes through all of its parts; bring the same number on every rank"
             )
         outputs = model(**{name: tensor.to(self.world.device) for name, tensor in inputs.items()})
         differentiable = [t for t in outputs.values() if isinstance(t, torch.Tensor) and t.requires_grad]
