@@ -59,8 +59,8 @@ def on_ranks(folder: str, tp: int, level: int) -> dict[str, Any]:
     for _ in range(3):
         strategy.update_engine_weights(actor)
         wrong += differing(strategy, actor)
-        _, metrics = maker.make_experience(mine)
-        gaps.append(metrics["rollout/logprob_gap"])
+        maker.add_logprobs(maker.generate(mine))
+        gaps.append(maker.metrics["rollout/logprob_gap"])
         status = strategy.inference_engine_status
         train_a_step(strategy, actor, optimizer)
         strategy.update_engine_weights(actor)

@@ -114,7 +114,8 @@ def test_the_engine_agrees_with_the_actor_after_each_sync(strategy: StrategyBase
     prompts = [Prompt(index=i, text="", token_ids=tuple(range(3, 6 + 5 * i)), answer=None, row={}) for i in range(4)]
     for _ in range(3):
         strategy.update_engine_weights(actor)
-        gap = maker.make_experience(prompts)[1]["rollout/logprob_gap"]
+        maker.add_logprobs(maker.generate(prompts))
+        gap = maker.metrics["rollout/logprob_gap"]
         print(f"bf16={strategy.config.bf16}: gap {gap:.2e}")
         assert gap < bound
         step(strategy, actor, optimizer)

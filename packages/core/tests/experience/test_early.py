@@ -84,10 +84,11 @@ def maker(folder: Path, engine: type[HFEngine], reward: Any = length, **settings
 
 def test_rewards_begin_while_the_engine_generates(tmp_path: Path) -> None:
     made, prompts = maker(tmp_path, Waiting)
-    trajectories, metrics = made.make_experience(prompts)
+    trajectories = made.generate(prompts)
+    made.reward(trajectories)
+    metrics = made.metrics
     expected = [2 * (t.num_tokens + 0.25 * len(t.sample.prompt)) for t in trajectories]
     assert [t.reward for t in trajectories] == expected
-    assert metrics["rollout/reward"] == pytest.approx(sum(expected) / len(expected))
     assert metrics["reward/length"] == pytest.approx(sum(expected) / 2 / len(expected))
 
 
@@ -99,7 +100,7 @@ def test_without_the_setting_they_see_all_at_once_and_afterwards(tmp_path: Path)
         return length(samples)
 
     made, prompts = maker(tmp_path, HFEngine, counting, reward_while_generating=False)
-    made.make_experience(prompts)
+    made.reward(made.generate(prompts))
     assert seen == [10]
 
 
@@ -109,13 +110,13 @@ def test_a_reward_that_fails_early_fails_the_rollout_as_ever(tmp_path: Path) -> 
 
     made, prompts = maker(tmp_path, HFEngine, failing)
     with pytest.raises(RewardError, match="reward 'length' raised KeyError"):
-        made.make_experience(prompts)
+        made.reward(made.generate(prompts))
 
 
 def test_an_engine_that_hands_over_what_it_does_not_return_is_an_error(tmp_path: Path) -> None:
     made, prompts = maker(tmp_path, Lying)
     with pytest.raises(EngineError, match="handed over another completion of request 0 than it returned"):
-        made.make_experience(prompts)
+        made.reward(made.generate(prompts))
 
 
 def test_completions_of_a_prompt_stay_together_and_those_left_are_scored_at_the_end() -> None:

@@ -10,21 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from lightrft.config.load import make_config
-from lightrft.data.prompts import Prompt
 from lightrft.distributed.buckets import WeightBucket
 from lightrft.engine.hf import HFEngine
 from lightrft.errors import CapabilityError, MismatchError, RewardError, WeightSyncError
 from lightrft.plugins.specs import Capability, EngineSpec
-from lightrft.strategy.factory import get_strategy
-from lightrft.strategy.strategy_base import AdamWSettings
 from lightrft.testing.fake_engine import VOCAB_SIZE
 from lightrft.testing.fake_strategy import FakeStrategy, fake_registry
-from lightrft.testing.tiny import tiny_causal_lm, tiny_model_folder, tiny_tokenizer
+from lightrft.testing.small_trainer import make_trainer, odd_tokens, prompts
+from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.trainer import SPMDPPOTrainer
 from lightrft.types import Completion, Request, RequestOutput, Sample, SamplingParams
-
-ALPHABET = "0123456789 =+"  # with pad, end and unknown: the fake engine's 16 tokens
 
 
 class StaleEngine(HFEngine):
@@ -55,50 +50,8 @@ STALE = EngineSpec(
 )
 
 
-def odd_tokens(samples: Sequence[Sample]) -> list[float]:
-    return [float(len(s.completion) % 2) for s in samples]
-
-
 def constant(samples: Sequence[Sample]) -> list[float]:
     return [0.0 for _ in samples]
-
-
-def prompts(count: int = 6) -> list[Prompt]:
-    tokenizer = tiny_tokenizer(ALPHABET)
-    texts = [f"{index} + {index} =" for index in range(count)]
-    return [
-        Prompt(index=i, text=text, token_ids=tuple(tokenizer(text)["input_ids"]), answer=str(2 * i), row={}) for i, text in enumerate(texts)
-    ]
-
-
-def make_trainer(
-    folder: Path, *, reward: Any = odd_tokens, registry: Any = None, cls: type[SPMDPPOTrainer] = SPMDPPOTrainer, **changes: Any
-) -> SPMDPPOTrainer:
-    values: dict[str, Any] = dict(
-        strategy="fake", engine_type="fake", output_dir=str(folder / "run"), logprob_gap_prompts=0, verify_sync_every=0,
-        prompt_max_len=16, generate_max_len=8,
-        rollout_batch_size=4, n_samples_per_prompt=4, train_batch_size=8, micro_train_batch_size=3, learning_rate=1e-2, max_steps=2,
-        plot_every=0,
-        loggers=["jsonl"], seed=1,
-    )  # fmt: skip
-    config = make_config(values | changes)
-    strategy = get_strategy(config, registry=registry or fake_registry())
-    model_folder = tiny_model_folder(folder / "base", alphabet=ALPHABET, vocab_size=VOCAB_SIZE, seed=2)
-    strategy.setup_inference_engine(config, engine_type=config.engine_type, model_path=str(model_folder))
-    actor, optimizer = strategy.prepare_trainable(
-        tiny_causal_lm(seed=2, vocab_size=VOCAB_SIZE), optimizer=AdamWSettings(learning_rate=config.learning_rate)
-    )
-    initial = strategy.prepare_model(tiny_causal_lm(seed=2, vocab_size=VOCAB_SIZE)) if config.kl_coef else None
-    return cls(
-        strategy=strategy,
-        actor=actor,
-        initial_model=initial,
-        reward_model=reward,
-        actor_optim=optimizer,
-        tokenizer=tiny_tokenizer(ALPHABET),
-        prompts=prompts(),
-        eval_prompts=prompts(3),
-    )
 
 
 def test_the_loop_on_fakes_calls_the_strategy_in_order(tmp_path: Path) -> None:

@@ -1,10 +1,8 @@
-"""How do prompts become scored experience? Generate, reward, log-probs, advantages: the data path of one rollout, top to bottom."""
+"""How do prompts become scored experience? Generate, reward, log-probs, advantages: the data path of one rollout."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +13,6 @@ from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.experience.early import EarlyRewards
 from lightrft.experience.gap import act_on_gap, add_corrections, logprob_gap
-from lightrft.experience.metrics import rollout_metrics
 from lightrft.experience.prompt_only import sees_prompt_only
 from lightrft.experience.scoring import score_logprobs
 from lightrft.experience.trajectory import Trajectory
@@ -30,7 +27,11 @@ AdvantageEstimator = Callable[[AdvantageInput], Advantages]
 
 
 class ExperienceMaker:
-    """Makes this rank's experience from this rank's prompts. Every method that talks to models or ranks is collective."""
+    """Makes this rank's experience from this rank's prompts: `generate`, `reward`, `add_logprobs`, `add_advantages`, in this order.
+
+    Every method that talks to models or ranks is collective. What they find, global and alike on every rank, goes into `metrics`
+    (the caller's, if given).
+    """
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class ExperienceMaker:
         rewards: Sequence[NamedReward],
         advantage_estimator: AdvantageEstimator,
         warnings: Warnings | None = None,
+        metrics: dict[str, float] | None = None,
     ) -> None:
         self.strategy = strategy
         self.config = config
@@ -54,21 +56,8 @@ class ExperienceMaker:
         self.prompt_max_len = config.prompt_max_len
         self.dead_rewards = DeadRewardMonitor(patience=config.dead_reward_steps)
         self.warnings = warnings or Warnings(strategy=strategy)
-        self.metrics: dict[str, float] = {}
+        self.metrics: dict[str, float] = {} if metrics is None else metrics
         self._early: EarlyRewards | None = None
-
-    def make_experience(self, prompts: Sequence[Prompt]) -> tuple[list[Trajectory], dict[str, float]]:
-        """n completions of each prompt, rewarded, with log-probs and advantages; and the rollout's metrics, global, alike on every rank."""
-        self.metrics = {}
-        with self._timed("time/rollout_s"):
-            trajectories = self.generate(prompts)
-        with self._timed("time/reward_s"):
-            self.reward(trajectories)
-        with self._timed("time/logprob_s"):
-            self.add_logprobs(trajectories)
-        self.add_advantages(trajectories)
-        self.metrics |= rollout_metrics(trajectories, strategy=self.strategy, seconds=self.metrics["time/rollout_s"])
-        return trajectories, self.metrics
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Trajectory]:
         """Samples completions. The first `logprob_gap_prompts` prompts are asked for log-probs, for the gap; all, where it is corrected.
@@ -207,12 +196,6 @@ class ExperienceMaker:
     def _mean(self, values: Sequence[float]) -> float:
         totals = self.strategy.all_reduce({"count": float(len(values)), "sum": float(sum(values))}, "sum")
         return float(totals["sum"] / max(totals["count"], 1.0))
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.metrics[name] = time.perf_counter() - start
 
 
 def completions_of(prompts: Sequence[Prompt], outputs: Sequence[RequestOutput], *, tokenizer: Any) -> list[Trajectory]:

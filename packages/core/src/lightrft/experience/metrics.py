@@ -10,7 +10,7 @@ from lightrft.experience.trajectory import Trajectory
 from lightrft.strategy.strategy_base import StrategyBase
 
 
-def rollout_metrics(trajectories: list[Trajectory], *, strategy: StrategyBase, seconds: float) -> dict[str, float]:
+def rollout_metrics(trajectories: list[Trajectory], *, strategy: StrategyBase) -> dict[str, float]:
     """Means over all completions (rewards, lengths) or tokens (entropy) of all ranks. Collective.
 
     `rollout/zero_variance_groups` and `rollout/truncated` are shares; `rollout/entropy` is the mean of -log pi of the sampled tokens, nats.
@@ -33,16 +33,15 @@ def rollout_metrics(trajectories: list[Trajectory], *, strategy: StrategyBase, s
         },
         "sum",
     )
-    largest = strategy.all_reduce({"length": float(lengths.max()) if len(lengths) else 0.0, "seconds": seconds}, "max")
+    longest = strategy.all_reduce(float(lengths.max()) if len(lengths) else 0.0, "max")
     count, tokens = max(sums["count"], 1.0), max(sums["tokens"], 1.0)
     mean = sums["reward"] / count
     return {
         "rollout/reward": mean,
         "rollout/reward_std": math.sqrt(max(sums["reward_squared"] / count - mean**2, 0.0)),
         "rollout/length_mean": sums["tokens"] / count,
-        "rollout/length_max": largest["length"],
+        "rollout/length_max": longest,
         "rollout/truncated": sums["truncated"] / count,
         "rollout/zero_variance_groups": sums["flat_groups"] / max(sums["groups"], 1.0),
         "rollout/entropy": sums["surprise"] / tokens,
-        "rollout/tokens_per_s": sums["tokens"] / max(largest["seconds"], 1e-9),
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.data.sampler import PromptSampler
 from lightrft.experience.maker import AdvantageEstimator, ExperienceMaker
+from lightrft.experience.metrics import rollout_metrics
 from lightrft.experience.monitors import Finding, Monitors, leak
 from lightrft.experience.probe import SyncProbe
 from lightrft.experience.trajectory import Trajectory
@@ -21,6 +23,7 @@ from lightrft.plugins.registry import Registry
 from lightrft.rewards.load import NamedReward
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.evaluate import evaluate
+from lightrft.trainer.phases import PHASES, PhaseClock, PhaseFunction, check_phase_names
 from lightrft.trainer.refusals import as_rewards, refuse
 from lightrft.trainer.report import RunReport
 from lightrft.trainer.run_folder import log_folder
@@ -33,7 +36,8 @@ class SPMDPPOTrainer:
 
     `actor` and `actor_optim` are what `strategy.prepare_trainable` returned, `initial_model` (needed where `kl_coef` > 0) what
     `strategy.prepare_model` returned. `reward_model` is one reward function `(samples) -> list[float]`, a NamedReward, or a list of them.
-    `config` defaults to the strategy's. Reports (metrics, plots, summary, the final model) go to `config.output_dir`.
+    `config` defaults to the strategy's. Reports (metrics, plots, summary, the final model) go to `config.output_dir`. A subclass may
+    override a phase; `phases` names functions that stand for phases: `{"reward": lambda trainer, experience: ...}`.
 
     Raises:
         ValueError: an argument that this trainer cannot honour; what to do instead is named.
@@ -56,6 +60,7 @@ class SPMDPPOTrainer:
         ema_model: torch.nn.Module | None = None,
         eval_prompts: Sequence[Prompt] = (),
         config: Config | None = None,
+        phases: Mapping[str, PhaseFunction] | None = None,
     ) -> None:
         self.strategy = strategy
         self.config = config or strategy.config
@@ -77,7 +82,9 @@ class SPMDPPOTrainer:
         )
         self.warnings = Warnings(strategy=strategy, folder=log_folder(self.config))
         self.monitors = Monitors(self.config)
+        self.step = 0
         self.experience: list[Trajectory] = []
+        self.clock = PhaseClock(strategy)
         self.experience_maker = self._make_experience_maker(strategy.registry)
         self.probe = self._make_probe()
         self.report = RunReport(strategy=strategy, config=self.config, total_steps=self.num_steps, warnings=self.warnings)
@@ -89,6 +96,7 @@ class SPMDPPOTrainer:
             scheduler=actor_scheduler,
             policy_loss=strategy.registry.load("policy_loss", self.config.policy_loss),
         )
+        self._measure_phases(phases or {})
 
     @property
     def num_steps(self) -> int:
@@ -97,44 +105,73 @@ class SPMDPPOTrainer:
 
     def fit(self) -> dict[str, Any]:
         """Trains, and returns the run's summary (also in `summary.json`). Collective."""
-        self.warn(leak(self.prompts, self.eval_prompts))
-        self.strategy.maybe_offload_optimizer(self.actor_optim)  # masters are there before the first update
-        proof = self.sync(0)
-        self.report.start({name: value for name, value in proof.items() if name != "time/sync_s"} | self.evaluate())
+        self.begin()
         for step in range(1, self.num_steps + 1):
-            start = time.perf_counter()
-            self.warnings.step = step
-            metrics = self.make_experience()
-            metrics |= self.ppo_train(step)
-            metrics["time/step_s"] = time.perf_counter() - start
+            self.begin_step(step)
+            self.make_experience()
+            self.metrics.update(self.ppo_train(step))
             if self.config.eval_every and step % self.config.eval_every == 0 and step < self.num_steps:
-                metrics |= self.evaluate()
-            self.warn(*self.monitors.observe(metrics))
-            self.report.step(step, metrics, self.experience)
-        return self.report.finish(self.evaluate(), steps=self.num_steps, save_model=self.save_model)
+                self.evaluate()
+            self.end_step()
+        return self.finish()
 
     def make_experience(self) -> dict[str, float]:
-        """Fills `self.experience` with this rank's share of the next rollout; returns its metrics. Collective."""
-        prompts = [self.prompts[index] for index in self.sampler.next_batch()]
-        self.experience, metrics = self.experience_maker.make_experience(prompts)
-        return metrics
+        """`self.experience` becomes this rank's share of the next rollout; returns what is known of the step so far. Collective."""
+        self.experience = self.collect()
+        self.logprob(self.experience)
+        self.advantage(self.experience)
+        self.metrics.update(rollout_metrics(self.experience, strategy=self.strategy))
+        return self.metrics
+
+    def collect(self) -> list[Trajectory]:
+        """Completions of the next prompts, with rewards. Collective."""
+        experience = self.rollout([self.prompts[index] for index in self.sampler.next_batch()])
+        self.reward(experience)
+        return experience
 
     def ppo_train(self, global_steps: int = 0) -> dict[str, float]:
-        """Updates the actor on `self.experience` and gives the engine its new weights; returns the update's metrics. Collective."""
-        start = time.perf_counter()
-        self.strategy.maybe_load_optimizer(self.actor_optim)
-        metrics = self.policy_update.run(self.experience, seed=self.config.seed + global_steps)
-        self.strategy.maybe_offload_optimizer(self.actor_optim)
-        metrics["time/update_s"] = time.perf_counter() - start
-        return metrics | self.sync(global_steps)
+        """Updates the actor on `self.experience` and gives the engine its new weights; returns the metrics of both. Collective."""
+        self.step = global_steps
+        metrics = self.update(self.experience)
+        return metrics | self.sync()
 
-    def sync(self, step: int) -> dict[str, float]:
+    # ---- the phases: override one, or pass a function for it; `trainer/phases.py` measures each ------------------------------------------
+
+    def rollout(self, prompts: Sequence[Prompt]) -> list[Trajectory]:
+        """`n_samples_per_prompt` completions of each of this rank's prompts. Collective."""
+        experience = self.experience_maker.generate(prompts)
+        self.clock.count(sum(t.num_tokens for t in experience))
+        return experience
+
+    def reward(self, experience: list[Trajectory]) -> None:
+        """Gives each completion its reward. Collective."""
+        self.clock.count(sum(t.num_tokens for t in experience))
+        self.experience_maker.reward(experience)
+
+    def logprob(self, experience: list[Trajectory]) -> None:
+        """Gives each token its log-probs under the actor and the initial model, and compares the engine's. Collective."""
+        self.clock.count(sum(t.length for t in experience))
+        self.experience_maker.add_logprobs(experience)
+
+    def advantage(self, experience: list[Trajectory]) -> None:
+        """Gives each token its advantage. Collective."""
+        self.experience_maker.add_advantages(experience)
+
+    def update(self, experience: list[Trajectory]) -> dict[str, float]:
+        """The optimizer steps of one rollout; returns their metrics. Collective."""
+        self.clock.count(sum(t.length for t in experience))
+        self.strategy.maybe_load_optimizer(self.actor_optim)
+        metrics = self.policy_update.run(experience, seed=self.config.seed + self.step)
+        self.strategy.maybe_offload_optimizer(self.actor_optim)
+        return metrics
+
+    def sync(self) -> dict[str, float]:
         """Gives the engine the actor's weights and, where it is due, proves by fixed prompts that it has them. Collective.
 
         Raises:
             WeightSyncError: it does not, on all ranks.
         """
-        probe = self.probe if self.probe is not None and self.probe.due(step) else None
+        probe = self.probe if self.probe is not None and self.probe.due(self.step) else None
         if probe is not None:
             probe.before_sync()
         start = time.perf_counter()
@@ -154,11 +191,50 @@ class SPMDPPOTrainer:
             return {}
         return evaluate(self.eval_prompts, strategy=self.strategy, config=self.config, tokenizer=self.tokenizer, rewards=self.rewards)
 
+    # ---- before, between and after the steps ------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Before the first step: the engine gets the actor's weights, which are evaluated. Collective."""
+        self.warn(leak(self.prompts, self.eval_prompts))
+        self.strategy.maybe_offload_optimizer(self.actor_optim)  # masters are there before the first update
+        self.clock.start()
+        self.sync()
+        self.evaluate()
+        self.report.start({name: value for name, value in self.metrics.items() if name != "time/sync_s"})
+
+    def begin_step(self, step: int) -> None:
+        """Nothing is measured yet of this step. Local."""
+        self.step = self.warnings.step = step
+        self.clock.start()
+
+    def end_step(self) -> None:
+        """What was measured goes to the loggers. Collective."""
+        self.metrics.update(self.clock.close())
+        if "tokens/rollout" in self.metrics:
+            self.metrics["rollout/tokens_per_s"] = self.metrics["tokens/rollout"] / self.metrics["time/rollout_s"]
+        self.warn(*self.monitors.observe(self.metrics))
+        self.report.step(self.step, self.metrics, self.experience)
+
+    def finish(self) -> dict[str, Any]:
+        """After the last step: the last evaluation, the model's folder, the summary. Collective."""
+        return self.report.finish(self.evaluate(), steps=self.num_steps, save_model=self.save_model)
+
     def save_model(self) -> Path:
         """Writes the actor as a HF folder `model` in the run folder, and its adapters, if any, beside it as `adapter`. Collective."""
         if self.config.lora_rank:
             self.strategy.save_adapter(self.actor, Path(self.config.output_dir) / "adapter")
         return self.strategy.save_model(self.actor, Path(self.config.output_dir) / "model", tokenizer=self.tokenizer)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What is known so far of the present step; the same on every rank."""
+        return self.clock.metrics
+
+    def _measure_phases(self, functions: Mapping[str, PhaseFunction]) -> None:
+        check_phase_names(functions)
+        for name in PHASES:
+            method = partial(functions[name], self) if name in functions else getattr(self, name)
+            setattr(self, name, self.clock.measured(name, method))
 
     def _make_probe(self) -> SyncProbe | None:
         if not self.config.verify_sync_every or not self.prompts:
@@ -177,4 +253,5 @@ class SPMDPPOTrainer:
             rewards=self.rewards,
             advantage_estimator=estimator,
             warnings=self.warnings,
+            metrics=self.metrics,
         )
