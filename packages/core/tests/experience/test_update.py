@@ -14,6 +14,7 @@ from lightrft.experience.metrics import rollout_metrics
 from lightrft.experience.microbatch import micro_batches
 from lightrft.experience.scoring import score_logprobs
 from lightrft.experience.trajectory import Trajectory
+from lightrft.experience.warnings import Warnings
 from lightrft.models.logprobs import token_batch, token_logprobs
 from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings
@@ -198,15 +199,16 @@ def test_gap_by_hand_and_its_threshold(capsys: pytest.CaptureFixture[str]) -> No
         }
     )
     assert logprob_gap([trajectory(6)], [torch.zeros(1)], strategy=strategy) == {}
-    act_on_gap(0.2, threshold=0.3, action="stop", strategy=strategy)
+    warnings = Warnings(strategy=strategy)
+    act_on_gap(0.2, threshold=0.3, action="stop", warnings=warnings)
     assert capsys.readouterr().out == ""
-    act_on_gap(0.2, threshold=0.1, action="warn", strategy=strategy)
+    act_on_gap(0.2, threshold=0.1, action="warn", warnings=warnings)
     assert "gap 0.2 nats per token, threshold 0.1" in capsys.readouterr().out
-    act_on_gap(0.2, threshold=0.1, action="correct", strategy=strategy)
+    act_on_gap(0.2, threshold=0.1, action="correct", warnings=warnings)
     assert "the update is corrected by truncated importance sampling" in capsys.readouterr().out
     for action, bad in (("stop", 0.2), ("stop", math.nan), ("correct", math.nan), ("correct", math.inf)):
         with pytest.raises(MismatchError, match="stale engine weights"):
-            act_on_gap(bad, threshold=0.1, action=action, strategy=strategy)  # type: ignore[arg-type]
+            act_on_gap(bad, threshold=0.1, action=action, warnings=warnings)  # type: ignore[arg-type]
 
 
 def test_rollout_metrics_by_hand() -> None:
