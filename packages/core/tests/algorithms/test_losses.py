@@ -14,9 +14,7 @@ def test_ppo_clip_by_hand() -> None:
     ratios = torch.tensor([[1.5, 0.5, 1.5, 0.5, 1.1]])
     advantages = torch.tensor([[1.0, 1.0, -1.0, -1.0, 2.0]])
     logprobs = ratios.log().requires_grad_()
-    out = ppo_clip(
-        PolicyLossInput(logprobs=logprobs, old_logprobs=torch.zeros(1, 5), advantages=advantages, mask=torch.ones(1, 5), eps_clip=0.2)
-    )
+    out = ppo_clip(PolicyLossInput(logprobs=logprobs, old_logprobs=torch.zeros(1, 5), advantages=advantages, mask=torch.ones(1, 5)))
     # A > 0: min(rho, 1.2); A < 0: max(rho, 0.8) times -A
     assert out.per_token.tolist()[0] == pytest.approx([-1.2, -0.5, 1.5, 0.8, -2.2])
     assert out.clipped.tolist() == [[True, False, False, True, False]]

@@ -22,6 +22,7 @@ from lightrft.plugins import (
     Registry,
     RewardSpec,
     StrategySpec,
+    builtin,
 )
 from lightrft.plugins.registry import Provider
 
@@ -42,7 +43,7 @@ def registry(*more: PluginEntry) -> Registry:
             entry(EngineSpec(name="able", target="a:b", capabilities=ALL), "able-rft", "1.0"),
             entry(EngineSpec(name="plain", target="a:b"), "plain-rft", "2.0"),
             entry(RewardSpec(name="exact_match", target="a:b")),
-            entry(AdvantageSpec(name="grpo", target="a:b")),
+            entry(AdvantageSpec(name="grpo", target="a:b", min_samples=2)),
             entry(PolicyLossSpec(name="ppo_clip", target="a:b")),
             entry(LoggerSpec(name="console", target="a:b")),
             entry(LoggerSpec(name="jsonl", target="a:b")),
@@ -141,12 +142,67 @@ def test_scratch_sizes(make, changes, message):
         ({"prompt_template": "Q:"}, "prompt_template='Q:' does not contain {prompt}"),
         (
             {"n_samples_per_prompt": 1, "train_batch_size": 128},
-            "advantage_estimator='grpo' compares the samples of one prompt: n_samples_per_prompt=1 gives it nothing; use at least 2",
+            "advantage_estimator='grpo' compares the samples of one prompt: n_samples_per_prompt=1 gives it nothing; use at least 2, "
+            "or an estimator that compares with something else (gae, reinforce_pp, remax)",
         ),
     ],
 )
 def test_choices(make, changes, message):
     assert problems(make(**changes)) == [message]
+
+
+def with_algorithms() -> Registry:
+    specs = [spec for spec in builtin.lightrft_plugins() if spec.kind in ("advantage", "policy_loss")]
+    return Registry([e for e in registry().entries() if e.kind not in ("advantage", "policy_loss")] + [entry(spec) for spec in specs])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"advantage_estimator": "rloo", "n_samples_per_prompt": 1, "train_batch_size": 128},
+            "advantage_estimator='rloo' compares the samples of one prompt: n_samples_per_prompt=1 gives it nothing; use at least 2, "
+            "or an estimator that compares with something else (gae, reinforce_pp, remax)",
+        ),
+        (
+            {"policy_loss": "gspo", "logprob_gap_action": "correct"},
+            "policy_loss='gspo' has one ratio for a whole completion; with logprob_gap_action='correct' set mismatch_level to sequence, "
+            "or use a loss of single tokens (ppo_clip)",
+        ),
+        (
+            {"lambd": 0.5},
+            "lambd=0.5 has no effect with advantage_estimator='grpo'; leave it out (gae would read it)",
+        ),
+        (
+            {"gamma": 0.5},
+            "gamma=0.5 has no effect with advantage_estimator='grpo'; leave it out (gae, reinforce_pp, reinforce_pp_baseline would ",
+        ),
+        (
+            {"policy_loss": "cispo", "dual_clip": 3.0},
+            "dual_clip=3.0 has no effect with policy_loss='cispo'; leave it out (ppo_clip",
+        ),
+        ({"drift_coef": 0.1}, "drift_coef=0.1 has no effect with policy_loss='ppo_clip'; leave it out (cpgd would read it)"),
+        ({"dual_clip": 0.5}, "dual_clip=0.5 is not above 1, where it would bound ordinary losses; use about 3, or 0 for none"),
+        ({"advantage_estimator": "rlooo"}, "unknown advantage 'rlooo'; did you mean 'rloo'?"),
+        ({"policy_loss": "gsppo"}, "unknown policy_loss 'gsppo'; did you mean 'gspo'?"),
+    ],
+)
+def test_algorithms_that_do_not_go_together(make, changes, message):
+    [found] = problems(make(**changes), found=with_algorithms())
+    assert found.startswith(message)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"advantage_estimator": "remax", "n_samples_per_prompt": 1, "train_batch_size": 128},
+        {"policy_loss": "gspo", "logprob_gap_action": "correct", "mismatch_level": "sequence"},
+        {"advantage_estimator": "reinforce_pp", "gamma": 0.5},
+        {"policy_loss": "ppo_clip", "dual_clip": 3.0, "eps_clip_low": 0.1, "eps_clip_high": 0.3},
+    ],
+)
+def test_algorithms_that_do(make, changes):
+    check(make(**changes), registry=with_algorithms(), world_size=2)
 
 
 # Something other than the default, for each setting that may be without effect.
@@ -161,6 +217,10 @@ OTHER = {
     "logprob_gap_action": "correct",
     "mismatch_cap": 3.0,
     "mismatch_level": "sequence",
+    "mismatch_beyond": "mask",
+    "mismatch_floor": 0.5,
+    "kl_target": 6.0,
+    "kl_horizon": 5.0,
     "scratch_vocab_size": 300,
     "scratch_layers": 3,
     "scratch_hidden": 64,

@@ -6,20 +6,17 @@ The standard deviation is the sample's (n - 1), as in the usual implementations;
 
 from __future__ import annotations
 
-import torch
-
+from lightrft.algorithms.groups import Groups
 from lightrft.algorithms.inputs import AdvantageInput, Advantages
+from lightrft.algorithms.tokens import on_each_token
 
 EPS = 1e-6
 
 
 def grpo(batch: AdvantageInput) -> Advantages:
     """Groups may have any size. A group of one, or of equal rewards, has advantage 0."""
+    groups = Groups.of(batch.group_ids)
     rewards = batch.rewards.double()
-    _, group, counts = torch.unique(batch.group_ids, return_inverse=True, return_counts=True)
-    zeros = rewards.new_zeros(len(counts))
-    mean = zeros.index_add(0, group, rewards) / counts
-    centred = rewards - mean[group]
-    variance = zeros.index_add(0, group, centred**2) / (counts - 1).clamp(min=1)
-    advantage = centred / (variance.sqrt()[group] + EPS)
-    return Advantages(advantages=(advantage[:, None] * batch.mask).float())
+    centred = rewards - groups.mean(rewards)
+    variance = groups.sum(centred**2) / (groups.sizes - 1).clamp(min=1)
+    return Advantages(advantages=on_each_token(centred / (variance.sqrt() + EPS), batch.mask))

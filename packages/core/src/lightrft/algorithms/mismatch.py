@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 
 MismatchLevel = Literal["token", "sequence"]
+Beyond = Literal["truncate", "mask"]
 SUMS = ("tokens", "abs", "k3", "weight", "weight_squared", "clipped")
 """What `mismatch_sums` gives, in order; sums over tokens, so that ranks can be added up."""
 
@@ -47,12 +48,19 @@ def log_weights(difference: torch.Tensor, *, level: MismatchLevel) -> torch.Tens
     return difference if level == "token" else difference.sum().expand_as(difference)
 
 
-def correction_weights(difference: torch.Tensor, *, level: MismatchLevel, cap: float) -> torch.Tensor:
-    """Truncated importance weights [T] of one completion with differences d [T]: min(w, cap) of each token, or of the whole sequence's
-    product for all its tokens (Ionides 2008, "Truncated Importance Sampling"; for this mismatch Yao et al. 2025, "Your Efficient RL
-    Framework Secretly Brings You Off-Policy RL Training").
+def correction_weights(
+    difference: torch.Tensor, *, level: MismatchLevel, cap: float, beyond: Beyond = "truncate", floor: float = 0.0
+) -> torch.Tensor:
+    """Importance weights [T] of one completion with differences d [T]: of each token, or of the whole sequence's product for all of them.
+
+    "truncate": min(w, cap) (Ionides 2008, "Truncated Importance Sampling"; for this mismatch Yao et al. 2025, "Your Efficient RL Framework
+    Secretly Brings You Off-Policy RL Training"). "mask": w where floor <= w <= cap, else 0 (Liu et al. 2025, "When Speed Kills Stability";
+    with a floor the IcePop of Ling-1T, Zhao et al. 2025): what the trainer holds for near impossible, or far likelier, teaches nothing.
 
     The engine samples at the rollout's temperature and gives untempered log-probs: d is then the numerical disagreement of the two
     programs on the same distribution, which is what is corrected.
     """
-    return log_weights(difference, level=level).double().exp().clamp(max=cap).float()
+    weights = log_weights(difference, level=level).double().exp()
+    if beyond == "mask":
+        return torch.where((weights <= cap) & (weights >= floor), weights, 0.0).float()
+    return weights.clamp(max=cap).float()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from lightrft.config.algorithm_checks import algorithm_problems
 from lightrft.config.ignored import ignored_settings, is_given
 from lightrft.config.schema import Config
 from lightrft.errors import ConfigError, PluginError
@@ -50,7 +51,7 @@ def strategy_name(config: Config) -> str:
 
 def check(config: Config, *, registry: Registry, world_size: int) -> None:
     """Raises ConfigError with every problem found. Looks at files and plugins; loads no model, starts no process."""
-    problems = [*_sizes(config, world_size), *_choices(config), *ignored_settings(config)]
+    problems = [*_sizes(config, world_size), *_choices(config), *algorithm_problems(config, registry), *ignored_settings(config)]
     problems += [*_files(config), *_plugins(config, registry, world_size)]
     if problems:
         raise ConfigError(problems)
@@ -139,12 +140,8 @@ def _choices(config: Config) -> Iterator[str]:
         yield f"reward_weights has {len(config.reward_weights)} numbers for {rewards}; give one each"
     if not config.reward:
         yield "reward is empty; name at least one (`lightrft plugins` lists them)"
-    if config.kl_coef > 0 and config.kl_estimator == "k1" and config.kl_in == "loss":
-        yield "kl_estimator='k1' with kl_in='loss' has a gradient of zero mean; use kl_in='reward', or kl_estimator k2 or k3"
     if "{prompt}" not in config.prompt_template:
         yield f"prompt_template={config.prompt_template!r} does not contain {{prompt}}"
-    if config.advantage_estimator == "grpo" and config.n_samples_per_prompt < 2:
-        yield "advantage_estimator='grpo' compares the samples of one prompt: n_samples_per_prompt=1 gives it nothing; use at least 2"
     if config.sft_steps and not (config.sft_key or config.label_key):
         yield f"sft_steps={config.sft_steps} needs texts to imitate; set sft_key or label_key to their column"
     if config.lora_rank and find_spec("peft") is None:

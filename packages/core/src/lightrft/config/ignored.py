@@ -20,12 +20,14 @@ class Pointless:
 
 POINTLESS = (
     Pointless(("chunk_size",), "fused_linear_logprob", None, "set --fused_linear_logprob"),
-    Pointless(("kl_estimator", "kl_in", "kl_limit"), "kl_coef", None, "set kl_coef above 0"),
+    Pointless(("kl_estimator", "kl_in", "kl_target", "kl_limit"), "kl_coef", None, "set kl_coef above 0"),
+    Pointless(("kl_horizon",), "kl_target", None, "set kl_target above 0"),
     Pointless(("engine_sleep_level",), "enable_engine_sleep", None, "leave out --disable_engine_sleep"),
     Pointless(
         ("logprob_gap_threshold", "logprob_gap_action", "mismatch_cap"), "logprob_gap_prompts", None, "set logprob_gap_prompts above 0"
     ),
-    Pointless(("mismatch_level",), "logprob_gap_action", ("correct",), "set logprob_gap_action to correct"),
+    Pointless(("mismatch_level", "mismatch_beyond"), "logprob_gap_action", ("correct",), "set logprob_gap_action to correct"),
+    Pointless(("mismatch_floor",), "mismatch_beyond", ("mask",), "set mismatch_beyond to mask"),
     Pointless(("scratch_vocab_size",), "scratch_tokenizer", ("bpe",), "set scratch_tokenizer to bpe"),
     Pointless(
         ("scratch_layers", "scratch_hidden", "scratch_heads", "scratch_kv_heads"),

@@ -35,6 +35,7 @@ AboveOne = Annotated[float, Field(gt=1), NoBool]
 Share = Annotated[float, Field(gt=0, le=1), NoBool]
 RegularExpression = Annotated[str, AfterValidator(_regular_expression)]
 Decay = Annotated[float, Field(ge=0, lt=1), NoBool]
+Share01 = Annotated[float, Field(ge=0, le=1), NoBool]
 
 
 def _field(default: Any, group: str, description: str) -> Any:
@@ -95,6 +96,10 @@ class Config(BaseModel):
     )
     mismatch_level: Literal["token", "sequence"] = _field("token", "engine", "importance weights of tokens or of whole completions")
     mismatch_cap: AtLeastOne = _field(2.0, "engine", "bound on an importance weight; tokens beyond it are counted as clipped")
+    mismatch_beyond: Literal["truncate", "mask"] = _field(
+        "truncate", "engine", "what is beyond the bounds gets the bound, or no weight at all"
+    )
+    mismatch_floor: Share01 = _field(0.0, "engine", "with mask: importance weights below this get no weight either")
 
     # Model
     model_name_or_path: str = _field("", "model", "HF folder or hub name of the actor (and of the initial model)")
@@ -151,15 +156,34 @@ class Config(BaseModel):
 
     # Algorithm
     advantage_estimator: str = _field("grpo", "algorithm", "any installed advantage estimator by name")
+    gamma: Share01 = _field(1.0, "algorithm", "discount of later rewards, per token (gae, reinforce_pp)")
+    lambd: Share01 = _field(0.95, "algorithm", "lambda of gae: 1 trusts the rewards alone, 0 the critic's next value")
+    whiten_advantages: Literal["auto", "yes", "no"] = _field(
+        "auto", "algorithm", "advantages to mean 0, deviation 1 over all tokens of a rollout; auto: where the estimator asks for it"
+    )
+    normalize_rewards: bool = _field(False, "algorithm", "rewards to mean 0, deviation 1 of all rewards of the run so far")
     policy_loss: str = _field("ppo_clip", "algorithm", "any installed policy loss by name")
+    loss_aggregation: Literal["token_mean", "sequence_mean", "constant"] = _field(
+        "token_mean",
+        "algorithm",
+        "mean over all tokens, or over completions of each one's mean, or sum over tokens by completions x generate_max_len (Dr. GRPO)",
+    )
     eps_clip: Positive = _field(0.2, "algorithm", "clip of the probability ratio")
+    eps_clip_low: Share01 = _field(0.0, "algorithm", "its bound below, 1 - this, at most 1; 0 = eps_clip")
+    eps_clip_high: PositiveOrOff = _field(0.0, "algorithm", "its bound above, 1 + this (clip-higher); 0 = eps_clip")
+    dual_clip: PositiveOrOff = _field(0.0, "algorithm", "bound above 1 on the loss of a negative advantage, times it (ppo_clip); 0 = off")
+    drift_coef: PositiveOrOff = _field(0.0, "algorithm", "weight of the penalty for leaving the old policy (cpgd); 0 = none")
+    entropy_coef: PositiveOrOff = _field(0.0, "algorithm", "weight of the entropy bonus, exact over the vocabulary; 0 = off")
     kl_coef: PositiveOrOff = _field(0.0, "algorithm", "weight of the KL to the initial model; 0 = no initial model")
     kl_estimator: Literal["k1", "k2", "k3"] = _field("k3", "algorithm", "estimator of the KL")
     kl_in: Literal["loss", "reward"] = _field("loss", "algorithm", "KL as a term of the loss or of the reward")
+    kl_target: PositiveOrOff = _field(0.0, "algorithm", "move kl_coef so that the KL stays here, nats per completion; 0 = fixed")
+    kl_horizon: Positive = _field(10000.0, "algorithm", "completions over which the adaptive kl_coef moves")
 
     # Update
     train_batch_size: Count = _field(128, "update", "samples of one optimizer step")
     micro_train_batch_size: Count = _field(4, "update", "samples per rank in one forward and backward")
+    max_epochs: Count = _field(1, "update", "passes over each rollout's completions (PPO's epochs)")
     num_episodes: Count = _field(1, "update", "passes over the prompts")
     max_steps: CountOrOff = _field(0, "update", "rollouts at most; 0 = as num_episodes says")
     learning_rate: Positive = _field(1e-6, "update", "peak learning rate of AdamW")

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from lightrft.algorithms.mismatch import MismatchLevel, correction_weights, log_weights, mismatch_metrics, mismatch_sums
+from lightrft.algorithms.mismatch import Beyond, MismatchLevel, correction_weights, log_weights, mismatch_metrics, mismatch_sums
 from lightrft.errors import MismatchError
 from lightrft.experience.trajectory import Trajectory
 from lightrft.experience.warnings import Warnings
@@ -61,7 +61,15 @@ def act_on_gap(gap: float, *, threshold: float, action: Literal["warn", "correct
     warnings.say("logprob_gap", message + corrected)
 
 
-def add_corrections(trajectories: list[Trajectory], trainer_logprobs: list[torch.Tensor], *, level: MismatchLevel, cap: float) -> None:
+def add_corrections(
+    trajectories: list[Trajectory],
+    trainer_logprobs: list[torch.Tensor],
+    *,
+    level: MismatchLevel,
+    cap: float,
+    beyond: Beyond = "truncate",
+    floor: float = 0.0,
+) -> None:
     """Sets `correction` of each trajectory. Local.
 
     Raises:
@@ -73,4 +81,4 @@ def add_corrections(trajectories: list[Trajectory], trainer_logprobs: list[torch
                 "logprob_gap_action='correct' needs the engine's log-probs of every completion, found one without; "
                 "generate with logprobs=True, or use warn"
             )
-        trajectory.correction = correction_weights(difference(trajectory, mine), level=level, cap=cap)
+        trajectory.correction = correction_weights(difference(trajectory, mine), level=level, cap=cap, beyond=beyond, floor=floor)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from lightrft.algorithms.inputs import AdvantageInput, Advantages
-from lightrft.algorithms.kl import kl_per_token
+from lightrft.algorithms.kl_control import KLController
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
+from lightrft.experience.advantages import AdvantageEstimator, AdvantageMaker
 from lightrft.experience.early import EarlyRewards
 from lightrft.experience.gap import act_on_gap, add_corrections, logprob_gap
 from lightrft.experience.prompt_only import sees_prompt_only
@@ -22,8 +22,6 @@ from lightrft.rewards.load import NamedReward
 from lightrft.rewards.score import Scores, score
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.types import RequestOutput, Sample, SamplingParams
-
-AdvantageEstimator = Callable[[AdvantageInput], Advantages]
 
 
 class ExperienceMaker:
@@ -52,7 +50,8 @@ class ExperienceMaker:
         self.actor = actor
         self.initial_model = initial_model
         self.rewards = list(rewards)
-        self.advantage_estimator = advantage_estimator
+        self.advantage_maker = AdvantageMaker(strategy=strategy, config=config, estimator=advantage_estimator)
+        self.kl_control = KLController(coef=config.kl_coef, target=config.kl_target, horizon=config.kl_horizon)
         self.prompt_max_len = config.prompt_max_len
         self.dead_rewards = DeadRewardMonitor(patience=config.dead_reward_steps)
         self.warnings = warnings or Warnings(strategy=strategy)
@@ -103,18 +102,8 @@ class ExperienceMaker:
                 trajectory.initial_logprobs = logprobs
 
     def add_advantages(self, trajectories: list[Trajectory]) -> None:
-        """Local: the completions of one prompt are on one rank."""
-        if not trajectories:
-            return
-        widest = max(t.num_tokens for t in trajectories)
-        mask = torch.zeros(len(trajectories), widest)
-        for row, trajectory in enumerate(trajectories):
-            mask[row, : trajectory.num_tokens] = 1.0
-        rewards = torch.tensor([t.reward - self._kl_penalty(t) for t in trajectories], dtype=torch.float64)
-        groups = torch.tensor([t.group_id for t in trajectories], dtype=torch.int64)
-        advantages = self.advantage_estimator(AdvantageInput(rewards=rewards, group_ids=groups, mask=mask)).advantages
-        for row, trajectory in enumerate(trajectories):
-            trajectory.advantages = advantages[row, : trajectory.num_tokens]
+        """The completions of one prompt are on one rank. Collective."""
+        self.metrics |= self.advantage_maker.run(trajectories, kl_coef=self.kl_control.coef)
 
     def sampling_params(self) -> SamplingParams:
         """How a rollout is sampled."""
@@ -173,7 +162,8 @@ class ExperienceMaker:
             threshold, action = self.config.logprob_gap_threshold, self.config.logprob_gap_action
             act_on_gap(gap["rollout/logprob_gap"], threshold=threshold, action=action, warnings=self.warnings)
         if self._corrects:
-            add_corrections(asked, mine, level=level, cap=cap)
+            beyond, floor = self.config.mismatch_beyond, self.config.mismatch_floor
+            add_corrections(asked, mine, level=level, cap=cap, beyond=beyond, floor=floor)
 
     def _say_dead(self, sentence: str, trajectories: list[Trajectory]) -> None:
         if self.dead_rewards.fault == "zero_variance":
@@ -186,12 +176,6 @@ class ExperienceMaker:
                 )
                 return
         self.warnings.say(self.dead_rewards.fault, sentence)
-
-    def _kl_penalty(self, trajectory: Trajectory) -> float:
-        if self.config.kl_in != "reward" or trajectory.initial_logprobs is None or trajectory.old_logprobs is None:
-            return 0.0
-        kl = kl_per_token(trajectory.old_logprobs, trajectory.initial_logprobs, estimator=self.config.kl_estimator)
-        return self.config.kl_coef * float(kl.sum())
 
     def _mean(self, values: Sequence[float]) -> float:
         totals = self.strategy.all_reduce({"count": float(len(values)), "sum": float(sum(values))}, "sum")

@@ -17,7 +17,8 @@ class Trajectory:
 
     `group_id` is equal for the completions of one prompt. `reward` is the weighted sum of the reward functions. `old_logprobs` are the
     actor's before the update, at the rollout's temperature; `initial_logprobs` the initial model's, or None. `correction` weighs each
-    token's policy loss for what the engine that sampled differs from the trainer, or None.
+    token's policy loss for what the engine that sampled differs from the trainer, or None. `values` are the critic's before the update and
+    `returns` what it is to learn, where there is one. `baseline` is the reward of the greedy completion of the prompt, or None.
     """
 
     prompt_ids: list[int]
@@ -29,6 +30,9 @@ class Trajectory:
     initial_logprobs: torch.Tensor | None = None
     advantages: torch.Tensor | None = None
     correction: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+    returns: torch.Tensor | None = None
+    baseline: float | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -42,8 +42,33 @@ def token_batch(rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, device: 
 
 def token_logprobs(model: Any, batch: TokenBatch, *, temperature: float = 1.0) -> torch.Tensor:
     """Natural logs [N, T] float32 of softmax(logits / temperature) at the targets, 0 under the mask's zeros."""
+    logits = _target_logits(model, batch, temperature)
+    return _at_targets(logits, batch) * batch.mask
+
+
+def token_logprobs_and_entropy(model: Any, batch: TokenBatch, *, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """`token_logprobs`, and the entropy of the same distribution over the whole vocabulary, nats; both [N, T] float32 with gradients."""
+    logits = _target_logits(model, batch, temperature)
+    normalized = logits.log_softmax(-1)
+    # Logits of minus infinity (a vocabulary with forbidden tokens) have probability 0 and add nothing.
+    entropy = -(normalized.exp() * normalized.masked_fill(normalized == -torch.inf, 0.0)).sum(-1)
+    return _at_targets(logits, batch) * batch.mask, entropy * batch.mask
+
+
+def token_values(critic: Any, batch: TokenBatch) -> torch.Tensor:
+    """The critic's value [N, T] float32 of the text before each target, 0 under the mask's zeros."""
+    values: torch.Tensor = critic(input_ids=batch.ids, use_cache=False).logits[..., 0]
+    return values.gather(1, batch.positions).float() * batch.mask
+
+
+def _target_logits(model: Any, batch: TokenBatch, temperature: float) -> torch.Tensor:
+    """float32 [N, T, V]: those that predict the targets, over the temperature."""
     logits = model(input_ids=batch.ids, use_cache=False).logits
     index = batch.positions[..., None].expand(-1, -1, logits.shape[-1])
-    chosen = logits.gather(1, index).float() / temperature
-    logprobs: torch.Tensor = chosen.gather(-1, batch.targets[..., None]).squeeze(-1) - chosen.logsumexp(-1)
-    return logprobs * batch.mask
+    chosen: torch.Tensor = logits.gather(1, index).float() / temperature
+    return chosen
+
+
+def _at_targets(logits: torch.Tensor, batch: TokenBatch) -> torch.Tensor:
+    found: torch.Tensor = logits.gather(-1, batch.targets[..., None]).squeeze(-1) - logits.logsumexp(-1)
+    return found

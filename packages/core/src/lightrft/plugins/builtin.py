@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from lightrft.plugins.hookspecs import hookimpl
 from lightrft.plugins.specs import (
@@ -31,6 +32,43 @@ HF_CAPABILITIES = frozenset(
 """TENSOR_PARALLEL: one leader serves a group of any size; the model itself is not cut."""
 
 
+def _advantage(name: str, summary: str, *, file: str = "", **facts: Any) -> AdvantageSpec:
+    facts = {"reads": frozenset(), **facts}
+    return AdvantageSpec(name=name, target=f"lightrft.algorithms.{file or name}:{name}", summary=summary, **facts)
+
+
+def _policy_loss(name: str, summary: str, *, file: str = "", reads: Sequence[str] = (), sequence_ratio: bool = False) -> PolicyLossSpec:
+    target = f"lightrft.algorithms.{file or name}:{name}"
+    return PolicyLossSpec(name=name, target=target, summary=summary, reads=frozenset({*CLIP, *reads}), sequence_ratio=sequence_ratio)
+
+
+CLIP = ("eps_clip", "eps_clip_low", "eps_clip_high")
+ADVANTAGES = (
+    _advantage("gae", "PPO's, from a critic's values", critic=True, reads=frozenset({"gamma", "lambd"})),
+    _advantage("grpo", "reward minus its group's mean, over their deviation", min_samples=2),
+    _advantage("dr_grpo", "reward minus its group's mean", min_samples=2),
+    _advantage("rloo", "reward minus the mean of the group's others", min_samples=2),
+    _advantage("reinforce_pp", "returns, standardised over the whole batch", reads=frozenset({"gamma"})),
+    _advantage(
+        "reinforce_pp_baseline",
+        "the same after the group's mean was subtracted",
+        file="reinforce_pp",
+        min_samples=2,
+        reads=frozenset({"gamma"}),
+    ),
+    _advantage("opo", "reward minus its group's length-weighted mean", min_samples=2),
+    _advantage("remax", "reward minus that of the prompt's greedy completion", greedy=True),
+)
+POLICY_LOSSES = (
+    _policy_loss("ppo_clip", "PPO's clipped ratio, with clip-higher and dual clip", reads=("dual_clip",)),
+    _policy_loss("gspo", "clipped ratio of whole completions", sequence_ratio=True),
+    _policy_loss("gspo_token", "the same with gradients and advantages of tokens", file="gspo", sequence_ratio=True),
+    _policy_loss("cispo", "REINFORCE with clipped importance weights"),
+    _policy_loss("cpgd", "clipped log-ratio and a penalty for drift", reads=("drift_coef",)),
+    _policy_loss("gmpo", "geometric mean of clipped token ratios", sequence_ratio=True),
+)
+
+
 @hookimpl
 def lightrft_plugins() -> Sequence[PluginSpec]:
     return [
@@ -45,8 +83,8 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
         RewardSpec(name="exact_match", target="lightrft.rewards.exact_match:exact_match", summary="1 if the answer is the reference"),
         RewardSpec(name="format", target="lightrft.rewards.format:format_reward", summary="1 for a body, then `#### number`, at the end"),
         RewardSpec(name="math", target="lightrft.rewards.math:math_reward", summary="1 if the answer equals the reference as mathematics"),
-        AdvantageSpec(name="grpo", target="lightrft.algorithms.grpo:grpo", summary="reward minus its group's mean, over their deviation"),
-        PolicyLossSpec(name="ppo_clip", target="lightrft.algorithms.ppo_clip:ppo_clip", summary="PPO's clipped ratio"),
+        *ADVANTAGES,
+        *POLICY_LOSSES,
         LoggerSpec(name="console", target="lightrft.trainer.loggers.console:ConsoleLogger", summary="a live table on rank 0"),
         LoggerSpec(name="jsonl", target="lightrft.trainer.loggers.jsonl:JsonlLogger", summary="metrics.jsonl in the log folder"),
     ]

@@ -116,18 +116,38 @@ class RewardSpec(PluginSpec):
     kind: ClassVar[str] = "reward"
 
 
+ADVANTAGE_SETTINGS = ("gamma", "lambd")
+LOSS_SETTINGS = ("eps_clip", "eps_clip_low", "eps_clip_high", "dual_clip", "drift_coef")
+"""Settings that reach estimators and losses, each of which reads some."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdvantageSpec(PluginSpec):
-    """An advantage estimator; the target is a function `(AdvantageInput) -> Advantages`."""
+    """An advantage estimator; the target is a function `(AdvantageInput) -> Advantages`.
+
+    `critic`: it reads `values` and gives `returns`, so a critic is trained beside the actor. `greedy`: it reads `baselines`, so a greedy
+    completion of each prompt is generated and rewarded. `min_samples`: completions that a prompt needs for it to say anything. `reads`:
+    the settings of `ADVANTAGE_SETTINGS` that it reads; others are refused as without effect. None: not declared, nothing is refused.
+    """
 
     kind: ClassVar[str] = "advantage"
+    critic: bool = False
+    greedy: bool = False
+    min_samples: int = 1
+    reads: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyLossSpec(PluginSpec):
-    """A policy loss; the target is a function `(PolicyLossInput) -> PolicyLoss`."""
+    """A policy loss; the target is a function `(PolicyLossInput) -> PolicyLoss`.
+
+    `sequence_ratio`: it compares whole completions, and cannot be weighted token by token. `reads`: the settings of `LOSS_SETTINGS` that it
+    reads; others are refused as without effect. None: not declared, nothing is refused.
+    """
 
     kind: ClassVar[str] = "policy_loss"
+    sequence_ratio: bool = False
+    reads: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

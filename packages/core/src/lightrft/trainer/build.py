@@ -24,7 +24,7 @@ def build_trainer(config: Config, strategy: StrategyBase, *, model_path: str) ->
     rewards = load_rewards(config.reward, weights=config.reward_weights, registry=strategy.registry)
     actor, optimizer = build_actor(config, strategy, model_path=model_path)
     rollouts = num_rollouts(config, num_prompts=len(prompts.prompts))
-    updates = rollouts * (config.rollout_batch_size * config.n_samples_per_prompt // config.train_batch_size)
+    updates = rollouts * (config.rollout_batch_size * config.n_samples_per_prompt // config.train_batch_size) * config.max_epochs
     return SPMDPPOTrainer(
         strategy=strategy,
         actor=actor,

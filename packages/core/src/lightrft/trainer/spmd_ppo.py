@@ -13,7 +13,8 @@ import torch
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.data.sampler import PromptSampler
-from lightrft.experience.maker import AdvantageEstimator, ExperienceMaker
+from lightrft.experience.advantages import AdvantageEstimator
+from lightrft.experience.maker import ExperienceMaker
 from lightrft.experience.metrics import rollout_metrics
 from lightrft.experience.monitors import Finding, Monitors, leak
 from lightrft.experience.probe import SyncProbe
@@ -161,8 +162,18 @@ class SPMDPPOTrainer:
         """The optimizer steps of one rollout; returns their metrics. Collective."""
         self.clock.count(sum(t.length for t in experience))
         self.strategy.maybe_load_optimizer(self.actor_optim)
-        metrics = self.policy_update.run(experience, seed=self.config.seed + self.step)
+        metrics = self._policy_steps(experience)
         self.strategy.maybe_offload_optimizer(self.actor_optim)
+        return metrics
+
+    def _policy_steps(self, experience: list[Trajectory]) -> dict[str, float]:
+        """The actor's optimizer steps, and the KL's coefficient for the next rollout."""
+        control = self.experience_maker.kl_control
+        metrics = self.policy_update.run(experience, seed=self.config.seed + self.step, kl_coef=control.coef)
+        if self.config.kl_target:
+            metrics["train/kl_coef"] = control.coef
+            number = self.strategy.all_reduce(float(len(experience)), "sum")
+            control.update(kl=self.metrics["rollout/kl"], num_completions=number)
         return metrics
 
     def sync(self) -> dict[str, float]:

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
+from lightrft.algorithms.aggregate import token_weights
 from lightrft.algorithms.inputs import PolicyLoss, PolicyLossInput
 from lightrft.algorithms.kl import kl_per_token
 from lightrft.config.schema import Config
 from lightrft.experience.microbatch import micro_batches
 from lightrft.experience.trajectory import Trajectory, as_token_batch, padded
-from lightrft.models.logprobs import token_logprobs
+from lightrft.models.logprobs import TokenBatch, token_logprobs, token_logprobs_and_entropy
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
+from lightrft.trainer.minibatches import Step, mini_batches
 
 PolicyLossFunction = Callable[[PolicyLossInput], PolicyLoss]
 
-SUMS = ("policy_loss", "kl", "clipped", "ratio")
-"""What is summed over tokens during a step, for the metrics."""
+SUMS = ("loss", "kl", "entropy", "clipped", "ratio", "old_kl")
+"""What is summed during a step, for the metrics: the share of the loss, then numbers of tokens."""
 
 
 class PolicyUpdate:
-    """The optimizer steps of one rollout. The loss of a step is the token mean over *all* its completion tokens, on all ranks.
+    """The optimizer steps of one rollout. The loss of a step is `loss_aggregation` of *all* its completions' tokens, on all ranks.
 
-    With `logprob_gap_action` "correct" each token's policy loss is multiplied by its `correction`; the KL term is not.
+    policy loss + kl_coef KL (where `kl_in` is loss) - entropy_coef entropy. With `logprob_gap_action` "correct" each token's policy loss is
+    multiplied by its `correction`; the KL and the entropy are not.
     """
 
     def __init__(
@@ -45,70 +46,96 @@ class PolicyUpdate:
         self.scheduler = scheduler
         self.policy_loss = policy_loss
 
-    def run(self, experience: Sequence[Trajectory], *, seed: int) -> dict[str, float]:
-        """All steps over this rank's share; metrics are global means over the tokens of all steps. Collective."""
-        steps = self._mini_batches(experience, seed)
-        tokens = self.strategy.all_reduce(torch.tensor([float(sum(t.num_tokens for t in s)) for s in steps], dtype=torch.float64), "sum")
+    def run(self, experience: Sequence[Trajectory], *, seed: int, kl_coef: float | None = None) -> dict[str, float]:
+        """All steps over this rank's share; metrics are global means over the tokens of all steps. `kl_coef` None is the configuration's.
+        Collective.
+        """
+        kl_coef = self.config.kl_coef if kl_coef is None else kl_coef
+        steps = mini_batches(experience, config=self.config, strategy=self.strategy, seed=seed)
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.strategy.world.device)
         norms = []
         skipped = 0
-        for step, count in zip(steps, tokens.tolist(), strict=True):
-            sums += self._accumulate(step, count)
+        for step in steps:
+            sums += self._accumulate(step, kl_coef)
             result = self.strategy.optimizer_step(self.optimizer, self.actor, self.scheduler, name="actor")
             norms.append(result.grad_norm)
             skipped += result.skipped
-        return self._metrics(self.strategy.all_reduce(sums, "sum") / max(float(tokens.sum()), 1.0), norms, skipped)
+        total = self.strategy.all_reduce(sums, "sum").tolist()
+        return self._metrics(total, steps, norms, skipped)
 
-    def _mini_batches(self, experience: Sequence[Trajectory], seed: int) -> list[list[Trajectory]]:
-        """This rank's share of each optimizer step. With several steps the completions are shuffled first, alike for a seed and rank."""
-        size = self.config.train_batch_size // self.strategy.world.world_size
-        items = list(experience)
-        if len(items) > size:
-            random.Random(f"{seed}/{self.strategy.world.rank}").shuffle(items)
-        return [items[start : start + size] for start in range(0, len(items), size)]
-
-    def _accumulate(self, step: list[Trajectory], num_tokens: float) -> torch.Tensor:
-        """Backward over the micro-batches of one step; returns this rank's sums over tokens, on the device."""
+    def _accumulate(self, step: Step, kl_coef: float) -> torch.Tensor:
+        """Backward over the micro-batches of one step; returns this rank's sums, on the device."""
         total = torch.zeros(len(SUMS), dtype=torch.float64, device=self.strategy.world.device)
 
         def share(micro_batch: list[Trajectory]) -> torch.Tensor:
-            loss_sum, sums = self._loss_sum(micro_batch)
+            loss, sums = self._share(micro_batch, step, kl_coef)
             total.add_(sums)
-            return loss_sum / num_tokens
+            return loss
 
-        batches = micro_batches(step, size=self.config.micro_train_batch_size)
+        batches = micro_batches(step.rows, size=self.config.micro_train_batch_size)
         self.strategy.accumulate(batches, share, self.actor, self.optimizer)
         return total
 
-    def _loss_sum(self, micro_batch: list[Trajectory]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _share(self, micro_batch: list[Trajectory], step: Step, kl_coef: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """This micro-batch's share of the step's loss, with its gradient, and its sums."""
+        config = self.config
         batch = as_token_batch(micro_batch, device=self.strategy.world.device)
-        logprobs = token_logprobs(self.actor, batch, temperature=self.config.temperature)
+        logprobs, entropy = self._forward(batch)
         old = padded(micro_batch, "old_logprobs", like=batch.mask)
-        advantages = padded(micro_batch, "advantages", like=batch.mask)
-        policy = self.policy_loss(
-            PolicyLossInput(logprobs=logprobs, old_logprobs=old, advantages=advantages, mask=batch.mask, eps_clip=self.config.eps_clip)
+        policy = self._policy(micro_batch, batch.mask, logprobs, old)
+        per_token, kl = policy.per_token, torch.zeros_like(logprobs)
+        if config.logprob_gap_action == "correct":
+            per_token = per_token * padded(micro_batch, "correction", like=batch.mask)
+        if config.kl_coef > 0:
+            kl = kl_per_token(logprobs, padded(micro_batch, "initial_logprobs", like=batch.mask), estimator=config.kl_estimator)
+            per_token = per_token + kl_coef * kl if config.kl_in == "loss" else per_token
+        if config.entropy_coef:
+            per_token = per_token - config.entropy_coef * entropy
+        weights = token_weights(
+            batch.mask,
+            how=config.loss_aggregation,
+            num_tokens=step.num_tokens,
+            num_sequences=step.num_sequences,
+            constant=float(config.generate_max_len),
         )
-        policy_loss = policy.per_token
-        if self.config.logprob_gap_action == "correct":
-            policy_loss = policy_loss * padded(micro_batch, "correction", like=batch.mask)
-        per_token, kl = policy_loss, torch.zeros_like(logprobs)
-        if self.config.kl_coef > 0:
-            initial = padded(micro_batch, "initial_logprobs", like=batch.mask)
-            kl = kl_per_token(logprobs, initial, estimator=self.config.kl_estimator)
-            if self.config.kl_in == "loss":
-                per_token = per_token + self.config.kl_coef * kl
-        columns: list[Any] = [policy_loss, kl, policy.clipped, (logprobs - old).exp()]
-        sums = torch.stack([(column.detach() * batch.mask).double().sum() for column in columns])
-        return (per_token * batch.mask).sum(), sums
+        loss = (per_token * weights).sum()
+        log_ratio = (logprobs - old).detach()
+        columns = [kl.detach(), entropy.detach(), policy.clipped, log_ratio.exp(), torch.expm1(log_ratio) - log_ratio]
+        return loss, torch.stack([loss.detach().double(), *((column * batch.mask).double().sum() for column in columns)])
 
-    def _metrics(self, means: torch.Tensor, norms: list[float], skipped: int) -> dict[str, float]:
-        policy_loss, kl, clipped, ratio = means.tolist()
+    def _forward(self, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probs and, where its bonus is asked for, the entropy, else zeros; [N, T]."""
+        if self.config.entropy_coef:
+            return token_logprobs_and_entropy(self.actor, batch, temperature=self.config.temperature)
+        return token_logprobs(self.actor, batch, temperature=self.config.temperature), torch.zeros_like(batch.mask)
+
+    def _policy(self, micro_batch: list[Trajectory], mask: torch.Tensor, logprobs: torch.Tensor, old: torch.Tensor) -> PolicyLoss:
+        config = self.config
+        return self.policy_loss(
+            PolicyLossInput(
+                logprobs=logprobs,
+                old_logprobs=old,
+                advantages=padded(micro_batch, "advantages", like=mask),
+                mask=mask,
+                eps_clip_low=config.eps_clip_low or config.eps_clip,
+                eps_clip_high=config.eps_clip_high or config.eps_clip,
+                dual_clip=config.dual_clip,
+                drift_coef=config.drift_coef,
+            )
+        )
+
+    def _metrics(self, sums: list[float], steps: list[Step], norms: list[float], skipped: int) -> dict[str, float]:
+        tokens = max(sum(step.num_tokens for step in steps), 1.0)
+        found = dict(zip(SUMS, [sums[0] / len(steps), *(value / tokens for value in sums[1:])], strict=True))
         metrics = {
-            "train/loss": policy_loss + (self.config.kl_coef * kl if self.config.kl_in == "loss" else 0.0),
-            "train/clip_fraction": clipped,
-            "train/ratio": ratio,
+            "train/loss": found["loss"],
+            "train/clip_fraction": found["clipped"],
+            "train/ratio": found["ratio"],
+            "train/old_kl": found["old_kl"],
             "train/grad_norm": sum(norms) / max(len(norms), 1),
             "train/lr": self.optimizer.param_groups[0]["lr"],
             "train/skipped_steps": float(skipped),
         }
-        return metrics | ({"train/kl": kl} if self.config.kl_coef > 0 else {})
+        if self.config.kl_coef > 0:
+            metrics["train/kl"] = found["kl"]
+        return metrics | ({"train/entropy": found["entropy"]} if self.config.entropy_coef else {})

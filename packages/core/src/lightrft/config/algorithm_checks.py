@@ -1,0 +1,65 @@
+"""Do estimator, loss and their settings go together? Asked of the specs: no plugin's code is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lightrft.config.ignored import is_given
+from lightrft.config.schema import Config
+from lightrft.errors import PluginError
+from lightrft.plugins.registry import Registry
+from lightrft.plugins.specs import ADVANTAGE_SETTINGS, LOSS_SETTINGS, AdvantageSpec, PolicyLossSpec
+
+
+def algorithm_problems(config: Config, registry: Registry) -> Iterator[str]:
+    """One line for each pair that does not go together. Unknown names are told elsewhere."""
+    yield from _kl(config)
+    if config.dual_clip and config.dual_clip <= 1:
+        yield f"dual_clip={config.dual_clip} is not above 1, where it would bound ordinary losses; use about 3, or 0 for none"
+    try:
+        estimator: AdvantageSpec = registry.spec("advantage", config.advantage_estimator)
+        yield from _estimator(config, estimator)
+        yield from _unread(config, "advantage_estimator", estimator.name, estimator.reads, ADVANTAGE_SETTINGS, registry, "advantage")
+    except PluginError:
+        pass
+    try:
+        loss: PolicyLossSpec = registry.spec("policy_loss", config.policy_loss)
+        yield from _loss(config, loss)
+        yield from _unread(config, "policy_loss", loss.name, loss.reads, LOSS_SETTINGS, registry, "policy_loss")
+    except PluginError:
+        pass
+
+
+def _kl(config: Config) -> Iterator[str]:
+    if config.kl_coef > 0 and config.kl_estimator == "k1" and config.kl_in == "loss":
+        yield "kl_estimator='k1' with kl_in='loss' has a gradient of zero mean; use kl_in='reward', or kl_estimator k2 or k3"
+
+
+def _estimator(config: Config, spec: AdvantageSpec) -> Iterator[str]:
+    number = config.n_samples_per_prompt
+    if number < spec.min_samples:
+        yield (
+            f"advantage_estimator={spec.name!r} compares the samples of one prompt: n_samples_per_prompt={number} gives it nothing; "
+            f"use at least {spec.min_samples}, or an estimator that compares with something else (gae, reinforce_pp, remax)"
+        )
+
+
+def _loss(config: Config, spec: PolicyLossSpec) -> Iterator[str]:
+    if spec.sequence_ratio and config.logprob_gap_action == "correct" and config.mismatch_level == "token":
+        yield (
+            f"policy_loss={spec.name!r} has one ratio for a whole completion; with logprob_gap_action='correct' set "
+            "mismatch_level to sequence, or use a loss of single tokens (ppo_clip)"
+        )
+
+
+def _unread(
+    config: Config, field: str, name: str, reads: frozenset[str] | None, settings: tuple[str, ...], registry: Registry, kind: str
+) -> Iterator[str]:
+    """Settings that reach this kind of plugin, and that the chosen one does not read."""
+    if reads is None:
+        return
+    for setting in settings:
+        if setting not in reads and is_given(config, setting):
+            readers = [entry.name for entry in registry.entries(kind) if setting in (getattr(entry.spec, "reads", None) or ())]
+            remedy = f"{', '.join(readers)} would read it" if readers else "no installed one reads it"
+            yield f"{setting}={getattr(config, setting)!r} has no effect with {field}={name!r}; leave it out ({remedy})"
