@@ -221,6 +221,7 @@ OTHER = {
     "mismatch_floor": 0.5,
     "kl_target": 6.0,
     "kl_horizon": 5.0,
+    "kl_limit": 2.0,
     "scratch_vocab_size": 300,
     "scratch_layers": 3,
     "scratch_hidden": 64,
