@@ -11,7 +11,7 @@ import yaml
 
 from lightrft.cli.demo import fresh_folder, prepare, result_of
 from lightrft.cli.flags import Flags
-from lightrft.cli.settings import Mode, checked, merge
+from lightrft.cli.settings import Mode, checked, merge, typed_alone
 from lightrft.errors import ConfigError
 
 
@@ -142,3 +142,11 @@ def test_the_demos_result() -> None:
     result = result_of(summary, seconds=12.34)
     assert (result["accuracy_before"], result["accuracy_after"], result["seconds"], result["training_seconds"]) == (0.25, 0.75, 12.3, 9.0)
     assert {"steps", "seed", "world_size", "strategy", "engine", "run_dir"} <= set(result)
+
+
+def test_a_typed_default_takes_back_what_the_recipe_says_and_asks_for_it_otherwise(recipe: Path) -> None:
+    typed = given({"zero_stage": 2}, recipe=recipe)
+    with pytest.raises(ConfigError, match="zero_stage=2 needs the capability 'zero_stages', which strategy 'single'"):
+        checked(merge(typed, mode="train"), problems=[], mode="train", world_size=1, typed=typed_alone(typed))
+    recipe.write_text(recipe.read_text() + "zero_stage: 3\n", encoding="utf-8")
+    assert checked(merge(typed, mode="train"), problems=[], mode="train", world_size=1, typed=typed_alone(typed)).zero_stage == 2

@@ -515,3 +515,12 @@ def test_adapters_without_peft_name_the_extra(make, monkeypatch):
     assert problems(make(lora_rank=4)) == ["lora_rank=4 needs peft: pip install 'lightrft[lora]'; or set --lora_rank 0"]
     monkeypatch.undo()
     assert problems(make(lora_rank=4, lora_target_modules=[])) == ["lora_target_modules is empty; name layers, or all-linear"]
+
+
+def test_a_stage_that_was_typed_asks_for_it_also_at_its_default(make: Make) -> None:
+    check(make(strategy="plain"), registry=registry(), world_size=1, typed=["strategy"])
+    with pytest.raises(ConfigError, match=r"zero_stage=2 needs the capability 'zero_stages', which strategy 'plain' \(plain-rft 2.0\)"):
+        check(make(strategy="plain"), registry=registry(), world_size=1, typed=["zero_stage"])
+    check(make(), registry=registry(), world_size=2, typed=["zero_stage"])
+    found = problems(make(strategy="plain", zero_stage=3), world_size=1)
+    assert [line for line in found if "zero_stage" in line] == [line for line in found if line.startswith("zero_stage=3 needs")]

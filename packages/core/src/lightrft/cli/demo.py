@@ -60,7 +60,7 @@ def prepare(flags: Flags, *, world_size: int) -> Config:
     try:
         if config.overwrite_output_dir or not (folder / "config.yaml").exists():
             write_data(folder / DATA_FOLDER, seed=config.seed)
-        return checked(config.model_dump(), problems=problems, mode="train", world_size=world_size)
+        return checked(config.model_dump(), problems=problems, mode="train", world_size=world_size, typed=flags.settings)
     except OSError as error:
         raise ConfigError([*problems, f"output_dir={str(folder)!r} cannot be written: {error.strerror or error}"]) from error
     except UserError:

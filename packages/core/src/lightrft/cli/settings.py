@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,11 @@ def merge(flags: Flags, *, mode: Mode) -> dict[str, Any]:
     return recipe | flags.settings
 
 
+def typed_alone(flags: Flags) -> frozenset[str]:
+    """The settings that were typed and that the recipe does not set: over a recipe, a default only takes back what it says."""
+    return frozenset(flags.settings) - frozenset(read_recipe(flags.recipe) if flags.recipe else ())
+
+
 def split(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The settings that are valid one by one, and a problem for each that is not."""
     good: dict[str, Any] = {}
@@ -40,8 +45,8 @@ def split(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return good, problems
 
 
-def checked(values: Mapping[str, Any], *, problems: list[str], mode: Mode, world_size: int) -> Config:
-    """The configuration, when nothing is wrong with it.
+def checked(values: Mapping[str, Any], *, problems: list[str], mode: Mode, world_size: int, typed: Collection[str] = ()) -> Config:
+    """The configuration, when nothing is wrong with it. `typed`: see `check`.
 
     Raises:
         ConfigError: every problem of the settings, together with those found before (`problems`).
@@ -49,7 +54,7 @@ def checked(values: Mapping[str, Any], *, problems: list[str], mode: Mode, world
     good, found = split(values)
     config = make_config(good)
     bad = set(values) - set(good)
-    later = [*_cross_checks(config, mode, world_size), *_data(config, mode)]
+    later = [*_cross_checks(config, mode, world_size, typed), *_data(config, mode)]
     # A setting that is wrong in itself was left at its default: what the default then clashes with is not the user's problem.
     found = [*problems, *found, *(line for line in later if not any(name in line for name in bad))]
     if found:
@@ -57,13 +62,13 @@ def checked(values: Mapping[str, Any], *, problems: list[str], mode: Mode, world
     return config
 
 
-def _cross_checks(config: Config, mode: Mode, world_size: int) -> list[str]:
+def _cross_checks(config: Config, mode: Mode, world_size: int, typed: Collection[str]) -> list[str]:
     registry = Registry.discover()
     if mode == "eval":
         return _problems(lambda: check_eval(config, registry=registry, world_size=world_size))
     if mode == "bisect":
         return _problems(lambda: check_bisect(config, registry=registry, world_size=world_size))
-    return _problems(lambda: check(config, registry=registry, world_size=world_size))
+    return _problems(lambda: check(config, registry=registry, world_size=world_size, typed=typed))
 
 
 def _data(config: Config, mode: Mode) -> list[str]:

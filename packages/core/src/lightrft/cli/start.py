@@ -13,7 +13,7 @@ import yaml
 
 from lightrft.cli.flags import Flags
 from lightrft.cli.ray_launch import start_on_ray
-from lightrft.cli.settings import Mode, checked, merge
+from lightrft.cli.settings import Mode, checked, merge, typed_alone
 from lightrft.config.load import make_config
 from lightrft.config.schema import Config
 from lightrft.distributed.failure import reporting_failures
@@ -31,11 +31,15 @@ def run_command(flags: Flags, *, mode: Mode) -> dict[str, Any]:
         return _as_rank(flags, mode=mode)
     if flags.launcher == "ray":
         num_workers = flags.num_workers or 1
-        config = checked(merge(flags, mode=mode), problems=flags.problems, mode=mode, world_size=num_workers)
+        config = _checked(flags, mode=mode, world_size=num_workers)
         return start_on_ray(config, mode=mode, num_workers=num_workers)
     nproc = flags.nproc or default_nproc()
-    config = checked(merge(flags, mode=mode), problems=flags.problems, mode=mode, world_size=nproc)
+    config = _checked(flags, mode=mode, world_size=nproc)
     return start_ranks(config, mode=mode, nproc_per_node=nproc)
+
+
+def _checked(flags: Flags, *, mode: Mode, world_size: int) -> Config:
+    return checked(merge(flags, mode=mode), problems=flags.problems, mode=mode, world_size=world_size, typed=typed_alone(flags))
 
 
 def start_ranks(config: Config, *, mode: Mode, nproc_per_node: int) -> dict[str, Any]:
@@ -66,7 +70,8 @@ def _as_rank(flags: Flags, *, mode: Mode) -> dict[str, Any]:
         problems.append("--nproc-per-node has no effect under torchrun, which has started the ranks; leave it out")
     values = merge(flags, mode=mode)
     if os.environ["RANK"] == "0":
-        config = checked(values, problems=problems, mode=mode, world_size=int(os.environ["WORLD_SIZE"]))
+        world_size = int(os.environ["WORLD_SIZE"])
+        config = checked(values, problems=problems, mode=mode, world_size=world_size, typed=typed_alone(flags))
     else:
         config = make_config(values)
     with reporting_failures():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,7 @@ from lightrft.config.algorithm_checks import algorithm_problems
 from lightrft.config.ignored import ignored_settings, is_given
 from lightrft.config.schema import Config
 from lightrft.errors import ConfigError, PluginError
-from lightrft.plugins.registry import Registry
+from lightrft.plugins.registry import PluginEntry, Registry
 from lightrft.plugins.specs import Capability, PluginSpec
 
 
@@ -27,9 +28,12 @@ class Need:
     like: str = ""
     """The setting that does the same kind of thing on plugins that honour that one instead."""
 
+    by_default: bool = False
+    """Whether its default, too, asks for something where it was typed."""
+
 
 NEEDS = (
-    Need("zero_stage", "strategy", Capability.ZERO_STAGES),
+    Need("zero_stage", "strategy", Capability.ZERO_STAGES, by_default=True),
     Need("adam_offload", "strategy", Capability.ADAM_OFFLOAD, like="fsdp_cpu_offload"),
     Need("fsdp_cpu_offload", "strategy", Capability.OPTIMIZER_OFFLOAD, like="adam_offload"),
     Need("fsdp_reshard_after_forward", "strategy", Capability.RESHARD_POLICY),
@@ -49,10 +53,14 @@ def strategy_name(config: Config) -> str:
     return config.strategy or ("fsdp" if config.fsdp else "deepspeed")
 
 
-def check(config: Config, *, registry: Registry, world_size: int) -> None:
-    """Raises ConfigError with every problem found. Looks at files and plugins; loads no model, starts no process."""
+def check(config: Config, *, registry: Registry, world_size: int, typed: Collection[str] = ()) -> None:
+    """Raises ConfigError with every problem found. Looks at files and plugins; loads no model, starts no process.
+
+    `typed` names the settings that stood on the command line, where a default can mean more than silence.
+    """
     problems = [*_sizes(config, world_size), *_choices(config), *algorithm_problems(config, registry), *ignored_settings(config)]
     problems += [*_files(config), *_plugins(config, registry, world_size)]
+    problems += _typed(config, registry, typed)
     if problems:
         raise ConfigError(problems)
 
@@ -251,9 +259,23 @@ def _capabilities(config: Config, registry: Registry, kind: str, name: str) -> I
     except PluginError as error:
         yield str(error)
         return
+    yield from _unmet(config, registry, entry, [need for need in NEEDS if need.kind == kind and is_given(config, need.field)])
+
+
+def _typed(config: Config, registry: Registry, typed: Collection[str]) -> Iterator[str]:
+    """What was typed at its default and asks for something all the same."""
+    needs = [need for need in NEEDS if need.by_default and need.field in typed and not is_given(config, need.field)]
+    for need in needs:
+        with suppress(PluginError):  # told by `_capabilities`
+            name = strategy_name(config) if need.kind == "strategy" else config.engine_type
+            yield from _unmet(config, registry, registry.entry(need.kind, name), [need])
+
+
+def _unmet(config: Config, registry: Registry, entry: PluginEntry, needs: Sequence[Need]) -> Iterator[str]:
     assert entry.spec is not None
-    for need in NEEDS:
-        if need.kind == kind and is_given(config, need.field) and need.capability not in entry.spec.capabilities:
+    kind, name = entry.spec.kind, entry.spec.name
+    for need in needs:
+        if need.capability not in entry.spec.capabilities:
             lacks = _lacks(f"{need.field}={getattr(config, need.field)!r}", kind, name, str(entry.provider), need.capability, registry)
             honoured = [other.field for other in NEEDS if other.field == need.like and other.capability in entry.spec.capabilities]
             yield lacks + "".join(f"; with {name} use {field}" for field in honoured)
