@@ -56,8 +56,8 @@ test: lint test-core test-workspace test-vllm test-sglang  ## everything that is
 lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy packages/core/src packages/backend-fsdp/src packages/backend-deepspeed/src packages/engine-vllm/src packages/engine-sglang/src
-	$(BIN)/lint-imports
+	$(BIN)/mypy packages/core/src packages/backend-fsdp/src packages/backend-deepspeed/src packages/engine-vllm/src packages/engine-sglang/src examples/plugin-template/src
+	PYTHONPATH=examples/plugin-template/src $(BIN)/lint-imports
 
 test-core: $(CORE_STAMP)  ## core's tests where nothing but core is installed: no plugin
 	$(CORE_VENV)/bin/python -m pytest packages/core/tests $(ARGS)

@@ -16,12 +16,13 @@ DISTRIBUTIONS = {
     "lightrft": ROOT / "packages/core",
     "lightrft-backend-fsdp": ROOT / "packages/backend-fsdp",
     "lightrft-backend-deepspeed": ROOT / "packages/backend-deepspeed",
+    "lightrft-acme": ROOT / "examples/plugin-template",
 }
 
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A wheel of each package, built without a network."""
+    """A wheel of each package and of the plugin template, built without a network."""
     built = {}
     for name, source in DISTRIBUTIONS.items():
         folder = tmp_path_factory.mktemp(name)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATE = "lightrft/plugin_template/"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -44,17 +46,31 @@ def plugins(run: Run, python: Path) -> dict[tuple[str, str], dict[str, object]]:
 
 
 def test_what_a_wheel_holds(wheels):
-    packages = {"lightrft": "lightrft", "lightrft-backend-fsdp": "lightrft_fsdp", "lightrft-backend-deepspeed": "lightrft_deepspeed"}
+    packages = {
+        "lightrft": "lightrft",
+        "lightrft-backend-fsdp": "lightrft_fsdp",
+        "lightrft-backend-deepspeed": "lightrft_deepspeed",
+        "lightrft-acme": "lightrft_acme",
+    }
     assert packages.keys() == wheels.keys()
     for name, package in packages.items():
-        files = zipfile.ZipFile(wheels[name]).namelist()
+        files = [file for file in zipfile.ZipFile(wheels[name]).namelist() if not file.startswith(TEMPLATE)]
         assert f"{package}/py.typed" in files
         assert any(file.endswith(".dist-info/entry_points.txt") for file in files)
-        assert any(file.endswith("/LICENSE") for file in files)
+        assert any(file.endswith("/LICENSE") for file in files) or name == "lightrft-acme"
         assert not [
             file for file in files if "test_" in file or not file.startswith((f"{package}/", f"{package.replace('-', '_')}", "lightrft"))
         ]
     assert "lightrft/demo/sort.yaml" in zipfile.ZipFile(wheels["lightrft"]).namelist()
+
+
+def test_cores_wheel_holds_the_plugin_template_and_nothing_else_of_its_folder(wheels):
+    folder = ROOT / "examples/plugin-template"
+    tracked = subprocess.run(["git", "ls-files", "."], cwd=folder, capture_output=True, text=True, check=True).stdout.split()
+    with zipfile.ZipFile(wheels["lightrft"]) as wheel:
+        held = {file.removeprefix(TEMPLATE): wheel.read(file) for file in wheel.namelist() if file.startswith(TEMPLATE)}
+    assert tracked
+    assert {file: held.get(file) for file in tracked} == {file: (folder / file).read_bytes() for file in tracked}
 
 
 def test_the_environment_holds_the_wheel_and_not_the_sources(run, core_only):

@@ -1,4 +1,4 @@
-"""Which commands are there? `lightrft demo, train, eval, bisect-mismatch, plugins, doctor`. Nothing heavy before one runs."""
+"""Which commands are there? `lightrft demo, train, eval, bisect-mismatch, plugins, new-plugin, doctor`. Nothing heavy before one runs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ EVAL = "Greedy evaluation of --model_name_or_path on --eval_data with the reward
 DEMO = "A tiny model learns to sort six digits, through the code path of a cluster. Defaults: strategy fsdp, engine hf, seed 0."
 BISECT = "Finds out why engine and trainer disagree on log-probs: the settings of a run, its model, engine and strategy."
 PLUGINS = "Lists what is installed, and why a part of it does not work."
+NEW_PLUGIN = "Begins a plugin of yours: a distribution with one plugin of each kind and its tests, in a new folder NAME."
 DOCTOR = "Says what is installed, which strategy and engine works here, and the command that mends what does not."
 PASS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 """Argparse reads all flags, help included: they are generated from the settings, and for any of its own, --help too, typer loads
@@ -124,6 +125,25 @@ def plugins(context: typer.Context) -> None:
         show.json_line({"plugins": rows})
     else:
         show.plugins(rows)
+
+
+@app.command("new-plugin", context_settings=PASS, help=NEW_PLUGIN, short_help="Begins a plugin of yours.")
+def new_plugin(context: typer.Context) -> None:
+    from pathlib import Path
+
+    from lightrft.plugins import scaffold
+    from lightrft.plugins.registry import Registry
+
+    parser = argparse.ArgumentParser(prog="lightrft new-plugin", description=NEW_PLUGIN)
+    parser.add_argument("name", metavar="NAME", help="of the distribution; its plugins are called the same, without a leading 'lightrft-'")
+    parser.add_argument("--dir", type=Path, default=Path(), help="where the new folder NAME goes (default: here)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    given = parser.parse_args(context.args)
+    files = scaffold.new_plugin(given.name, parent=given.dir, registry=Registry.discover())
+    made = {"name": given.name, "folder": str(given.dir / given.name), "files": [str(given.dir / file) for file in files]}
+    show.new_plugin(made)
+    if given.json:
+        show.json_line(made)
 
 
 @app.command(context_settings=PASS, help=DOCTOR)

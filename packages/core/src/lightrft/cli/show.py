@@ -67,6 +67,18 @@ def plugins(rows: Sequence[Mapping[str, Any]]) -> None:
     table(("kind", "name", "distribution", "version", "API", "state", "capabilities", "about"), cells)
 
 
+def new_plugin(made: Mapping[str, Any]) -> None:
+    """The end of `lightrft new-plugin`: what was written, and what to do now."""
+    for file in made["files"]:
+        print(f"  {file}")
+    print("\nnow:")
+    print(f"  cd {made['folder']}")
+    print("  pip install -e '.[test]'    the new plugins, beside this lightrft")
+    print("  lightrft plugins            shows them")
+    print("  pytest -m 'not slow'        every promise that takes seconds; `pytest` alone runs all")
+    print("  README.md                   what is where, and what to change", flush=True)
+
+
 def doctor(found: Mapping[str, Any]) -> None:
     """What `lightrft doctor` found."""
     table(("library", "version"), [("python", found["python"]), *((name, v or "-") for name, v in found["libraries"].items())])

@@ -1,4 +1,4 @@
-"""What does a third party reward? The share of characters that are right."""
+"""What does `acme` reward? The share of characters that are right."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from lightrft.types import Sample
 
 
 def share_right(samples: Sequence[Sample]) -> list[float]:
+    """One finite number for each sample, in order; the sample's `answer` is the data's `label_key` column."""
     return [_share(sample.completion, sample.answer or "") for sample in samples]
 
 

@@ -1,0 +1,130 @@
+"""Can a package written outside of the repository bring every kind of plugin, prove itself, and train by name beside core's wheel alone?"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import thin_env
+
+TEMPLATE = Path(__file__).resolve().parents[1] / "examples/plugin-template"
+KINDS = ("strategy", "engine", "reward", "advantage", "policy_loss", "logger")
+BY_NAME = ["--strategy", "acme", "--engine_type", "acme", "--reward", "acme", "exact_match", "--reward_weights", "1", "0.5"]
+BY_NAME += ["--advantage_estimator", "acme", "--policy_loss", "acme", "--loggers", "acme", "jsonl"]
+SMALL = ["--max_steps", "2", "--sft_steps", "5", "--sft_target_reward", "0", "--scratch_layers", "1", "--scratch_hidden", "64"]
+SMALL += ["--scratch_heads", "2", "--scratch_kv_heads", "2", "--rollout_batch_size", "4", "--n_samples_per_prompt", "4"]
+SMALL += ["--train_batch_size", "16", "--micro_train_batch_size", "4", "--max_eval_samples", "4", "--eval_every", "0", "--plot_every", "0"]
+
+
+@pytest.fixture(scope="module")
+def python(environment, wheels) -> Path:
+    """An environment with core's wheel and the template's, and no other plugin."""
+    return environment(wheels["lightrft"], wheels["lightrft-acme"])
+
+
+def run(command: Sequence[str | Path], *, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    return subprocess.run(list(command), cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def lightrft(python: Path, *words: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return run([python.parent / "lightrft", *words], cwd=cwd, **variables)
+
+
+def rows_of(python: Path, distribution: str, *, cwd: Path, **variables: str) -> set[tuple[str, str, str, str]]:
+    done = lightrft(python, "plugins", "--json", cwd=cwd, **variables)
+    rows = json.loads(done.stdout.splitlines()[-1])["plugins"]
+    return {(row["kind"], row["name"], row["version"], row["state"]) for row in rows if row["distribution"] == distribution}
+
+
+def own_tests(python: Path, source: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs the tests of a plugin where its sources are not: what is tested is what is installed."""
+    shutil.copytree(source / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(source / "pyproject.toml", folder)
+    return run([python, "-m", "pytest", "-q", *words], cwd=folder)
+
+
+# ---- how much there is to write ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("file", "most"), [("src/lightrft_acme/strategy.py", 149), ("src/lightrft_acme/engine.py", 149)])
+def test_a_plugin_is_short(file, most):
+    assert len((TEMPLATE / file).read_text(encoding="utf-8").splitlines()) <= most
+
+
+# ---- beside core's wheel alone -----------------------------------------------------------------------------------------------------------
+
+
+def test_its_plugins_are_listed(python, tmp_path):
+    assert rows_of(python, "lightrft-acme", cwd=tmp_path) == {(kind, "acme", "0.1.0", "ok") for kind in KINDS}
+
+
+@pytest.mark.parametrize("fault", ["raise RuntimeError('no licence')", "import no_such_module", "raise SystemExit(1)", "def ("])
+def test_a_broken_neighbour_breaks_nothing_of_it(python, tmp_path, fault):
+    info = tmp_path / "broken_rft-0.3.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-rft\nVersion: 0.3\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text("[lightrft.plugins]\nbroken = broken_plugin\n", encoding="utf-8")
+    (tmp_path / "broken_plugin.py").write_text(fault, encoding="utf-8")
+    beside = {"PYTHONPATH": str(tmp_path)}
+    assert rows_of(python, "lightrft-acme", cwd=tmp_path, **beside) == {(kind, "acme", "0.1.0", "ok") for kind in KINDS}
+    assert rows_of(python, "broken-rft", cwd=tmp_path, **beside) == {("?", "broken", "0.3", "broken")}
+
+
+def test_what_it_does_not_declare_is_refused_before_anything_starts(python, tmp_path):
+    done = lightrft(python, "demo", *BY_NAME, "--packing_samples", "--output_dir", str(tmp_path / "run"), cwd=tmp_path)
+    assert done.returncode == 2
+    text = " ".join(done.stderr.split())
+    assert "packing_samples=True needs the capability 'packing', which strategy 'acme' (lightrft-acme 0.1.0) does not declare" in text
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_its_own_tests_pass(python, tmp_path):
+    done = own_tests(python, TEMPLATE, tmp_path)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_demos_loop_runs_on_them_by_name(python, tmp_path):
+    folder = tmp_path / "run"
+    done = lightrft(python, "demo", *BY_NAME, *SMALL, "--nproc-per-node", "2", "--output_dir", str(folder), "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["strategy"], result["engine"], result["world_size"], result["steps"]) == ("acme", "acme", 2, 2)
+
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    gaps = [row["rollout/logprob_gap"] for row in steps if "rollout/logprob_gap" in row]
+    assert len(gaps) == 2
+    assert max(gaps) < 1e-3, "the engine samples from the weights that the trainer has, after each of its updates"
+    assert "model_type" in json.loads((Path(result["model_dir"]) / "config.json").read_text(encoding="utf-8"))
+    lines = (folder / "acme.log").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith("step 2 ") and "rollout/logprob_gap=" in line]
+
+
+# ---- a plugin of one's own ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_new_plugin_made_by_the_wheel_passes_its_own_tests_beside_the_template(python, tmp_path):
+    done = lightrft(python, "new-plugin", "rocket-sled", "--dir", "mine", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout.splitlines()[-1])
+    folder = tmp_path / made["folder"]
+    assert folder == tmp_path / "mine" / "rocket-sled"
+    assert sorted(made["files"]) == sorted(str(path.relative_to(tmp_path)) for path in folder.rglob("*") if path.is_file())
+    thin_env.install(python, folder)
+    try:
+        assert rows_of(python, "rocket-sled", cwd=tmp_path) == {(kind, "rocket-sled", "0.1.0", "ok") for kind in KINDS}
+        (tmp_path / "elsewhere").mkdir()
+        tested = own_tests(python, folder, tmp_path / "elsewhere", "-m", "not slow")
+        assert tested.returncode == 0, tested.stdout[-6000:]
+    finally:
+        run([python, "-m", "pip", "uninstall", "--yes", "--quiet", "rocket-sled"], cwd=tmp_path)
