@@ -1,4 +1,4 @@
-"""Is the update of every backend that of `single` on a GPU too? One rank; in float32 and in bfloat16."""
+"""Is the update of every backend that of `single` on GPUs too? One rank, and two where there are two; in float32 and in bfloat16."""
 
 from __future__ import annotations
 
@@ -30,11 +30,14 @@ def oracle() -> dict[str, Measured]:
     return run_spmd(measure, 1, {"single": ({"strategy": "single"}, FEW)}, cuda=True)[0]["single"]
 
 
+@pytest.mark.parametrize("num_gpus", [1, 2])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_one_gpu(oracle: dict[str, Measured], backend: str) -> None:
-    ranks = run_spmd(measure, 1, {backend: (BACKENDS[backend], FEW)}, cuda=True, timeout_s=300)
+def test_on_gpus(oracle: dict[str, Measured], backend: str, num_gpus: int) -> None:
+    if torch.cuda.device_count() < num_gpus:
+        pytest.skip(f"this machine has {torch.cuda.device_count()} GPU")
+    ranks = run_spmd(measure, num_gpus, {backend: (BACKENDS[backend], FEW)}, cuda=True, timeout_s=300)
     bound = BF16 if "bf16" in backend else BOUND
     for case in FEW:
         far = farthest([rank[backend][case.name] for rank in ranks], oracle[case.name])
-        print(f"{backend}, {case.name}: {far}")
+        print(f"{backend}, {num_gpus} GPU, {case.name}: {far}")
         assert far.within(bound), (case.name, far)

@@ -58,11 +58,11 @@ def train_a_step(strategy: StrategyBase, actor: Any, optimizer: Any) -> None:
     assert not strategy.optimizer_step(optimizer, actor, None, name="actor").skipped
 
 
-def states(folder: str, strategy_name: str, level: int) -> dict[str, float]:
+def states(folder: str, strategy_name: str, level: int, tp_size: int) -> dict[str, float]:
     config = make_config(
         {
             "strategy": strategy_name, "engine_type": "vllm", "engine_sleep_level": level, "engine_mem_util": 0.3, "prompt_max_len": 256,
-            "generate_max_len": 256, "model_name_or_path": folder, "bf16": strategy_name == "fsdp",
+            "generate_max_len": 256, "model_name_or_path": folder, "bf16": strategy_name != "single", "engine_tp_size": tp_size,
         }
     )  # fmt: skip
     strategy = get_strategy(config)
@@ -97,10 +97,16 @@ def states(folder: str, strategy_name: str, level: int) -> dict[str, float]:
     return dict(found)
 
 
-@pytest.mark.parametrize(("strategy", "level"), [("fsdp", 1), ("fsdp", 2), ("single", 1)])
-def test_it_holds_the_actor_through_sleep_sync_and_wake(tmp_path: Path, strategy: str, level: int) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "level", "num_gpus", "tp_size"),
+    [("single", 1, 1, 1), ("fsdp", 1, 1, 1), ("fsdp", 2, 1, 1), ("fsdp", 1, 2, 1), ("fsdp", 2, 2, 2), ("deepspeed", 1, 2, 2)],
+)
+def test_it_holds_the_actor_through_sleep_sync_and_wake(tmp_path: Path, strategy: str, level: int, num_gpus: int, tp_size: int) -> None:
+    if torch.cuda.device_count() < num_gpus:
+        pytest.skip(f"this machine has {torch.cuda.device_count()} GPU")
     folder = tiny_model_folder(tmp_path, vocab_size=VOCAB_SIZE, layers=8, hidden=1024, heads=32, kv_heads=8, tie=True)
-    [found] = run_spmd(states, 1, str(folder), strategy, level, timeout_s=180, cuda=True)
-    print(f"\nvLLM beside {strategy}, sleep level {level}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
-    assert found["GiB asleep"] < found["GiB awake"] - 10, "the KV cache, 0.3 of 80 GiB, is given back"
-    assert found["GiB weights only"] < found["GiB awake"] - 10
+    name = f"vLLM beside {strategy}, sleep level {level}, {num_gpus} GPU, tp {tp_size}"
+    for found in run_spmd(states, num_gpus, str(folder), strategy, level, tp_size, timeout_s=180, cuda=True):
+        print(f"\n{name}: " + ", ".join(f"{what} {value:.4g}" for what, value in found.items()))
+        assert found["GiB asleep"] < found["GiB awake"] - 10, "the KV cache, 0.3 of 80 GiB, is given back"
+        assert found["GiB weights only"] < found["GiB awake"] - 10
