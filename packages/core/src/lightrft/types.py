@@ -33,7 +33,8 @@ class SamplingParams:
     `temperature` 0 is greedy; otherwise logits are divided by it, then `top_k` (0 = off), `top_p` and `min_p` (relative to
     the most likely token, 0 = off) keep a part of the distribution. `n` completions are drawn for each prompt.
     `stop_token_ids` end a completion beside the model's own end-of-sequence tokens, which `ignore_eos` disables; the stop token stays
-    in the completion. `seed` None lets the controller derive one from the run's seed and a call counter.
+    in the completion. `stop` strings are looked for in the decoded completion, from which `skip_special_tokens` leaves out special tokens;
+    token ids always hold all of them. `seed` None lets the controller derive one from the run's seed and a call counter.
     """
 
     temperature: float = 1.0
@@ -46,6 +47,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
     seed: int | None = None
 
     def __post_init__(self) -> None:

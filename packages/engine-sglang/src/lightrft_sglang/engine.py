@@ -242,12 +242,16 @@ class SGLangEngine(InferenceEngine):
         ids = left_to_us(sampling)
         if not sampling.stop and not ids:
             return completion
-        return cut_at_stop(completion, stop=sampling.stop, stop_token_ids=ids, min_new_tokens=0, decode=self._decode)
 
-    def _decode(self, token_ids: Sequence[int]) -> str:
+        def decode(token_ids: Sequence[int]) -> str:
+            return self._decode(token_ids, skip_special_tokens=sampling.skip_special_tokens)
+
+        return cut_at_stop(completion, stop=sampling.stop, stop_token_ids=ids, min_new_tokens=0, decode=decode)
+
+    def _decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         if self._tokenizer is None:
             self._tokenizer = AutoTokenizer.from_pretrained(self.setup.model_path, trust_remote_code=self.setup.trust_remote_code)
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
     def _alive(self) -> None:
         if self._status is EngineStatus.UNUSABLE:

@@ -26,6 +26,7 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
                 }
             ),
             cuda_only=frozenset({Capability.SLEEP_1, Capability.MEM_UTIL}),
+            cuts_heads=True,
             summary="SGLang on the first rank of its group, schedulers in processes of their own",
         )
     ]

@@ -8,7 +8,7 @@ from typing import Any
 from lightrft.types import Request, SamplingParams
 
 THEIR_NAMES = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
-WITHOUT_MEANING = frozenset({"skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim"})
+WITHOUT_MEANING = frozenset({"spaces_between_special_tokens", "no_stop_trim"})
 """Parameters about SGLang's text; ours are token ids."""
 
 

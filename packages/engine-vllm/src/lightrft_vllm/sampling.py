@@ -14,12 +14,13 @@ THEIR_NAMES = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
 """vLLM's names of what we call otherwise."""
 
 READ_FIELDS = (
-    "n", "temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "seed",
+    "n", "temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos",
+    "skip_special_tokens", "seed",
 )  # fmt: skip
 """The fields of vLLM's object that change what is drawn, and that we have too."""
 
-WITHOUT_MEANING = frozenset({"logprobs", "prompt_logprobs", "detokenize", "skip_special_tokens", "spaces_between_special_tokens"})
-"""Fields about the form of vLLM's answer: ours has token ids, and log-probs where a request asks."""
+WITHOUT_MEANING = frozenset({"logprobs", "prompt_logprobs", "detokenize", "spaces_between_special_tokens", "include_stop_str_in_output"})
+"""Fields about the form of vLLM's answer: ours has all token ids, and log-probs where a request asks."""
 
 COLDEST, HOTTEST = 0.01, 2.0
 """vLLM raises temperatures between 0 and the one to it, and only warns; it refuses those above the other."""
@@ -59,6 +60,7 @@ def to_vllm(sampling: SamplingParams, requests: Sequence[Request], *, eos_token_
             stop=list(sampling.stop),
             stop_token_ids=stops,
             ignore_eos=True,
+            skip_special_tokens=sampling.skip_special_tokens,
             max_tokens=sampling.max_new_tokens,
             min_tokens=sampling.min_new_tokens,
             logprobs=0 if request.logprobs else None,
@@ -71,7 +73,7 @@ def to_vllm(sampling: SamplingParams, requests: Sequence[Request], *, eos_token_
 
 
 def _ours(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {THEIR_NAMES.get(name, name): value for name, value in values.items()}
+    return {THEIR_NAMES.get(name, name): value for name, value in values.items() if name not in WITHOUT_MEANING}
 
 
 def _fields(value: VLLMSamplingParams) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from lightrft.config.algorithm_checks import algorithm_problems
 from lightrft.config.ignored import ignored_settings, is_given
+from lightrft.config.model_checks import engine_fit
 from lightrft.config.schema import Config
 from lightrft.errors import ConfigError, PluginError
 from lightrft.plugins.registry import PluginEntry, Registry
-from lightrft.plugins.specs import Capability, PluginSpec
+from lightrft.plugins.specs import Capability, EngineSpec, PluginSpec
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,12 @@ def check_strategy(config: Config, *, registry: Registry, world_size: int) -> No
         raise ConfigError(problems)
 
 
-def check_engine(config: Config, *, registry: Registry, world_size: int) -> None:
-    """The part of `check` that concerns the engine alone."""
+def check_engine(
+    config: Config, *, registry: Registry, world_size: int, device_type: str | None = None, model_path: str | None = None
+) -> None:
+    """The part of `check` that concerns the engine alone; on a rank also what depends on its device, and the model that it is to load."""
     problems = [*_tp_size(config, world_size), *_capabilities(config, registry, "engine", config.engine_type), *_sleep(config, registry)]
+    problems += _engine_fit(config, registry, device_type=device_type, model_path=model_path)
     if problems:
         raise ConfigError(problems)
 
@@ -223,6 +227,7 @@ def _plugins(config: Config, registry: Registry, world_size: int) -> Iterator[st
     yield from _multi_rank(config, registry, world_size)
     yield from _capabilities(config, registry, "engine", config.engine_type)
     yield from _sleep(config, registry)
+    yield from _engine_fit(config, registry)
     yield from _gap(config, registry)
     named = [("advantage", config.advantage_estimator), ("policy_loss", config.policy_loss)]
     named += [("logger", name) for name in config.loggers]
@@ -301,6 +306,12 @@ def _sleep(config: Config, registry: Registry) -> Iterator[str]:
     if spec and config.enable_engine_sleep and config.engine_sleep_level == 2 and Capability.SLEEP_2 not in spec.capabilities:
         provider = str(registry.entry("engine", config.engine_type).provider)
         yield _lacks("engine_sleep_level=2", "engine", config.engine_type, provider, Capability.SLEEP_2, registry)
+
+
+def _engine_fit(config: Config, registry: Registry, *, device_type: str | None = None, model_path: str | None = None) -> Iterator[str]:
+    spec = _spec(registry, "engine", config.engine_type)
+    if isinstance(spec, EngineSpec):
+        yield from engine_fit(config, spec, device_type=device_type, model_path=model_path)
 
 
 def _gap(config: Config, registry: Registry) -> Iterator[str]:

@@ -6,16 +6,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightrft.distributed.buckets import WeightBucket, tied_names
 from lightrft.distributed.checksum import WeightSum, tensor_sum
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
-from lightrft.engine.hf_generate import generate
+from lightrft.engine.hf_generate import Cut, generate, unchanged
 from lightrft.engine.model_facts import model_facts
 from lightrft.engine.quiet import no_progress_bars
 from lightrft.engine.stage import stage
+from lightrft.engine.stop_text import cut_at_stop
 from lightrft.errors import EngineStateError
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
 
@@ -32,6 +33,7 @@ class HFEngine(InferenceEngine):
         self._model: Any = model.to(setup.device).eval().requires_grad_(False)
         facts = model_facts(setup.model_path, trust_remote_code=setup.trust_remote_code)
         self._eos, self._vocab_size = facts.eos_token_ids, facts.vocab_size
+        self._tokenizer: Any = None  # for stop strings
         self._version = 0
         self._weights_held = True
         self._status = EngineStatus.AWAKE
@@ -63,6 +65,7 @@ class HFEngine(InferenceEngine):
             version=self._version,
             report=self.report,
             finished=self.finished,
+            cut=self._cut(sampling) if sampling.stop else unchanged,
         )
 
     @torch.no_grad()
@@ -108,6 +111,16 @@ class HFEngine(InferenceEngine):
     def shutdown(self) -> None:
         self._model = None
         self._status = EngineStatus.UNUSABLE
+
+    def _cut(self, sampling: SamplingParams) -> Cut:
+        if self._tokenizer is None:
+            self._tokenizer = AutoTokenizer.from_pretrained(self.setup.model_path, trust_remote_code=self.setup.trust_remote_code)
+
+        def decode(token_ids: Sequence[int]) -> str:
+            return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=sampling.skip_special_tokens))
+
+        least = sampling.min_new_tokens
+        return lambda c: cut_at_stop(c, stop=sampling.stop, stop_token_ids=(), min_new_tokens=least, decode=decode)
 
     def _bring_weights(self) -> None:
         if self._weights_held:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,13 @@ from transformers import DynamicCache
 from lightrft.engine.filters import filter_logits
 from lightrft.engine.progress import Finished, Report, nobody_waits, unwatched
 from lightrft.types import Completion, FinishReason, Request, RequestOutput, SamplingParams
+
+Cut = Callable[[Completion], Completion]
+
+
+def unchanged(completion: Completion) -> Completion:
+    """Where there is nothing to cut."""
+    return completion
 
 
 @torch.no_grad()
@@ -26,8 +34,10 @@ def generate(
     version: int,
     report: Report = unwatched,
     finished: Finished = nobody_waits,
+    cut: Cut = unchanged,
 ) -> list[RequestOutput]:
     """Completions of each request, in order (see `InferenceEngine.generate`). `batch_size` bounds the prompts in one forward pass.
+    Completions run to their end and are then `cut`, for stop strings.
 
     Sample k of a request is drawn by inverting the cumulative distribution at uniforms that depend on (request.seed, k, position) only, so
     the rest of the batch does not change it (beyond rounding).
@@ -36,7 +46,7 @@ def generate(
     outputs: list[RequestOutput] = []
     for start in range(0, len(requests), batch_size):
         batch = _Batch(model, requests[start : start + batch_size], sampling, sorted(stops), pad_token_id, max_model_len)
-        ended = batch.run(version, report)
+        ended = [replace(o, completions=tuple(map(cut, o.completions))) for o in batch.run(version, report)]
         for output in ended:
             finished(output)
         outputs += ended

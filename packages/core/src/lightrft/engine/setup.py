@@ -20,9 +20,9 @@ from lightrft.types import SamplingParams
 
 def make_controller(config: Config, *, registry: Registry, world: World, model_path: str | None) -> RolloutController:
     """Checks, groups the ranks, loads the plugin and builds the engine where it lives. Collective."""
-    check_engine(config, registry=registry, world_size=world.world_size)
-    spec: EngineSpec = registry.spec("engine", config.engine_type)
     path = model_path or config.model_name_or_path
+    check_engine(config, registry=registry, world_size=world.world_size, device_type=world.device.type, model_path=path)
+    spec: EngineSpec = registry.spec("engine", config.engine_type)
     group = contiguous_group(world, size=config.engine_tp_size)
     setup = _engine_setup(config, world=world, group=group, model_path=path)
 

@@ -89,12 +89,15 @@ class EngineSpec(PluginSpec):
     """An inference engine; the target is a subclass of `lightrft.engine.base.InferenceEngine`.
 
     `topology`: a `single_leader` engine lives on the first rank of its group; an `spmd` engine on every rank, called with the same input.
-    `cuda_only`: those of its capabilities that it lacks without a CUDA device.
+    `cuda_only`: those of its capabilities that it lacks without a CUDA device. `cuts_heads`: tensor parallelism divides the attention
+    heads among the ranks of a group. `cpu_head_sizes`: the sizes of a head that it can do on the CPU; empty: any.
     """
 
     kind: ClassVar[str] = "engine"
     topology: Literal["single_leader", "spmd"] = "single_leader"
     cuda_only: frozenset[Capability] = frozenset()
+    cuts_heads: bool = False
+    cpu_head_sizes: frozenset[int] = frozenset()
 
     def capabilities_on(self, device_type: str) -> frozenset[Capability]:
         """What it can do on `cpu` or `cuda`."""

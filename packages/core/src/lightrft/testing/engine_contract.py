@@ -29,7 +29,7 @@ from lightrft.testing.engine_bench import (
     requests_of,
     weights_of,
 )
-from lightrft.testing.tiny import EOS_ID, Family, tiny_tokenizer
+from lightrft.testing.tiny import EOS, EOS_ID, Family, tiny_tokenizer
 from lightrft.types import EngineStatus, RequestOutput, SamplingParams
 
 SHORT, MIDDLE = [3, 4, 5], list(range(4, 40))
@@ -185,6 +185,16 @@ class EngineContract:
         text = str(tiny_tokenizer().decode([greedy[at]]))
         [output] = bench.engine.generate(requests_of([SHORT]), replace(GREEDY, stop=(text,)))
         assert (list(output.completions[0].token_ids), output.completions[0].finish_reason) == (greedy[: at + 1], "stop")
+
+    def test_special_tokens_are_text_for_stop_strings_only_where_that_is_asked(self, bench: EngineBench) -> None:
+        self._needs(bench, Capability.STOP_STRINGS)
+        requests = requests_of([SHORT], logprobs=False)
+        sampling = SamplingParams(temperature=1.9, n=64, max_new_tokens=16, ignore_eos=True, stop=(EOS,))
+        unseen = bench.engine.generate(requests, sampling)[0].completions
+        assert {(len(c.token_ids), c.finish_reason) for c in unseen} == {(16, "length")}
+        seen = bench.engine.generate(requests, replace(sampling, skip_special_tokens=False))[0].completions
+        ended = [c for c in seen if c.finish_reason == "stop"]
+        assert ended and all(list(c.token_ids).index(EOS_ID) == len(c.token_ids) - 1 for c in ended)
 
     # ---- what is refused -----------------------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lightrft.config.checks import check_engine
 from lightrft.config.schema import Config
 from lightrft.distributed.collectives import agree, broadcast_object
 from lightrft.errors import ModelError
@@ -25,6 +26,8 @@ def run(config: Config, *, registry: Registry | None = None) -> dict[str, Any]:
     After an error the process group is left as it is: other ranks may be inside a collective, so the caller should end the process.
     """
     strategy = get_strategy(config, registry=registry)
+    world = strategy.world
+    check_engine(config, registry=strategy.registry, world_size=world.world_size, device_type=world.device.type)
     model_path = open_run(config, strategy)
     strategy.setup_inference_engine(config, engine_type=config.engine_type, model_path=model_path)
     summary = build_trainer(config, strategy, model_path=model_path).fit()

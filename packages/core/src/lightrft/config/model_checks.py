@@ -1,0 +1,101 @@
+"""Does the model fit the engine and the lengths? What its config.json says is enough: no weight is read, no torch is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightrft.config.schema import Config
+from lightrft.plugins.specs import EngineSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """None: the configuration does not say, or not under a name that is known here."""
+
+    heads: int | None
+    kv_heads: int | None
+    head_size: int | None
+    context: int | None
+
+
+def engine_fit(config: Config, spec: EngineSpec, *, device_type: str | None, model_path: str | None = None) -> Iterator[str]:
+    """What engine `spec` cannot do with the model (default: the configuration's); `device_type` None where it is not known yet."""
+    shape = model_shape(config, model_path)
+    if shape is None:
+        return
+    if spec.cuts_heads:
+        yield from _cut(config.engine_tp_size, shape, spec.name)
+    possible = sorted(spec.cpu_head_sizes)
+    if device_type == "cpu" and possible and shape.head_size is not None and shape.head_size not in possible:
+        yield (
+            f"engine_type={spec.name!r} on the CPU cannot do the model's attention heads of size {shape.head_size}; possible: "
+            f"{', '.join(map(str, possible))}; use another model, or --engine_type hf"
+        )
+    longest = config.prompt_max_len + config.generate_max_len
+    if shape.context is not None and longest > shape.context:
+        yield (
+            f"prompt_max_len + generate_max_len = {config.prompt_max_len} + {config.generate_max_len} = {longest} tokens is more than the "
+            f"model's context of {shape.context} (max_position_embeddings); lower one of them"
+        )
+
+
+def model_shape(config: Config, model_path: str | None = None) -> ModelShape | None:
+    """Of the scratch model, or of a folder; None where there is nothing to read here (a hub name)."""
+    if config.scratch_tokenizer != "none" and model_path is None:
+        return ModelShape(
+            heads=config.scratch_heads,
+            kv_heads=config.scratch_kv_heads,
+            head_size=config.scratch_hidden // config.scratch_heads,
+            context=None,
+        )
+    file = Path(model_path or config.model_name_or_path).expanduser() / "config.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # told by those who need the folder
+        return None
+    return _shape_of(found) if isinstance(found, dict) else None
+
+
+def _shape_of(found: dict[str, Any]) -> ModelShape:
+    text = found.get("text_config")
+    values = found | text if isinstance(text, dict) else found
+
+    def number(*names: str) -> int | None:
+        return next((values[name] for name in names if isinstance(values.get(name), int)), None)
+
+    heads = number("num_attention_heads", "n_head", "n_heads")
+    hidden = number("hidden_size", "n_embd", "d_model")
+    size = number("head_dim")
+    return ModelShape(
+        heads=heads,
+        kv_heads=number("num_key_value_heads") or heads,
+        head_size=size if size is not None or not heads or not hidden else hidden // heads,
+        context=None if _stretched(values) else number("max_position_embeddings", "n_positions"),
+    )
+
+
+def _stretched(values: dict[str, Any]) -> bool:
+    """Whether rotary scaling makes the context longer than max_position_embeddings says."""
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else "default"
+    return kind not in ("default", None)
+
+
+def _cut(ranks: int, shape: ModelShape, engine: str) -> Iterator[str]:
+    if shape.heads is None or shape.kv_heads is None:
+        return
+    if shape.heads % ranks:
+        possible = ", ".join(str(n) for n in range(1, shape.heads + 1) if shape.heads % n == 0 and _fits(n, shape.kv_heads))
+        what = f"does not divide the model's {shape.heads} attention heads, which engine {engine!r} cuts"
+        yield f"engine_tp_size={ranks} {what}; possible: {possible}"
+    elif not _fits(ranks, shape.kv_heads):
+        what = f"and the model's {shape.kv_heads} key-value heads do not divide one another, which engine {engine!r} needs"
+        yield f"engine_tp_size={ranks} {what}"
+
+
+def _fits(ranks: int, kv_heads: int) -> bool:
+    return kv_heads % ranks == 0 or ranks % kv_heads == 0
