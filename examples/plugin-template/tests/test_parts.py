@@ -39,10 +39,8 @@ def test_the_advantage_is_the_centred_reward_at_each_token() -> None:
 def test_the_gradient_of_the_loss_is_minus_the_advantage() -> None:
     reinforce = Registry.discover().load("policy_loss", "acme")
     logprobs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    batch = PolicyLossInput(
-        logprobs=logprobs, old_logprobs=logprobs.detach(), advantages=torch.tensor([[0.5, -2.0]]), mask=torch.ones(1, 2), eps_clip=0.2
-    )
-    found = reinforce(batch)
+    advantages = torch.tensor([[0.5, -2.0]])
+    found = reinforce(PolicyLossInput(logprobs=logprobs, old_logprobs=logprobs.detach(), advantages=advantages, mask=torch.ones(1, 2)))
     assert found.per_token.tolist() == [[0.5, -4.0]]
     assert not found.clipped.any()
     found.per_token.sum().backward()

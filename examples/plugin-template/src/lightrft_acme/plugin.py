@@ -41,7 +41,13 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
             summary="transformers without a cache: one prompt at a time",
         ),
         RewardSpec(name="acme", api=API, target="lightrft_acme.reward:share_right", summary="the share of characters that are right"),
-        AdvantageSpec(name="acme", api=API, target="lightrft_acme.advantage:centred", summary="the reward less the mean of all rewards"),
-        PolicyLossSpec(name="acme", api=API, target="lightrft_acme.loss:reinforce", summary="REINFORCE"),
+        AdvantageSpec(
+            name="acme",
+            api=API,
+            target="lightrft_acme.advantage:centred",
+            reads=frozenset(),  # of the settings for estimators: one that is set is refused, for it would have no effect
+            summary="the reward less the mean of all rewards",
+        ),
+        PolicyLossSpec(name="acme", api=API, target="lightrft_acme.loss:reinforce", reads=frozenset(), summary="REINFORCE"),
         LoggerSpec(name="acme", api=API, target="lightrft_acme.logger:AcmeLogger", summary="one line of text for each step"),
     ]
