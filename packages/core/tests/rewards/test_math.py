@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,7 @@ from lightrft.types import Sample
 
 pytest.importorskip("math_verify", reason="the extra lightrft[math] is not installed")
 
+CASES_FILE = Path(__file__).with_name("math_cases.py")
 GSM8K = Path(__file__).parents[4] / "examples" / "data" / "gsm8k"
 
 
@@ -28,12 +31,33 @@ def judge(*pairs: tuple[str, str]) -> list[float]:
     return math_reward([Sample(prompt="#### 1", completion=completion, answer=answer) for completion, answer in pairs])
 
 
+def cases() -> Any:
+    spec = spec_from_file_location("math_cases", CASES_FILE)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+CASES = cases()
+
+
+@pytest.mark.parametrize(("completion", "answer"), CASES.RIGHT)
+def test_a_right_solution_in_any_style(completion: str, answer: str) -> None:
+    assert judge((completion, answer)) == [1.0]
+
+
+@pytest.mark.parametrize(("completion", "answer"), CASES.WRONG)
+def test_what_is_not_the_one_right_answer(completion: str, answer: str) -> None:
+    assert judge((completion, answer)) == [0.0]
+
+
 @pytest.fixture
 def no_child(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError(f"a process was started for {args}")
 
-    monkeypatch.setattr(subprocess, "run", refuse)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
 
 
 @pytest.mark.parametrize(
@@ -41,17 +65,18 @@ def no_child(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("1+1=2\n#### 2", "2"),
         ("#### 1\nno:\n####  $1,234.\nQuestion: 9", "1,234"),
-        (r"#### 5 and \boxed{6}", r"5 and \boxed{6}"),
+        (r"#### 5 and \boxed{6}", "6"),
         ("#### ", None),
         (r"so \boxed{\frac{1}{2}} is it, 7", r"\frac{1}{2}"),
-        (r"\boxed{1} or \boxed{ 2 }", "2"),
+        (r"\boxed{1} or \boxed{ 2 }", "1, 2"),
+        (r"\boxed{1}, that is twice, \boxed{ 2 }", "2"),
         (r"\boxed{3} cut \boxed{4", "3"),
         (r"\frac{1}{2}", r"\frac{1}{2}"),
         ("sin(2x)", "sin(2x)"),
         ("x = 5", "x = 5"),
         ("The answer is 1,234.", "1,234"),
         ("It falls to -5 degrees", "-5"),
-        ("It is 8-5 there", "5"),
+        ("It is 8-5 there", None),
         ("It is 1/2 of it", "1/2"),
         ("no idea", None),
         ("", None),
@@ -155,7 +180,7 @@ def test_very_long_input_costs_nothing() -> None:
         1.0,
         0.0,
         0.0,
-        1.0,
+        0.0,
     ]
     assert judge(("#### " + "(" * 900 + "5" + ")" * 900, "5")) == [0.0]
     assert time.monotonic() - began < 10
@@ -195,6 +220,7 @@ def test_without_math_verify_the_error_says_how_to_install_it(monkeypatch: pytes
 def test_a_broken_math_verify_is_told_from_a_missing_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "math_verify.py").write_text("raise RuntimeError('antlr is too old')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(equality, "_CHILDREN", equality._Children())
     with pytest.raises(
         RewardError, match=f"does not start in {sys.executable}: RuntimeError: antlr is too old; repair it with pip install"
     ):
@@ -204,3 +230,47 @@ def test_a_broken_math_verify_is_told_from_a_missing_one(tmp_path: Path, monkeyp
 @pytest.mark.usefixtures("no_child")
 def test_nothing_to_compare_starts_nothing() -> None:
     assert equal_expressions([]) == {} and math_reward([]) == []
+
+
+def test_one_process_serves_all_calls_and_all_threads() -> None:
+    judge((r"\boxed{\sqrt{16}}", "4"))
+    child = equality._CHILDREN.child
+    assert child is not None
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: judge((rf"\boxed{{\sqrt{{{n * n}}}}}", str(n))), range(2, 12)))
+    assert equality._CHILDREN.child is child
+
+
+def test_a_child_that_died_is_replaced() -> None:
+    judge((r"\boxed{\sqrt{16}}", "4"))
+    child = equality._CHILDREN.child
+    assert child is not None
+    child.process.kill()
+    child.process.wait()
+    assert judge((r"\boxed{\sqrt{25}}", "5")) == [1.0]
+
+
+def test_a_call_full_of_endless_expressions_ends(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def late(pair: tuple[str, str], limit: float) -> tuple[None, str]:
+        asked.append(pair)
+        return None, "took more than 2 s"
+
+    monkeypatch.setattr(equality._CHILDREN, "ask", late)
+    with caplog.at_level(logging.WARNING):
+        found = equal_expressions([("1", str(n)) for n in range(1000)])
+    assert set(found.values()) == {False} and len(found) == 1000 and len(asked) == equality.MAX_FAILURES
+    assert caplog.records[-1].getMessage() == "math reward: 10 comparisons gave no verdict; the others of this call count as unequal"
+
+
+def test_thousands_of_solutions_take_seconds() -> None:
+    body = "She sells 9 eggs for $2 each, so she makes 9 * 2 = $18 every day. " * 20
+    began = time.monotonic()
+    assert judge(*[(f"{body}\n#### 18", "18"), (body, "18"), (body + r"\boxed{18}", "18")] * 700) == [1.0] * 2100
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("char", "0123456789(){}\\$#*-+=.,!?'\" \n^_/:<>~`|%aex½é\x00")
+def test_no_garbage_is_slow_or_an_error(char: str) -> None:
+    judge(*[(text, answer) for text in (char * 5000, "#### " + char * 195, "answer is " + char * 195) for answer in ("18", "x^2")])

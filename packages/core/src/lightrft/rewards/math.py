@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from fractions import Fraction
 
 from lightrft.rewards.equality import equal_expressions, require_math_verify
 from lightrft.rewards.exact_match import required_answer
-from lightrft.rewards.format import NUMBER
+from lightrft.rewards.final_answer import MARK, final_answer
+from lightrft.rewards.plain_text import plain
+from lightrft.rewards.quantity import quantity, same_quantity
 from lightrft.types import Sample
 
-MARK = "####"
-TAIL_CHARS = 2000
-"""Only the end of a text is searched: the result is there, and a text of any length costs the same."""
 ANSWER_CHARS = 200
 """Nobody's final answer is longer; parsing a longer one takes seconds."""
 
-# A minus after a digit, letter or bracket subtracts; anywhere else it is a sign.
-_ANY_NUMBER = re.compile(rf"(?:(?<![0-9A-Za-z)\]}}])-)?{NUMBER}(?:/{NUMBER})?")
-_VALUE = re.compile(rf"(-?)\$?({NUMBER}|\.[0-9]+)(?:/({NUMBER}))?(?: +[A-Za-z]{{2}}[A-Za-z .]*)?")
-_OPERATOR = re.compile(r"[\\^/*+(){}=%-]")
-_TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
+_OPERATOR = re.compile(r"[\\^/*+(){}!-]")
+_COMMAND = re.compile(r"\\(?:[dtc]?frac|sqrt|pi|cdot|times|div|log|ln|exp|sin|cos|tan|binom|left|right|text|mathrm|[,;:!() ])")
+_LIST = re.compile(r"[,;]|\b(?:or|and)\b|[<>≤≥≠±]|\\(?:pm|le|ge|neq?|in|cup|cap)\b")
+_ENDLESS = re.compile(r"\^[^^+]*\^|\^\W*\d{5,}|\d{4,}\W*!|!\W*!|\)\s*!|\d{40,}")
+"""Towers of powers and the like, on which a computer algebra system works for ever."""
+_BRACKETED = re.compile(r"([\[(])(.*)([\])])", re.DOTALL)
 
 
 def math_reward(samples: Sequence[Sample]) -> list[float]:
-    """1.0 where the completion's final answer equals the reference's, else 0.0.
+    r"""1.0 where the completion's final answer equals the reference's, else 0.0.
 
-    The final answer stands after the last `####` (to the end of that line), else in the last `\\boxed{}`, else it is the whole text
-    where that is a bare expression, else the last number. Numbers are compared exactly here, expressions by math-verify.
+    `lightrft.rewards.final_answer` says where the final answer stands. Numbers (with units, signs of currency and percent, separators of
+    thousands, as fractions, mixed numbers or plain arithmetic) are compared exactly here, other expressions by math-verify in one process
+    that lives as long as this one. What states no single answer, or takes it back, is wrong.
 
     Raises:
         RewardError: math-verify is not installed.
@@ -39,7 +39,7 @@ def math_reward(samples: Sequence[Sample]) -> list[float]:
     unsettled: dict[int, tuple[str, str]] = {}
     for index, sample in enumerate(samples):
         reference, found = _reference(sample, index), final_answer(sample.completion)
-        same = False if found is None else _settle(reference, found)
+        same = False if found is None else same_answer(reference, found)
         if same is None and found is not None:
             unsettled[index] = (reference, found)
         rewards[index] = float(bool(same))
@@ -49,81 +49,75 @@ def math_reward(samples: Sequence[Sample]) -> list[float]:
     return rewards
 
 
-def final_answer(text: str) -> str | None:
-    """The part of a text that states its result, without spaces and dollar signs around it; None where there is none."""
-    tail = text[-TAIL_CHARS:]
-    if MARK in tail:
-        lines = tail.rpartition(MARK)[2].strip().splitlines()
-        return _clean(lines[0]) if lines else None
-    boxed = _last_boxed(tail)
-    if boxed is not None:
-        return _clean(boxed)
-    if len(text) <= ANSWER_CHARS and _is_bare(text):
-        return _clean(text)
-    numbers = _ANY_NUMBER.findall(tail)
-    return numbers[-1] if numbers else None
+def same_answer(reference: str, found: str) -> bool | None:
+    """Equal or not where that is plain to see; None where it takes math-verify."""
+    if len(found) > ANSWER_CHARS or len(reference) > ANSWER_CHARS:
+        return reference == found
+    right = quantity(reference)
+    if right is not None:
+        value = quantity(found)
+        if value is not None:
+            return same_quantity(right, value)
+        return None if _is_calculation(found) else False
+    flat = [_flat(reference), _flat(found)]
+    if flat[0] == flat[1]:
+        return True
+    if _is_words(flat[0]) or _is_words(flat[1]) or _endless(found) or re.search(r"[<>≤≥≠±]", found + reference):
+        return False
+    return _same_elements(reference, found)
 
 
 def _reference(sample: Sample, index: int) -> str:
     answer = required_answer(sample, index)
-    found = final_answer(answer) or _clean(answer)
-    if found is None or MARK in found:
-        raise ValueError(f"sample {index}: the reference {answer[:60]!r} holds no answer; set label_key to the column with the answers")
-    return found
+    if MARK in answer:
+        answer = answer.rpartition(MARK)[2].strip().partition("\n")[0]
+    elif len(answer) > ANSWER_CHARS or r"\boxed" in answer:
+        answer = final_answer(answer) or ""
+    stripped = answer.strip().replace("\\$", "$").strip("$ ").rstrip(".").strip("$ ")
+    if not stripped:
+        raise ValueError(
+            f"sample {index}: the reference {(sample.answer or '')[:60]!r} holds no answer; set label_key to the column with the answers"
+        )
+    return stripped
 
 
-def _settle(reference: str, found: str) -> bool | None:
-    """Equal or not where that is plain to see; None where it takes math-verify."""
-    if reference == found:
-        return True
-    if len(found) > ANSWER_CHARS:
+def _is_calculation(found: str) -> bool:
+    """Whether there is one thing to compute in it that could give a number: digits, operators and known commands, no words, no list."""
+    bare = _COMMAND.sub(" ", found)
+    if not (_OPERATOR.search(found) and re.search("[0-9]", found)) or _LIST.search(bare) or _endless(found):
         return False
-    right, value = _value(reference), _value(found)
-    if right is not None and value is not None:
-        return right == value
-    if right is not None and not (_OPERATOR.search(found) and re.search("[0-9]", found)):
-        return False  # there is nothing to compute in it that could give a number
-    words = _words(reference)
-    if words is not None:
-        return words == _words(found)
-    return None
+    return "=" not in bare and not re.search(r"[A-Za-z\\?]", bare)
 
 
-def _value(text: str) -> Fraction | None:
-    """The number that a text is: `-1,234.50`, `3/4`, `18 dollars`; None for anything else."""
-    match = _VALUE.fullmatch(text)
-    if match is None:
+def _endless(found: str) -> bool:
+    """Whether a computer algebra system may work on it for ever, or its parser."""
+    depth = deepest = 0
+    for char in found:
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(char, 0)
+        deepest = max(deepest, depth)
+    return deepest > 20 or depth > 1 or _ENDLESS.search(found) is not None
+
+
+def _flat(text: str) -> str:
+    return re.sub(r"\s*([(),;:=+*/^\[\]{}-])\s*", r"\1", plain(text)).casefold()
+
+
+def _is_words(flat: str) -> bool:
+    """A name or a sentence. As products of letters, which they are to a parser, anagrams would be equal."""
+    return re.search(r"(?<![\\a-z])[a-z]{2,}", re.sub(r"\\[a-z]+", " ", flat)) is not None
+
+
+def _same_elements(reference: str, found: str) -> bool | None:
+    """Points and intervals, element by element; None where it is no such thing or an element takes math-verify."""
+    one, other = _BRACKETED.fullmatch(_flat(reference)), _BRACKETED.fullmatch(_flat(found))
+    if one is None or other is None or "," not in one[2] or any(c in one[2] + other[2] for c in "([{"):
         return None
-    sign, top, bottom = match.groups()
-    divisor = Fraction((bottom or "1").replace(",", ""))
-    return Fraction(sign + top.replace(",", "")) / divisor if divisor else None
-
-
-def _words(text: str) -> str | None:
-    """A name in lower case, `\\text{}` aside. As products of letters, which they are to a parser, anagrams would be equal."""
-    plain = _TEXT_COMMAND.sub(r"\1", text).strip().casefold()
-    return plain if len(plain) > 1 and plain.replace(" ", "").isalpha() else None
-
-
-def _is_bare(text: str) -> bool:
-    """Whether the text is one expression and no sentence: one line in which no word stands by itself."""
-    tokens = text.split()
-    if len(text.strip().splitlines()) != 1:
+    if one[1] != other[1] or one[3] != other[3]:
         return False
-    return len(tokens) == 1 or not any(len(word) > 1 and word.isalpha() for word in (token.strip(".,;:!?") for token in tokens))
-
-
-def _clean(text: str) -> str | None:
-    stripped = text.strip().replace("\\$", "$").strip("$ ").rstrip(".").strip("$ ")
-    return stripped or None
-
-
-def _last_boxed(text: str) -> str | None:
-    """What the last complete `\\boxed{...}` holds, by counting braces."""
-    for match in reversed(list(re.finditer(r"\\boxed\s*\{", text))):
-        depth = 1
-        for end in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            if depth == 0:
-                return text[match.end() : end]
-    return None
+    pairs = list(zip(one[2].split(","), other[2].split(","), strict=False))
+    if one[2].count(",") != other[2].count(","):
+        return False
+    verdicts = [same_answer(a, b) if a and b else a == b for a, b in pairs]
+    if False in verdicts:
+        return False
+    return None if None in verdicts else True
