@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from lightrft.config.ignored import is_given
 from lightrft.config.schema import Config
 from lightrft.errors import PluginError
 from lightrft.plugins.registry import Registry
-from lightrft.plugins.specs import ADVANTAGE_SETTINGS, LOSS_SETTINGS, AdvantageSpec, PolicyLossSpec
+from lightrft.plugins.specs import ADVANTAGE_SETTINGS, CRITIC_SETTINGS, LOSS_SETTINGS, AdvantageSpec, PolicyLossSpec
 
 
 def algorithm_problems(config: Config, registry: Registry) -> Iterator[str]:
@@ -19,6 +21,7 @@ def algorithm_problems(config: Config, registry: Registry) -> Iterator[str]:
     try:
         estimator: AdvantageSpec = registry.spec("advantage", config.advantage_estimator)
         yield from _estimator(config, estimator)
+        yield from _critic(config, estimator)
         yield from _unread(config, "advantage_estimator", estimator.name, estimator.reads, ADVANTAGE_SETTINGS, registry, "advantage")
     except PluginError:
         pass
@@ -42,6 +45,21 @@ def _estimator(config: Config, spec: AdvantageSpec) -> Iterator[str]:
             f"advantage_estimator={spec.name!r} compares the samples of one prompt: n_samples_per_prompt={number} gives it nothing; "
             f"use at least {spec.min_samples}, or an estimator that compares with something else (gae, reinforce_pp, remax)"
         )
+
+
+def _critic(config: Config, spec: AdvantageSpec) -> Iterator[str]:
+    if not spec.critic:
+        for name in CRITIC_SETTINGS:
+            if is_given(config, name):
+                value = getattr(config, name)
+                yield f"{name}={value!r} has no effect: advantage_estimator={spec.name!r} has no critic; leave it out, or use gae"
+    elif config.critic_model_name_or_path:
+        path = config.critic_model_name_or_path
+        folder = Path(path).expanduser()
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            yield f"critic_model_name_or_path={path!r}: the folder has no config.json; give a folder written by save_pretrained"
+        elif not folder.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+            yield f"critic_model_name_or_path={path!r}: no such folder, and not a hub name of the form owner/name"
 
 
 def _loss(config: Config, spec: PolicyLossSpec) -> Iterator[str]:

@@ -162,6 +162,10 @@ class Config(BaseModel):
         "auto", "algorithm", "advantages to mean 0, deviation 1 over all tokens of a rollout; auto: where the estimator asks for it"
     )
     normalize_rewards: bool = _field(False, "algorithm", "rewards to mean 0, deviation 1 of all rewards of the run so far")
+    critic_model_name_or_path: str = _field("", "algorithm", "HF folder or hub name of the critic's start (gae); empty: the actor's")
+    critic_learning_rate: Positive = _field(1e-5, "algorithm", "peak learning rate of the critic's AdamW")
+    critic_warmup_steps: CountOrOff = _field(0, "algorithm", "first rollouts in which the critic learns alone")
+    value_clip: PositiveOrOff = _field(0.2, "algorithm", "how far values may move in an update before their loss is clipped; 0 = off")
     policy_loss: str = _field("ppo_clip", "algorithm", "any installed policy loss by name")
     loss_aggregation: Literal["token_mean", "sequence_mean", "constant"] = _field(
         "token_mean",

@@ -13,8 +13,9 @@ from lightrft.data.prompts import Prompt
 from lightrft.experience.advantages import AdvantageEstimator, AdvantageMaker
 from lightrft.experience.early import EarlyRewards
 from lightrft.experience.gap import act_on_gap, add_corrections, logprob_gap
+from lightrft.experience.greedy import add_baselines, greedy_completions
 from lightrft.experience.prompt_only import sees_prompt_only
-from lightrft.experience.scoring import score_logprobs
+from lightrft.experience.scoring import score_logprobs, score_values
 from lightrft.experience.trajectory import Trajectory
 from lightrft.experience.warnings import Warnings
 from lightrft.rewards.dead import DeadRewardMonitor
@@ -41,6 +42,8 @@ class ExperienceMaker:
         initial_model: torch.nn.Module | None,
         rewards: Sequence[NamedReward],
         advantage_estimator: AdvantageEstimator,
+        critic: torch.nn.Module | None = None,
+        greedy: bool = False,
         warnings: Warnings | None = None,
         metrics: dict[str, float] | None = None,
     ) -> None:
@@ -49,6 +52,8 @@ class ExperienceMaker:
         self.tokenizer = tokenizer
         self.actor = actor
         self.initial_model = initial_model
+        self.critic = critic
+        self.greedy = greedy
         self.rewards = list(rewards)
         self.advantage_maker = AdvantageMaker(strategy=strategy, config=config, estimator=advantage_estimator)
         self.kl_control = KLController(coef=config.kl_coef, target=config.kl_target, horizon=config.kl_horizon)
@@ -61,8 +66,10 @@ class ExperienceMaker:
     def generate(self, prompts: Sequence[Prompt]) -> list[Trajectory]:
         """Samples completions. The first `logprob_gap_prompts` prompts are asked for log-probs, for the gap; all, where it is corrected.
 
-        With `reward_while_generating` the rewards of prompts that have ended begin here.
+        With `reward_while_generating` the rewards of prompts that have ended begin here. Where the estimator asks for it, a greedy
+        completion of each prompt comes first.
         """
+        greedy = greedy_completions(prompts, strategy=self.strategy, config=self.config) if self.greedy else []
         self._early = self._start_rewards(prompts) if self.config.reward_while_generating else None
         number = len(prompts) if self._corrects else self.config.logprob_gap_prompts
         asked = [index < number for index in range(len(prompts))]
@@ -73,13 +80,20 @@ class ExperienceMaker:
             logprobs=asked,
             on_finished=self._early.finished if self._early else None,
         )
-        return completions_of(prompts, outputs, tokenizer=self.tokenizer)
+        trajectories = completions_of(prompts, outputs, tokenizer=self.tokenizer)
+        if self.greedy:
+            by_prompt = dict(zip((o.id for o in outputs), completions_of(prompts, greedy, tokenizer=self.tokenizer), strict=True))
+            for trajectory in trajectories:
+                trajectory.greedy = by_prompt[trajectory.group_id]
+        return trajectories
 
     def reward(self, trajectories: list[Trajectory]) -> None:
         """Runs the reward functions and reports a reward that teaches nothing."""
         scores = self._early.scores(trajectories) if self._early else self._score(trajectories)
         for trajectory, total in zip(trajectories, scores.total, strict=True):
             trajectory.reward = total
+        if self.greedy:
+            add_baselines(trajectories, score=self._score)
         for name, values in scores.parts.items():
             self.metrics[f"reward/{name}"] = self._mean(values)
         everyone = self.strategy.all_gather(
@@ -93,13 +107,20 @@ class ExperienceMaker:
             self._say_dead(sentence, trajectories)
 
     def add_logprobs(self, trajectories: list[Trajectory]) -> None:
-        """The actor's and the initial model's log-probs, the gap to the engine's and, for a correction, the weights that follow from it."""
+        """The actor's and the initial model's log-probs, the gap to the engine's and, for a correction, the weights that follow from it;
+        and the critic's values, where there is one.
+        """
         for trajectory, logprobs in zip(trajectories, self._logprobs(self.actor, trajectories), strict=True):
             trajectory.old_logprobs = logprobs
         self._check_gap(trajectories)
         if self.initial_model is not None:
             for trajectory, logprobs in zip(trajectories, self._logprobs(self.initial_model, trajectories), strict=True):
                 trajectory.initial_logprobs = logprobs
+        if self.critic is not None:
+            size = self.config.micro_rollout_batch_size
+            found = score_values(self.critic, trajectories, strategy=self.strategy, micro_batch_size=size)
+            for trajectory, values in zip(trajectories, found, strict=True):
+                trajectory.values = values
 
     def add_advantages(self, trajectories: list[Trajectory]) -> None:
         """The completions of one prompt are on one rank. Collective."""

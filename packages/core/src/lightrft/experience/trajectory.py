@@ -18,7 +18,7 @@ class Trajectory:
     `group_id` is equal for the completions of one prompt. `reward` is the weighted sum of the reward functions. `old_logprobs` are the
     actor's before the update, at the rollout's temperature; `initial_logprobs` the initial model's, or None. `correction` weighs each
     token's policy loss for what the engine that sampled differs from the trainer, or None. `values` are the critic's before the update and
-    `returns` what it is to learn, where there is one. `baseline` is the reward of the greedy completion of the prompt, or None.
+    `returns` what it is to learn, where there is one. `greedy` is the greedy completion of the prompt and `baseline` its reward, or None.
     """
 
     prompt_ids: list[int]
@@ -32,6 +32,7 @@ class Trajectory:
     correction: torch.Tensor | None = None
     values: torch.Tensor | None = None
     returns: torch.Tensor | None = None
+    greedy: Trajectory | None = None
     baseline: float | None = None
 
     @property

@@ -7,6 +7,7 @@ from transformers import get_scheduler
 
 from lightrft.config.schema import Config
 from lightrft.data.prompts import PromptSet
+from lightrft.models.critic import make_critic
 from lightrft.models.load import Opened, load_tokenizer, open_causal_lm
 from lightrft.models.lora import add_lora
 from lightrft.rewards.load import load_rewards
@@ -23,15 +24,20 @@ def build_trainer(config: Config, strategy: StrategyBase, *, model_path: str) ->
     eval_prompts = read_prompts(config, config.eval_data, tokenizer=tokenizer, strategy=strategy, limit=config.max_eval_samples)
     rewards = load_rewards(config.reward, weights=config.reward_weights, registry=strategy.registry)
     actor, optimizer = build_actor(config, strategy, model_path=model_path)
+    critic, critic_optimizer = build_critic(config, strategy, model_path=model_path)
     rollouts = num_rollouts(config, num_prompts=len(prompts.prompts))
-    updates = rollouts * (config.rollout_batch_size * config.n_samples_per_prompt // config.train_batch_size) * config.max_epochs
+    per_rollout = config.rollout_batch_size * config.n_samples_per_prompt // config.train_batch_size * config.max_epochs
+    actor_updates = max(rollouts - (config.critic_warmup_steps if critic is not None else 0), 0) * per_rollout
     return SPMDPPOTrainer(
         strategy=strategy,
         actor=actor,
         initial_model=build_initial_model(config, strategy, model_path=model_path),
         reward_model=rewards,
         actor_optim=optimizer,
-        actor_scheduler=build_scheduler(config, optimizer, num_steps=updates),
+        actor_scheduler=build_scheduler(config, optimizer, num_steps=actor_updates),
+        critic=critic,
+        critic_optim=critic_optimizer,
+        critic_scheduler=None if critic_optimizer is None else build_scheduler(config, critic_optimizer, num_steps=rollouts * per_rollout),
         tokenizer=tokenizer,
         prompts=prompts.prompts,
         eval_prompts=eval_prompts.prompts,
@@ -62,6 +68,17 @@ def build_actor(config: Config, strategy: StrategyBase, *, model_path: str) -> t
     if config.lora_rank:
         model = add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha, target_modules=config.lora_target_modules, seed=config.seed)
     return strategy.prepare_trainable(model, optimizer=settings, weights=opened.weights)
+
+
+def build_critic(config: Config, strategy: StrategyBase, *, model_path: str) -> tuple[torch.nn.Module | None, Optimizer | None]:
+    """The value model, in float32, and its AdamW, where the estimator has one: trained whole, also beside adapters. Collective."""
+    if not strategy.registry.spec("advantage", config.advantage_estimator).critic:
+        return None, None
+    opened = _open(config, strategy, config.critic_model_name_or_path or model_path, torch.float32)
+    settings = AdamWSettings(
+        learning_rate=config.critic_learning_rate, betas=(config.adam_beta1, config.adam_beta2), weight_decay=config.weight_decay
+    )
+    return strategy.prepare_trainable(make_critic(opened.model), optimizer=settings, weights=opened.weights)
 
 
 def build_initial_model(config: Config, strategy: StrategyBase, *, model_path: str) -> torch.nn.Module | None:

@@ -12,12 +12,25 @@ from lightrft.rewards.load import NamedReward
 
 
 def refuse(
-    config: Config, initial_model: torch.nn.Module | None, *, critic: Any, critic_optim: Any, critic_scheduler: Any, ema_model: Any
+    config: Config,
+    initial_model: torch.nn.Module | None,
+    *,
+    needs_critic: bool,
+    critic: Any,
+    critic_optim: Any,
+    critic_scheduler: Any,
+    ema_model: Any,
 ) -> None:
-    """Raises ValueError for arguments that no installed estimator or phase would use."""
+    """Raises ValueError for arguments that the estimator or no phase would use, and for missing ones. `needs_critic`: its spec says so."""
+    estimator = f"advantage_estimator={config.advantage_estimator!r}"
     for name, value in (("critic", critic), ("critic_optim", critic_optim), ("critic_scheduler", critic_scheduler)):
-        if value is not None:
-            raise ValueError(f"{name} was given, but advantage_estimator={config.advantage_estimator!r} uses no critic; pass {name}=None")
+        if value is not None and not needs_critic:
+            raise ValueError(f"{name} was given, but {estimator} uses no critic; pass {name}=None, or use an estimator that does (gae)")
+        if value is None and needs_critic and name != "critic_scheduler":
+            raise ValueError(
+                f"{estimator} needs a critic, found {name}=None; pass critic and critic_optim (lightrft.trainer.build.build_critic makes "
+                "both), or use an estimator without one (grpo)"
+            )
     if ema_model is not None:
         raise ValueError("ema_model was given, but this trainer keeps no moving average; pass ema_model=None")
     if config.kl_coef > 0 and initial_model is None:

@@ -21,9 +21,12 @@ from lightrft.experience.probe import SyncProbe
 from lightrft.experience.trajectory import Trajectory
 from lightrft.experience.warnings import Warnings
 from lightrft.plugins.registry import Registry
+from lightrft.plugins.specs import AdvantageSpec
 from lightrft.rewards.load import NamedReward
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
+from lightrft.trainer.critic_update import CriticUpdate
 from lightrft.trainer.evaluate import evaluate
+from lightrft.trainer.learner import Learner
 from lightrft.trainer.phases import PHASES, PhaseClock, PhaseFunction, check_phase_names
 from lightrft.trainer.refusals import as_rewards, refuse
 from lightrft.trainer.report import RunReport
@@ -35,7 +38,8 @@ from lightrft.trainer.update import PolicyUpdate
 class SPMDPPOTrainer:
     """Trains `actor` with the experience that a colocated engine samples from it. Every rank builds one and calls `fit`.
 
-    `actor` and `actor_optim` are what `strategy.prepare_trainable` returned, `initial_model` (needed where `kl_coef` > 0) what
+    `actor` and `actor_optim` are what `strategy.prepare_trainable` returned, and so are `critic` and `critic_optim` (needed where the
+    estimator has a critic, such as gae; `models.critic.make_critic` makes the model). `initial_model` (needed where `kl_coef` > 0) is what
     `strategy.prepare_model` returned. `reward_model` is one reward function `(samples) -> list[float]`, a NamedReward, or a list of them.
     `config` defaults to the strategy's. Reports (metrics, plots, summary, the final model) go to `config.output_dir`. A subclass may
     override a phase; `phases` names functions that stand for phases: `{"reward": lambda trainer, experience: ...}`.
@@ -65,9 +69,19 @@ class SPMDPPOTrainer:
     ) -> None:
         self.strategy = strategy
         self.config = config or strategy.config
-        refuse(self.config, initial_model, critic=critic, critic_optim=critic_optim, critic_scheduler=critic_scheduler, ema_model=ema_model)
+        self.estimator: AdvantageSpec = strategy.registry.spec("advantage", self.config.advantage_estimator)
+        refuse(
+            self.config,
+            initial_model,
+            needs_critic=self.estimator.critic,
+            critic=critic,
+            critic_optim=critic_optim,
+            critic_scheduler=critic_scheduler,
+            ema_model=ema_model,
+        )
         self.actor = actor
         self.initial_model = initial_model
+        self.critic, self.critic_optim, self.critic_scheduler = critic, critic_optim, critic_scheduler
         self.actor_optim = actor_optim
         self.actor_scheduler = actor_scheduler
         self.tokenizer = tokenizer
@@ -89,14 +103,7 @@ class SPMDPPOTrainer:
         self.experience_maker = self._make_experience_maker(strategy.registry)
         self.probe = self._make_probe()
         self.report = RunReport(strategy=strategy, config=self.config, total_steps=self.num_steps, warnings=self.warnings)
-        self.policy_update = PolicyUpdate(
-            strategy=strategy,
-            config=self.config,
-            actor=actor,
-            optimizer=actor_optim,
-            scheduler=actor_scheduler,
-            policy_loss=strategy.registry.load("policy_loss", self.config.policy_loss),
-        )
+        self.learner = self._make_learner(strategy.registry)
         self._measure_phases(phases or {})
 
     @property
@@ -161,20 +168,7 @@ class SPMDPPOTrainer:
     def update(self, experience: list[Trajectory]) -> dict[str, float]:
         """The optimizer steps of one rollout; returns their metrics. Collective."""
         self.clock.count(sum(t.length for t in experience))
-        self.strategy.maybe_load_optimizer(self.actor_optim)
-        metrics = self._policy_steps(experience)
-        self.strategy.maybe_offload_optimizer(self.actor_optim)
-        return metrics
-
-    def _policy_steps(self, experience: list[Trajectory]) -> dict[str, float]:
-        """The actor's optimizer steps, and the KL's coefficient for the next rollout."""
-        control = self.experience_maker.kl_control
-        metrics = self.policy_update.run(experience, seed=self.config.seed + self.step, kl_coef=control.coef)
-        if self.config.kl_target:
-            metrics["train/kl_coef"] = control.coef
-            number = self.strategy.all_reduce(float(len(experience)), "sum")
-            control.update(kl=self.metrics["rollout/kl"], num_completions=number)
-        return metrics
+        return self.learner.run(experience, step=self.step, rollout=self.metrics)
 
     def sync(self) -> dict[str, float]:
         """Gives the engine the actor's weights and, where it is due, proves by fixed prompts that it has them. Collective.
@@ -207,7 +201,7 @@ class SPMDPPOTrainer:
     def begin(self) -> None:
         """Before the first step: the engine gets the actor's weights, which are evaluated. Collective."""
         self.warn(leak(self.prompts, self.eval_prompts))
-        self.strategy.maybe_offload_optimizer(self.actor_optim)  # masters are there before the first update
+        self.learner.start()  # masters are there before the first update
         self.clock.start()
         self.sync()
         self.evaluate()
@@ -253,6 +247,28 @@ class SPMDPPOTrainer:
         prompts = [prompt.token_ids for prompt in self.prompts[:100]]
         return SyncProbe(strategy=self.strategy, actor=self.actor, config=self.config, prompts=prompts, tokenizer=self.tokenizer)
 
+    def _make_learner(self, registry: Registry) -> Learner:
+        policy = PolicyUpdate(
+            strategy=self.strategy,
+            config=self.config,
+            actor=self.actor,
+            optimizer=self.actor_optim,
+            scheduler=self.actor_scheduler,
+            policy_loss=registry.load("policy_loss", self.config.policy_loss),
+        )
+        critic = None
+        if self.critic is not None and self.critic_optim is not None:
+            critic = CriticUpdate(
+                strategy=self.strategy,
+                config=self.config,
+                critic=self.critic,
+                optimizer=self.critic_optim,
+                scheduler=self.critic_scheduler,
+            )
+        return Learner(
+            strategy=self.strategy, config=self.config, policy=policy, critic=critic, kl_control=self.experience_maker.kl_control
+        )
+
     def _make_experience_maker(self, registry: Registry) -> ExperienceMaker:
         estimator: AdvantageEstimator = registry.load("advantage", self.config.advantage_estimator)
         return ExperienceMaker(
@@ -263,6 +279,8 @@ class SPMDPPOTrainer:
             initial_model=self.initial_model,
             rewards=self.rewards,
             advantage_estimator=estimator,
+            critic=self.critic,
+            greedy=self.estimator.greedy,
             warnings=self.warnings,
             metrics=self.metrics,
         )
