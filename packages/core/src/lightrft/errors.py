@@ -59,7 +59,12 @@ class ModelError(UserError):
 
 
 class RewardError(UserError):
-    """A reward function raised or returned something that is not one finite number for each sample."""
+    """A reward function raised or returned something that is not one finite number for each sample.
+
+    `retried`: it was asked several times before, so asking again is no use.
+    """
+
+    retried: bool = False
 
 
 class RunFolderError(UserError):

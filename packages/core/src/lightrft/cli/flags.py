@@ -40,7 +40,7 @@ def parse(words: Sequence[str], *, command: str, description: str, nproc_help: s
         ConfigError: a flag without its value.
     """
     usage = f"lightrft {command} {'[--config FILE] ' if takes_recipe else ''}[--nproc-per-node N] [--json] [--SETTING VALUE ...]"
-    parser = _Parser(prog=f"lightrft {command}", usage=usage, description=description, allow_abbrev=False)
+    parser = FlagParser(prog=f"lightrft {command}", usage=usage, description=description, allow_abbrev=False)
     if takes_recipe:
         parser.add_argument("--config", metavar="FILE", help="a recipe (YAML); flags win over it")
         parser.add_argument("--launcher", choices=LAUNCHERS, default=LAUNCHERS[0], help="what starts the ranks (default: torchrun's agent)")
@@ -69,7 +69,9 @@ def parse(words: Sequence[str], *, command: str, description: str, nproc_help: s
     )
 
 
-class _Parser(argparse.ArgumentParser):
+class FlagParser(argparse.ArgumentParser):
+    """Raises ConfigError where argparse prints its usage and exits."""
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError([f"{message} (`{self.prog} --help` lists all flags)"])
 

@@ -1,4 +1,4 @@
-"""Which commands are there? `lightrft demo, train, eval, bisect-mismatch, plugins, new-plugin, doctor`. Nothing heavy before one runs."""
+"""Which commands are there? `lightrft demo, train, eval, score, plugins, doctor`, and more. Nothing heavy before one runs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ DEMO = "A tiny model learns to sort six digits, through the code path of a clust
 BISECT = "Finds out why engine and trainer disagree on log-probs: the settings of a run, its model, engine and strategy."
 PLUGINS = "Lists what is installed, and why a part of it does not work."
 NEW_PLUGIN = "Begins a plugin of yours: a distribution with one plugin of each kind and its tests, in a new folder NAME."
+SCORE = "Tries rewards on completions that exist: rows of prompt, completion and answer; no model, no GPU."
 DOCTOR = "Says what is installed, which strategy and engine works here, and the command that mends what does not."
 PASS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 """Argparse reads all flags, help included: they are generated from the settings, and for any of its own, --help too, typer loads
@@ -111,6 +112,16 @@ def bisect_mismatch(context: typer.Context) -> None:
         show.verdict(verdict)
         if flags.as_json:
             show.json_line(verdict)
+
+
+@app.command(context_settings=PASS, help=SCORE, short_help="Tries rewards on a file of completions.")
+def score(context: typer.Context) -> None:
+    from lightrft.cli.score import run_score
+
+    result, as_json = run_score(context.args, description=SCORE)
+    show.scores(result)
+    if as_json:
+        show.json_line(result)
 
 
 @app.command(context_settings=PASS, help=PLUGINS)

@@ -96,6 +96,14 @@ def evaluation(metrics: Mapping[str, Any]) -> None:
     table(("metric", "value"), [(name, _number(value)) for name, value in metrics.items()])
 
 
+def scores(result: Mapping[str, Any]) -> None:
+    """The result of `lightrft score`."""
+    rows = [("reward", "", result["reward"]), *((f"  {n}", f"{result['weights'][n]:g}", part) for n, part in result["parts"].items())]
+    cells = [(name, weight, *(_number(part[key]) for key in ("mean", "min", "max"))) for name, weight, part in rows]
+    table(("reward", "weight", "mean", "least", "most"), cells)
+    print(f"{result['rows']} rows in {result['seconds']:.2f} s; scores: {result['out']}", flush=True)
+
+
 def verdict(found: Mapping[str, Any]) -> None:
     """The result of `lightrft bisect-mismatch`."""
     cells = [

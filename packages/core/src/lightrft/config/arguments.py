@@ -16,17 +16,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return _add(parser, typed=True)
 
 
-def override_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Adds the same flags without defaults and without types: what is given, as text, to be validated beside a recipe."""
-    return _add(parser, typed=False)
+def override_parser(parser: argparse.ArgumentParser, *, only: str = "") -> argparse.ArgumentParser:
+    """Adds the same flags without defaults and without types: what is given, as text, to be validated beside a recipe.
+
+    `only` names one group of settings, such as `reward`; empty: all.
+    """
+    return _add(parser, typed=False, only=only)
 
 
-def _add(parser: argparse.ArgumentParser, *, typed: bool) -> argparse.ArgumentParser:
+def _add(parser: argparse.ArgumentParser, *, typed: bool, only: str = "") -> argparse.ArgumentParser:
     groups: dict[str, Any] = {}
     for name, info in Config.model_fields.items():
         extra = info.json_schema_extra
         assert isinstance(extra, dict)
         title = str(extra["group"])
+        if only and title != only:
+            continue
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         group = groups[title]

@@ -13,6 +13,7 @@ from pathlib import Path
 from lightrft.config.algorithm_checks import algorithm_problems
 from lightrft.config.ignored import ignored_settings, is_given
 from lightrft.config.model_checks import engine_fit
+from lightrft.config.reward_checks import check_rewards
 from lightrft.config.schema import Config
 from lightrft.errors import ConfigError, PluginError
 from lightrft.plugins.registry import PluginEntry, Registry
@@ -62,6 +63,7 @@ def check(config: Config, *, registry: Registry, world_size: int, typed: Collect
     problems = [*_sizes(config, world_size), *_choices(config), *algorithm_problems(config, registry), *ignored_settings(config)]
     problems += [*_files(config), *_plugins(config, registry, world_size)]
     problems += _typed(config, registry, typed)
+    problems += check_rewards(config, registry=registry)
     if problems:
         raise ConfigError(problems)
 
@@ -111,6 +113,7 @@ def check_eval(config: Config, *, registry: Registry, world_size: int) -> None:
         *_tp_size(config, world_size),
         *_plugins(config, registry, world_size),
     ]
+    problems += check_rewards(config, registry=registry)
     if not config.eval_data:
         problems.append("eval_data is not set; give a .jsonl or .parquet file or a `datasets` folder")
     if problems:
@@ -147,11 +150,6 @@ def _sizes(config: Config, world_size: int) -> Iterator[str]:
 
 
 def _choices(config: Config) -> Iterator[str]:
-    if config.reward_weights and len(config.reward_weights) != len(config.reward):
-        rewards = f"{len(config.reward)} rewards ({', '.join(config.reward)})"
-        yield f"reward_weights has {len(config.reward_weights)} numbers for {rewards}; give one each"
-    if not config.reward:
-        yield "reward is empty; name at least one (`lightrft plugins` lists them)"
     if "{prompt}" not in config.prompt_template:
         yield f"prompt_template={config.prompt_template!r} does not contain {{prompt}}"
     if config.sft_steps and not (config.sft_key or config.label_key):
@@ -169,12 +167,6 @@ def _files(config: Config) -> Iterator[str]:
         yield from _data_file(config, name)
     if not config.prompt_data:
         yield "prompt_data is not set; give a .jsonl or .parquet file or a `datasets` folder"
-    for reward in config.reward:
-        path, _, function = reward.rpartition(":")
-        if path.endswith(".py") and not Path(path).expanduser().is_file():
-            yield f"reward={reward!r}: no such file {path!r}; the form is path/to/file.py:function"
-        elif ":" in reward and not (path and function):
-            yield f"reward={reward!r} is not of the form module:function or path/to/file.py:function"
     yield from _model_folder(config)
     yield from _output_folder(config)
     if config.log_dir:
@@ -231,7 +223,6 @@ def _plugins(config: Config, registry: Registry, world_size: int) -> Iterator[st
     yield from _gap(config, registry)
     named = [("advantage", config.advantage_estimator), ("policy_loss", config.policy_loss)]
     named += [("logger", name) for name in config.loggers]
-    named += [("reward", name) for name in config.reward if ":" not in name]
     for kind, name in named:
         try:
             registry.entry(kind, name)
