@@ -13,6 +13,7 @@ SGLANG_STAMP := $(SGLANG_VENV)/.lightrft-setup
 MANIFESTS := pyproject.toml packages/core/pyproject.toml packages/backend-fsdp/pyproject.toml packages/backend-deepspeed/pyproject.toml packages/engine-vllm/pyproject.toml packages/engine-sglang/pyproject.toml
 SETUP_PYTHON := $(or $(PYTHON),$(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell command -v $(name)))))
 ARGS ?=
+NOTHING_COLLECTED := 5
 
 # Threads that spin while they wait slow each other down on a machine with other work.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -20,7 +21,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo gsm8k parity collectives overhead curves learn test test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test clean
+.PHONY: help setup demo gsm8k parity collectives overhead curves learn test test-slow test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,7 +55,11 @@ learn: $(STAMP)  ## a table: every algorithm on the sorting task, seeds 0 to 2 (
 curves: $(STAMP)  ## the demo with fsdp and ZeRO 1, 2 and 3, and how far their curves lie apart
 	@$(BIN)/python benchmarks/backend_curves.py $(ARGS)
 
-test: lint test-core test-workspace test-vllm test-sglang  ## everything that is checked: lint, types, import rules, all tests
+test: lint test-core test-workspace test-vllm test-sglang  ## lint, types, import rules, and all tests but the slow ones
+
+test-slow: $(STAMP) $(CORE_STAMP)  ## the tests marked slow; CI runs them after `make test`
+	$(CORE_VENV)/bin/python -m pytest packages/core/tests -m slow $(ARGS) || [ $$? = $(NOTHING_COLLECTED) ]
+	$(BIN)/python -m pytest packages/backend-fsdp/tests packages/backend-deepspeed/tests tests -m slow $(ARGS)
 
 lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
@@ -63,14 +68,14 @@ lint: $(STAMP)  ## ruff, mypy, import-linter
 	PYTHONPATH=examples/plugin-template/src $(BIN)/lint-imports
 
 test-core: $(CORE_STAMP)  ## core's tests where nothing but core is installed: no plugin
-	$(CORE_VENV)/bin/python -m pytest packages/core/tests $(ARGS)
+	$(CORE_VENV)/bin/python -m pytest packages/core/tests -m "not slow" $(ARGS)
 
 $(CORE_STAMP): $(STAMP) tools/thin_env.py
 	@$(BIN)/python tools/thin_env.py $(CORE_VENV) --without deepspeed --editable packages/core
 	@touch $@
 
 test-workspace: $(STAMP)  ## the plugins' tests and those of the packages together
-	$(BIN)/python -m pytest packages/backend-fsdp/tests packages/backend-deepspeed/tests tests $(ARGS)
+	$(BIN)/python -m pytest packages/backend-fsdp/tests packages/backend-deepspeed/tests tests -m "not slow" $(ARGS)
 
 test-vllm: $(VLLM_STAMP)  ## vLLM itself on the CPU, in an environment of its own
 	$(VLLM_VENV)/bin/python -m pytest packages/engine-vllm/tests $(ARGS)

@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 COMMAND = Path(__file__).resolve().parents[1] / "benchmarks/parity.py"
 EXACT = {"gradients": 1e-6, "norms": 1e-5, "parameters": 3e-5}
 ALWAYS = {"fsdp", "zero 0", "zero 1", "zero 2", "zero 3"}
 
 
+@pytest.mark.slow
 def test_every_row_is_within_its_bound():
     done = subprocess.run([sys.executable, str(COMMAND), "--json"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
