@@ -21,7 +21,8 @@ ALPHABET = "0123456789 =+"
 def test_the_baseline_is_the_greedy_completion_s_reward(tmp_path: Any) -> None:
     config = make_config(
         {
-            "strategy": "fake", "engine_type": "hf", "advantage_estimator": "remax", "n_samples_per_prompt": 2, "generate_max_len": 6, "prompt_max_len": 16,
+            "strategy": "fake", "engine_type": "hf", "advantage_estimator": "remax", "n_samples_per_prompt": 2,
+            "generate_max_len": 6, "prompt_max_len": 16,
             "logprob_gap_prompts": 0, "verify_sync_every": 0,
         }
     )  # fmt: skip
