@@ -10,32 +10,43 @@ ENTRY_POINT_GROUP = "lightrft.plugins"
 
 
 class Capability(StrEnum):
-    """Optional behaviour that a plugin declares; core refuses at start what the chosen plugin does not declare."""
+    """Optional behaviour that a plugin declares; core refuses at start what the chosen plugin does not declare.
+
+    `meaning` says in words what a plugin that declares it can do.
+    """
+
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> Capability:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
 
     # engines
-    TENSOR_PARALLEL = "tensor_parallel"
-    MULTIMODAL = "multimodal"
-    LOGPROBS = "logprobs"
-    SEED = "seed"
-    SLEEP_1 = "sleep_1"
-    SLEEP_2 = "sleep_2"
-    MEM_UTIL = "mem_util"
-    MIN_P = "min_p"
-    MIN_NEW_TOKENS = "min_new_tokens"
-    STOP_STRINGS = "stop_strings"
-    WEIGHT_SUMS = "weight_sums"
+    TENSOR_PARALLEL = "tensor_parallel", "one engine serves a group of several ranks (`engine_tp_size`)"
+    MULTIMODAL = "multimodal", "prompts with images"
+    LOGPROBS = "logprobs", "the log-probability of each sampled token, for the requests that ask"
+    SEED = "seed", "a request's seed fixes its draws, whatever else is in the batch"
+    SLEEP_1 = "sleep_1", "asleep, the weights wait in host memory"
+    SLEEP_2 = "sleep_2", "asleep, the weights are dropped: a sync brings them again"
+    MEM_UTIL = "mem_util", "`engine_mem_util` bounds its share of the device's memory"
+    MIN_P = "min_p", "drops tokens much less likely than the likeliest"
+    MIN_NEW_TOKENS = "min_new_tokens", "no stop token before so many tokens"
+    STOP_STRINGS = "stop_strings", "a text ends a completion"
+    WEIGHT_SUMS = "weight_sums", "sums of the tensors that it holds, which prove a sync"
     # strategies
-    MULTI_RANK = "multi_rank"
-    ZERO_STAGES = "zero_stages"
-    ADAM_OFFLOAD = "adam_offload"
-    OPTIMIZER_OFFLOAD = "optimizer_offload"
-    RESHARD_POLICY = "reshard_policy"
-    BF16 = "bf16"
-    MIXED_PRECISION_OPTIMIZER = "mixed_precision_optimizer"
-    SEQUENCE_PARALLEL = "sequence_parallel"
-    PACKING = "packing"
-    FUSED_LOGPROB = "fused_logprob"
-    SHARDED_FROZEN = "sharded_frozen"
+    MULTI_RANK = "multi_rank", "more than one rank"
+    ZERO_STAGES = "zero_stages", "ZeRO's stages 0 to 3"
+    ADAM_OFFLOAD = "adam_offload", "AdamW runs in host memory"
+    OPTIMIZER_OFFLOAD = "optimizer_offload", "the optimizer's state leaves the device between updates"
+    RESHARD_POLICY = "reshard_policy", "parameters may stay gathered for a whole step"
+    BF16 = "bf16", "computes in bfloat16 over float32 masters"
+    MIXED_PRECISION_OPTIMIZER = "mixed_precision_optimizer", "holds bfloat16 parameters; the optimizer has the float32 masters"
+    SEQUENCE_PARALLEL = "sequence_parallel", "ranks share a sequence"
+    PACKING = "packing", "several sequences in one row"
+    FUSED_LOGPROB = "fused_logprob", "log-probabilities without all logits at once"
+    SHARDED_FROZEN = "sharded_frozen", "neighbouring ranks share one copy of a frozen model"
 
 
 @dataclass(frozen=True, kw_only=True)

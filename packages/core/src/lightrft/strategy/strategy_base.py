@@ -437,7 +437,8 @@ class StrategyBase(ABC):
 
     @abstractmethod
     def _prepare_frozen(self, model: torch.nn.Module, shard_size: int | None, weights: WeightFiles | None) -> torch.nn.Module:
-        """`model` is in eval mode without gradients; `shard_size` divides the world.
+        """Returns the model ready for forward passes, on the device. `model` is in eval mode without gradients; `shard_size` divides the
+        world.
 
         With `weights` its parameters are on the meta device; `weights.fill(model)` is the plain way to give it all of them.
         """
@@ -446,19 +447,31 @@ class StrategyBase(ABC):
     def _prepare_trainable(
         self, model: torch.nn.Module, settings: AdamWSettings, weights: WeightFiles | None
     ) -> tuple[torch.nn.Module, Optimizer]:
-        """`model` is in eval mode (no dropout) and has trained parameters; `weights` as in `_prepare_frozen`."""
+        """Returns the model that is trained, and `settings` as an optimizer over those of its parameters that require gradients.
+
+        `model` is in eval mode (no dropout) and has such parameters; `weights` as in `_prepare_frozen`. What is returned is what the other
+        hooks are given.
+        """
 
     @abstractmethod
     def _backward(self, loss: torch.Tensor, model: torch.nn.Module, optimizer: Optimizer, final: bool) -> None:
-        """Gradients are summed over micro-batches and ranks, not averaged."""
+        """Adds the gradient of `loss`, a scalar, this rank's share: gradients are summed over micro-batches and ranks, not averaged.
+
+        `final` says that no micro-batch follows before the step; every rank makes the same number of calls.
+        """
 
     @abstractmethod
     def _step(self, optimizer: Optimizer, model: torch.nn.Module, max_norm: float) -> StepResult:
-        """Norm over this model, clip (0 = off), step or skip on all ranks alike, clear gradients."""
+        """Clips the norm over this model and all ranks (`max_norm` 0: not at all), steps, clears the gradients.
+
+        A norm that is not finite skips the step on all ranks alike. The result has the norm before clipping.
+        """
 
     @abstractmethod
     def _export_weights(self, model: torch.nn.Module, dtype: torch.dtype | None, max_bytes: int) -> Iterator[WeightBucket]:
-        """Collective; a tied parameter once, with all its names."""
+        """Yields every parameter, whole, as buckets of at most `max_bytes` (`in_buckets`), cast to `dtype` before it is gathered (None: its
+        own). Collective; a tied parameter once, with all its names (`tied_names`).
+        """
 
     @abstractmethod
     def _save_state(self, folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
@@ -484,6 +497,21 @@ class StrategyBase(ABC):
         """Override together with the capability `optimizer_offload`."""
         raise AssertionError(f"{type(self).__name__} declares optimizer_offload and does not move optimizer state")
 
+    # ---- guards and parts ----------------------------------------------------------------------------------------------------------------
+
+    def _engine(self) -> RolloutController:
+        if self._controller is None:
+            raise StrategyStateError("no inference engine; call setup_inference_engine first")
+        return self._controller
+
+    def _require(self, capability: Capability, asked: str) -> None:
+        if capability not in self.spec.capabilities:
+            having = ", ".join(self.registry.having("strategy", capability)) or "no installed one"
+            raise CapabilityError(
+                f"{asked} needs the capability {str(capability)!r}, which strategy {self.spec.name!r} does not declare; "
+                f"one that does: {having}"
+            )
+
     def _worth_nothing(self, model: torch.nn.Module) -> torch.Tensor:
         """A forward pass of the smallest input, and a loss of 0 that reaches every parameter it went through."""
         inner = self.unwrap(model)
@@ -505,18 +533,3 @@ class StrategyBase(ABC):
         """All names, and the full shape, of each weight of `export_weights`."""
         names = tied_names(self._unwrap(model))
         return {tuple(map(plain_name, names[name])): tuple(shape) for name, shape in self._shapes(model).items() if not is_adapter(name)}
-
-    # ---- guards --------------------------------------------------------------------------------------------------------------------------
-
-    def _engine(self) -> RolloutController:
-        if self._controller is None:
-            raise StrategyStateError("no inference engine; call setup_inference_engine first")
-        return self._controller
-
-    def _require(self, capability: Capability, asked: str) -> None:
-        if capability not in self.spec.capabilities:
-            having = ", ".join(self.registry.having("strategy", capability)) or "no installed one"
-            raise CapabilityError(
-                f"{asked} needs the capability {str(capability)!r}, which strategy {self.spec.name!r} does not declare; "
-                f"one that does: {having}"
-            )
