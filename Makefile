@@ -21,7 +21,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo gsm8k parity collectives overhead curves learn test test-slow test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test clean
+.PHONY: help setup demo gsm8k parity collectives overhead curves learn engine-matrix rollout sync-speed test test-slow test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +51,15 @@ overhead: $(STAMP)  ## a table: a step through each strategy against a loop by h
 
 learn: $(STAMP)  ## a table: every algorithm on the sorting task, seeds 0 to 2 (long; ARGS='--only grpo ppo --seeds 0' runs a part)
 	@$(BIN)/python benchmarks/learn.py $(ARGS)
+
+engine-matrix: $(STAMP) $(VLLM_STAMP) $(SGLANG_STAMP)  ## a table: each engine beside each strategy on 1, 2 and 4 ranks, judged by transformers
+	@$(BIN)/python benchmarks/engine_matrix.py --python vllm=$(VLLM_VENV)/bin/python sglang=$(SGLANG_VENV)/bin/python $(ARGS)
+
+rollout: $(STAMP)  ## a table: gather_and_generate against the bare engine with the same prompts, on 1, 2 and 4 ranks; ARGS='--engine vllm'
+	@$(BIN)/python benchmarks/rollout.py $(ARGS)
+
+sync-speed: $(STAMP)  ## a table: a weight sync against a plain copy of the same bytes, and its proof's share of a step
+	@$(BIN)/python benchmarks/sync.py $(ARGS)
 
 curves: $(STAMP)  ## the demo with fsdp and ZeRO 1, 2 and 3, and how far their curves lie apart
 	@$(BIN)/python benchmarks/backend_curves.py $(ARGS)

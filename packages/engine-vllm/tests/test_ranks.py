@@ -13,6 +13,7 @@ from lightrft.testing.tiny import tiny_model_folder
 
 TIMEOUT_S = 100.0
 FSDP: dict[str, Any] = {"strategy": "fsdp"}
+ZERO_2: dict[str, Any] = {"strategy": "deepspeed", "zero_stage": 2}
 ZERO_3: dict[str, Any] = {"strategy": "deepspeed", "zero_stage": 3}
 
 
@@ -23,8 +24,8 @@ def run(folder: Path, world: int, **settings: Any) -> list[ScenarioResult]:
 
 @pytest.mark.parametrize(
     ("world", "tp", "backend"),
-    [(1, 1, {"strategy": "single"}), (2, 1, ZERO_3), (2, 2, FSDP), (4, 2, FSDP)],
-    ids=["single", "zero3-tp1", "fsdp-tp2", "4-ranks-fsdp-tp2"],
+    [(1, 1, {"strategy": "single"}), (2, 1, ZERO_3), (2, 2, ZERO_2), (4, 2, FSDP)],
+    ids=["single", "zero3-tp1", "zero2-tp2", "4-ranks-fsdp-tp2"],
 )
 def test_it_samples_from_the_actor_after_every_sync(tmp_path: Path, world: int, tp: int, backend: dict[str, Any]) -> None:
     found = run(tmp_path / "model", world, engine_tp_size=tp, **backend)

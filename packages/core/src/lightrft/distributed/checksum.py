@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 MODULUS = 2**63
-CHUNK = 2**20
-"""Elements that are widened to 64 bits at a time: 8 MiB, and a few of them for what is computed with them."""
+CHUNK, DEVICE_CHUNK = 2**16, 2**22
+"""Elements that are widened to 64 bits at a time: half a MiB stays in a core's cache, 32 MiB keep a GPU busy."""
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -57,12 +57,13 @@ def _sums_on_device(tensor: torch.Tensor) -> torch.Tensor:
     size = flat.element_size()
     patterns = flat.view(_INTEGERS[size])
     total = torch.zeros(2, dtype=torch.int64, device=flat.device)
-    for chunk in torch.split(patterns, CHUNK):
+    for chunk in torch.split(patterns, CHUNK if flat.device.type == "cpu" else DEVICE_CHUNK):
         # torch's 64-bit integers wrap around modulo 2**64, of which 2**63 is a divisor: the low 63 bits stay exact.
-        wide = chunk.to(torch.int64)
+        wide = chunk.to(torch.int64, copy=True)
         if size < 8:
             wide &= 2 ** (8 * size) - 1
-        total += torch.stack([wide.sum(), (wide * wide).sum()])
+        total[0] += wide.sum()
+        total[1] += wide.mul_(wide).sum()
     return total
 
 
