@@ -1,0 +1,112 @@
+"""Does the update depend on how a batch is cut? One recorded rollout, cut over ranks and micro-batches several ways, and what changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from lightrft.config.schema import Config
+from lightrft.experience.advantages import AdvantageMaker
+from lightrft.experience.trajectory import Trajectory
+from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StrategyBase
+from lightrft.trainer.critic_update import CriticUpdate
+from lightrft.trainer.update import PolicyUpdate
+
+Tensors = dict[str, torch.Tensor]
+Make = Callable[[AdamWSettings], tuple[torch.nn.Module, Optimizer]]
+Spread = Literal["even", "dealt", "one rank"]
+
+PLAIN_STEP = AdamWSettings(learning_rate=1e10, betas=(0.0, 0.0), eps=1e6)
+"""An eps far above every gradient makes AdamW a plain gradient step, of learning_rate / eps: the gradient can be read off the weights that
+any backend gives.
+"""
+MICRO_SIZES = (1, 2, 4)
+BOUND, BF16_BOUND = 1e-6, 3e-2
+"""On a difference relative to the largest entry of its tensor, or to a hundredth of the largest of all where that is more."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """`spread`: groups in order, a share for each rank; dealt out one by one from the last rank on; or all to the first rank, as one
+    process has them. `micro`: completions in one forward and backward.
+    """
+
+    spread: Spread
+    micro: int
+
+
+@dataclass(frozen=True)
+class Models:
+    """How each cut gets a fresh actor and, where the estimator has one, a critic; collective."""
+
+    actor: Make
+    critic: Make | None = None
+
+
+def cuts(config: Config, *, world_size: int) -> list[Cut]:
+    """The first is what the others are compared with."""
+    spreads: tuple[Spread, ...] = ("even", "dealt", "one rank") if world_size > 1 else ("even",)
+    sizes = dict.fromkeys([config.micro_train_batch_size, *MICRO_SIZES])
+    return [Cut(spread, size) for spread in spreads for size in sizes]
+
+
+def gradients(groups: Sequence[Sequence[Trajectory]], cut: Cut, *, strategy: StrategyBase, config: Config, models: Models) -> Tensors:
+    """The gradient of one step over all groups (alike on every rank), full, under `actor/NAME` and `critic/NAME`. Collective.
+
+    Advantages are made anew in each cut. The strategy's `max_norm` is 0.
+    """
+    total = sum(map(len, groups)) * strategy.world.world_size
+    config = config.model_copy(update={"micro_train_batch_size": cut.micro, "train_batch_size": total, "max_epochs": 1})
+    registry = strategy.registry
+    rows = share(groups, cut.spread, rank=strategy.world.rank, world_size=strategy.world.world_size)
+    estimator = registry.load("advantage", config.advantage_estimator)
+    AdvantageMaker(strategy=strategy, config=config, estimator=estimator).run(rows, kl_coef=config.kl_coef)
+
+    def policy(actor: torch.nn.Module, optimizer: Optimizer) -> None:
+        loss = registry.load("policy_loss", config.policy_loss)
+        PolicyUpdate(strategy=strategy, config=config, actor=actor, optimizer=optimizer, scheduler=None, policy_loss=loss).run(rows, seed=0)
+
+    def critic(model: torch.nn.Module, optimizer: Optimizer) -> None:
+        CriticUpdate(strategy=strategy, config=config, critic=model, optimizer=optimizer, scheduler=None).run(rows, seed=0)
+
+    found = _step(strategy, models.actor, policy, "actor")
+    return found if models.critic is None else found | _step(strategy, models.critic, critic, "critic")
+
+
+def share(groups: Sequence[Sequence[Trajectory]], spread: Spread, *, rank: int, world_size: int) -> list[Trajectory]:
+    """The completions of this rank: whole groups."""
+    if spread == "one rank":
+        return [t for group in groups for t in group] if rank == 0 else []
+    if spread == "dealt":
+        return [t for index, group in enumerate(groups) for t in group if (world_size - 1 - index) % world_size == rank]
+    start, end = len(groups) * rank // world_size, len(groups) * (rank + 1) // world_size
+    return [t for group in groups[start:end] for t in group]
+
+
+def difference(found: Tensors, expected: Tensors) -> float:
+    """The largest, see `BOUND`; NaN where something is not a number."""
+    assert found.keys() == expected.keys() and expected
+    largest = max(float(tensor.abs().max()) for tensor in expected.values())
+    worst = [
+        float((found[name] - tensor).abs().max()) / max(float(tensor.abs().max()), 0.01 * largest, 1e-30)
+        for name, tensor in expected.items()
+    ]
+    return float(torch.tensor(worst, dtype=torch.float64).max())
+
+
+def _step(strategy: StrategyBase, make: Make, run: Callable[[torch.nn.Module, Optimizer], None], role: str) -> Tensors:
+    model, optimizer = make(PLAIN_STEP)
+    before = _parameters(strategy, model)
+    run(model, optimizer)
+    after = _parameters(strategy, model)
+    unit = PLAIN_STEP.eps / PLAIN_STEP.learning_rate
+    return {f"{role}/{name}": (tensor - after[name]) * unit for name, tensor in before.items()}
+
+
+def _parameters(strategy: StrategyBase, model: Any) -> Tensors:
+    """Every parameter, adapters beside their matrices, on the CPU."""
+    buckets = strategy._export_weights(model, None, strategy.config.weight_bucket_mb * 2**20)
+    return {weight.names[0]: weight.tensor.detach().float().cpu().clone() for bucket in buckets for weight in bucket}
