@@ -88,6 +88,7 @@ class HFEngine(InferenceEngine):
 
     def reset_cache(self) -> None:
         """Nothing outlives a call to `generate` here."""
+        self._alive()
 
     def sleep(self, level: int) -> None:
         self._alive()

@@ -73,7 +73,12 @@ POLICY_LOSSES = (
 @hookimpl
 def lightrft_plugins() -> Sequence[PluginSpec]:
     return [
-        StrategySpec(name="single", target="lightrft.strategy.single:SingleStrategy", summary="one process, plain torch: the oracle"),
+        StrategySpec(
+            name="single",
+            target="lightrft.strategy.single:SingleStrategy",
+            capabilities=frozenset({Capability.OPTIMIZER_OFFLOAD}),
+            summary="one process, plain torch: the oracle",
+        ),
         EngineSpec(
             name="hf",
             target="lightrft.engine.hf:HFEngine",

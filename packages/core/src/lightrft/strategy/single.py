@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -69,3 +70,8 @@ class SingleStrategy(StrategyBase):
         state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+
+    def _move_optimizer_state(self, optimizer: Optimizer, to: Literal["cpu", "device"]) -> None:
+        device = torch.device("cpu") if to == "cpu" else self.world.device
+        for state in optimizer.state.values():
+            state |= {name: value.to(device, copy=True) for name, value in state.items() if value.dim() > 0}  # not the count of steps

@@ -1,18 +1,22 @@
-"""What do an engine's tests stand on? One engine for many tests, the models whose weights it is given, and transformers as the judge."""
+"""What do an engine's tests stand on? One engine for many tests, the models whose weights it is given, and a judge of what is right."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from lightrft.distributed.buckets import Weight, WeightBucket, tied_names
-from lightrft.engine.base import EngineSetup, InferenceEngine
+from lightrft.distributed.groups import EngineGroup
+from lightrft.distributed.world import World
+from lightrft.engine.base import ALL_TAGS, EngineSetup, InferenceEngine
+from lightrft.engine.controller import RolloutController
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, EngineSpec
-from lightrft.testing.tiny import Family, tiny_causal_lm, tiny_model_folder
+from lightrft.testing.tiny import EOS_ID, Family, tiny_causal_lm, tiny_model_folder
 from lightrft.types import Completion, EngineStatus, Request, RequestOutput, SamplingParams
 
 MAX_MODEL_LEN = 256
@@ -21,28 +25,86 @@ NUM_MODELS = 3
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=8)
 
 
-class EngineBench:
-    """An installed engine in this process (alone, no process group), and models of one architecture with different weights.
+class Judge(Protocol):
+    """What an engine with the weights of `model` has to answer."""
 
-    `engine` starts at first use with the weights of `models[0]`; one that became unusable is replaced.
+    vocab_size: int
+    eos_id: int
+
+    def greedy(self, model: Any, prompt: Sequence[int], *, max_new_tokens: int) -> list[int]:
+        """The most likely token, again and again, up to the end of sequence and with it."""
+
+    def distribution(self, model: Any, prompt: Sequence[int], *, temperature: float) -> torch.Tensor:
+        """Of the next token, [V] in float64."""
+
+    def logprobs(self, model: Any, prompt: Sequence[int], token_ids: Sequence[int], *, temperature: float = 1.0) -> torch.Tensor:
+        """Natural logs of each token's probability, [T] in float64, unfiltered; untempered unless another temperature is named."""
+
+
+class TransformersJudge:
+    """A model of transformers."""
+
+    vocab_size = 64
+    eos_id = EOS_ID
+
+    def greedy(self, model: Any, prompt: Sequence[int], *, max_new_tokens: int) -> list[int]:
+        return greedy_tokens(model, prompt, max_new_tokens=max_new_tokens)
+
+    @torch.no_grad()
+    def distribution(self, model: Any, prompt: Sequence[int], *, temperature: float) -> torch.Tensor:
+        found: torch.Tensor = (model(torch.tensor([list(prompt)])).logits[0, -1].double() / temperature).softmax(-1)
+        return found
+
+    @torch.no_grad()
+    def logprobs(self, model: Any, prompt: Sequence[int], token_ids: Sequence[int], *, temperature: float = 1.0) -> torch.Tensor:
+        logits = model(torch.tensor([[*prompt, *token_ids]])).logits[0, len(prompt) - 1 : -1].double() / temperature
+        found: torch.Tensor = logits.log_softmax(-1).gather(-1, torch.tensor(list(token_ids))[:, None]).squeeze(-1)
+        return found
+
+
+class EngineBench:
+    """An engine in this process (alone, no process group), and models of one architecture with different weights.
+
+    `engine` starts at first use with the weights of `models[0]`; one that became unusable is replaced. `model` and `version` are what it
+    has to have now.
     """
 
-    def __init__(self, name: str, folder: Path, *, family: Family = "qwen3", tie: bool = False) -> None:
-        self.spec: EngineSpec = Registry.discover().spec("engine", name)
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        family: Family = "qwen3",
+        tie: bool = False,
+        judge: Judge | None = None,
+        registry: Registry | None = None,
+    ) -> None:
+        self.registry = registry or Registry.discover()
+        self.spec: EngineSpec = self.registry.spec("engine", name)
+        self.judge = judge or TransformersJudge()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.folder = tiny_model_folder(folder, family=family, tie=tie)
         self.models: list[Any] = [tiny_causal_lm(seed=seed, family=family, tie=tie).train(False) for seed in range(NUM_MODELS)]
         self.models[0].save_pretrained(self.folder)
         self.model = self.models[0]
+        self._before: Any = None
         self.version = 0
         self._engine: InferenceEngine | None = None
+        self.short = [3, 4, 5]
+        self.long = self.filling(200)
+        self.prompts = [self.short, self.long, self.filling(36)]
+
+    def filling(self, length: int) -> list[int]:
+        """A prompt of so many tokens. 200 are more than a block of any engine's cache, so that a stale one shows."""
+        return [
+            3 + (7 * i) % (self.judge.vocab_size - 14 if self.judge.vocab_size > 32 else self.judge.vocab_size - 3) for i in range(length)
+        ]
 
     @property
     def engine(self) -> InferenceEngine:
         if self._engine is None or self._engine.status is EngineStatus.UNUSABLE:
-            self.close()
-            self._engine = self._start()
-            self.model, self.version = self.models[0], 0
+            self.restart()
+        assert self._engine is not None
         return self._engine
 
     @property
@@ -51,17 +113,86 @@ class EngineBench:
         assert self._engine is not None
         return self._engine
 
+    def ready(self) -> None:
+        """Awake, and of no test before that failed half-way."""
+        self.engine.wake_up(ALL_TAGS)
+        if self.engine.status is not EngineStatus.AWAKE:
+            self.restart()
+
+    def restart(self) -> None:
+        """A new engine with the folder's weights."""
+        self.close()
+        self._engine = self._start()
+        self.model, self._before, self.version = self.models[0], None, 0
+
     def can(self, capability: Capability) -> bool:
         """Whether it declares that for this device."""
         return capability in self.spec.capabilities_on(self.device.type)
 
-    def sync(self, model: Any) -> None:
-        """Gives the engine all weights of the model, as the next version."""
+    def sync(self, model: Any, *, version: int | None = None) -> None:
+        """Gives the engine all weights of the model, as the next version or another."""
         engine = self.engine
-        self.version += 1
+        self.version = self.version + 1 if version is None else version
         engine.update_weights(weights_of(model), version=self.version)
         engine.reset_cache()
-        self.model = model
+        self._before, self.model = self.model, model
+
+    def greedy(self, prompt: Sequence[int]) -> list[int]:
+        """What the engine has to answer to `GREEDY` now."""
+        return self.judge.greedy(self.model, prompt, max_new_tokens=GREEDY.max_new_tokens)
+
+    def greedy_before(self, prompt: Sequence[int]) -> list[int] | None:
+        """What it had to answer before the last sync."""
+        return self.judge.greedy(self._before, prompt, max_new_tokens=GREEDY.max_new_tokens) if self._before is not None else None
+
+    def talkative(self) -> list[int]:
+        """A prompt whose greedy answer does not end by itself within `GREEDY`."""
+        prompts = ([3 + i, 4, 5 + j] for i in range(8) for j in range(8))
+        return next(p for p in prompts if len(a := self.greedy(p)) == GREEDY.max_new_tokens and a[-1] != self.judge.eos_id)
+
+    def changed_in(self, ending: str) -> Any:
+        """`models[0]` with another value in the parameters of that name, in the first layer where it is one of a layer."""
+        changed = copy.deepcopy(self.models[0])
+        with torch.no_grad():
+            for name, parameter in changed.named_parameters():
+                if name.endswith(ending) and "layers.1." not in name:
+                    parameter.copy_(4.0 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * parameter.std())
+        return changed
+
+    def judge_logprobs(self, output: RequestOutput, completion: Completion, sampling: SamplingParams, *, bound: float) -> None:
+        """Raises AssertionError where log-probs are not those of the judge, and says of what they are, where that can be told."""
+        found = torch.tensor(completion.logprobs, dtype=torch.float64)
+        assert len(found) == len(completion.token_ids), f"{len(found)} log-probs for {len(completion.token_ids)} tokens"
+        expected = self.judge.logprobs(self.model, list(output.prompt_token_ids), completion.token_ids)
+        error = float((found - expected).abs().max())
+        if error < bound:
+            return
+        tempered = self.judge.logprobs(self.model, list(output.prompt_token_ids), completion.token_ids, temperature=sampling.temperature)
+        hint = ""
+        if float((found - tempered).abs().max()) < bound:
+            hint = f": they are of the distribution after temperature {sampling.temperature}"
+        elif len(found) > 1 and min(float((found[1:] - expected[:-1]).abs().max()), float((found[:-1] - expected[1:]).abs().max())) < bound:
+            hint = ": they are shifted by one token"
+        raise AssertionError(f"log-probs differ by {error:.2e} from those of the untempered, unfiltered distribution{hint}")
+
+    def through_controller(self, sampling: SamplingParams, *, logprobs: bool = False) -> list[RequestOutput]:
+        """A rollout of one prompt as core asks for it, on one rank."""
+        group = EngineGroup(ranks=(0,), rank=0, group=None)
+        world = World(rank=0, world_size=1, local_rank=0, device=self.device, group=None)
+        controller = RolloutController(
+            lambda: self.engine,
+            spec=self.spec,
+            world=world,
+            group=group,
+            dtype=torch.float32,
+            sleep_level=None,
+            seed=0,
+            tokenize=lambda text: [ord(c) for c in text],
+        )
+        controller.version = self.version
+        return controller.gather_and_generate(
+            sampling, prompt_token_ids=[self.short], prompts=None, images=None, images_num=None, sleep_engine=False, logprobs=logprobs
+        )
 
     def close(self) -> None:
         """Ends the engine."""
@@ -70,7 +201,7 @@ class EngineBench:
             self._engine = None
 
     def _start(self) -> InferenceEngine:
-        engine_class: type[InferenceEngine] = Registry.discover().load("engine", self.spec.name)
+        engine_class: type[InferenceEngine] = self.registry.load("engine", self.spec.name)
         return engine_class(
             EngineSetup(
                 model_path=str(self.folder),
@@ -116,8 +247,5 @@ def greedy_tokens(model: Any, prompt: Sequence[int], *, max_new_tokens: int) -> 
 def logprob_error(model: Any, output: RequestOutput, completion: Completion) -> float:
     """Largest |engine - transformers| over the completion's tokens, under the untempered distribution."""
     assert completion.logprobs is not None and len(completion.logprobs) == len(completion.token_ids)
-    prompt = list(output.prompt_token_ids)
-    with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *completion.token_ids]])).logits[0, len(prompt) - 1 : -1].double()
-    expected = logits.log_softmax(-1).gather(-1, torch.tensor(list(completion.token_ids))[:, None]).squeeze(-1)
+    expected = TransformersJudge().logprobs(model, list(output.prompt_token_ids), completion.token_ids)
     return float((torch.tensor(completion.logprobs, dtype=torch.float64) - expected).abs().max())

@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import hashlib
-import struct
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
-from lightrft.distributed.buckets import WeightBucket
+from lightrft.distributed.buckets import WeightBucket, tied_names
 from lightrft.distributed.checksum import WeightSum, tensor_sum
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
+from lightrft.engine.proof import shape_problems
 from lightrft.errors import EngineStateError, WeightSyncError
 from lightrft.types import Completion, EngineStatus, Request, RequestOutput, SamplingParams
 
 VOCAB_SIZE = 16
 STOP_TOKEN = 1
 
+Sums = dict[tuple[str, ...], WeightSum]
+
 
 class FakeEngine(InferenceEngine):
-    """See `InferenceEngine`; vocabulary of 16 tokens, token 1 stops. The first update fixes which names and shapes the weights have."""
+    """See `InferenceEngine`; vocabulary of 16 tokens, token 1 stops. Of its weights it keeps sums.
+
+    Names, shapes and values of version 0 come from the folder's `model.safetensors`; where there is none, from the first update.
+    """
 
     def __init__(self, setup: EngineSetup) -> None:
         super().__init__(setup)
         self._status = EngineStatus.AWAKE
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._sums: dict[tuple[str, ...], WeightSum] = {}
-        self._weights: float | None = 0.0
+        self._sums: Sums = {}
+        self._weights: int | None = 0
         self._version = 0
         self.calls: list[str] = []
+        file = Path(setup.model_path) / "model.safetensors"
+        if setup.model_path and file.is_file():
+            held = load_file(file)
+            self._shapes = {name: tuple(tensor.shape) for name, tensor in held.items()}
+            self._hold({(name,): tensor.to(setup.dtype) for name, tensor in held.items()})
 
     @property
     def status(self) -> EngineStatus:
@@ -52,18 +66,13 @@ class FakeEngine(InferenceEngine):
         self.calls.append("update_weights")
         if self._status not in (EngineStatus.AWAKE, EngineStatus.WEIGHTS_ONLY):
             raise EngineStateError(f"update_weights while the engine is {self._status}")
-        staged: dict[str, torch.Tensor] = {}
-        sums: dict[tuple[str, ...], WeightSum] = {}
-        for bucket in buckets:
-            for weight in bucket:
-                staged |= dict.fromkeys(weight.names, weight.tensor.float())
-                sums[weight.names] = WeightSum(*tensor_sum(weight.tensor))
-        shapes = {name: tuple(tensor.shape) for name, tensor in staged.items()}
-        if self._shapes and shapes != self._shapes:
-            wrong = sorted(name for name in {*shapes, *self._shapes} if shapes.get(name) != self._shapes.get(name))
-            raise WeightSyncError(f"weights refused, the old ones stay: missing, unknown or of another shape: {', '.join(wrong[:3])}")
-        self._shapes, self._sums = shapes, sums
-        self._weights = sum(float(tensor.double().sum()) for tensor in staged.values())
+        sent = {weight.names: weight.tensor.clone() for bucket in buckets for weight in bucket}
+        problems = shape_problems({names: tuple(t.shape) for names, t in sent.items()}, self._shapes) if self._shapes else []
+        problems += [f"of another dtype: {names[0]} ({t.dtype})" for names, t in sent.items() if t.dtype is not self.setup.dtype]
+        if problems:
+            raise WeightSyncError(f"weights refused, the old ones stay: {'; '.join(problems[:3])}")
+        self._shapes = self._shapes or {name: tuple(tensor.shape) for names, tensor in sent.items() for name in names}
+        self._hold(sent)
         self._version = version
 
     def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -74,6 +83,7 @@ class FakeEngine(InferenceEngine):
         return self._sums
 
     def reset_cache(self) -> None:
+        self._alive()
         self.calls.append("reset_cache")
 
     def sleep(self, level: int) -> None:
@@ -98,13 +108,61 @@ class FakeEngine(InferenceEngine):
         if self._status is EngineStatus.UNUSABLE:
             raise EngineStateError("the engine was shut down")
 
+    def _hold(self, tensors: Mapping[tuple[str, ...], torch.Tensor]) -> None:
+        self._sums = {names: WeightSum(*tensor_sum(tensor)) for names, tensor in tensors.items()}
+        self._weights = fingerprint(self._sums)
+
     def _complete(self, request: Request, sampling: SamplingParams, sample: int) -> Completion:
         stops = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else (STOP_TOKEN,))}
         room = min(sampling.max_new_tokens, self.setup.max_model_len - len(request.prompt_token_ids))
         tokens: list[int] = []
         while len(tokens) < room and (not tokens or tokens[-1] not in stops):
-            draw = (request.seed, sample) if sampling.temperature > 0 else (0, 0)
-            key = struct.pack("<d", self._weights or 0.0) + repr((list(request.prompt_token_ids), draw, tokens)).encode()
-            tokens.append(hashlib.sha256(key).digest()[0] % VOCAB_SIZE)
+            draw = (request.seed, sample) if sampling.temperature > 0 else None
+            tokens.append(next_token(self._weights or 0, request.prompt_token_ids, tokens, draw=draw, support=support(sampling)))
         reason = "stop" if tokens[-1] in stops else "length"
         return Completion(token_ids=tokens, finish_reason=reason, weight_version=self._version)  # type: ignore[arg-type]  # mypy widens
+
+
+def fingerprint(sums: Mapping[tuple[str, ...], WeightSum]) -> int:
+    """One number of all weights, in whatever order and buckets they came; a tied one counts once."""
+    return sum(value.bits + 3 * value.squares for value in sums.values())
+
+
+def support(sampling: SamplingParams) -> int:
+    """How many of the 16 tokens, all equally likely, a draw is among: `top_k` of them, or the share `top_p`."""
+    kept = min(sampling.top_k or VOCAB_SIZE, VOCAB_SIZE)
+    return min(kept, max(1, math.ceil(sampling.top_p * VOCAB_SIZE)))
+
+
+def next_token(weights: int, prompt: Sequence[int], tokens: Sequence[int], *, draw: tuple[int, int] | None, support: int) -> int:
+    """The greedy token where `draw` (seed, sample) is None, else one of the `support` tokens from it on."""
+    context = (weights, list(prompt), list(tokens))
+    first = _hash(context) % VOCAB_SIZE
+    return first if draw is None else (first + _hash((*context, draw)) % support) % VOCAB_SIZE
+
+
+def _hash(value: object) -> int:
+    return int.from_bytes(hashlib.sha256(repr(value).encode()).digest()[:8], "little")
+
+
+class FakeJudge:
+    """Foretells a `FakeEngine` that holds a model's weights: a judge of `testing.engine_bench`."""
+
+    vocab_size = VOCAB_SIZE
+    eos_id = STOP_TOKEN
+
+    def greedy(self, model: Any, prompt: Sequence[int], *, max_new_tokens: int) -> list[int]:
+        weights, tokens = self._weights(model), list[int]()
+        while len(tokens) < max_new_tokens and (not tokens or tokens[-1] != STOP_TOKEN):
+            tokens.append(next_token(weights, prompt, tokens, draw=None, support=VOCAB_SIZE))
+        return tokens
+
+    def distribution(self, model: Any, prompt: Sequence[int], *, temperature: float) -> torch.Tensor:
+        return torch.full((VOCAB_SIZE,), 1 / VOCAB_SIZE, dtype=torch.float64)
+
+    def logprobs(self, model: Any, prompt: Sequence[int], token_ids: Sequence[int], *, temperature: float = 1.0) -> torch.Tensor:
+        return torch.full((len(token_ids),), -math.log(VOCAB_SIZE), dtype=torch.float64)
+
+    def _weights(self, model: Any) -> int:
+        names = tied_names(model)
+        return fingerprint({names[name]: WeightSum(*tensor_sum(p.detach())) for name, p in model.named_parameters()})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -15,7 +15,7 @@ from lightrft.plugins import builtin
 from lightrft.plugins.registry import PluginEntry, Provider, Registry
 from lightrft.plugins.specs import Capability, EngineSpec, PluginSpec, StrategySpec
 from lightrft.strategy.single import SingleStrategy
-from lightrft.strategy.strategy_base import Optimizer, StrategyBase
+from lightrft.strategy.strategy_base import StrategyBase
 
 RECORDED = (
     "prepare_model",
@@ -65,31 +65,34 @@ class FakeStrategy(SingleStrategy):
     def _join_world(self) -> World:
         return World(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), group=None)
 
-    def _move_optimizer_state(self, optimizer: Optimizer, to: Literal["cpu", "device"]) -> None:
-        """There is one kind of memory here; the tensors are replaced, as a real move would."""
-        for state in optimizer.state.values():
-            for name, value in state.items():
-                if isinstance(value, torch.Tensor):
-                    state[name] = value.clone()
+
+FAKE_ENGINE = EngineSpec(
+    name="fake",
+    target="lightrft.testing.fake_engine:FakeEngine",
+    capabilities=frozenset({Capability.SEED, Capability.SLEEP_1, Capability.SLEEP_2, Capability.TENSOR_PARALLEL, Capability.WEIGHT_SUMS}),
+    summary="answers without a model, foretellable",
+)
+
+FAKE_STRATEGY = StrategySpec(
+    name="fake",
+    target="lightrft.testing.fake_strategy:FakeStrategy",
+    capabilities=frozenset({Capability.OPTIMIZER_OFFLOAD}),
+    summary="one process, plain torch, records its calls",
+)
+
+PROVIDER = Provider(distribution="lightrft", version=lightrft.__version__, entry_point="testing")
 
 
 def fake_registry(*extra_specs: PluginSpec) -> Registry:
     """What core brings, the strategy and the engine `fake`, and `extra_specs`; nothing that happens to be installed."""
-    fakes: list[PluginSpec] = [
-        StrategySpec(
-            name="fake",
-            target="lightrft.testing.fake_strategy:FakeStrategy",
-            capabilities=frozenset({Capability.OPTIMIZER_OFFLOAD}),
-            summary="one process, plain torch, records its calls",
-        ),
-        EngineSpec(
-            name="fake",
-            target="lightrft.testing.fake_engine:FakeEngine",
-            capabilities=frozenset(
-                {Capability.SEED, Capability.SLEEP_1, Capability.SLEEP_2, Capability.TENSOR_PARALLEL, Capability.WEIGHT_SUMS}
-            ),
-            summary="answers without a model, foretellable",
-        ),
-    ]
-    provider = Provider(distribution="lightrft", version=lightrft.__version__, entry_point="testing")
-    return Registry(PluginEntry(provider=provider, spec=spec) for spec in [*builtin.lightrft_plugins(), *fakes, *extra_specs])
+    return Registry(_entries([*builtin.lightrft_plugins(), FAKE_STRATEGY, FAKE_ENGINE, *extra_specs]))
+
+
+def with_fake_engine(registry: Registry) -> Registry:
+    """The same, and the engine `fake`, in the place of any other of that name."""
+    others = [entry for entry in registry.entries() if (entry.kind, entry.name) != ("engine", "fake")]
+    return Registry([*others, *_entries([FAKE_ENGINE])])
+
+
+def _entries(specs: Sequence[PluginSpec]) -> list[PluginEntry]:
+    return [PluginEntry(provider=PROVIDER, spec=spec) for spec in specs]

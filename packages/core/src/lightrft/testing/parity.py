@@ -82,7 +82,7 @@ def measure(backends: Mapping[str, tuple[Mapping[str, Any], Sequence[Case]]]) ->
     found = {}
     for name, (settings, cases) in backends.items():
         strategy = get_strategy(make_config(dict(settings)))
-        found[name] = {case.name: _measure(strategy, case) for case in cases}
+        found[name] = {case.name: measure_case(strategy, case) for case in cases}
         strategy.shutdown()
     return found
 
@@ -103,7 +103,8 @@ def farthest(found: Sequence[Measured], expected: Measured) -> Distance:
     return Distance(gradients=gradients, norms=norms, parameters=parameters)
 
 
-def _measure(strategy: StrategyBase, case: Case) -> Measured:
+def measure_case(strategy: StrategyBase, case: Case) -> Measured:
+    """One case, with a strategy that is there. Collective."""
     models = {role: _model(case, role) for role in _roles(case)}
     start = {f"{role}/{name}": p.detach() for role, model in models.items() for name, p in model.named_parameters() if p.requires_grad}
     moved, _ = _train(strategy, case, GRADIENT_STEP, steps=1, max_norm=0.0)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from lightrft.testing.engine_contract import EngineContract
+from lightrft.testing.conformance import EngineConformance
 
 
-class TestQwen3(EngineContract):
+class TestQwen3(EngineConformance):
     engine_name = "vllm"
 
 
-class TestQwen2Tied(EngineContract):
+class TestQwen2Tied(EngineConformance):
     engine_name = "vllm"
     family = "qwen2"
     tie = True
 
 
-class TestLlama(EngineContract):
+class TestLlama(EngineConformance):
     engine_name = "vllm"
     family = "llama"

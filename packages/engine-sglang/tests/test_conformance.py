@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from lightrft.testing.engine_contract import EngineContract
+from lightrft.testing.conformance import EngineConformance
 
 
-class TestQwen3(EngineContract):
+class TestQwen3(EngineConformance):
     engine_name = "sglang"
 
 
-class TestQwen2Tied(EngineContract):
+class TestQwen2Tied(EngineConformance):
     engine_name = "sglang"
     family = "qwen2"
     tie = True
 
 
-class TestLlama(EngineContract):
+class TestLlama(EngineConformance):
     engine_name = "sglang"
     family = "llama"

@@ -1,0 +1,9 @@
+"""Does the strategy `deepspeed` keep every promise of its contract, on one and on two ranks?"""
+
+from __future__ import annotations
+
+from lightrft.testing.conformance import StrategyConformance
+
+
+class TestStrategy(StrategyConformance):
+    strategy_name = "deepspeed"

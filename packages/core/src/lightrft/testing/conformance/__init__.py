@@ -1,0 +1,38 @@
+"""Does a plugin keep the promises of its contract? Test classes to inherit: a plugin's `tests/test_conformance.py` names it, no more.
+
+    from lightrft.testing.conformance import EngineConformance, StrategyConformance
+
+    class TestStrategy(StrategyConformance):
+        strategy_name = "mine"
+
+    class TestEngine(EngineConformance):
+        engine_name = "mine"
+
+What its spec declares is tested; what it does not declare has to be refused. Needs pytest: `pip install 'lightrft[testing]'`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+pytest.register_assert_rewrite("lightrft.testing.conformance.engine")
+
+from lightrft.testing.conformance.base import Conformance, KitError  # noqa: E402  # after the rewriting of their assertions is asked for
+from lightrft.testing.conformance.engine import EngineConformance  # noqa: E402
+from lightrft.testing.conformance.integrity import remember  # noqa: E402
+from lightrft.testing.conformance.promise import Promise, promises_of  # noqa: E402
+from lightrft.testing.conformance.strategy import StrategyConformance  # noqa: E402
+
+__all__ = ["EngineConformance", "KitError", "Promise", "StrategyConformance", "promises"]
+
+
+def promises() -> Iterator[Promise]:
+    """Every promise that the kit asks for: contract method, promise, test, and the capability that it belongs to."""
+    yield from promises_of(Conformance, kind="strategy")
+    yield from promises_of(StrategyConformance, kind="strategy")
+    yield from promises_of(EngineConformance, kind="engine")
+
+
+remember()

@@ -1,0 +1,78 @@
+"""What have the kits of strategies and engines in common? The plugin by name, and what makes a verdict worth nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from lightrft.errors import UserError
+from lightrft.plugins.registry import Registry
+from lightrft.plugins.specs import PluginSpec
+from lightrft.testing.conformance.integrity import complaint, replaced
+from lightrft.testing.conformance.promise import promise
+
+
+class KitError(UserError):
+    """The kit cannot give a verdict: it was changed, names no plugin, or the plugin gives it nothing to ask."""
+
+
+class Conformance:
+    """Base of both kits. A subclass sets the attributes of `WIRING`, and nothing else: a promise that is overridden is not asked for."""
+
+    kind: ClassVar[str]
+    WIRING: ClassVar[frozenset[str]] = frozenset()
+    registry: ClassVar[Callable[[], Registry]] = Registry.discover
+    """Where the plugin is found. A module-level function; the default finds what is installed."""
+
+    def __init_subclass__(cls, *, kit: bool = False) -> None:
+        super().__init_subclass__()
+        if kit:
+            return
+        inherited = {name for base in cls.__mro__[1:] for name in vars(base)}
+        changed = sorted(
+            name
+            for name in vars(cls)
+            if name in inherited and name not in cls.WIRING and not (name.startswith("__") and name.endswith("__"))
+        )
+        if changed:
+            raise KitError(
+                f"{cls.__name__} overrides {', '.join(changed)} of the kit: a promise that is overridden is not asked for. "
+                f"It may set {', '.join(sorted(cls.WIRING))}; tests of its own have other names"
+            )
+
+    @classmethod
+    def plugin_name(cls) -> str:
+        """The name of the plugin.
+
+        Raises:
+            KitError: the class names none.
+        """
+        name = getattr(cls, f"{cls.kind}_name", None)
+        if not name:
+            raise KitError(f"{cls.__name__} names no plugin: nothing would be tested. Set {cls.kind}_name = '...' in it")
+        return str(name)
+
+    @classmethod
+    def spec(cls) -> Any:
+        """The plugin's spec. Raises as `Registry.entry`."""
+        return cls.registry().spec(cls.kind, cls.plugin_name())
+
+    @promise("spec")
+    def test_the_plugin_declares_what_it_can_do(self) -> None:
+        """A spec with capabilities, each known to this version: what is not declared is only asked to be refused"""
+        refuse_empty(type(self).spec())
+
+    @promise("spec")
+    def test_nothing_replaced_the_kit(self) -> None:
+        """The plugin changed neither the kit nor the public side of the contracts"""
+        names = replaced()
+        assert not names, complaint(names)
+
+
+def refuse_empty(spec: PluginSpec) -> None:
+    """Raises KitError for a plugin that declares nothing."""
+    if not spec.capabilities:
+        raise KitError(
+            f"{spec.kind} {spec.name!r} declares no capability: everything optional would only be asked to be refused, and a plugin that "
+            f"can do nothing would pass. Name in its {type(spec).__name__} what it can do: capabilities=frozenset({{Capability....}})"
+        )

@@ -1,0 +1,92 @@
+"""What is a promise? One line of a contract, the code that asks for it, and the name of the test that a plugin sees fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from lightrft.plugins.specs import Capability
+
+if TYPE_CHECKING:
+    from lightrft.testing.conformance.bench import StrategyBench
+
+F = TypeVar("F", bound=Callable[..., Any])
+Check = Callable[["StrategyBench"], None]
+
+MARK = "_lightrft_promise"
+
+
+class NotAsked(Exception):
+    """A check cannot ask here, and says why; it counts neither for nor against the plugin."""
+
+
+class Refused(Exception):
+    """A check found that what the plugin does not declare is refused, as it has to be."""
+
+
+@dataclass(frozen=True)
+class Promise:
+    """`method` of the contract promises `text`; `test` (`Class::name`) asks for it, where `capability` is declared or None."""
+
+    kind: Literal["strategy", "engine"]
+    method: str
+    text: str
+    test: str
+    capability: Capability | None = None
+
+
+@dataclass(frozen=True)
+class StrategyCheck:
+    """Runs on every rank of one world, all ranks together; raises AssertionError, in words for the author of the plugin.
+
+    `needs` is the capability that it asks for; without it the strategy has to refuse.
+    """
+
+    name: str
+    method: str
+    run: Check
+    needs: Capability | None
+
+    @property
+    def text(self) -> str:
+        return _text(self.run, self.name)
+
+
+CHECKS: dict[str, StrategyCheck] = {}
+"""Every check of a strategy, in the order in which they run."""
+
+
+def check(method: str, *, needs: Capability | None = None) -> Callable[[Check], Check]:
+    """Registers a check of `StrategyBase.method`."""
+
+    def register(run: Check) -> Check:
+        name = run.__name__
+        assert name not in CHECKS, f"two checks named {name}"
+        CHECKS[name] = StrategyCheck(name, method, run, needs)
+        return run
+
+    return register
+
+
+def promise(method: str, *, needs: Capability | None = None) -> Callable[[F], F]:
+    """Marks a test method as one that asks for a promise of `method`; the docstring's first line, or the name, says which."""
+
+    def mark(test: F) -> F:
+        setattr(test, MARK, (method, needs))
+        return test
+
+    return mark
+
+
+def promises_of(kit: type, *, kind: Literal["strategy", "engine"]) -> Iterator[Promise]:
+    """Those of a class of tests, in its order."""
+    for name, test in vars(kit).items():
+        if name.startswith("test_"):
+            method, needs = getattr(test, MARK)
+            yield Promise(kind, method, _text(test, name.removeprefix("test_")), f"{kit.__name__}::{name}", needs)
+
+
+def _text(function: Callable[..., Any], name: str) -> str:
+    written = (function.__doc__ or "").strip().split("\n")[0].rstrip(".")
+    return written or name.replace("_", " ")

@@ -1,0 +1,158 @@
+"""Does a training backend keep every promise of `StrategyBase`? A class to inherit: name the strategy, and each promise is a test.
+
+    class TestMine(StrategyConformance):
+        strategy_name = "mine"
+
+All checks of one number of ranks run in one spawned world; each has a test of its own, which tells what its check found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from lightrft.errors import LightRFTError
+from lightrft.plugins.specs import Capability
+from lightrft.testing.conformance import saving
+from lightrft.testing.conformance.base import Conformance
+from lightrft.testing.conformance.bench import MakeRegistry, StrategyBench, Subject, Tensors
+from lightrft.testing.conformance.promise import CHECKS, MARK, StrategyCheck, promise
+from lightrft.testing.conformance.world import KIT, Outcome, ask
+from lightrft.testing.spmd import run_spmd
+from lightrft.testing.workload import largest_difference
+
+OTHER_RANKS = {1: 2, 2: 1, 4: 2}
+"""On how many ranks a run is resumed that was saved on so many."""
+
+
+class World:
+    """The outcomes of all checks of one strategy on so many ranks; asked when the first is wanted."""
+
+    def __init__(self, subject: Subject, ranks: int, *, timeout_s: float, only: tuple[str, ...]) -> None:
+        self.subject, self.ranks = subject, ranks
+        self._timeout_s, self._only = timeout_s, only
+        self._outcomes: dict[str, Outcome] | None = None
+
+    def outcome(self, check: str) -> Outcome:
+        if self._outcomes is None:
+            self._outcomes = ask(self.subject, self.ranks, self._only or tuple(CHECKS), timeout_s=self._timeout_s)
+        return self._outcomes[check]
+
+
+class StrategyConformance(Conformance, kit=True):
+    """Set `strategy_name`; where needed `ranks`, `settings` (of the configuration) and `timeout_s` (of one check)."""
+
+    kind = "strategy"
+    WIRING = frozenset({"strategy_name", "ranks", "settings", "registry", "timeout_s"})
+    strategy_name: ClassVar[str]
+    ranks: ClassVar[tuple[int, ...]] = (1, 2)
+    """World sizes; one that does not declare `multi_rank` is asked on one rank, and has to refuse two."""
+    settings: ClassVar[Mapping[str, Any]] = {}
+    timeout_s: ClassVar[float] = 60.0
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "world" in metafunc.fixturenames:
+            asked = type(self).ranks if Capability.MULTI_RANK in type(self).spec().capabilities else (1,)
+            metafunc.parametrize("world", asked, indirect=True, scope="class", ids=[f"{n} ranks" if n > 1 else "1 rank" for n in asked])
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def world(cls, request: pytest.FixtureRequest) -> World:
+        wanted = {item.originalname for item in request.session.items if item.cls is cls}  # type: ignore[attr-defined]  # functions
+        only = tuple(name for name in CHECKS if f"test_{name}" in wanted)
+        return World(cls._subject(), request.param, timeout_s=cls.timeout_s, only=only)
+
+    @classmethod
+    def _subject(cls) -> Subject:
+        make: MakeRegistry = cls.registry
+        return Subject(cls.plugin_name(), make, dict(cls.settings))
+
+    @promise("get_strategy", needs=Capability.MULTI_RANK)
+    def test_more_than_one_rank_is_run_or_refused(self) -> None:
+        """`multi_rank`: declared, two ranks start and reach each other; not declared, they are refused before anything starts"""
+        subject, declared = self._subject(), Capability.MULTI_RANK in type(self).spec().capabilities
+        for rank, said in enumerate(run_spmd(_start_on_two, 2, subject, timeout_s=self.timeout_s)):
+            if declared:
+                assert said == "2 ranks", f"rank {rank} of 2: {said}"
+            else:
+                assert "multi_rank" in said, f"2 ranks were silently accepted without 'multi_rank' declared (rank {rank}: {said})"
+
+    @promise("load_ckpt", needs=Capability.MULTI_RANK)
+    def test_a_run_is_resumed_on_another_number_of_ranks(self, world: World, tmp_path: Path) -> None:
+        """What is loaded is bitwise what was saved; two steps later it is near, for sums are in another order"""
+        if Capability.MULTI_RANK not in type(self).spec().capabilities:
+            pytest.skip("this strategy runs on one rank")
+        folder, here, there = tmp_path / "saved", world.ranks, OTHER_RANKS.get(world.ranks, 1)
+        expected = run_spmd(_save, here, world.subject, str(folder), timeout_s=4 * self.timeout_s)[0]
+        for rank, found in enumerate(run_spmd(_resume, there, world.subject, str(folder), timeout_s=4 * self.timeout_s)):
+            far = {when: largest_difference(_part(found, when), _part(expected, when)) for when in ("saved", "later")}
+            who = f"saved on {here} ranks and resumed on {there} (rank {rank})"
+            assert far["saved"] == 0, f"{who}: loaded parameters differ by {far['saved']:.1e} from those saved"
+            assert far["later"] < saving.NEAR, (
+                f"{who}: two steps later parameters differ by {far['later']:.1e} (allowed {saving.NEAR:.0e}): the optimizer's state was "
+                "not dealt out again as it was"
+            )
+
+    @promise("spec")
+    def test_nothing_replaced_the_kit_on_the_ranks(self, world: World) -> None:
+        """Where the plugin is loaded, it changed neither the kit nor the public side of the contracts"""
+        _tell(world.outcome(KIT), None)
+
+
+def _test_of(check: StrategyCheck) -> Callable[..., None]:
+    def test(self: StrategyConformance, world: World, record_property: Callable[[str, object], None]) -> None:
+        _tell(world.outcome(check.name), record_property)
+
+    test.__name__ = f"test_{check.name}"
+    test.__qualname__ = f"StrategyConformance.{test.__name__}"
+    test.__doc__ = check.text
+    setattr(test, MARK, (check.method, check.needs))
+    return test
+
+
+for _check in CHECKS.values():
+    setattr(StrategyConformance, f"test_{_check.name}", _test_of(_check))
+
+
+def _tell(outcome: Outcome, record: Callable[[str, object], None] | None) -> None:
+    __tracebackhide__ = True
+    if record is not None:
+        record("seconds", outcome.seconds)
+        if outcome.kind == "refused":
+            record("refused", outcome.text)
+    if outcome.kind == "not asked":
+        pytest.skip(outcome.text)
+    if outcome.kind == "failed":
+        pytest.fail(outcome.text, pytrace=False)
+
+
+def _start_on_two(subject: Subject) -> str:
+    try:
+        bench = StrategyBench(subject, Path(), {})
+        ranks = bench.strategy.all_reduce(1, "sum")
+    except LightRFTError as error:
+        return str(error)
+    bench.strategy.shutdown()
+    return f"{ranks} ranks"
+
+
+def _save(subject: Subject, folder: str) -> Tensors:
+    return _in_world(subject, folder, saving.save_for_other_ranks)
+
+
+def _resume(subject: Subject, folder: str) -> Tensors:
+    return _in_world(subject, folder, saving.resume_on_other_ranks)
+
+
+def _in_world(subject: Subject, folder: str, work: Callable[[StrategyBench, Path], Tensors]) -> Tensors:
+    bench = StrategyBench(subject, Path(folder).parent, {})
+    found = work(bench, Path(folder))
+    bench.strategy.shutdown()
+    return found
+
+
+def _part(found: Tensors, when: str) -> Tensors:
+    return {name: tensor for name, tensor in found.items() if name.startswith(f"{when}/")}

@@ -1,0 +1,108 @@
+"""Do weights leave whole: every one, once, bit by bit, under the names of the HF model, in buckets of bounded size?"""
+
+from __future__ import annotations
+
+import torch
+
+from lightrft.distributed.buckets import tied_names
+from lightrft.strategy.strategy_base import StrategyBase
+from lightrft.testing.conformance.bench import StrategyBench, Tensors
+from lightrft.testing.conformance.promise import check
+from lightrft.testing.tiny import tiny_causal_lm
+from lightrft.testing.workload import SETTINGS, full_parameters, largest_difference, train
+
+VOCABULARY = 61
+"""Divisible by no number of ranks: padding has to be cut off again."""
+
+BOUND = 30_000
+"""Bytes, small against the model and large against most of its tensors."""
+
+
+def _trainable(strategy: StrategyBase, *, tie: bool = False) -> tuple[torch.nn.Module, Tensors, list[tuple[str, ...]]]:
+    """A prepared model, its values and all names of each parameter from before."""
+    source = tiny_causal_lm(vocab_size=VOCABULARY, tie=tie)
+    values = {name: p.detach().clone() for name, p in source.named_parameters()}
+    names = list(tied_names(source).values())
+    return strategy.prepare_trainable(source, optimizer=SETTINGS)[0], values, names
+
+
+@check("export_weights")
+def every_parameter_leaves_once_and_bitwise(bench: StrategyBench) -> None:
+    """Full tensors under the names of the HF model, in its order, with the values that were prepared; twice in a row"""
+    model, expected, names = _trainable(bench.strategy)
+    for time in ("first", "second"):
+        found = [(w.names[0], w.tensor.detach().cpu().clone()) for bucket in bench.strategy.export_weights(model) for w in bucket]
+        left = [name for name, _ in found]
+        missing, more = [n[0] for n in names if n[0] not in left], [n for n in left if n not in expected]
+        assert not missing and not more, f"the {time} export lacks {missing[:3]} and has the unknown {more[:3]}"
+        twice = sorted({n for n in left if left.count(n) > 1})
+        assert not twice, f"exported more than once: {twice[:3]}"
+        assert left == [n[0] for n in names], "parameters leave in another order than `named_parameters` of the HF model has"
+        wrong = [n for n, t in found if t.shape != expected[n].shape or not torch.equal(t, expected[n])]
+        assert not wrong, f"the {time} export of {', '.join(wrong[:3])} is not bitwise what was prepared ({len(wrong)} tensors)"
+
+
+@check("export_weights")
+def tied_weights_leave_once_with_all_their_names(bench: StrategyBench) -> None:
+    """A parameter that the model holds under several names leaves as one tensor that has them all"""
+    model, _, names = _trainable(bench.strategy, tie=True)
+    found = [w.names for bucket in bench.strategy.export_weights(model) for w in bucket]
+    tied = next(n for n in names if len(n) > 1)
+    lacking = [n for n in tied if n not in {name for known in found for name in known}]
+    assert not lacking, f"the tied name {lacking[0]} is missing from the export, beside {tied[0]}; an engine would keep its old values"
+    assert [set(n) for n in found] == [set(n) for n in names], (
+        f"tied names {tied} are exported as {[n for n in found if set(n) & set(tied)]}"
+    )
+
+
+@check("export_weights")
+def weights_leave_in_the_dtype_asked_for(bench: StrategyBench) -> None:
+    """`dtype` casts every tensor, rounded from the values that are trained; None keeps their own"""
+    model, expected, _ = _trainable(bench.strategy)
+    for dtype in (torch.bfloat16, None):
+        for bucket in bench.strategy.export_weights(model, dtype=dtype):
+            for weight in bucket:
+                wanted = expected[weight.names[0]].to(dtype or torch.float32)
+                assert weight.tensor.dtype is wanted.dtype, f"{weight.names[0]} left as {weight.tensor.dtype}, asked was dtype={dtype}"
+                assert torch.equal(weight.tensor.cpu(), wanted), f"{weight.names[0]} as {wanted.dtype} is not the rounded value"
+                assert not weight.tensor.requires_grad, f"{weight.names[0]} leaves with its gradient graph"
+
+
+@check("export_weights")
+def buckets_keep_their_bound(bench: StrategyBench) -> None:
+    """No bucket holds more bytes than asked for, but one that holds a single larger tensor; none is closed early"""
+    model, _, _ = _trainable(bench.strategy)
+    for dtype in (None, torch.bfloat16):
+        buckets = bench.strategy._export_weights(model, dtype, BOUND)
+        sizes = [[w.tensor.numel() * w.tensor.element_size() for w in bucket] for bucket in buckets]
+        over = [sum(bucket) for bucket in sizes if sum(bucket) > BOUND and len(bucket) > 1]
+        assert not over, f"a bucket of {max(over)} bytes; the bound is {BOUND} (weight_bucket_mb is what a GPU has to spare)"
+        assert all(sizes), "an empty bucket"
+        early = [i for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)) if sum(a) + b[0] <= BOUND]
+        assert not early, (
+            f"bucket {early[:1]} of {len(sizes)} was closed although the next tensor had room: every bucket costs a collective"
+        )
+
+
+@check("export_weights")
+def trained_weights_leave_after_a_step(bench: StrategyBench) -> None:
+    """What leaves is what was stepped, the same on every rank"""
+    model, optimizer = bench.strategy.prepare_trainable(tiny_causal_lm(), optimizer=SETTINGS)
+    before = full_parameters(bench.strategy, model)
+    train(bench.strategy, model, optimizer, last=1)
+    after = full_parameters(bench.strategy, model)
+    still = [name for name in before if torch.equal(before[name], after[name])]
+    assert not still, f"a step did not reach the export of {', '.join(still[:3])}"
+    sums = {name: value.double().sum().item() for name, value in after.items()}
+    low, high = bench.strategy.all_reduce(sums, "min"), bench.strategy.all_reduce(sums, "max")
+    different = [name for name in sums if low[name] != high[name]]
+    assert not different, f"ranks export different values of {', '.join(different[:3])}"
+
+
+@check("export_weights")
+def frozen_models_leave_whole_too(bench: StrategyBench) -> None:
+    """A model of `prepare_model` exports its values, also where ranks share it"""
+    source = tiny_causal_lm(vocab_size=VOCABULARY)
+    expected = {name: p.detach().clone() for name, p in source.named_parameters()}
+    far = largest_difference(full_parameters(bench.strategy, bench.strategy.prepare_model(source)), expected)
+    assert far == 0, f"the export of a frozen model differs by {far} from what was prepared"

@@ -1,0 +1,37 @@
+"""Do core's own strategies and engines keep every promise of their contracts?"""
+
+from __future__ import annotations
+
+from lightrft.testing.conformance import EngineConformance, StrategyConformance
+from lightrft.testing.fake_engine import FakeJudge
+from lightrft.testing.fake_strategy import fake_registry
+
+
+class TestSingle(StrategyConformance):
+    strategy_name = "single"
+
+
+class TestFakeStrategy(StrategyConformance):
+    strategy_name = "fake"
+    registry = fake_registry
+
+
+class TestHf(EngineConformance):
+    engine_name = "hf"
+
+
+class TestHfQwen2Tied(EngineConformance):
+    engine_name = "hf"
+    family = "qwen2"
+    tie = True
+
+
+class TestHfLlama(EngineConformance):
+    engine_name = "hf"
+    family = "llama"
+
+
+class TestFakeEngine(EngineConformance):
+    engine_name = "fake"
+    registry = fake_registry
+    judge = FakeJudge()
