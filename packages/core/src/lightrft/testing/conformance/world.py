@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 
+from lightrft.distributed.failure import LOST_PEER
 from lightrft.testing.conformance import frozen, options, rollouts, saving, update, values, weights  # noqa: F401  # registered by import
 from lightrft.testing.conformance.bench import StrategyBench, Subject
 from lightrft.testing.conformance.integrity import complaint, replaced
@@ -129,7 +130,7 @@ def _together(on_ranks: list[Outcome]) -> Outcome:
     failed = [(rank, outcome.text) for rank, outcome in enumerate(on_ranks) if outcome.kind == "failed"]
     if not failed:
         return Outcome(on_ranks[0].kind, on_ranks[0].text, seconds)
-    failed.sort(key=lambda pair: "PeerError" in pair[1])  # who says that another rank failed is not the cause
+    failed.sort(key=lambda pair: any(sign in pair[1].lower() for sign in ("peererror", *LOST_PEER)))  # that another failed is no cause
     rank, text = failed[0]
     return Outcome("failed", f"rank {rank} of {len(on_ranks)}: {text}", seconds)
 
