@@ -309,7 +309,9 @@ class EngineConformance(Conformance, kit=True):
         requests, end = requests_of([bench.short], logprobs=False), bench.judge.eos_id
         sampling = SamplingParams(temperature=1.9, n=64, max_new_tokens=16, ignore_eos=True, stop=(EOS,))
         unseen = {(len(c.token_ids), c.finish_reason) for c in bench.engine.generate(requests, sampling)[0].completions}
-        assert unseen == {(16, "length")}, f"the stop string {EOS!r} ended completions although special tokens are skipped: {sorted(unseen)}"
+        assert unseen == {(16, "length")}, (
+            f"the stop string {EOS!r} ended completions although special tokens are skipped: {sorted(unseen)}"
+        )
         seen = bench.engine.generate(requests, replace(sampling, skip_special_tokens=False))[0].completions
         ended = [list(c.token_ids) for c in seen if c.finish_reason == "stop"]
         assert ended, f"the stop string {EOS!r} ended no completion although special tokens are text"
