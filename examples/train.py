@@ -23,7 +23,7 @@ from lightrft.utils import add_arguments
 def train(args: argparse.Namespace) -> None:
     """What every rank does."""
     from lightrft.models.load import load_tokenizer  # torch and transformers: only in a rank, the launcher needs neither
-    from lightrft.rewards.load import load_rewards
+    from lightrft.rewards.load import rewards_of
     from lightrft.trainer import SPMDPPOTrainer
     from lightrft.trainer.build import build_actor, build_initial_model, build_scheduler, read_prompts
     from lightrft.trainer.run import open_run
@@ -38,7 +38,7 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(model_path, trust_remote_code=config.trust_remote_code)
     prompts = read_prompts(config, config.prompt_data, tokenizer=tokenizer, strategy=strategy).prompts
     eval_prompts = read_prompts(config, config.eval_data, tokenizer=tokenizer, strategy=strategy, limit=config.max_eval_samples).prompts
-    rewards = load_rewards(config.reward, weights=config.reward_weights, registry=strategy.registry)
+    rewards = rewards_of(config, registry=strategy.registry)
 
     actor, actor_optim = build_actor(config, strategy, model_path=model_path)
     updates_per_rollout = config.rollout_batch_size * config.n_samples_per_prompt // config.train_batch_size

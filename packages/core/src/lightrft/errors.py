@@ -67,6 +67,12 @@ class RewardError(UserError):
     retried: bool = False
 
 
+class RewardServerError(RewardError):
+    """A reward server gave no rewards, after all retries."""
+
+    retried = True
+
+
 class RunFolderError(UserError):
     """The output folder cannot be written to or holds another run."""
 

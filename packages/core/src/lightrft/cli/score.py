@@ -14,7 +14,7 @@ from lightrft.config.schema import Config
 from lightrft.errors import ConfigError, nearest
 from lightrft.experience.offline import score_file
 from lightrft.plugins.registry import Registry
-from lightrft.rewards.load import load_rewards
+from lightrft.rewards.load import rewards_of
 
 USAGE = "lightrft score --reward NAME [NAME ...] --data FILE --out SCORES.jsonl [--reward_weights W ...] [--json]"
 OWN = ("data", "out", "json")
@@ -50,7 +50,7 @@ def run_score(words: Sequence[str], *, description: str) -> tuple[dict[str, Any]
         problems += error.problems
     if problems:
         raise ConfigError(problems)
-    rewards = load_rewards(config.reward, weights=config.reward_weights, registry=registry)
+    rewards = rewards_of(config, registry=registry)
     return score_file(given["data"], out=given["out"], rewards=rewards), given["json"]
 
 

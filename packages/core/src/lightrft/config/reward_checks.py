@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from lightrft.config.ignored import is_given
+from lightrft.config.reward_names import address_problem, server_address
 from lightrft.config.schema import Config
 from lightrft.errors import PluginError
 from lightrft.plugins.registry import Registry
+
+REMOTE = ("reward_timeout_s", "reward_retries", "reward_concurrency", "reward_batch_size", "reward_backoff_s", "reward_auth_env")
+"""Settings of reward servers alone."""
 
 
 def check_rewards(config: Config, *, registry: Registry) -> Iterator[str]:
@@ -17,11 +23,23 @@ def check_rewards(config: Config, *, registry: Registry) -> Iterator[str]:
     if config.reward_weights and len(config.reward_weights) != len(config.reward):
         rewards = f"{len(config.reward)} rewards ({', '.join(config.reward)})"
         yield f"reward_weights has {len(config.reward_weights)} numbers for {rewards}; give one each"
+    addresses = [address for reward in config.reward if (address := server_address(reward)) is not None]
     for reward in config.reward:
         yield from _one(reward, registry)
+    if not addresses:
+        for name in REMOTE:
+            if is_given(config, name):
+                yield f"{name}={getattr(config, name)!r} has no effect without a reward server (reward http://host:port/path); leave it out"
+    elif config.reward_auth_env and not os.environ.get(config.reward_auth_env):
+        yield f"reward_auth_env={config.reward_auth_env!r}: no such environment variable, or an empty one; export it on every machine"
 
 
 def _one(reward: str, registry: Registry) -> Iterator[str]:
+    address = server_address(reward)
+    if address is not None:
+        if problem := address_problem(reward, address):
+            yield problem
+        return
     if ":" not in reward:
         try:
             registry.entry("reward", reward)

@@ -145,12 +145,26 @@ class Config(BaseModel):
     mixed_mm_data: bool = _field(False, "rollout", "text and image prompts in one batch")
 
     # Rewards
-    reward: list[str] = _field(["exact_match"], "reward", "rewards: plugin name, module:function, or path/to/file.py:function")
+    reward: list[str] = _field(
+        ["exact_match"],
+        "reward",
+        "rewards: plugin name, module:function, path/to/file.py:function, or a server: http://host:port/path, name=https://host/path",
+    )
     reward_weights: list[Number] = _field([], "reward", "weight of each reward in the sum; empty: all 1")
     reward_while_generating: bool = _field(
         False,
         "reward",
         "reward prompts that have ended while the engine goes on with others; a reward then sees whole prompts, any number at once",
+    )
+    reward_timeout_s: Positive = _field(60.0, "reward", "seconds for one request to a reward server")
+    reward_retries: CountOrOff = _field(5, "reward", "how often a reward server that failed is asked again before the run stops")
+    reward_backoff_s: Positive = _field(
+        1.0, "reward", "seconds before a reward server is asked again; doubled each time up to 30, with jitter"
+    )
+    reward_concurrency: Count = _field(8, "reward", "requests to one reward server at a time, per rank")
+    reward_batch_size: Count = _field(32, "reward", "samples in one request to a reward server")
+    reward_auth_env: str = _field(
+        "", "reward", "environment variable with the value of the Authorization header for reward servers; empty: none"
     )
     dead_reward_steps: Count = _field(5, "reward", "rollouts without any signal after which the console says so")
 

@@ -15,6 +15,7 @@ from lightrft.experience.early import EarlyRewards
 from lightrft.experience.gap import act_on_gap, add_corrections, logprob_gap
 from lightrft.experience.greedy import add_baselines, greedy_completions
 from lightrft.experience.prompt_only import sees_prompt_only
+from lightrft.experience.scored import scored_everywhere
 from lightrft.experience.scoring import score_logprobs, score_values
 from lightrft.experience.trajectory import Trajectory
 from lightrft.experience.warnings import Warnings
@@ -88,12 +89,10 @@ class ExperienceMaker:
         return trajectories
 
     def reward(self, trajectories: list[Trajectory]) -> None:
-        """Runs the reward functions and reports a reward that teaches nothing."""
-        scores = self._early.scores(trajectories) if self._early else self._score(trajectories)
+        """Runs the reward functions and reports a reward that teaches nothing. A reward that fails on one rank fails on all."""
+        scores = scored_everywhere(lambda: self._scores(trajectories), strategy=self.strategy)
         for trajectory, total in zip(trajectories, scores.total, strict=True):
             trajectory.reward = total
-        if self.greedy:
-            add_baselines(trajectories, score=self._score)
         for name, values in scores.parts.items():
             self.metrics[f"reward/{name}"] = self._mean(values)
         everyone = self.strategy.all_gather(
@@ -154,6 +153,12 @@ class ExperienceMaker:
             micro_batch_size=self.config.micro_rollout_batch_size,
             temperature=self.config.temperature if temperature is None else temperature,
         )
+
+    def _scores(self, trajectories: list[Trajectory]) -> Scores:
+        scores = self._early.scores(trajectories) if self._early else self._score(trajectories)
+        if self.greedy:
+            add_baselines(trajectories, score=self._score)
+        return scores
 
     def _score(self, trajectories: Sequence[Trajectory]) -> Scores:
         return score([t.sample for t in trajectories], rewards=self.rewards)

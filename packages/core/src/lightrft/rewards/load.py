@@ -1,4 +1,4 @@
-"""Which function does a reward's name mean? A plugin, `module:function`, or `path/to/file.py:function`."""
+"""Which function does a reward's name mean? A plugin, `module:function`, `path/to/file.py:function`, a server."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from lightrft.config.reward_names import address_problem, server_address
+from lightrft.config.schema import Config
 from lightrft.errors import RewardError, nearest
 from lightrft.plugins.registry import Registry
+from lightrft.rewards.remote import RemoteReward, RemoteSettings
 from lightrft.types import Sample
 
 RewardFunction = Callable[[Sequence[Sample]], Sequence[float]]
@@ -30,8 +33,23 @@ class NamedReward:
     weight: float = 1.0
 
 
-def load_rewards(names: Sequence[str], *, weights: Sequence[float], registry: Registry) -> list[NamedReward]:
-    """Finds every named reward. `weights` is empty (all 1) or has one number for each name.
+def rewards_of(config: Config, *, registry: Registry) -> list[NamedReward]:
+    """The rewards of the settings; raises as `load_rewards`."""
+    remote = RemoteSettings(
+        timeout_s=config.reward_timeout_s,
+        retries=config.reward_retries,
+        concurrency=config.reward_concurrency,
+        batch_size=config.reward_batch_size,
+        backoff_s=config.reward_backoff_s,
+        auth_env=config.reward_auth_env,
+    )
+    return load_rewards(config.reward, weights=config.reward_weights, registry=registry, remote=remote)
+
+
+def load_rewards(
+    names: Sequence[str], *, weights: Sequence[float], registry: Registry, remote: RemoteSettings | None = None
+) -> list[NamedReward]:
+    """Finds every named reward. `weights` is empty (all 1) or has one number for each name. No server is asked yet.
 
     Raises:
         RewardError: no such module, file or attribute (nearest), not callable, import fails (chained), a name twice, wrong weights.
@@ -46,10 +64,20 @@ def load_rewards(names: Sequence[str], *, weights: Sequence[float], registry: Re
         if not math.isfinite(weight):
             raise RewardError(f"reward_weights holds {weight!r}; every weight must be a finite number")
     chosen = weights or [1.0] * len(names)
-    return [NamedReward(name=n, function=_find(n, registry), weight=float(w)) for n, w in zip(names, chosen, strict=True)]
+    found = [_find(name, registry, remote or RemoteSettings()) for name in names]
+    called = [reward.name if isinstance(reward, RemoteReward) else name for reward, name in zip(found, names, strict=True)]
+    for name in called:
+        if called.count(name) > 1:
+            raise RewardError(f"two rewards are called {name!r}; give servers names of their own: name=http://host:port/path")
+    return [NamedReward(name=n, function=f, weight=float(w)) for n, f, w in zip(called, found, chosen, strict=True)]
 
 
-def _find(name: str, registry: Registry) -> RewardFunction:
+def _find(name: str, registry: Registry, remote: RemoteSettings) -> RewardFunction:
+    address = server_address(name)
+    if address is not None:
+        if problem := address_problem(name, address):
+            raise RewardError(problem)
+        return RemoteReward(name=address.name, url=address.url, settings=remote)
     if ":" in name:
         place, _, attribute = name.rpartition(":")
         if not place or not attribute:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightrft.errors import RewardError
+from lightrft.errors import RewardError, RewardServerError
 from lightrft.rewards.load import NamedReward
 from lightrft.types import Sample
 
@@ -24,6 +24,7 @@ def score(samples: Sequence[Sample], *, rewards: Sequence[NamedReward]) -> Score
     """Scores the samples, in order. Not collective. Without samples no function is called.
 
     Raises:
+        RewardServerError: a reward's server gave no rewards.
         RewardError: a function raised (chained), or returned the wrong length or something that is no finite number (which sample).
     """
     parts = {reward.name: _call(reward, samples) if samples else [] for reward in rewards}
@@ -38,6 +39,8 @@ def _call(reward: NamedReward, samples: Sequence[Sample]) -> list[float]:
         # A list of its own: a function that sorts or pops must not disturb the next one.
         answer: Any = reward.function(list(samples))
         values = None if isinstance(answer, (str, bytes, Mapping)) or not hasattr(answer, "__iter__") else list(answer)
+    except RewardServerError:
+        raise
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise RewardError(f"reward {reward.name!r} raised {reason} (on {len(samples)} samples)") from error

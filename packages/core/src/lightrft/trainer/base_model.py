@@ -22,7 +22,7 @@ from lightrft.experience.maker import completions_of
 from lightrft.models.load import load_causal_lm, load_tokenizer
 from lightrft.models.scratch import bpe_tokenizer, char_tokenizer, scratch_model
 from lightrft.plugins.registry import Registry
-from lightrft.rewards.load import NamedReward, load_rewards
+from lightrft.rewards.load import NamedReward, rewards_of
 from lightrft.rewards.score import score
 from lightrft.trainer.prompts import prompt_set
 from lightrft.trainer.warmup import Example, WarmupSettings, warm_up
@@ -95,7 +95,7 @@ def _texts(config: Config) -> list[str]:
 
 def _warm_up(config: Config, *, tokenizer: Any, model: Any, registry: Registry, log: Log) -> None:
     model.to(_device())
-    rewards = load_rewards(config.reward, weights=config.reward_weights, registry=registry)
+    rewards = rewards_of(config, registry=registry)
     held_out = (
         prompt_set(config, config.eval_data, tokenizer=tokenizer, limit=config.max_eval_samples).prompts if config.sft_target_reward else []
     )

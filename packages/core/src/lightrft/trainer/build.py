@@ -10,7 +10,7 @@ from lightrft.data.prompts import PromptSet
 from lightrft.models.critic import make_critic
 from lightrft.models.load import Opened, load_tokenizer, open_causal_lm
 from lightrft.models.lora import add_lora
-from lightrft.rewards.load import load_rewards
+from lightrft.rewards.load import rewards_of
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.prompts import prompt_set
 from lightrft.trainer.spmd_ppo import SPMDPPOTrainer
@@ -22,7 +22,7 @@ def build_trainer(config: Config, strategy: StrategyBase, *, model_path: str) ->
     tokenizer = load_tokenizer(model_path, trust_remote_code=config.trust_remote_code)
     prompts = read_prompts(config, config.prompt_data, tokenizer=tokenizer, strategy=strategy)
     eval_prompts = read_prompts(config, config.eval_data, tokenizer=tokenizer, strategy=strategy, limit=config.max_eval_samples)
-    rewards = load_rewards(config.reward, weights=config.reward_weights, registry=strategy.registry)
+    rewards = rewards_of(config, registry=strategy.registry)
     actor, optimizer = build_actor(config, strategy, model_path=model_path)
     critic, critic_optimizer = build_critic(config, strategy, model_path=model_path)
     rollouts = num_rollouts(config, num_prompts=len(prompts.prompts))

@@ -8,6 +8,7 @@ from typing import Any
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.experience.maker import completions_of
+from lightrft.experience.scored import scored_everywhere
 from lightrft.rewards.load import NamedReward
 from lightrft.rewards.score import score
 from lightrft.strategy.strategy_base import StrategyBase
@@ -28,7 +29,7 @@ def evaluate(
         sampling_params=sampling, all_prompt_token_ids=[list(p.token_ids) for p in mine], sleep_engine=False
     )
     trajectories = completions_of(mine, outputs, tokenizer=tokenizer)
-    scores = score([t.sample for t in trajectories], rewards=rewards)
+    scores = scored_everywhere(lambda: score([t.sample for t in trajectories], rewards=rewards), strategy=strategy)
     sums = {"reward": sum(scores.total), "length_mean": sum(t.num_tokens for t in trajectories)}
     sums |= {f"part/{reward.name}": sum(scores.parts.get(reward.name, [])) for reward in rewards}
     totals = strategy.all_reduce({name: float(value) for name, value in sums.items()}, "sum")

@@ -11,7 +11,7 @@ from lightrft.distributed.collectives import agree, broadcast_object
 from lightrft.errors import ModelError
 from lightrft.models.load import load_tokenizer
 from lightrft.plugins.registry import Registry
-from lightrft.rewards.load import load_rewards
+from lightrft.rewards.load import rewards_of
 from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.base_model import prepare_base_model
@@ -41,7 +41,7 @@ def evaluate(config: Config, *, registry: Registry | None = None) -> dict[str, A
     strategy.setup_inference_engine(config, engine_type=config.engine_type)
     tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
     prompts = read_prompts(config, config.eval_data, tokenizer=tokenizer, strategy=strategy, limit=config.max_eval_samples)
-    rewards = load_rewards(config.reward, weights=config.reward_weights, registry=strategy.registry)
+    rewards = rewards_of(config, registry=strategy.registry)
     metrics = evaluate_prompts(prompts.prompts, strategy=strategy, config=config, tokenizer=tokenizer, rewards=rewards)
     strategy.shutdown()
     return {name.removeprefix("eval/"): value for name, value in metrics.items()} | {"num_prompts": len(prompts.prompts)}

@@ -1,0 +1,47 @@
+"""Which of a reward's names is a server's address? `http://host:port/path`, `https://...`, or `name=` before one of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+_ADDRESS = re.compile(r"(?:(?P<name>[^=:/]*)=)?(?P<url>https?://.*)", re.DOTALL | re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ServerAddress:
+    """`name` is what metrics call the reward: the given one, else the host and the path."""
+
+    name: str
+    url: str
+
+
+def server_address(reward: str) -> ServerAddress | None:
+    """The address that a reward's name is, or None where it is a plugin, a function or a file."""
+    match = _ADDRESS.fullmatch(reward)
+    if match is None:
+        return None
+    url = match["url"]
+    return ServerAddress(match["name"] or url.partition("://")[2].partition("?")[0].rpartition("@")[2].strip("/"), url)
+
+
+def address_problem(reward: str, address: ServerAddress) -> str:
+    """What is wrong with the address, or nothing. Never shows a password."""
+    if "=" in reward.partition("://")[0] and not re.fullmatch(r"[\w.-]+", reward.partition("=")[0]):
+        return f"reward={reward.partition('://')[0]}://...: the name before = may have letters, digits, '.', '-' and '_'"
+    try:
+        parts = urlsplit(address.url)
+        if parts.username is not None or parts.password is not None:
+            return (
+                f"reward {address.name!r}: no user or password in an address, which is logged; set reward_auth_env to a variable with them"
+            )
+        if not parts.hostname or parts.port == 0:
+            return f"reward={reward!r} names no host; the form is http://host:port/path"
+    except ValueError as error:
+        return f"reward={reward!r} is no address: {error}; the form is http://host:port/path"
+    if re.search(r"[\s\x00-\x1f\x7f]", address.url) or not address.url.isascii():
+        return f"reward={reward!r} is no address: it has spaces or signs that must be percent-encoded"
+    if parts.fragment:
+        return f"reward={reward!r}: a server never sees what stands after '#'; leave it out"
+    return ""
