@@ -235,6 +235,10 @@ OTHER = {
     "sft_target_reward": 0.5,
     "max_eval_samples": 3,
     "eval_every": 3,
+    "keep_checkpoints": 5,
+    "keep_best": 2,
+    "best_metric": "rollout/reward",
+    "best_mode": "min",
 }
 
 
@@ -262,6 +266,7 @@ def test_the_same_settings_where_they_have_an_effect(make):
         "eval_data": data,
         "scratch_tokenizer": "bpe",
         "model_name_or_path": "",
+        "save_every": 5,
     }
     check(make(**on, **{k: v for k, v in OTHER.items() if k != "trust_remote_code"}), registry=registry(), world_size=2)
     check(make(trust_remote_code=True), registry=registry(), world_size=2)
@@ -312,7 +317,11 @@ def test_output_folder_that_holds_another_run(make, tmp_path):
     folder.mkdir()
     check(make(), registry=registry(), world_size=2)
     (folder / "config.yaml").write_text("", encoding="utf-8")
-    assert problems(make()) == [f"output_dir={str(folder)!r} holds another run; choose another folder or set --overwrite_output_dir"]
+    remedies = "choose another folder, set --overwrite_output_dir, or --resume_from latest"
+    assert problems(make()) == [f"output_dir={str(folder)!r} holds another run; {remedies}"]
+    check(make(resume_from="latest"), registry=registry(), world_size=2)
+    check(make(resume_from=str(folder / "checkpoints" / "step-2")), registry=registry(), world_size=2)
+    assert problems(make(resume_from=str(tmp_path / "other" / "checkpoints" / "step-2"))) != []
     check(make(overwrite_output_dir=True), registry=registry(), world_size=2)
 
 

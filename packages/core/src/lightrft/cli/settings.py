@@ -15,8 +15,8 @@ from lightrft.errors import ConfigError, UserError
 from lightrft.plugins.registry import Registry
 
 Mode = Literal["train", "eval", "bisect"]
-MAKES_MODEL = ("scratch_", "sft_")
-"""Settings that make a model. An evaluation or a search takes a recipe as it is and looks at the model that exists."""
+MAKES_MODEL = ("scratch_", "sft_", "resume_from")
+"""Settings that make a model, or go on with one. An evaluation or a search takes a recipe as it is and looks at the model that exists."""
 
 
 def merge(flags: Flags, *, mode: Mode) -> dict[str, Any]:
@@ -86,6 +86,12 @@ def _data(config: Config, mode: Mode) -> list[str]:
         if path and Path(path).expanduser().exists():
             problems += _problems(partial(load_rows, path, required=required))
     return problems
+
+
+def _resume(config: Config, mode: Mode) -> list[str]:
+    from lightrft.trainer.resume import check_resume
+
+    return _problems(lambda: check_resume(config)) if config.resume_from and mode == "train" else []
 
 
 def _problems(look: Callable[[], object]) -> list[str]:

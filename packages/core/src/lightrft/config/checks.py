@@ -200,8 +200,18 @@ def _model_folder(config: Config) -> Iterator[str]:
 
 def _output_folder(config: Config) -> Iterator[str]:
     yield from _writable("output_dir", config.output_dir)
-    if os.path.exists(os.path.join(os.path.expanduser(config.output_dir), "config.yaml")) and not config.overwrite_output_dir:
-        yield f"output_dir={config.output_dir!r} holds another run; choose another folder or set --overwrite_output_dir"
+    goes_on = config.resume_from == "latest" or _inside(config.resume_from, config.output_dir)
+    if _holds_run(config.output_dir) and not config.overwrite_output_dir and not goes_on:
+        remedies = "choose another folder, set --overwrite_output_dir, or --resume_from latest"
+        yield f"output_dir={config.output_dir!r} holds another run; {remedies}"
+
+
+def _holds_run(folder: str) -> bool:
+    return os.path.exists(os.path.join(os.path.expanduser(folder), "config.yaml"))
+
+
+def _inside(path: str, folder: str) -> bool:
+    return bool(path) and Path(folder).expanduser().resolve() in Path(path).expanduser().resolve().parents
 
 
 def _writable(name: str, value: str) -> Iterator[str]:

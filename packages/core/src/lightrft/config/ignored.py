@@ -40,6 +40,8 @@ POINTLESS = (
     Pointless(
         ("sft_batch_size", "sft_learning_rate", "sft_key", "sft_strip", "sft_target_reward"), "sft_steps", None, "set sft_steps above 0"
     ),
+    Pointless(("keep_checkpoints", "keep_best"), "save_every", None, "set save_every"),
+    Pointless(("best_metric", "best_mode"), "keep_best", None, "set keep_best"),
     Pointless(("sft_target_reward", "max_eval_samples", "eval_every"), "eval_data", None, "set eval_data"),
 )
 

@@ -219,6 +219,12 @@ class Config(BaseModel):
     log_dir: str = _field("", "run", "folder of logs and plots; empty: the run folder")
     plot_every: CountOrOff = _field(10, "run", "steps between two plots of the length distribution; 0 = none")
     eval_every: CountOrOff = _field(0, "run", "steps between two evaluations; 0 = only before and after")
+    save_every: CountOrOff = _field(0, "run", "steps between two checkpoints; 0 = one only where the run is stopped or fails")
+    keep_checkpoints: CountOrOff = _field(3, "run", "newest checkpoints that stay; 0 = all")
+    keep_best: CountOrOff = _field(0, "run", "checkpoints that stay beside the newest: the best ones by best_metric")
+    best_metric: str = _field("eval/reward", "run", "metric that the best checkpoints are chosen by, where it was measured")
+    best_mode: Literal["max", "min"] = _field("max", "run", "whether more or less of it is better")
+    resume_from: str = _field("", "run", "go on from this checkpoint (RUN/checkpoints/step-N), or from the run folder's `latest`")
     loggers: list[str] = _field(["console", "jsonl"], "run", "any installed loggers by name")
     monitor_steps: Count = _field(
         5, "run", "steps in a row that entropy or the critic's explained variance must look wrong before the run says so"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from lightrft.distributed.failure import FAILURE_DIR, TRACEBACK, Kind, RankFailure, first_cause, read_failures
+from lightrft.distributed.stop import ask_to_stop
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -57,7 +58,8 @@ def default_nproc(*, without_cuda: int = 1) -> int:
 def launch(command: Sequence[str], *, nproc_per_node: int) -> LaunchResult:
     """Runs `command` on `nproc_per_node` ranks of this machine and returns after all of them have ended.
 
-    When one rank fails, the others are ended and the first cause is printed to stderr. A signal to this process ends all ranks.
+    When one rank fails, the others are ended and the first cause is printed to stderr. A signal to this process ends all ranks; a first
+    SIGTERM lets ranks that can save do so and end by themselves.
 
     Raises:
         ValueError: fewer than one rank.
@@ -69,6 +71,7 @@ def launch(command: Sequence[str], *, nproc_per_node: int) -> LaunchResult:
     from torch.distributed.launcher.api import elastic_launch
 
     with _quiet_torchrun(), _signals_restored(), _failure_folder(nproc_per_node) as folder:
+        _take_sigterm(folder)
         try:
             elastic_launch(_launch_config(nproc_per_node), command[0])(*command[1:])
             return LaunchResult(exit_code=0)
@@ -124,6 +127,7 @@ def _launch_config(nproc_per_node: int) -> LaunchConfig:
         local_addr="127.0.0.1",  # else it asks the name service for this machine's name, which may be down
         max_restarts=0,
         monitor_interval=MONITOR_INTERVAL_S,
+        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # not SIGTERM: see `_take_sigterm`
     )
 
 
@@ -137,6 +141,21 @@ def _rank_defaults(nproc_per_node: int) -> dict[str, str]:
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         ENV_STOP_TIMEOUT: str(STOP_TIMEOUT_S),
     }
+
+
+def _take_sigterm(folder: Path) -> None:
+    """Instead of the agent's handler, which ends the ranks at once (and leaves this signal to us)."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    def handle(number: int, frame: object) -> None:
+        if ask_to_stop(folder):
+            print("SIGTERM: the run is saved and ends at its next step; once more ends it at once", file=sys.stderr, flush=True)
+        else:
+            raise SignalException(f"process {os.getpid()} got signal {number}", sigval=signal.Signals(number))
+
+    signal.signal(signal.SIGTERM, handle)
 
 
 @contextmanager

@@ -150,6 +150,15 @@ class RolloutController:
         found = gather_objects(sent.differing(self._held_sums()) if self.engine is not None else [], group=self._world.group)
         return list(dict.fromkeys(name for names in found for name in names))
 
+    @property
+    def calls(self) -> int:
+        """Calls of `gather_and_generate` so far, from which seeds follow. Not collective."""
+        return self._calls
+
+    def restore(self, *, version: int, calls: int) -> None:
+        """Goes on counting where another controller stopped. The engine's own version follows with the next update. Not collective."""
+        self.version, self._calls = version, calls
+
     def reset_cache(self) -> None:
         """The engine forgets what it computed before."""
         self._usable()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
@@ -53,6 +54,16 @@ class Monitors:
         """What one step's metrics give rise to."""
         found = [(watch.name, watch.update(metrics)) for watch in self.watches]
         return [(name, sentence) for name, sentence in found if sentence]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the watches have seen, as plain values."""
+        return {watch.name: {"first": list(watch._first), "streak": watch._streak} for watch in self.watches}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there; a watch that was not there before begins."""
+        for watch in self.watches:
+            if watch.name in state:
+                watch._first, watch._streak = list(state[watch.name]["first"]), state[watch.name]["streak"]
 
 
 def _watches(config: Config) -> list[Watch]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from lightrft.strategy.strategy_base import StrategyBase
 
@@ -37,4 +39,19 @@ class Warnings:
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+                file.write(_line(row))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The warnings so far."""
+        return {"rows": [asdict(row) for row in self.rows]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there; in another folder, the file begins with them."""
+        self.rows = [Warned(**row) for row in state["rows"]]
+        if self._path is not None and self.rows:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text("".join(map(_line, self.rows)), encoding="utf-8")
+
+
+def _line(row: Warned) -> str:
+    return json.dumps(asdict(row), ensure_ascii=False) + "\n"

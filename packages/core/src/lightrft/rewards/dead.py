@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class DeadRewardMonitor:
@@ -42,6 +43,14 @@ class DeadRewardMonitor:
         self._reported = True
         self.fault = "constant_reward" if self._num_same >= self._patience else "zero_variance"
         return self._same_sentence() if self._num_same >= self._patience else self._groups_sentence()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has seen, as plain values."""
+        return {name: value for name, value in vars(self).items() if name != "_patience"}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there."""
+        vars(self).update(state)
 
     def _count(self, rewards: Sequence[float], groups: list[list[float]]) -> None:
         value = rewards[0] if min(rewards) == max(rewards) else None

@@ -340,6 +340,15 @@ class StrategyBase(ABC):
         """Number of weight updates so far; every completion carries the number that it was sampled at. Not collective."""
         return self._engine().version
 
+    @property
+    def engine_calls(self) -> int:
+        """Number of generations so far, from which the seeds of the next follow. Not collective."""
+        return self._engine().calls
+
+    def restore_engine(self, *, weight_version: int, calls: int) -> None:
+        """Goes on counting where a run was saved. An update of the weights has to follow before anything is generated. Not collective."""
+        self._engine().restore(version=weight_version, calls=calls)
+
     def gather_and_generate(
         self,
         sampling_params: Any,

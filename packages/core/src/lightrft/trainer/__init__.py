@@ -1,5 +1,18 @@
-"""The SPMD loop: rollout, reward, advantage, update, sync; evaluation, logging and what a run leaves behind."""
+"""The SPMD loop: rollout, reward, advantage, update, sync; evaluation, logging and what a run leaves behind. Torch comes on first use."""
 
-from lightrft.trainer.spmd_ppo import SPMDPPOTrainer
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightrft.trainer.spmd_ppo import SPMDPPOTrainer
 
 __all__ = ["SPMDPPOTrainer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "SPMDPPOTrainer":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lightrft.trainer.spmd_ppo import SPMDPPOTrainer
+
+    return SPMDPPOTrainer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from lightrft.experience.warnings import Warnings
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.loggers import Logger, LoggerSetup
 from lightrft.trainer.plots import plot_curves, plot_lengths
+from lightrft.trainer.rewind import rewind_logs
 from lightrft.trainer.run_folder import log_folder, write_summary
 
 SUMMARY_METRICS = ("rollout/reward", "rollout/length_mean", "rollout/logprob_gap", "time/step_s")
@@ -34,17 +35,19 @@ class RunReport:
         self.plots = log_folder(config) / "plots"
         self.rows: list[dict[str, float]] = []
         self.before: dict[str, float] = {}
+        self.after: dict[str, float] = {}
         self.started = time.time()
 
-    def start(self, evaluation: dict[str, float]) -> None:
-        """Step 0: the evaluation before training."""
-        self.before = evaluation
-        if evaluation:
-            self._log(0, evaluation)
+    def start(self, metrics: Mapping[str, float]) -> None:
+        """Step 0: the first proof of the engine's weights, and the evaluation before training."""
+        self.before = _parts(metrics)
+        if metrics:
+            self._log(0, metrics)
 
     def step(self, step: int, metrics: Mapping[str, float], experience: Sequence[Trajectory]) -> None:
         """One step's metrics to the loggers and, every `plot_every` steps, the distribution of completion lengths."""
         self._log(step, metrics)
+        self.after = _parts(metrics) or self.after
         if self.config.plot_every and (step % self.config.plot_every == 0 or step == 1):
             own = torch.tensor([t.num_tokens for t in experience], dtype=torch.int64)
             lengths = self.strategy.all_gather(own).tolist()
@@ -52,36 +55,52 @@ class RunReport:
                 path = self.plots / f"lengths-{step:06d}.png"
                 plot_lengths(lengths, path=path, step=step, max_len=self.config.generate_max_len)
 
-    def finish(self, evaluation: dict[str, float], *, steps: int, save_model: Callable[[], Path]) -> dict[str, Any]:
-        """The evaluation after training, the curves, the model, and `summary.json`; returns the summary on every rank."""
-        if evaluation:
-            self._log(steps, evaluation)
-        model = save_model()
+    def finish(self, *, steps: int, model: Path | None, stopped: str = "", checkpoint: Path | None = None) -> dict[str, Any]:
+        """The curves and `summary.json`; returns the summary on every rank. `stopped` says what ended the run before its last step."""
         peaks = self.strategy.all_gather(memory_report(self.strategy.world.device)["host_peak_gib"])
         last = next((row for row in reversed(self.rows) if "rollout/reward" in row), {})
         summary = {
             "steps": steps,
+            "stopped": stopped,
             "seconds": round(time.time() - self.started, 2),
             "seed": self.config.seed,
             "world_size": self.strategy.world.world_size,
             "strategy": strategy_name(self.config),
             "engine": self.config.engine_type,
             "run_dir": str(Path(self.config.output_dir)),
-            "model_dir": str(model),
-            "eval_before": _parts(self.before),
-            "eval_after": _parts(evaluation),
+            "model_dir": str(model) if model else None,
+            "checkpoint": str(checkpoint) if checkpoint else None,
+            "eval_before": self.before,
+            "eval_after": self.after,
             "last": {name: last[name] for name in SUMMARY_METRICS if name in last},
             "warnings": [asdict(row) for row in self.warnings.rows],
             "skipped_steps": sum(self.strategy.skipped_steps.values()),
             "peak_memory_gib": [round(p, 3) for p in peaks],
         }
+        self.close()
         if self.strategy.is_rank_0:
-            for logger in self.loggers:
-                logger.close()
-            if self.config.plot_every:
+            if self.config.plot_every and any("rollout/reward" in row or "eval/reward" in row for row in self.rows):
                 plot_curves(self.rows, path=self.plots / "curves.png")
             write_summary(self.config, summary)
         return summary
+
+    def close(self) -> None:
+        """Closes the loggers. Idempotent. Local."""
+        for logger in self.loggers:
+            logger.close()
+        self.loggers = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been reported so far."""
+        rows, seconds = list(self.rows), time.time() - self.started
+        return {"rows": rows, "before": dict(self.before), "after": dict(self.after), "seconds": seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there; what the log folder holds of later steps, which will come again, is taken out."""
+        self.rows, self.before, self.after = list(state["rows"]), dict(state["before"]), dict(state["after"])
+        self.started = time.time() - state["seconds"]
+        if self.strategy.is_rank_0:
+            rewind_logs(log_folder(self.config), self.rows, keeps_metrics="jsonl" in self.config.loggers)
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.rows.append({"step": float(step), **metrics})
@@ -90,7 +109,7 @@ class RunReport:
 
 
 def _parts(evaluation: Mapping[str, float]) -> dict[str, float]:
-    return {name.removeprefix("eval/"): value for name, value in evaluation.items()}
+    return {name.removeprefix("eval/"): value for name, value in evaluation.items() if name.startswith("eval/")}
 
 
 def _make_loggers(strategy: StrategyBase, config: Config, total_steps: int) -> list[Logger]:

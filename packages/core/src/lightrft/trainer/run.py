@@ -17,6 +17,7 @@ from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.base_model import prepare_base_model
 from lightrft.trainer.build import build_trainer, read_prompts
 from lightrft.trainer.evaluate import evaluate as evaluate_prompts
+from lightrft.trainer.resume import check_resume, in_run
 from lightrft.trainer.run_folder import open_run_folder
 
 
@@ -53,8 +54,7 @@ def open_run(config: Config, strategy: StrategyBase) -> str:
     error: Exception | None = None
     try:
         if strategy.is_rank_0:
-            folder = open_run_folder(config, backend=strategy.describe())
-            path = str(prepare_base_model(config, folder=folder / "base", registry=strategy.registry, log=strategy.print))
+            path = str(_base_model(config, strategy))
     except Exception as caught:  # raised below, on all ranks together
         error = caught
     agree(error, group=strategy.world.group, doing="preparing the run")
@@ -64,3 +64,14 @@ def open_run(config: Config, strategy: StrategyBase) -> str:
             f"rank {strategy.world.rank} does not see the model folder {path!r} that rank 0 made; output_dir must be shared storage"
         )
     return path
+
+
+def _base_model(config: Config, strategy: StrategyBase) -> Path:
+    """Opens the run folder and gives the base model: of the run that is resumed, where that made one."""
+    source = check_resume(config) if config.resume_from else None
+    goes_on = source is not None and in_run(source, Path(config.output_dir).expanduser())
+    folder = open_run_folder(config, backend=strategy.describe(), goes_on=goes_on)
+    made = source.parent.parent / "base" if source is not None else None
+    if made is not None and (made / "config.json").is_file():
+        return made
+    return prepare_base_model(config, folder=folder / "base", registry=strategy.registry, log=strategy.print)

@@ -17,22 +17,23 @@ from lightrft.config.schema import Config
 from lightrft.errors import RunFolderError
 from lightrft.experience.warnings import WARNINGS_FILE
 from lightrft.plugins.registry import Registry
+from lightrft.trainer.checkpoint_folder import FOLDER
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 SUMMARY_FILE = "summary.json"
 BACKEND_FILE = "backend.json"
-OWN_FILES = (CONFIG_FILE, ENVIRONMENT_FILE, BACKEND_FILE, SUMMARY_FILE, "model", "adapter", "base")
-OWN_LOGS = ("metrics.jsonl", "plots", WARNINGS_FILE)
+OWN_FILES = (CONFIG_FILE, ENVIRONMENT_FILE, BACKEND_FILE, SUMMARY_FILE, "model", "adapter", "base", FOLDER)
+OWN_LOGS = ("metrics.jsonl", "plots", WARNINGS_FILE, "samples.jsonl", "eval_samples-*.jsonl")
 """What a run writes into its folder and its log folder, and what an overwriting run removes; `data/` stays: the demo puts it there
 before.
 """
 
 
-def open_run_folder(config: Config, *, backend: Mapping[str, Any], registry: Registry | None = None) -> Path:
+def open_run_folder(config: Config, *, backend: Mapping[str, Any], registry: Registry | None = None, goes_on: bool = False) -> Path:
     """Makes the run folder and writes the resolved configuration, the environment and what the training backend was told into it.
 
-    For rank 0 alone. `backend` is `StrategyBase.describe()`.
+    For rank 0 alone. `backend` is `StrategyBase.describe()`; `goes_on` says that the run in the folder is resumed.
 
     Raises:
         RunFolderError: it holds another run and `overwrite_output_dir` is not set, or it cannot be written.
@@ -40,8 +41,9 @@ def open_run_folder(config: Config, *, backend: Mapping[str, Any], registry: Reg
     folder = Path(config.output_dir).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / CONFIG_FILE).exists():
+        if (folder / CONFIG_FILE).exists() and not goes_on:
             _make_room(config)
+        (folder / SUMMARY_FILE).unlink(missing_ok=True)
         log_folder(config).mkdir(parents=True, exist_ok=True)
         _write(folder / ENVIRONMENT_FILE, json.dumps(_environment(registry or Registry.discover()), indent=2) + "\n")
         _write(folder / BACKEND_FILE, json.dumps(dict(backend), indent=2) + "\n")
@@ -65,9 +67,10 @@ def write_summary(config: Config, summary: Mapping[str, Any]) -> Path:
 
 def _make_room(config: Config) -> None:
     if not config.overwrite_output_dir:
-        raise RunFolderError(f"output_dir={config.output_dir!r} holds another run; choose another folder or set --overwrite_output_dir")
+        remedies = "choose another folder, set --overwrite_output_dir, or --resume_from latest"
+        raise RunFolderError(f"output_dir={config.output_dir!r} holds another run; {remedies}")
     folder, logs = Path(config.output_dir).expanduser(), log_folder(config)
-    for path in (*(folder / name for name in OWN_FILES), *(logs / name for name in OWN_LOGS)):
+    for path in (*(folder / name for name in OWN_FILES), *(path for name in OWN_LOGS for path in logs.glob(name))):
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -24,14 +24,18 @@ from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import AdvantageSpec
 from lightrft.rewards.load import NamedReward
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
+from lightrft.trainer.checkpoint_folder import find
 from lightrft.trainer.critic_update import CriticUpdate
 from lightrft.trainer.evaluate import evaluate
 from lightrft.trainer.learner import Learner
 from lightrft.trainer.phases import PHASES, PhaseClock, PhaseFunction, check_phase_names
 from lightrft.trainer.refusals import as_rewards, refuse
 from lightrft.trainer.report import RunReport
+from lightrft.trainer.resume import PromptsDigest
 from lightrft.trainer.run_folder import log_folder
-from lightrft.trainer.steps import num_rollouts
+from lightrft.trainer.run_state import EngineState, RandomState, RunState, SkippedSteps
+from lightrft.trainer.saving import Saver, StopRun, Trained, latest_value
+from lightrft.trainer.steps import due, num_rollouts
 from lightrft.trainer.update import PolicyUpdate
 
 
@@ -97,13 +101,18 @@ class SPMDPPOTrainer:
         )
         self.warnings = Warnings(strategy=strategy, folder=log_folder(self.config))
         self.monitors = Monitors(self.config)
-        self.step = 0
+        self.step, self.trained_step = 0, -1
+        self.synced = False
         self.experience: list[Trajectory] = []
         self.clock = PhaseClock(strategy)
         self.experience_maker = self._make_experience_maker(strategy.registry)
         self.probe = self._make_probe()
         self.report = RunReport(strategy=strategy, config=self.config, total_steps=self.num_steps, warnings=self.warnings)
         self.learner = self._make_learner(strategy.registry)
+        self.trained = self._trained()
+        self.engine_state = EngineState(strategy)
+        self.state = self._run_state()
+        self.saver = Saver(strategy=strategy, config=self.config, state=self.state, trained=self.trained)
         self._measure_phases(phases or {})
 
     @property
@@ -112,16 +121,23 @@ class SPMDPPOTrainer:
         return num_rollouts(self.config, num_prompts=len(self.prompts))
 
     def fit(self) -> dict[str, Any]:
-        """Trains, and returns the run's summary (also in `summary.json`). Collective."""
-        self.begin()
-        for step in range(1, self.num_steps + 1):
-            self.begin_step(step)
-            self.make_experience()
-            self.metrics.update(self.ppo_train(step))
-            if self.config.eval_every and step % self.config.eval_every == 0 and step < self.num_steps:
-                self.evaluate()
-            self.end_step()
-        return self.finish()
+        """Trains, and returns the run's summary (also in `summary.json`). Collective.
+
+        An error ends it, after a checkpoint where the state allows one; SIGTERM ends it with a checkpoint and a summary.
+        """
+        with self.saver.requests.listening():
+            try:
+                self.begin()
+                for step in range(self.step + 1, self.num_steps + 1):
+                    self.begin_step(step)
+                    self.make_experience()
+                    self.metrics.update(self.ppo_train(step))
+                    if self.evaluation_due:
+                        self.evaluate()
+                    self.end_step()
+                return self.finish()
+            except Exception as error:
+                return self.stopped(error)
 
     def make_experience(self) -> dict[str, float]:
         """`self.experience` becomes this rank's share of the next rollout; returns what is known of the step so far. Collective."""
@@ -129,6 +145,7 @@ class SPMDPPOTrainer:
         self.logprob(self.experience)
         self.advantage(self.experience)
         self.metrics.update(rollout_metrics(self.experience, strategy=self.strategy))
+        self.saver.stop_if_asked()
         return self.metrics
 
     def collect(self) -> list[Trajectory]:
@@ -140,8 +157,11 @@ class SPMDPPOTrainer:
     def ppo_train(self, global_steps: int = 0) -> dict[str, float]:
         """Updates the actor on `self.experience` and gives the engine its new weights; returns the metrics of both. Collective."""
         self.step = global_steps
+        self.saver.changing()
         metrics = self.update(self.experience)
-        return metrics | self.sync()
+        metrics |= self.sync()
+        self.trained_step = global_steps
+        return metrics
 
     # ---- the phases: override one, or pass a function for it; `trainer/phases.py` measures each ------------------------------------------
 
@@ -176,9 +196,10 @@ class SPMDPPOTrainer:
         Raises:
             WeightSyncError: it does not, on all ranks.
         """
-        probe = self.probe if self.probe is not None and self.probe.due(self.step) else None
-        if probe is not None:
+        probe = self.probe if self.probe is not None and self.probe.due(self.step if self.synced else 0) else None
+        if probe is not None and (self.synced or not self.config.resume_from):  # a resumed run's engine is new: nothing is cached
             probe.before_sync()
+        self.synced = True
         start = time.perf_counter()
         self.strategy.update_engine_weights(self.actor)
         metrics = {"time/sync_s": time.perf_counter() - start}
@@ -199,13 +220,20 @@ class SPMDPPOTrainer:
     # ---- before, between and after the steps ------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Before the first step: the engine gets the actor's weights, which are evaluated. Collective."""
-        self.warn(leak(self.prompts, self.eval_prompts))
+        """Before the first step: the engine gets the actor's weights, which are evaluated; or those of a checkpoint. Collective."""
+        if self.config.resume_from:
+            folder = find(self.config.resume_from, run=Path(self.config.output_dir).expanduser())
+            self.step = self.saver.load(folder)
+            self.strategy.print(f"resumed from {folder}, step {self.step} of {self.num_steps}")
         self.learner.start()  # masters are there before the first update
         self.clock.start()
         self.sync()
-        self.evaluate()
-        self.report.start({name: value for name, value in self.metrics.items() if name != "time/sync_s"})
+        self.engine_state.synced()
+        if not self.config.resume_from:
+            self.warn(leak(self.prompts, self.eval_prompts))
+            self.evaluate()
+            self.report.start({name: value for name, value in self.metrics.items() if name != "time/sync_s"})
+        self.saver.mark(self.step)
 
     def begin_step(self, step: int) -> None:
         """Nothing is measured yet of this step. Local."""
@@ -213,22 +241,41 @@ class SPMDPPOTrainer:
         self.clock.start()
 
     def end_step(self) -> None:
-        """What was measured goes to the loggers. Collective."""
+        """What was measured goes to the loggers, and the run is saved where that is due. Collective."""
         self.metrics.update(self.clock.close())
         if "tokens/rollout" in self.metrics:
             self.metrics["rollout/tokens_per_s"] = self.metrics["tokens/rollout"] / self.metrics["time/rollout_s"]
         self.warn(*self.monitors.observe(self.metrics))
         self.report.step(self.step, self.metrics, self.experience)
+        self.saver.mark(self.step, value=latest_value(self.metrics, self.config.best_metric))
+        if due(self.step, every=self.config.save_every, last=self.num_steps):
+            self.saver.save()
+        self.saver.stop_if_asked()
 
     def finish(self) -> dict[str, Any]:
-        """After the last step: the last evaluation, the model's folder, the summary. Collective."""
-        return self.report.finish(self.evaluate(), steps=self.num_steps, save_model=self.save_model)
+        """After the last step: the model's folder, the summary. Collective."""
+        return self.report.finish(steps=self.num_steps, model=self.save_model())
+
+    def stopped(self, error: Exception) -> dict[str, Any]:
+        """After an error: a checkpoint, where the state is that of a whole step. Returns the summary of a run that was told to stop."""
+        if not self.saver.marked and self.trained_step == self.step:  # an evaluation failed: the step itself is done
+            self.saver.mark(self.step)
+        folder = self.saver.rescue(error)
+        if not isinstance(error, StopRun):
+            self.report.close()
+            raise error
+        return self.report.finish(steps=self.saver.marked_step, model=None, stopped=str(error), checkpoint=folder)
 
     def save_model(self) -> Path:
         """Writes the actor as a HF folder `model` in the run folder, and its adapters, if any, beside it as `adapter`. Collective."""
         if self.config.lora_rank:
             self.strategy.save_adapter(self.actor, Path(self.config.output_dir) / "adapter")
         return self.strategy.save_model(self.actor, Path(self.config.output_dir) / "model", tokenizer=self.tokenizer)
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether this step ends with an evaluation."""
+        return bool(self.eval_prompts) and (self.step == self.num_steps or due(self.step, every=self.config.eval_every))
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -240,6 +287,28 @@ class SPMDPPOTrainer:
         for name in PHASES:
             method = partial(functions[name], self) if name in functions else getattr(self, name)
             setattr(self, name, self.clock.measured(name, method))
+
+    def _trained(self) -> dict[str, Trained]:
+        found = {"actor": Trained(model=self.actor, optimizer=self.actor_optim, scheduler=self.actor_scheduler)}
+        if self.critic is not None and self.critic_optim is not None:
+            found["critic"] = Trained(model=self.critic, optimizer=self.critic_optim, scheduler=self.critic_scheduler)
+        return found
+
+    def _run_state(self) -> RunState:
+        """Everything that a resumed run needs to be the same run; register more on `trainer.state`."""
+        state = RunState(self.strategy)
+        state.register("prompts", PromptsDigest(self.prompts))
+        state.register("sampler", self.sampler)
+        state.register("engine", self.engine_state)
+        state.register("random", RandomState(self.strategy.world.device), per_rank=True)
+        state.register("skipped_steps", SkippedSteps(self.strategy))
+        state.register("warnings", self.warnings)
+        state.register("monitors", self.monitors)
+        state.register("dead_rewards", self.experience_maker.dead_rewards)
+        state.register("kl_control", self.experience_maker.kl_control)
+        state.register("reward_moments", self.experience_maker.advantage_maker.moments)
+        state.register("report", self.report)
+        return state
 
     def _make_probe(self) -> SyncProbe | None:
         if not self.config.verify_sync_every or not self.prompts:

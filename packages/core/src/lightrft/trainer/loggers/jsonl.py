@@ -18,9 +18,13 @@ class JsonlLogger:
         self._file = (setup.log_dir / FILE_NAME).open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        self._file.write(as_line(step, metrics))
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+def as_line(step: int, metrics: Mapping[str, float]) -> str:
+    """One line of the file."""
+    return json.dumps({"step": step, **{name: value if math.isfinite(value) else None for name, value in metrics.items()}}) + "\n"

@@ -1,0 +1,113 @@
+"""Where are a run's checkpoints, and which of them stay? Folders `checkpoints/step-N` in the run folder. No torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lightrft.errors import CheckpointError
+
+FOLDER, STATE_FILE = "checkpoints", "trainer.json"
+LATEST = "latest"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """One whole checkpoint: its folder, its step, and the value that the best are chosen by (None: not measured there)."""
+
+    folder: Path
+    step: int
+    value: float | None
+
+
+def folder_of(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is or will be."""
+    return run / FOLDER / f"step-{step}"
+
+
+def saved_in(run: Path) -> list[Saved]:
+    """The whole checkpoints of a run folder, oldest step first. One that a kill left between two renames counts (`.step-N.old`)."""
+    found = {}
+    for path in sorted((run / FOLDER).glob(".step-*.old")) + sorted((run / FOLDER).glob("step-*")):
+        match = re.fullmatch(r"\.?step-(\d+)(\.old)?", path.name)
+        if match and (path / STATE_FILE).is_file():
+            step = int(match[1])
+            found[step] = Saved(folder=folder_of(run, step), step=step, value=_value(path / STATE_FILE))
+    return [found[step] for step in sorted(found)]
+
+
+def to_remove(saved: Sequence[Saved], *, keep: int, keep_best: int, mode: Literal["max", "min"]) -> list[Saved]:
+    """Those that are neither among the `keep` newest (0: all) nor among the `keep_best` best; of two equal ones the newer is better."""
+    if keep == 0:
+        return []
+    stay = {one.step for one in sorted(saved, key=lambda one: one.step)[-keep:]}
+    measured = [one for one in saved if one.value is not None]
+    sign = 1.0 if mode == "max" else -1.0
+    measured.sort(key=lambda one: (sign * (one.value or 0.0), one.step))
+    stay |= {one.step for one in measured[len(measured) - min(keep_best, len(measured)) :]}
+    return [one for one in saved if one.step not in stay]
+
+
+def remove(saved: Sequence[Saved]) -> None:
+    """Deletes them: renamed first, so that a kill half-way leaves nothing that looks whole."""
+    for one in saved:
+        doomed = one.folder.with_name(f".{one.folder.name}.removed")
+        shutil.rmtree(doomed, ignore_errors=True)
+        if one.folder.exists():
+            one.folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def find(resume_from: str, *, run: Path) -> Path:
+    """The checkpoint that the setting names: a folder, or `latest`, the newest of the run folder.
+
+    Raises:
+        CheckpointError: none there.
+    """
+    if resume_from == LATEST:
+        saved = saved_in(run)
+        if not saved:
+            raise CheckpointError(f"resume_from='latest': no checkpoint in {str(run / FOLDER)!r}; leave resume_from out to begin a run")
+        return saved[-1].folder
+    folder = Path(resume_from).expanduser()
+    if (whole(folder) / STATE_FILE).is_file():
+        return folder
+    inside = saved_in(folder)
+    hint = f"; did you mean {str(inside[-1].folder)!r}?" if inside else f" (it has no {STATE_FILE}); give one like RUN/{FOLDER}/step-10"
+    raise CheckpointError(f"resume_from={resume_from!r} is no checkpoint{hint}")
+
+
+def whole(folder: Path) -> Path:
+    """Where the checkpoint `folder` is: there, or still beside it, if a kill came while it was replaced."""
+    old = folder.with_name(f".{folder.name}.old")
+    return old if not folder.exists() and old.is_dir() else folder
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What `trainer.json` says: step, value, config, world_size. Raises CheckpointError: missing or damaged."""
+    path = whole(folder) / STATE_FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not (isinstance(found["step"], int) and isinstance(found["config"], dict)):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{str(folder)!r} is damaged: {STATE_FILE} cannot be read{_another(folder)}") from error
+    return dict(found)
+
+
+def _another(folder: Path) -> str:
+    others = [one for one in saved_in(folder.parent.parent) if one.folder != folder] if folder.parent.name == FOLDER else []
+    return f"; others there: {', '.join(one.folder.name for one in others)}" if others else ""
+
+
+def _value(path: Path) -> float | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")).get("value")
+    except (OSError, ValueError, AttributeError):
+        return None  # `read` says what is wrong with it, when it is asked for
+    return float(value) if isinstance(value, (int, float)) else None

@@ -1,0 +1,117 @@
+"""May this run go on from that checkpoint? Settings that belong to the saved state must be the same; others are told, or do not matter."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightrft.config.load import make_config
+from lightrft.config.schema import Config
+from lightrft.data.prompts import Prompt
+from lightrft.errors import CheckpointError, ConfigError
+from lightrft.trainer.checkpoint_folder import find, read, saved_in
+
+BELONG_TO_STATE = (
+    "seed",
+    "strategy",
+    "fsdp",
+    "lora_rank",
+    "lora_alpha",
+    "lora_target_modules",
+    "use_mp_opt",
+    "advantage_estimator",
+    "policy_loss",
+    "critic_learning_rate",
+    "learning_rate",
+    "lr_scheduler",
+    "lr_warmup_steps",
+    "adam_beta1",
+    "adam_beta2",
+    "weight_decay",
+)
+"""The optimizer, the schedule and the order of the data come from the checkpoint: another value would have no effect, or a wrong one."""
+
+OF_NO_CONSEQUENCE = (
+    "output_dir",
+    "overwrite_output_dir",
+    "log_dir",
+    "loggers",
+    "plot_every",
+    "save_every",
+    "keep_checkpoints",
+    "keep_best",
+    "resume_from",
+    "generate_timeout_s",
+)
+"""They change nothing of what is learnt."""
+
+
+def changed_settings(saved: Mapping[str, Any], config: Config) -> list[str]:
+    """`name: saved -> now` for each setting that has changed and matters from here on.
+
+    Raises:
+        CheckpointError: a setting that belongs to the saved state has changed.
+    """
+    now = config.model_dump()
+    try:
+        before = make_config({name: value for name, value in saved.items() if name in now}).model_dump()
+    except ConfigError as error:
+        raise CheckpointError(f"the checkpoint's settings cannot be read by this version: {error.problems[0]}") from None
+    different = [name for name in now if before[name] != now[name] and name not in OF_NO_CONSEQUENCE]
+    refused = [f"{name}={before[name]!r}, here {now[name]!r}" for name in different if name in BELONG_TO_STATE]
+    if refused:
+        raise CheckpointError(f"the checkpoint was saved with {'; '.join(refused)}; set it as it was, or begin a run without resume_from")
+    return [f"{name}: {before[name]!r} -> {now[name]!r}" for name in different]
+
+
+def check_resume(config: Config) -> Path:
+    """The checkpoint that `resume_from` names, when this configuration may go on from it. Looks at small files only.
+
+    Raises:
+        CheckpointError: no checkpoint, a damaged one, other settings, or newer checkpoints in the same run folder.
+    """
+    run = Path(config.output_dir).expanduser()
+    folder = find(config.resume_from, run=run)
+    if config.overwrite_output_dir and in_run(folder, run):
+        raise CheckpointError(
+            f"overwrite_output_dir would remove the run that resume_from={config.resume_from!r} goes on with; leave one of them out"
+        )
+    step = read(folder)["step"]
+    changed_settings(read(folder)["config"], config)
+    newer = [one.folder.name for one in saved_in(run) if one.step > step]
+    if in_run(folder, run) and newer:
+        raise CheckpointError(
+            f"resume_from={config.resume_from!r}: the run folder has newer checkpoints ({', '.join(newer)}), which would be replaced; "
+            "use resume_from latest, or another output_dir"
+        )
+    return folder
+
+
+def in_run(folder: Path, run: Path) -> bool:
+    """Whether a checkpoint belongs to that run folder."""
+    return run.resolve() in folder.resolve().parents
+
+
+class PromptsDigest:
+    """Part of the run's state: refuses other training prompts than those that the run began with."""
+
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        digest = hashlib.blake2b(digest_size=16)
+        for prompt in prompts:
+            digest.update(array("i", prompt.token_ids).tobytes())
+            digest.update(b"\0" if prompt.answer is None else prompt.answer.encode())
+        self._digest = digest.hexdigest()
+        self._number = len(prompts)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"digest": self._digest, "number": self._number}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state["digest"] != self._digest:
+            raise CheckpointError(
+                f"the training prompts are not those that the run began with ({state['number']} then, {self._number} now, by their "
+                "tokens and answers); give the same prompt_data, template and tokenizer"
+            )

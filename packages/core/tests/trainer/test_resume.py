@@ -1,0 +1,217 @@
+"""Is a resumed run the same run, to the last bit, and is a checkpoint that does not fit refused in one line?"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightrft.errors import CheckpointError, RewardError
+from lightrft.testing.small_trainer import make_trainer, odd_tokens
+from lightrft.trainer import SPMDPPOTrainer
+from lightrft.trainer.checkpoint_folder import find, folder_of, read, saved_in
+from lightrft.trainer.resume import check_resume
+from lightrft.types import Sample
+
+STEPS = 6
+SAME: dict[str, Any] = dict(
+    engine_type="hf", max_steps=STEPS, num_episodes=9, eval_every=2, save_every=2, keep_checkpoints=0, kl_coef=0.1, verify_sync_every=3,
+    temperature=0.8, lr_scheduler="cosine", n_samples_per_prompt=4, train_batch_size=8, dead_reward_steps=2,
+)  # fmt: skip
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """What a run logged, without what time and memory it took."""
+    found = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/")) and k != "rollout/tokens_per_s"} for row in found]
+
+
+def everything(trainer: SPMDPPOTrainer) -> list[torch.Tensor]:
+    state = trainer.actor_optim.state_dict()["state"]
+    return [*trainer.actor.state_dict().values(), *(value for moments in state.values() for value in moments.values())]
+
+
+def assert_same(a: SPMDPPOTrainer, b: SPMDPPOTrainer) -> None:
+    assert all(torch.equal(x, y) for x, y in zip(everything(a), everything(b), strict=True))
+    assert a.strategy.weight_version == b.strategy.weight_version
+    assert a.sampler.state_dict() == b.sampler.state_dict()
+    assert a.state.snapshot()["engine"] == b.state.snapshot()["engine"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SPMDPPOTrainer]:
+    """A run of six steps that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    trainer = make_trainer(folder, **SAME)
+    trainer.fit()
+    return folder, trainer
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_resumed_run_is_bitwise_the_run_that_nothing_interrupted(tmp_path: Path, whole: tuple[Path, SPMDPPOTrainer], step: int) -> None:
+    folder, expected = whole
+    torch.rand(7)  # the generators are anywhere
+    resumed = make_trainer(tmp_path, **SAME | {"resume_from": str(folder_of(folder / "run", step))})
+    summary = resumed.fit()
+    assert_same(resumed, expected)
+    assert rows(tmp_path) == rows(folder) and len(rows(folder)) == STEPS + 1, "in another folder the log begins with the earlier steps"
+    assert summary["eval_before"] == expected.report.before and summary["eval_after"] == expected.report.after
+    assert torch.equal(resumed.state.snapshot()["random"]["torch"], expected.state.snapshot()["random"]["torch"])
+
+
+def test_a_failing_reward_leaves_a_checkpoint_of_the_last_whole_step(
+    tmp_path: Path, whole: tuple[Path, SPMDPPOTrainer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+
+    def dies(samples: Sequence[Sample]) -> list[float]:
+        calls.append(1)
+        if len(calls) == 6:  # an evaluation, three rollouts and an evaluation come before
+            raise ConnectionError("the server is gone")
+        return odd_tokens(samples)
+
+    dies.__name__ = "odd_tokens"
+    with pytest.raises(RewardError, match="the server is gone"):
+        make_trainer(tmp_path, reward=dies, **SAME | {"save_every": 0, "keep_checkpoints": 3}).fit()
+    [saved] = saved_in(tmp_path / "run")
+    assert saved.step == 3 and f"saved {saved.folder} before the run stops; go on with --resume_from" in capsys.readouterr().out
+    resumed = make_trainer(tmp_path, **SAME | {"resume_from": "latest"})
+    resumed.fit()
+    assert_same(resumed, whole[1])
+    assert rows(tmp_path) == rows(whole[0]), "in the same folder the log goes on, and no step is there twice"
+
+
+def test_an_error_after_the_models_changed_saves_nothing_old(tmp_path: Path) -> None:
+    def breaks(trainer: SPMDPPOTrainer, experience: Any) -> dict[str, float]:
+        SPMDPPOTrainer.update(trainer, experience)
+        raise RewardError("half-way")
+
+    with pytest.raises(RewardError, match="half-way"):
+        make_trainer(tmp_path, phases={"update": breaks}).fit()
+    assert saved_in(tmp_path / "run") == []
+
+
+def test_a_failing_evaluation_leaves_a_checkpoint_of_the_step_that_it_followed(tmp_path: Path) -> None:
+    def breaks(trainer: SPMDPPOTrainer) -> dict[str, float]:
+        if trainer.step:
+            raise RewardError("no evaluation")
+        return {}
+
+    with pytest.raises(RewardError, match="no evaluation"):
+        make_trainer(tmp_path, phases={"evaluate": breaks}, eval_every=1).fit()
+    assert [one.step for one in saved_in(tmp_path / "run")] == [1]
+
+
+def test_sigterm_saves_and_returns(tmp_path: Path, whole: tuple[Path, SPMDPPOTrainer]) -> None:
+    def told(trainer: SPMDPPOTrainer, experience: Any) -> None:
+        SPMDPPOTrainer.reward(trainer, experience)
+        if trainer.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    summary = make_trainer(tmp_path, phases={"reward": told}, **SAME).fit()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert summary["stopped"] == "SIGTERM" and summary["steps"] == 3 and summary["model_dir"] is None
+    assert summary["checkpoint"] == str(folder_of(tmp_path / "run", 3))
+    resumed = make_trainer(tmp_path, **SAME | {"resume_from": "latest"})
+    resumed.fit()
+    assert_same(resumed, whole[1])
+
+
+def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
+    values = iter([0.0, 0.9, 0.1, 0.8, 0.2, 0.3, 0.1])
+
+    def evaluated(trainer: SPMDPPOTrainer) -> dict[str, float]:
+        return {"eval/reward": next(values)}
+
+    changes = SAME | dict(eval_every=1, save_every=1, keep_checkpoints=2, keep_best=2)
+    make_trainer(tmp_path, phases={"evaluate": evaluated}, **changes).fit()
+    assert [(one.step, one.value) for one in saved_in(tmp_path / "run")] == [(1, 0.9), (3, 0.8), (5, 0.3), (6, 0.1)]
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-1", "step-3", "step-5", "step-6"]
+
+
+def test_a_save_that_fails_leaves_the_older_one_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightrft.strategy import checkpoint
+
+    replace, seen = checkpoint.replace, []
+
+    def full(temporary: Path, folder: Path) -> None:
+        seen.append(folder.name)
+        if folder.name == "step-2":
+            raise OSError(28, "No space left on device")
+        replace(temporary, folder)
+
+    monkeypatch.setattr(checkpoint, "replace", full)
+    with pytest.raises(CheckpointError, match="step-2': No space left on device"):
+        make_trainer(tmp_path, save_every=1).fit()
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"learning_rate": 1e-3}, "saved with learning_rate=0.01, here 0.001; set it as it was"),
+        ({"seed": 2}, "saved with seed=1, here 2"),
+        ({"overwrite_output_dir": True}, "overwrite_output_dir would remove the run"),
+        ({"resume_from": "step-2"}, "resume_from='step-2' is no checkpoint"),
+        ({"output_dir": "nowhere"}, "resume_from='latest': no checkpoint in 'nowhere/checkpoints'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_a_model_loads(whole: tuple[Path, SPMDPPOTrainer], changes: dict[str, Any], words: str) -> None:
+    settings = whole[1].config.model_copy(update={"resume_from": "latest", **changes})
+    with pytest.raises(CheckpointError) as caught:
+        check_resume(settings)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_older_checkpoint_of_the_same_folder_is_refused_while_newer_ones_are_there(whole: tuple[Path, SPMDPPOTrainer]) -> None:
+    folder = folder_of(whole[0] / "run", 2)
+    with pytest.raises(CheckpointError, match=r"newer checkpoints \(step-4, step-6\)"):
+        check_resume(whole[1].config.model_copy(update={"resume_from": str(folder)}))
+    assert check_resume(whole[1].config.model_copy(update={"resume_from": str(folder), "output_dir": "elsewhere"})) == folder
+
+
+def test_changes_that_matter_are_told(tmp_path: Path, whole: tuple[Path, SPMDPPOTrainer], capsys: pytest.CaptureFixture[str]) -> None:
+    last = str(folder_of(whole[0] / "run", 4))
+    make_trainer(tmp_path, **SAME | {"resume_from": last, "temperature": 0.9, "plot_every": 0, "loggers": []}).fit()
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resume:")]
+    assert told == ["resume: changed since the checkpoint: temperature: 0.8 -> 0.9"]
+
+
+def test_other_prompts_are_refused(tmp_path: Path, whole: tuple[Path, SPMDPPOTrainer]) -> None:
+    trainer = make_trainer(tmp_path, **SAME | {"resume_from": str(folder_of(whole[0] / "run", 4))})
+    other = SPMDPPOTrainer(
+        strategy=trainer.strategy, actor=trainer.actor, initial_model=trainer.initial_model, reward_model=odd_tokens,
+        actor_optim=trainer.actor_optim, tokenizer=trainer.tokenizer, prompts=list(reversed(trainer.prompts)),
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match="not those that the run began with"):
+        other.fit()
+
+
+@pytest.mark.parametrize("damage", ["trainer.json", "actor/state.pt", "actor/manifest.json"])
+def test_a_damaged_checkpoint_is_one_line(tmp_path: Path, whole: tuple[Path, SPMDPPOTrainer], damage: str) -> None:
+    copy = folder_of(tmp_path / "copy", 4)
+    shutil.copytree(folder_of(whole[0] / "run", 4), copy)
+    (copy / damage).write_bytes((copy / damage).read_bytes()[:-20])
+    with pytest.raises(CheckpointError, match="is damaged") as caught:
+        make_trainer(tmp_path, **SAME | {"resume_from": str(copy)}).fit()
+    assert "\n" not in str(caught.value)
+
+
+def test_latest_survives_a_kill_between_two_renames(tmp_path: Path, whole: tuple[Path, SPMDPPOTrainer]) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole[0] / "run" / "checkpoints", run / "checkpoints")
+    last = folder_of(run, STEPS)
+    last.rename(last.with_name(f".{last.name}.old"))
+    (run / "checkpoints" / ".step-8.tmp").mkdir()
+    assert find("latest", run=run) == last and read(last)["step"] == STEPS
+    resumed = make_trainer(tmp_path, **SAME | {"resume_from": "latest"})
+    assert resumed.fit()["steps"] == STEPS
+    assert_same(resumed, whole[1])
