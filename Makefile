@@ -21,7 +21,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo gsm8k parity collectives overhead curves learn engine-matrix rollout sync-speed test test-slow test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test clean
+.PHONY: help setup demo docs gsm8k parity collectives overhead curves learn engine-matrix rollout sync-speed test test-slow test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,9 @@ parity: $(STAMP)  ## a table: how far each backend's update is from that of one 
 
 collectives: $(STAMP)  ## a table: the collectives of a step, counted on 1, 2 and 4 ranks, and what follows for 64 and 1024
 	@$(BIN)/python benchmarks/collectives.py $(ARGS)
+
+docs: $(STAMP)  ## bring the tables of docs/plugin-author.md up to date with the code
+	@$(BIN)/python tools/plugin_tables.py
 
 overhead: $(STAMP)  ## a table: a step through each strategy against a loop by hand, as ratios
 	@$(BIN)/python benchmarks/strategies.py $(ARGS)

@@ -43,6 +43,14 @@ def rows_of(python: Path, distribution: str, *, cwd: Path, **variables: str) -> 
     return {(row["kind"], row["name"], row["version"], row["state"]) for row in rows if row["distribution"] == distribution}
 
 
+def on_path(folder: Path, name: str, version: str, entry_point: str) -> None:
+    """Makes a folder that is on the path a distribution, as far as discovery reads one."""
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text(f"[lightrft.plugins]\n{entry_point}\n", encoding="utf-8")
+
+
 def own_tests(python: Path, source: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Runs the tests of a plugin where its sources are not: what is tested is what is installed."""
     shutil.copytree(source / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
@@ -53,7 +61,9 @@ def own_tests(python: Path, source: Path, folder: Path, *words: str) -> subproce
 # ---- how much there is to write ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("file", "most"), [("src/lightrft_acme/strategy.py", 149), ("src/lightrft_acme/engine.py", 149)])
+@pytest.mark.parametrize(
+    ("file", "most"), [("src/lightrft_acme/strategy.py", 149), ("src/lightrft_acme/engine.py", 149), ("tests/test_conformance.py", 25)]
+)
 def test_a_plugin_is_short(file, most):
     assert len((TEMPLATE / file).read_text(encoding="utf-8").splitlines()) <= most
 
@@ -67,14 +77,30 @@ def test_its_plugins_are_listed(python, tmp_path):
 
 @pytest.mark.parametrize("fault", ["raise RuntimeError('no licence')", "import no_such_module", "raise SystemExit(1)", "def ("])
 def test_a_broken_neighbour_breaks_nothing_of_it(python, tmp_path, fault):
-    info = tmp_path / "broken_rft-0.3.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-rft\nVersion: 0.3\n", encoding="utf-8")
-    (info / "entry_points.txt").write_text("[lightrft.plugins]\nbroken = broken_plugin\n", encoding="utf-8")
+    on_path(tmp_path, "broken-rft", "0.3", "broken = broken_plugin")
     (tmp_path / "broken_plugin.py").write_text(fault, encoding="utf-8")
     beside = {"PYTHONPATH": str(tmp_path)}
     assert rows_of(python, "lightrft-acme", cwd=tmp_path, **beside) == {(kind, "acme", "0.1.0", "ok") for kind in KINDS}
     assert rows_of(python, "broken-rft", cwd=tmp_path, **beside) == {("?", "broken", "0.3", "broken")}
+
+
+@pytest.mark.parametrize(
+    ("number", "side"), [(0, "upgrade old-sled, or install an older lightrft"), (99, "upgrade lightrft, or install an older old-sled")]
+)
+def test_an_old_and_a_future_copy_of_it_are_listed_and_refused_with_the_side_to_upgrade(python, tmp_path, number, side):
+    assert lightrft(python, "new-plugin", "old-sled", cwd=tmp_path).returncode == 0
+    sources = tmp_path / "old-sled" / "src"
+    module = sources / "old_sled" / "plugin.py"
+    module.write_text(module.read_text(encoding="utf-8").replace("API = 1", f"API = {number}"), encoding="utf-8")
+    on_path(sources, "old-sled", "2.0", "old-sled = old_sled.plugin")
+    beside = {"PYTHONPATH": str(sources)}
+    assert rows_of(python, "old-sled", cwd=tmp_path, **beside) == {(kind, "old-sled", "2.0", "other api") for kind in KINDS}
+    assert rows_of(python, "lightrft-acme", cwd=tmp_path, **beside) == {(kind, "acme", "0.1.0", "ok") for kind in KINDS}
+    done = lightrft(python, "demo", "--strategy", "old-sled", "--engine_type", "hf", cwd=tmp_path, **beside)
+    [line] = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert line.startswith(f"error: strategy 'old-sled': old-sled 2.0 is written for plugin API {number}, lightrft ")
+    assert f": {side}: pip install -U " in line
 
 
 def test_what_it_does_not_declare_is_refused_before_anything_starts(python, tmp_path):
@@ -124,7 +150,7 @@ def test_a_new_plugin_made_by_the_wheel_passes_its_own_tests_beside_the_template
     try:
         assert rows_of(python, "rocket-sled", cwd=tmp_path) == {(kind, "rocket-sled", "0.1.0", "ok") for kind in KINDS}
         (tmp_path / "elsewhere").mkdir()
-        tested = own_tests(python, folder, tmp_path / "elsewhere", "-m", "not slow")
+        tested = own_tests(python, folder, tmp_path / "elsewhere", "-k", "test_parts or TestEngine or an_update_is_that_of_one_process")
         assert tested.returncode == 0, tested.stdout[-6000:]
     finally:
         run([python, "-m", "pip", "uninstall", "--yes", "--quiet", "rocket-sled"], cwd=tmp_path)

@@ -38,3 +38,11 @@ def test_capabilities_are_a_closed_set():
     assert EngineSpec(name="acme", target="a:b", capabilities=frozenset({Capability.SEED})).capabilities == {Capability.SEED}
     with pytest.raises(ValueError, match="'seed' is not a Capability"):
         EngineSpec(name="acme", target="a:b", capabilities=frozenset({"seed"}))
+
+
+def test_each_capability_says_in_words_what_it_means():
+    assert Capability("seed") is Capability.SEED
+    assert str(Capability.SEED) == "seed"
+    meanings = [capability.meaning for capability in Capability]
+    assert len(set(meanings)) == len(meanings)
+    assert all(meaning.strip() and "\n" not in meaning for meaning in meanings)

@@ -75,7 +75,7 @@ def new_plugin(made: Mapping[str, Any]) -> None:
     print(f"  cd {made['folder']}")
     print("  pip install -e '.[test]'    the new plugins, beside this lightrft")
     print("  lightrft plugins            shows them")
-    print("  pytest -m 'not slow'        every promise that takes seconds; `pytest` alone runs all")
+    print("  pytest -m 'not slow'        every promise, on 1 and 2 ranks; `pytest` alone asks 4 as well")
     print("  README.md                   what is where, and what to change", flush=True)
 
 

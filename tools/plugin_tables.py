@@ -1,0 +1,164 @@
+"""Which tables does docs/plugin-author.md have? Written from the code: `make docs` brings them up to date, a test says when they are not.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import FunctionType
+
+from lightrft.config.checks import NEEDS
+from lightrft.engine.base import InferenceEngine
+from lightrft.plugins import API_VERSION, OLDEST_API, Capability
+from lightrft.plugins.builtin import lightrft_plugins
+from lightrft.plugins.specs import SPEC_TYPES
+from lightrft.strategy.strategy_base import StrategyBase
+from lightrft.testing.conformance import EngineConformance, Promise, StrategyConformance, promises
+from lightrft.testing.conformance.promise import CHECKS
+
+PAGE = Path(__file__).resolve().parent.parent / "docs/plugin-author.md"
+MARKED = re.compile(r"(<!-- table: ([a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def kinds() -> list[str]:
+    rows = []
+    for spec in SPEC_TYPES:
+        what, _, target = first_line(spec).partition("; the target is ")
+        rows.append((code(spec.kind), code(spec.__name__), what, target.rstrip(".")))
+    return table(("kind", "spec", "what it is", "the target is"), rows)
+
+
+def capabilities() -> list[str]:
+    asked = {need.capability: need for need in NEEDS}
+    declared = {spec.name: spec.capabilities for spec in lightrft_plugins() if spec.capabilities}
+    rows = []
+    for capability in Capability:
+        tests = [promise for promise in promises() if promise.capability is capability]
+        setting = code(asked[capability].field) if capability in asked else ""
+        cores = ", ".join(code(name) for name, having in declared.items() if capability in having)
+        rows.append((code(capability), capability.meaning, setting, "<br>".join(map(test_of, tests)), cores))
+    return table(("capability", "declared, it can do", "asked for by", "held by, besides others", "in core"), rows)
+
+
+def strategy_promises() -> list[str]:
+    return promised("strategy", StrategyBase)
+
+
+def engine_promises() -> list[str]:
+    return promised("engine", InferenceEngine)
+
+
+def strategy_hooks() -> list[str]:
+    section = inspect.getsource(StrategyBase).partition("# ---- hooks")[2].partition("# ---- ")[0]
+    hooks = [(name, vars(StrategyBase)[name]) for name in re.findall(r"^    def (_\w+)", section, re.MULTILINE)]
+    return table(
+        ("hook", "", "what it is given, and what it has to do"),
+        [(code(name), "has to be written" if is_abstract(member) else "has a default", whole(member)) for name, member in hooks],
+    )
+
+
+def engine_methods() -> list[str]:
+    members = [(name, member) for name, member in vars(InferenceEngine).items() if not name.startswith("_")]
+    return table(
+        ("method", "", "what it does"),
+        [(code(name), "has to be written" if is_abstract(member) else "has a default", first_line(member)) for name, member in members],
+    )
+
+
+def api_numbers() -> list[str]:
+    return table(("number", "today"), [(code("API_VERSION"), str(API_VERSION)), (code("OLDEST_API"), str(OLDEST_API))])
+
+
+TABLES: dict[str, Callable[[], list[str]]] = {
+    "kinds": kinds,
+    "capabilities": capabilities,
+    "strategy hooks": strategy_hooks,
+    "strategy promises": strategy_promises,
+    "engine methods": engine_methods,
+    "engine promises": engine_promises,
+    "api numbers": api_numbers,
+}
+
+
+def promised(kind: str, contract: type) -> list[str]:
+    """Every promise of a contract, in the order of its methods; then the methods that the kit calls on the way, from their docstrings."""
+    order = [name for name, member in vars(contract).items() if not name.startswith("_") and is_part(member)]
+    asked = sorted((p for p in promises() if p.kind == kind), key=lambda p: order.index(p.method) if p.method in order else -1)
+    rows = [(code(p.method), sentence(p), test_of(p)) for p in asked]
+    for name in order:
+        if name not in {p.method for p in asked}:
+            callers = [test_of(p) for p in asked if re.search(rf"\.{name}\b", inspect.getsource(asking(p)))]
+            rows.append((code(name), first_line(vars(contract)[name]), "<br>".join(callers[:3])))
+    return table(("method", "promise", "test"), rows)
+
+
+def asking(promise: Promise) -> Callable[..., object]:
+    """The code behind a test: of a strategy it is a check that runs on the ranks."""
+    kit, _, name = promise.test.partition("::")
+    found = CHECKS.get(name.removeprefix("test_"))
+    return (
+        found.run
+        if found
+        else getattr({c.__name__: c for c in (StrategyConformance, EngineConformance, *StrategyConformance.__mro__)}[kit], name)
+    )
+
+
+def is_part(member: object) -> bool:
+    return isinstance(member, (FunctionType, property, classmethod))
+
+
+def sentence(promise: Promise) -> str:
+    return f"{promise.text} (with {code(promise.capability)})" if promise.capability else promise.text
+
+
+def test_of(promise: Promise) -> str:
+    return code(promise.test.rpartition("::")[2])
+
+
+def is_abstract(member: object) -> bool:
+    return bool(getattr(member, "__isabstractmethod__", False))
+
+
+def first_line(documented: object) -> str:
+    return (inspect.getdoc(documented) or "").split("\n\n")[0].replace("\n", " ")
+
+
+def whole(documented: object) -> str:
+    return " ".join((inspect.getdoc(documented) or "").split())
+
+
+def code(text: str) -> str:
+    return f"`{text}`"
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def brought_up_to_date(text: str) -> str:
+    """The page with its tables as the code has them now.
+
+    Raises:
+        ValueError: a table that nobody makes, or one that the page lacks.
+    """
+    named = [name for _, name, _ in MARKED.findall(text)]
+    if sorted(named) != sorted(TABLES):
+        raise ValueError(f"{PAGE.name} has the tables {sorted(named)}, the code makes {sorted(TABLES)}")
+    return MARKED.sub(lambda found: found[1] + "\n".join(TABLES[found[2]]()) + "\n" + found[3], text)
+
+
+def main() -> None:
+    before = PAGE.read_text(encoding="utf-8")
+    after = brought_up_to_date(before)
+    PAGE.write_text(after, encoding="utf-8")
+    print(f"{PAGE.name}: {'as it was' if after == before else 'tables brought up to date'}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
