@@ -118,7 +118,7 @@ gpu-unpack:  ## on the GPU machine: unpack FROM=.build/gpu-vllm-1 (or -2) beside
 
 gpu-test:  ## on the GPU machine: install those wheels beside its torch and run the tests marked gpu
 	python3 -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target $(GPU_SITE) .build/gpu/*.whl
-	PYTHONPATH=$(GPU_SITE) python3 -m pytest tests/gpu packages/backend-fsdp/tests/test_cuda.py -m gpu -s $(ARGS)
+	VLLM_USE_FLASHINFER_SAMPLER=0 PYTHONPATH=$(GPU_SITE) python3 -m pytest tests/gpu packages/backend-fsdp/tests/test_cuda.py -m gpu -s $(ARGS)
 
 clean:  ## remove environments, caches and runs
 	rm -rf $(VENV) $(CORE_VENV) $(VLLM_VENV) $(SGLANG_VENV) runs build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

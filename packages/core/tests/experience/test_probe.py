@@ -44,6 +44,20 @@ class CachedEngine(HFEngine):
         ]
 
 
+class LateEngine(CachedEngine):
+    """Resets that cache, but not with the first reset after an update."""
+
+    def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        super().update_weights(buckets, version=version)
+        self.resets = 0
+
+    def reset_cache(self) -> None:
+        super().reset_cache()
+        self.resets += 1
+        if self.resets > 1:
+            self.__dict__["cache"] = {}
+
+
 class StaleEngine(HFEngine):
     def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
         for _ in buckets:
@@ -99,11 +113,18 @@ def test_an_honest_engine_is_proved_after_each_sync(tmp_path: Path) -> None:
         change(probe.actor)
 
 
-def test_a_cache_that_is_not_reset_is_named(tmp_path: Path) -> None:
-    strategy, probe = make(tmp_path, planted("CachedEngine", sums=True))
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        ("CachedEngine", "prompts that it was never asked agree .* from a cache of older weights that a reset leaves"),
+        ("LateEngine", "once its caches are reset, the same prompts agree, so it answered from a cache of older weights"),
+    ],
+)
+def test_a_cache_that_is_not_reset_is_named(tmp_path: Path, engine: str, words: str) -> None:
+    strategy, probe = make(tmp_path, planted(engine, sums=True))
     proved_sync(strategy, probe)
     change(probe.actor)
-    with pytest.raises(WeightSyncError, match="prompts that it was never asked agree .* a cache of older weights"):
+    with pytest.raises(WeightSyncError, match=words):
         proved_sync(strategy, probe)
 
 

@@ -24,10 +24,12 @@ class Bound:
 
 FP32_CPU = Bound(1e-4, 1e-3)
 """The same sums in another order: measured are 1e-6 to 1e-5."""
-FP32_CUDA = Bound(2e-3, 2e-2)
-"""Measured on an H100 (vLLM against transformers): mean 0.0008, largest 0.003; both are rounded by other kernels."""
+FP32_CUDA = Bound(0.0125, 0.125)
+"""Kernels that take float32 into tensor cores (Triton's attention in vLLM) multiply with TF32's 10 bits of mantissa, two more than those of
+bfloat16: a quarter of its bound. Measured on an H100 (vLLM against transformers): mean 0.0004 to 0.003, largest 0.001 to 0.017.
+"""
 HALF = Bound(0.05, 0.5)
-"""bfloat16, measured there: mean 0.008 to 0.0096, largest 0.03 to 0.06. A sync that went wrong is mostly off by whole nats."""
+"""bfloat16, measured there: mean 0.003 to 0.017, largest 0.015 to 0.09. A sync that went wrong is mostly off by whole nats."""
 
 
 def bound_for(dtype: torch.dtype, *, device_type: str) -> Bound:

@@ -76,8 +76,14 @@ class SyncProbe:
 
     def _reason(self) -> str:
         fresh = self._gap(rotated(self.prompts))
+        self.strategy.reset_engine_cache()
+        if self._gap(self.prompts).within(self.bound):
+            return "once its caches are reset, the same prompts agree, so it answered from a cache of older weights"
         if fresh.within(self.bound):
-            return f"prompts that it was never asked agree (mean {fresh.mean:.2g}), so it answers from a cache of older weights"
+            return (
+                f"prompts that it was never asked agree (mean {fresh.mean:.2g}) and the same ones do not, even after a reset of its caches, "
+                "so it answers from a cache of older weights that a reset leaves"
+            )
         differing = self.strategy.differing_engine_weights(self.actor)
         if differing is None:
             return "it gives no sums of its weights, so no layer can be named"
