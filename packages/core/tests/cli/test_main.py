@@ -98,3 +98,18 @@ def test_bisect_mismatch_says_that_all_agrees_in_a_table_and_in_json(tmp_path: P
     assert found["cause"] == "none"
     assert max(row["max"] for row in found["experiments"] if row["max"] is not None) < 1e-5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "model"], "nothing is written"
+
+
+def test_check_invariance_prints_how_far_cuts_lie_apart(tmp_path: Path) -> None:
+    from lightrft.testing.tiny import tiny_model_folder
+
+    tiny_model_folder(tmp_path / "model", seed=1)
+    (tmp_path / "data.jsonl").write_text('{"prompt": "12+34=", "answer": "1"}\n', encoding="utf-8")
+    words = ["--strategy", "single", "--engine_type", "hf", "--model_name_or_path", "model", "--prompt_data", "data.jsonl"]
+    sizes = ["--generate_max_len", "8", "--prompt_max_len", "64", "--n_samples_per_prompt", "3", "--nproc-per-node", "1", "--json"]
+    done = lightrft("check-invariance", *words, *sizes, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the update does not depend on the cut" in done.stdout
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["invariant"] and len(found["cuts"]) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "model"], "nothing is written"

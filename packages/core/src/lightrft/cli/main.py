@@ -16,6 +16,7 @@ TRAIN = "Trains as a recipe and flags say; flags win. Starts one rank for each G
 EVAL = "Greedy evaluation of --model_name_or_path on --eval_data with the rewards of the settings."
 DEMO = "A tiny model learns to sort six digits, through the code path of a cluster. Defaults: strategy fsdp, engine hf, seed 0."
 BISECT = "Finds out why engine and trainer disagree on log-probs: the settings of a run, its model, engine and strategy."
+INVARIANCE = "Cuts one recorded rollout over ranks and micro-batches several ways, and prints how far the updates of a recipe lie apart."
 PLUGINS = "Lists what is installed, and why a part of it does not work."
 NEW_PLUGIN = "Begins a plugin of yours: a distribution with one plugin of each kind and its tests, in a new folder NAME."
 SCORE = "Tries rewards on completions that exist: rows of prompt, completion and answer; no model, no GPU."
@@ -122,6 +123,21 @@ def score(context: typer.Context) -> None:
     show.scores(result)
     if as_json:
         show.json_line(result)
+
+
+@app.command("check-invariance", context_settings=PASS, help=INVARIANCE, short_help="Does a recipe's update depend on how a batch is cut?")
+def check_invariance(context: typer.Context) -> None:
+    from lightrft.cli.flags import parse
+    from lightrft.cli.start import run_command
+
+    flags = parse(context.args, command="check-invariance", description=INVARIANCE, nproc_help="ranks (default: one for each GPU, else 1)")
+    found = run_command(flags, mode="invariance")
+    if os.environ.get("RANK", "0") == "0":
+        show.invariance(found)
+        if flags.as_json:
+            show.json_line(found)
+    if not found["invariant"]:
+        sys.exit(1)
 
 
 @app.command(context_settings=PASS, help=PLUGINS)

@@ -8,22 +8,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightrft.cli.flags import Flags
-from lightrft.config.checks import check, check_bisect, check_eval
+from lightrft.config.checks import check, check_bisect, check_eval, check_invariance
 from lightrft.config.load import make_config, read_recipe
 from lightrft.config.schema import Config
 from lightrft.errors import ConfigError, UserError
 from lightrft.plugins.registry import Registry
 
-Mode = Literal["train", "eval", "bisect"]
+Mode = Literal["train", "eval", "bisect", "invariance"]
 MAKES_MODEL = ("scratch_", "sft_", "resume_from")
-"""Settings that make a model, or go on with one. An evaluation or a search takes a recipe as it is and looks at the model that exists."""
+"""Settings that make a model, or go on with one. An evaluation or a search takes a recipe as it is and looks at the model that exists; a
+check of the update takes a model of random weights as well.
+"""
 
 
 def merge(flags: Flags, *, mode: Mode) -> dict[str, Any]:
     """The recipe's settings, then the flags, which win. Raises ConfigError: the recipe cannot be read."""
     recipe = read_recipe(flags.recipe) if flags.recipe else {}
-    if mode != "train":
-        recipe = {name: value for name, value in recipe.items() if not name.startswith(MAKES_MODEL)}
+    left_out = {"train": (), "invariance": ("sft_", "resume_from")}.get(mode, MAKES_MODEL)
+    recipe = {name: value for name, value in recipe.items() if not name.startswith(left_out)}
     return recipe | flags.settings
 
 
@@ -68,6 +70,8 @@ def _cross_checks(config: Config, mode: Mode, world_size: int, typed: Collection
         return _problems(lambda: check_eval(config, registry=registry, world_size=world_size))
     if mode == "bisect":
         return _problems(lambda: check_bisect(config, registry=registry, world_size=world_size))
+    if mode == "invariance":
+        return _problems(lambda: check_invariance(config, registry=registry, world_size=world_size))
     return _problems(lambda: check(config, registry=registry, world_size=world_size, typed=typed))
 
 
@@ -76,7 +80,7 @@ def _data(config: Config, mode: Mode) -> list[str]:
     from lightrft.data.rows import load_rows
 
     columns = [name for name in (config.input_key, config.label_key) if name]
-    needed = {} if mode == "bisect" else {"eval_data": columns}
+    needed = {} if mode in ("bisect", "invariance") else {"eval_data": columns}
     if mode != "eval":
         imitated = [config.sft_key] if config.sft_steps and config.sft_key else []
         needed["prompt_data"] = [*columns, *imitated]

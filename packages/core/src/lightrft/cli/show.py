@@ -114,6 +114,20 @@ def verdict(found: Mapping[str, Any]) -> None:
     print(f"{found['cause']}: {found['detail']}")
 
 
+def invariance(found: Mapping[str, Any]) -> None:
+    """The result of `lightrft check-invariance`."""
+    cells = [(row["ranks"], str(row["micro_train_batch_size"]), f"{row['difference']:.1e}") for row in found["cuts"]]
+    table(("groups over ranks", "micro_train_batch_size", "difference"), cells)
+    batch = f"{found['completions']} completions, {found['tokens']} tokens, world size {found['world_size']}"
+    algorithm = f"{found['advantage_estimator']}, {found['policy_loss']}, {found['loss_aggregation']}"
+    verdict = "the update does not depend on the cut" if found["invariant"] else "THE UPDATE DEPENDS ON THE CUT"
+    print(f"{algorithm}; {batch}\n{verdict}: gradients differ by at most {_largest(found):.1e} of the largest, bound {found['bound']:.0e}")
+
+
+def _largest(found: Mapping[str, Any]) -> float:
+    return max(float(row["difference"]) for row in found["cuts"])
+
+
 def training(summary: Mapping[str, Any]) -> None:
     """The end of `lightrft train`: what changed on the evaluation data, and where things are."""
     before, after = summary["eval_before"], summary["eval_after"]

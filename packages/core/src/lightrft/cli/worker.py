@@ -1,4 +1,4 @@
-"""What does each rank run? `python -m lightrft.cli.worker {train,eval,bisect} CONFIG.yaml SUMMARY.json`, started by the launcher."""
+"""What does each rank run? `python -m lightrft.cli.worker MODE CONFIG.yaml SUMMARY.json`, started by the launcher."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def main() -> None:
     if os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # one bar is enough, and none in a file
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", choices=("train", "eval", "bisect"))
+    parser.add_argument("mode", choices=("train", "eval", "bisect", "invariance"))
     parser.add_argument("config", type=Path)
     parser.add_argument("summary", type=Path)
     given = parser.parse_args()
@@ -32,11 +32,15 @@ def main() -> None:
 
 
 def work(config: Config, *, mode: str) -> dict[str, Any]:
-    """Trains, evaluates or looks for a mismatch in this process, which is one rank."""
+    """Trains, evaluates, looks for a mismatch or checks the update in this process, which is one rank."""
     if mode == "bisect":
         from lightrft.trainer.bisect import bisect
 
         return bisect(config)
+    if mode == "invariance":
+        from lightrft.trainer.check_invariance import check_invariance
+
+        return check_invariance(config)
     from lightrft.trainer.run import evaluate, run  # imports torch: inside, so that a failing import is reported too
 
     return evaluate(config) if mode == "eval" else run(config)

@@ -105,6 +105,18 @@ def check_bisect(config: Config, *, registry: Registry, world_size: int) -> None
         raise ConfigError(problems)
 
 
+def check_invariance(config: Config, *, registry: Registry, world_size: int) -> None:
+    """What the check of a recipe's update needs: strategy, engine, algorithm, a model and prompts; no batch sizes, no run folder."""
+    problems = [*_model_folder(config), *_data_file(config, "prompt_data"), *_tp_size(config, world_size)]
+    problems += [*algorithm_problems(config, registry), *_plugins(config, registry, world_size)]
+    if not config.prompt_data:
+        problems.append("prompt_data is not set; give a .jsonl or .parquet file or a `datasets` folder")
+    if config.use_mp_opt:
+        problems.append("use_mp_opt=True holds bfloat16 parameters, off which no gradient can be read; check the update without it")
+    if problems:
+        raise ConfigError(problems)
+
+
 def check_eval(config: Config, *, registry: Registry, world_size: int) -> None:
     """What an evaluation alone needs: a strategy, an engine, rewards, a model and evaluation data; no batch sizes, no run folder."""
     problems = [

@@ -24,7 +24,8 @@ def build_trainer(config: Config, strategy: StrategyBase, *, model_path: str) ->
     eval_prompts = read_prompts(config, config.eval_data, tokenizer=tokenizer, strategy=strategy, limit=config.max_eval_samples)
     rewards = rewards_of(config, registry=strategy.registry)
     actor, optimizer = build_actor(config, strategy, model_path=model_path)
-    critic, critic_optimizer = build_critic(config, strategy, model_path=model_path)
+    has_critic = strategy.registry.spec("advantage", config.advantage_estimator).critic
+    critic, critic_optimizer = build_critic(config, strategy, model_path=model_path) if has_critic else (None, None)
     rollouts = num_rollouts(config, num_prompts=len(prompts.prompts))
     per_rollout = config.rollout_batch_size * config.n_samples_per_prompt // config.train_batch_size * config.max_epochs
     actor_updates = max(rollouts - (config.critic_warmup_steps if critic is not None else 0), 0) * per_rollout
@@ -58,27 +59,26 @@ def read_prompts(config: Config, path: str, *, tokenizer: object, strategy: Stra
     return found
 
 
-def build_actor(config: Config, strategy: StrategyBase, *, model_path: str) -> tuple[torch.nn.Module, Optimizer]:
-    """The trained model, in float32 (with adapters where `lora_rank` asks for them), and its AdamW. Collective."""
+def build_actor(
+    config: Config, strategy: StrategyBase, settings: AdamWSettings | None = None, *, model_path: str
+) -> tuple[torch.nn.Module, Optimizer]:
+    """The trained model, in float32 (with adapters where `lora_rank` asks for them), and its AdamW (`settings` None: the configuration's).
+    Collective.
+    """
     opened = _open(config, strategy, model_path, torch.float32)
-    settings = AdamWSettings(
-        learning_rate=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), weight_decay=config.weight_decay
-    )
     model: torch.nn.Module = opened.model
     if config.lora_rank:
         model = add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha, target_modules=config.lora_target_modules, seed=config.seed)
-    return strategy.prepare_trainable(model, optimizer=settings, weights=opened.weights)
+    return strategy.prepare_trainable(model, optimizer=settings or _adamw(config, config.learning_rate), weights=opened.weights)
 
 
-def build_critic(config: Config, strategy: StrategyBase, *, model_path: str) -> tuple[torch.nn.Module | None, Optimizer | None]:
-    """The value model, in float32, and its AdamW, where the estimator has one: trained whole, also beside adapters. Collective."""
-    if not strategy.registry.spec("advantage", config.advantage_estimator).critic:
-        return None, None
+def build_critic(
+    config: Config, strategy: StrategyBase, settings: AdamWSettings | None = None, *, model_path: str
+) -> tuple[torch.nn.Module, Optimizer]:
+    """The value model, in float32, and its AdamW: trained whole, also beside adapters. Collective."""
     opened = _open(config, strategy, config.critic_model_name_or_path or model_path, torch.float32)
-    settings = AdamWSettings(
-        learning_rate=config.critic_learning_rate, betas=(config.adam_beta1, config.adam_beta2), weight_decay=config.weight_decay
-    )
-    return strategy.prepare_trainable(make_critic(opened.model), optimizer=settings, weights=opened.weights)
+    optimizer = settings or _adamw(config, config.critic_learning_rate)
+    return strategy.prepare_trainable(make_critic(opened.model), optimizer=optimizer, weights=opened.weights)
 
 
 def build_initial_model(config: Config, strategy: StrategyBase, *, model_path: str) -> torch.nn.Module | None:
@@ -95,6 +95,10 @@ def build_scheduler(config: Config, optimizer: Optimizer, *, num_steps: int) -> 
         config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=num_steps
     )
     return scheduler
+
+
+def _adamw(config: Config, learning_rate: float) -> AdamWSettings:
+    return AdamWSettings(learning_rate=learning_rate, betas=(config.adam_beta1, config.adam_beta2), weight_decay=config.weight_decay)
 
 
 def _open(config: Config, strategy: StrategyBase, model_path: str, dtype: torch.dtype) -> Opened:

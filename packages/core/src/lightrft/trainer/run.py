@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,16 @@ def evaluate(config: Config, *, registry: Registry | None = None) -> dict[str, A
 
 def open_run(config: Config, strategy: StrategyBase) -> str:
     """Opens the run folder and makes the base model, on rank 0 while the others wait; returns its path on every rank. Collective."""
+    return share_base_model(strategy, lambda: _base_model(config, strategy))
+
+
+def share_base_model(strategy: StrategyBase, make: Callable[[], Path]) -> str:
+    """The folder that `make()` gives on rank 0 while the others wait, on every rank. Collective."""
     path = ""
     error: Exception | None = None
     try:
         if strategy.is_rank_0:
-            path = str(_base_model(config, strategy))
+            path = str(make())
     except Exception as caught:  # raised below, on all ranks together
         error = caught
     agree(error, group=strategy.world.group, doing="preparing the run")

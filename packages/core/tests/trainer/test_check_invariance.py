@@ -1,0 +1,54 @@
+"""Does the check of a recipe's update see one that depends on the cut, and pass one that does not?"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightrft.config.load import make_config
+from lightrft.testing.fake_strategy import fake_registry
+from lightrft.testing.tiny import tiny_model_folder
+from lightrft.trainer import update
+from lightrft.trainer.check_invariance import check_invariance
+from lightrft.trainer.invariance import cuts, share
+
+
+def run(folder: Path, **changes: Any) -> dict[str, Any]:
+    data = folder / "data.jsonl"
+    data.write_text("".join(f'{{"prompt": "{i} + {i} =", "answer": "{2 * i}"}}\n' for i in range(5)))
+    model = tiny_model_folder(folder / "base", alphabet="0123456789 =+", vocab_size=16)
+    values: dict[str, Any] = dict(
+        strategy="fake", engine_type="hf", model_name_or_path=str(model), prompt_data=str(data), prompt_max_len=16, generate_max_len=8,
+        n_samples_per_prompt=3, micro_train_batch_size=8, logprob_gap_prompts=0,
+    )  # fmt: skip
+    return check_invariance(make_config(values | changes), registry=fake_registry())
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"advantage_estimator": "gae"}, {"advantage_estimator": "remax", "kl_coef": 0.1}], ids=["grpo", "ppo", "remax with KL"]
+)
+def test_an_honest_update(tmp_path: Path, changes: dict[str, Any]) -> None:
+    found = run(tmp_path, **changes)
+    assert found["invariant"] and found["completions"] == 15
+    assert [row["micro_train_batch_size"] for row in found["cuts"]] == [8, 1, 2, 4]
+    assert 0 < max(row["difference"] for row in found["cuts"]) <= 1e-6
+
+
+def test_a_mean_of_micro_batches_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def local(mask: torch.Tensor, **_: Any) -> torch.Tensor:
+        return mask / mask.sum()
+
+    monkeypatch.setattr(update, "token_weights", local)
+    found = run(tmp_path)
+    assert not found["invariant"]
+    assert max(row["difference"] for row in found["cuts"]) > 0.1
+
+
+def test_every_spread_deals_out_every_group_once() -> None:
+    groups: Any = [["a", "b"], ["c"], ["d", "e", "f"]]
+    for cut in cuts(make_config({}), world_size=2):
+        ranks = [share(groups, cut.spread, rank=rank, world_size=2) for rank in range(2)]
+        assert sorted([*ranks[0], *ranks[1]]) == list("abcdef")  # type: ignore[type-var]
+    assert share(groups, "one rank", rank=1, world_size=2) == []
+    assert share(groups, "dealt", rank=0, world_size=2) == ["c"]
