@@ -81,8 +81,8 @@ class SyncProbe:
             return "once its caches are reset, the same prompts agree, so it answered from a cache of older weights"
         if fresh.within(self.bound):
             return (
-                f"prompts that it was never asked agree (mean {fresh.mean:.2g}) and the same ones do not, even after a reset of its caches, "
-                "so it answers from a cache of older weights that a reset leaves"
+                f"prompts that it was never asked agree (mean {fresh.mean:.2g}) and the same ones do not, even after a reset of its "
+                "caches, so it answers from a cache of older weights that a reset leaves"
             )
         differing = self.strategy.differing_engine_weights(self.actor)
         if differing is None:
