@@ -1,18 +1,26 @@
-"""Does a reward that fails on one rank stop all of them, at the same place and with the same words?"""
+"""Do ranks stay together where a reward fails on one, where groups are sampled until there are enough, and where completions move?"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
 from lightrft.config.load import make_config
+from lightrft.data.prompts import Prompt
+from lightrft.data.sampler import PromptSampler
 from lightrft.errors import RewardError
+from lightrft.experience.balance import balanced
+from lightrft.experience.dynamic import DynamicSampling
 from lightrft.experience.scored import scored_everywhere
+from lightrft.experience.trajectory import Trajectory
+from lightrft.experience.warnings import Warnings
 from lightrft.rewards.load import NamedReward
 from lightrft.rewards.remote import RemoteReward, RemoteSettings
 from lightrft.rewards.score import score
 from lightrft.strategy.factory import get_strategy
 from lightrft.testing.spmd import run_spmd
-from lightrft.types import Sample
+from lightrft.types import Completion, Sample
 
 
 def one_rank_without_its_server() -> tuple[str, float]:
@@ -35,3 +43,54 @@ def test_all_ranks_stop_together_and_can_still_meet() -> None:
     assert second.startswith("reward server 'judge' (http://127.0.0.1:9/) gave no rewards for 1 samples, asked 2 times")
     assert first == f"scoring completions failed on rank 1 of its group: RewardServerError: {second}"
     assert met == also == 2.0
+
+
+def rows_of(world_size: int) -> list[tuple[list[str], float, int]]:
+    return run_spmd(dynamically, world_size)
+
+
+def dynamically() -> tuple[list[str], float, int]:
+    """Eight prompts a rollout, of which every third has a signal, and all of them are of the stream that a rank count only cuts."""
+    config = make_config(
+        {"strategy": "fsdp", "rollout_batch_size": 8, "n_samples_per_prompt": 2, "dynamic_sampling": True, "train_batch_size": 16}
+    )
+    strategy = get_strategy(config)
+    world = strategy.world
+    strategy.maybe_sleep_inference_engine = lambda: None  # type: ignore[method-assign]
+    sampler = PromptSampler(64, batch_size=8, rank=world.rank, world_size=world.world_size, seed=3)
+    metrics: dict[str, float] = {}
+
+    def next_prompts() -> list[Prompt]:
+        return [Prompt(index=i, text=str(i), token_ids=(1,), answer=None, row={}) for i in sampler.next_batch()]
+
+    def rollout(prompts: Sequence[Prompt]) -> list[Trajectory]:
+        first = world.rank * len(prompts)
+        return [
+            Trajectory(
+                prompt_ids=[1],
+                completion=Completion(token_ids=[1] * (1 + prompt.index), finish_reason="stop", weight_version=1),
+                sample=Sample(prompt=prompt.text, completion="c"),
+                group_id=first + index,
+                reward=float(prompt.index % 3 == 0 and sample),
+            )
+            for index, prompt in enumerate(prompts)
+            for sample in range(2)
+        ]
+
+    unit = DynamicSampling(
+        strategy=strategy, config=config, next_prompts=next_prompts, rollout=rollout, reward=lambda rows: None,
+        warnings=Warnings(strategy=strategy), metrics=metrics,
+    )  # fmt: skip
+    rows = unit.collect()
+    even = balanced(rows, strategy=strategy)
+    tokens = strategy.all_gather(torch.tensor([sum(t.num_tokens for t in even)])).tolist()
+    assert len(even) == len(rows) == 16 // world.world_size and max(tokens) - min(tokens) <= 64
+    return sorted({t.sample.prompt for t in rows}), metrics["sampling/rollouts"], len(rows)
+
+
+def test_dynamic_sampling_takes_the_same_prompts_on_any_number_of_ranks() -> None:
+    [(alone, rollouts, number)] = rows_of(1)
+    (first, also, half), (second, _, other) = rows_of(2)
+    assert sorted(first + second) == sorted(alone) and len(alone) == 8 and rollouts == also >= 3
+    assert (number, half, other) == (16, 8, 8)
+    assert all(int(prompt) % 3 == 0 for prompt in alone)

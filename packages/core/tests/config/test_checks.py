@@ -207,6 +207,8 @@ def test_algorithms_that_do(make, changes):
 
 # Something other than the default, for each setting that may be without effect.
 OTHER = {
+    "dynamic_sampling_tries": 7,
+    "overlong_penalty": 0.5,
     "chunk_size": 1,
     "kl_estimator": "k2",
     "kl_in": "reward",
@@ -267,6 +269,8 @@ def test_the_same_settings_where_they_have_an_effect(make):
         "scratch_tokenizer": "bpe",
         "model_name_or_path": "",
         "save_every": 5,
+        "dynamic_sampling": True,
+        "overlong_buffer": 2,
     }
     check(make(**on, **{k: v for k, v in OTHER.items() if k != "trust_remote_code"}), registry=registry(), world_size=2)
     check(make(trust_remote_code=True), registry=registry(), world_size=2)

@@ -70,6 +70,16 @@ def run(
     return rows
 
 
+def test_a_run_with_dynamic_sampling_and_overlong_treatment(tmp_path: Path) -> None:
+    changes: dict[str, Any] = dict(overlong_filter=True, overlong_buffer=4, balance_ranks=True, dynamic_sampling=True, engine_type="hf")
+    run(tmp_path, **changes, engine_sleep_level=2, dynamic_sampling_tries=3)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "sampling/rollouts" in row]
+    assert len(rows) == STEPS and all(1 <= row["sampling/rollouts"] <= 3 for row in rows)
+    assert all(-1 <= row["reward/overlong"] <= 0 and row["rollout/left_out"] == row["rollout/truncated"] for row in rows)
+    assert any(row["rollout/left_out"] > 0 for row in rows)
+
+
 def by_prompt(samples: Sequence[Sample]) -> list[float]:
     return [float(s.prompt[0]) for s in samples]
 

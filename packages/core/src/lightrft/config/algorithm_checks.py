@@ -16,6 +16,7 @@ from lightrft.plugins.specs import ADVANTAGE_SETTINGS, CRITIC_SETTINGS, LOSS_SET
 def algorithm_problems(config: Config, registry: Registry) -> Iterator[str]:
     """One line for each pair that does not go together. Unknown names are told elsewhere."""
     yield from _kl(config)
+    yield from _rollout(config)
     if config.dual_clip and config.dual_clip <= 1:
         yield f"dual_clip={config.dual_clip} is not above 1, where it would bound ordinary losses; use about 3, or 0 for none"
     try:
@@ -31,6 +32,16 @@ def algorithm_problems(config: Config, registry: Registry) -> Iterator[str]:
         yield from _unread(config, "policy_loss", loss.name, loss.reads, LOSS_SETTINGS, registry, "policy_loss")
     except PluginError:
         pass
+
+
+def _rollout(config: Config) -> Iterator[str]:
+    if config.dynamic_sampling and config.n_samples_per_prompt < 2:
+        yield (
+            "dynamic_sampling=True compares the samples of one prompt, and n_samples_per_prompt=1 gives it nothing; "
+            "use at least 2, or leave dynamic_sampling out"
+        )
+    if config.overlong_buffer > config.generate_max_len:
+        yield f"overlong_buffer={config.overlong_buffer} is more than generate_max_len={config.generate_max_len}; use a part of it"
 
 
 def _kl(config: Config) -> Iterator[str]:

@@ -22,6 +22,8 @@ POINTLESS = (
     Pointless(("chunk_size",), "fused_linear_logprob", None, "set --fused_linear_logprob"),
     Pointless(("kl_estimator", "kl_in", "kl_target", "kl_limit"), "kl_coef", None, "set kl_coef above 0"),
     Pointless(("kl_horizon",), "kl_target", None, "set kl_target above 0"),
+    Pointless(("dynamic_sampling_tries",), "dynamic_sampling", None, "set --dynamic_sampling"),
+    Pointless(("overlong_penalty",), "overlong_buffer", None, "set overlong_buffer above 0"),
     Pointless(("engine_sleep_level",), "enable_engine_sleep", None, "leave out --disable_engine_sleep"),
     Pointless(
         ("logprob_gap_threshold", "logprob_gap_action", "mismatch_cap"), "logprob_gap_prompts", None, "set logprob_gap_prompts above 0"

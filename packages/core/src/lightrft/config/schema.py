@@ -142,6 +142,18 @@ class Config(BaseModel):
     temperature: Positive = _field(1.0, "rollout", "sampling temperature of a rollout")
     top_p: Share = _field(1.0, "rollout", "nucleus sampling of a rollout")
     top_k: CountOrOff = _field(0, "rollout", "sample among the k most likely tokens; 0 = off")
+    dynamic_sampling: bool = _field(
+        False, "rollout", "sample on until every prompt of the step has completions with different rewards (DAPO)"
+    )
+    dynamic_sampling_tries: Count = _field(4, "rollout", "rollouts for one step at most; then prompts without a signal fill it up")
+    overlong_filter: bool = _field(False, "rollout", "leave completions that generate_max_len cut off out of the loss (DAPO)")
+    overlong_buffer: CountOrOff = _field(
+        0, "rollout", "last tokens before generate_max_len over which the reward sinks by overlong_penalty (DAPO); 0 = off"
+    )
+    overlong_penalty: Positive = _field(1.0, "rollout", "how far the reward sinks at generate_max_len")
+    balance_ranks: bool = _field(
+        False, "rollout", "move completions between ranks before the update, so that each has about as many tokens"
+    )
     mixed_mm_data: bool = _field(False, "rollout", "text and image prompts in one batch")
 
     # Rewards

@@ -14,6 +14,7 @@ from lightrft.experience.advantages import AdvantageEstimator, AdvantageMaker
 from lightrft.experience.early import EarlyRewards
 from lightrft.experience.gap import act_on_gap, add_corrections, logprob_gap
 from lightrft.experience.greedy import add_baselines, greedy_completions
+from lightrft.experience.overlong import treat_overlong
 from lightrft.experience.prompt_only import sees_prompt_only
 from lightrft.experience.scored import scored_everywhere
 from lightrft.experience.scoring import score_logprobs, score_values
@@ -62,6 +63,8 @@ class ExperienceMaker:
         self.dead_rewards = DeadRewardMonitor(patience=config.dead_reward_steps)
         self.warnings = warnings or Warnings(strategy=strategy)
         self.metrics: dict[str, float] = {} if metrics is None else metrics
+        self.keep_awake = False
+        """Whether more prompts follow in this step; an engine that drops its weights asleep could not take them."""
         self._early: EarlyRewards | None = None
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Trajectory]:
@@ -77,7 +80,7 @@ class ExperienceMaker:
         outputs = self.strategy.gather_and_generate(
             sampling_params=self.sampling_params(),
             all_prompt_token_ids=[list(p.token_ids) for p in prompts],
-            sleep_engine=True,
+            sleep_engine=not self.keep_awake,
             logprobs=asked,
             on_finished=self._early.finished if self._early else None,
         )
@@ -104,6 +107,14 @@ class ExperienceMaker:
         sentence = self.dead_rewards.update(everyone["reward"].tolist(), everyone["group"].tolist())
         if sentence:
             self._say_dead(sentence, trajectories)
+
+    def treat_overlong(self, trajectories: list[Trajectory]) -> None:
+        """Punishes, or leaves out of the loss, completions that are too long, where the settings say so. Collective."""
+        punishments = treat_overlong(trajectories, config=self.config)
+        if self.config.overlong_buffer:
+            self.metrics["reward/overlong"] = self._mean(punishments)
+        if self.config.overlong_filter:
+            self.metrics["rollout/left_out"] = self._mean([float(not t.trains) for t in trajectories])
 
     def add_logprobs(self, trajectories: list[Trajectory]) -> None:
         """The actor's and the initial model's log-probs, the gap to the engine's and, for a correction, the weights that follow from it;

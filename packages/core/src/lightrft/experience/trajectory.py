@@ -19,6 +19,7 @@ class Trajectory:
     actor's before the update, at the rollout's temperature; `initial_logprobs` the initial model's, or None. `correction` weighs each
     token's policy loss for what the engine that sampled differs from the trainer, or None. `values` are the critic's before the update and
     `returns` what it is to learn, where there is one. `greedy` is the greedy completion of the prompt and `baseline` its reward, or None.
+    Where `trains` is False, the loss leaves it out.
     """
 
     prompt_ids: list[int]
@@ -34,6 +35,7 @@ class Trajectory:
     returns: torch.Tensor | None = None
     greedy: Trajectory | None = None
     baseline: float | None = None
+    trains: bool = True
 
     @property
     def num_tokens(self) -> int:

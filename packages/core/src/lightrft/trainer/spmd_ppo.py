@@ -14,6 +14,8 @@ from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.data.sampler import PromptSampler
 from lightrft.experience.advantages import AdvantageEstimator
+from lightrft.experience.balance import balanced
+from lightrft.experience.dynamic import DynamicSampling
 from lightrft.experience.maker import ExperienceMaker
 from lightrft.experience.metrics import rollout_metrics
 from lightrft.experience.monitors import Finding, Monitors, leak
@@ -106,6 +108,7 @@ class SPMDPPOTrainer:
         self.experience: list[Trajectory] = []
         self.clock = PhaseClock(strategy)
         self.experience_maker = self._make_experience_maker(strategy.registry)
+        self.sampling = self._make_sampling()
         self.probe = self._make_probe()
         self.report = RunReport(strategy=strategy, config=self.config, total_steps=self.num_steps, warnings=self.warnings)
         self.learner = self._make_learner(strategy.registry)
@@ -145,14 +148,24 @@ class SPMDPPOTrainer:
         self.logprob(self.experience)
         self.advantage(self.experience)
         self.metrics.update(rollout_metrics(self.experience, strategy=self.strategy))
+        if self.config.balance_ranks:
+            self.experience = balanced(self.experience, strategy=self.strategy)
         self.saver.stop_if_asked()
         return self.metrics
 
     def collect(self) -> list[Trajectory]:
-        """Completions of the next prompts, with rewards. Collective."""
-        experience = self.rollout([self.prompts[index] for index in self.sampler.next_batch()])
-        self.reward(experience)
+        """Completions of the next prompts, with rewards; with `dynamic_sampling` of as many prompts as it takes. Collective."""
+        if self.config.dynamic_sampling:
+            experience = self.sampling.collect()
+        else:
+            experience = self.rollout(self.next_prompts())
+            self.reward(experience)
+        self.experience_maker.treat_overlong(experience)
         return experience
+
+    def next_prompts(self) -> list[Prompt]:
+        """This rank's share of the next `rollout_batch_size` prompts. Local; every rank has to ask as often."""
+        return [self.prompts[index] for index in self.sampler.next_batch()]
 
     def ppo_train(self, global_steps: int = 0) -> dict[str, float]:
         """Updates the actor on `self.experience` and gives the engine its new weights; returns the metrics of both. Collective."""
@@ -304,11 +317,24 @@ class SPMDPPOTrainer:
         state.register("skipped_steps", SkippedSteps(self.strategy))
         state.register("warnings", self.warnings)
         state.register("monitors", self.monitors)
+        state.register("sampling", self.sampling)
         state.register("dead_rewards", self.experience_maker.dead_rewards)
         state.register("kl_control", self.experience_maker.kl_control)
         state.register("reward_moments", self.experience_maker.advantage_maker.moments)
         state.register("report", self.report)
         return state
+
+    def _make_sampling(self) -> DynamicSampling:
+        self.experience_maker.keep_awake = self.config.dynamic_sampling
+        return DynamicSampling(
+            strategy=self.strategy,
+            config=self.config,
+            next_prompts=self.next_prompts,
+            rollout=lambda prompts: self.rollout(prompts),  # the phase as it is then: measured, or a user's
+            reward=lambda experience: self.reward(experience),
+            warnings=self.warnings,
+            metrics=self.metrics,
+        )
 
     def _make_probe(self) -> SyncProbe | None:
         if not self.config.verify_sync_every or not self.prompts:
