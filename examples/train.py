@@ -25,7 +25,7 @@ def train(args: argparse.Namespace) -> None:
     from lightrft.models.load import load_tokenizer  # torch and transformers: only in a rank, the launcher needs neither
     from lightrft.rewards.load import rewards_of
     from lightrft.trainer import SPMDPPOTrainer
-    from lightrft.trainer.build import build_actor, build_initial_model, build_scheduler, read_prompts
+    from lightrft.trainer.build import build_actor, build_initial_model, build_scheduler, read_eval_sets, read_prompts
     from lightrft.trainer.run import open_run
     from lightrft.trainer.steps import num_rollouts
 
@@ -37,7 +37,7 @@ def train(args: argparse.Namespace) -> None:
 
     tokenizer = load_tokenizer(model_path, trust_remote_code=config.trust_remote_code)
     prompts = read_prompts(config, config.prompt_data, tokenizer=tokenizer, strategy=strategy).prompts
-    eval_prompts = read_prompts(config, config.eval_data, tokenizer=tokenizer, strategy=strategy, limit=config.max_eval_samples).prompts
+    eval_sets = read_eval_sets(config, tokenizer=tokenizer, strategy=strategy)
     rewards = rewards_of(config, registry=strategy.registry)
 
     actor, actor_optim = build_actor(config, strategy, model_path=model_path)
@@ -59,7 +59,7 @@ def train(args: argparse.Namespace) -> None:
         critic_scheduler=None,
         tokenizer=tokenizer,
         prompts=prompts,
-        eval_prompts=eval_prompts,
+        eval_prompts=eval_sets,
     )
     trainer.fit()
     strategy.shutdown()

@@ -60,5 +60,5 @@ def test_the_prompt_asks_for_the_form_that_is_rewarded(tmp_path):
 
 def test_the_small_recipe_trains_on_one_file_and_evaluates_on_the_other(tmp_path):
     config = recipe("gsm8k-tiny.yaml", tmp_path)
-    assert (Path(config.prompt_data).name, Path(config.eval_data).name) == ("train.jsonl", "test.jsonl")
+    assert (Path(config.prompt_data).name, Path(config.eval_data[0]).name) == ("train.jsonl", "test.jsonl")
     assert config.reward == ["format", "math"]

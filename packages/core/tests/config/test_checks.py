@@ -237,6 +237,8 @@ OTHER = {
     "sft_target_reward": 0.5,
     "max_eval_samples": 3,
     "eval_every": 3,
+    "eval_n": 4,
+    "eval_right_at": 0.5,
     "keep_checkpoints": 5,
     "keep_best": 2,
     "best_metric": "rollout/reward",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -33,8 +33,17 @@ class Flags:
     problems: list[str] = field(default_factory=list)
 
 
-def parse(words: Sequence[str], *, command: str, description: str, nproc_help: str, takes_recipe: bool = True) -> Flags:
-    """Reads the words after `lightrft COMMAND`. Names may be spelled with `-` or `_`. `--help` prints and exits.
+def parse(
+    words: Sequence[str],
+    *,
+    command: str,
+    description: str,
+    nproc_help: str,
+    takes_recipe: bool = True,
+    short: Mapping[str, str] | None = None,
+) -> Flags:
+    """Reads the words after `lightrft COMMAND`. Names may be spelled with `-` or `_`. `--help` prints and exits. `short` has
+    names of this command for settings.
 
     Raises:
         ConfigError: a flag without its value.
@@ -48,7 +57,7 @@ def parse(words: Sequence[str], *, command: str, description: str, nproc_help: s
     parser.add_argument("--nproc-per-node", "--nproc_per_node", metavar="N", help=nproc_help)
     parser.add_argument("--json", action="store_true", help="make the last line of stdout one JSON object")
     override_parser(parser)
-    known, rest = parser.parse_known_args([_spelled(word) for word in words])
+    known, rest = parser.parse_known_args([_spelled(_lengthened(word, short or {})) for word in words])
     given = vars(known)
     problems = _unknown(rest, takes_recipe=takes_recipe)
     nproc = _count(given["nproc_per_node"], "--nproc-per-node", problems)
@@ -74,6 +83,11 @@ class FlagParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError([f"{message} (`{self.prog} --help` lists all flags)"])
+
+
+def _lengthened(word: str, short: Mapping[str, str]) -> str:
+    name, equals, value = word.removeprefix("--").partition("=")
+    return f"--{short[name]}{equals}{value}" if word.startswith("--") and name in short else word
 
 
 def _spelled(word: str) -> str:

@@ -13,7 +13,11 @@ from lightrft.errors import UserError
 
 TRACEBACK_FLAG, TRACEBACK_VARIABLE = "--traceback", "LIGHTRFT_TRACEBACK"
 TRAIN = "Trains as a recipe and flags say; flags win. Starts one rank for each GPU, unless it is itself run by torchrun."
-EVAL = "Greedy evaluation of --model_name_or_path on --eval_data with the rewards of the settings."
+EVAL = (
+    "Evaluates --model_name_or_path on --eval_data with the rewards of the settings: greedy and, with --n N, also pass@k, maj@k and avg@k "
+    "of N samples for each --k; --out FILE.jsonl gets all completions."
+)
+EVAL_SHORT = {"n": "eval_n", "k": "eval_k", "out": "eval_out"}
 DEMO = "A tiny model learns to sort six digits, through the code path of a cluster. Defaults: strategy fsdp, engine hf, seed 0."
 BISECT = "Finds out why engine and trainer disagree on log-probs: the settings of a run, its model, engine and strategy."
 INVARIANCE = "Cuts one recorded rollout over ranks and micro-batches several ways, and prints how far the updates of a recipe lie apart."
@@ -94,7 +98,7 @@ def evaluate(context: typer.Context) -> None:
     from lightrft.cli.flags import parse
     from lightrft.cli.start import run_command
 
-    flags = parse(context.args, command="eval", description=EVAL, nproc_help="ranks (default: one for each GPU, else 1)")
+    flags = parse(context.args, command="eval", description=EVAL, nproc_help="ranks (default: one for each GPU, else 1)", short=EVAL_SHORT)
     metrics = run_command(flags, mode="eval")
     if os.environ.get("RANK", "0") == "0":
         show.evaluation(metrics)

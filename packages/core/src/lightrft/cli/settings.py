@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from lightrft.cli.flags import Flags
 from lightrft.config.checks import check, check_bisect, check_eval, check_invariance
+from lightrft.config.eval_files import eval_files
 from lightrft.config.load import make_config, read_recipe
 from lightrft.config.schema import Config
 from lightrft.errors import ConfigError, UserError
@@ -80,13 +81,14 @@ def _data(config: Config, mode: Mode) -> list[str]:
     from lightrft.data.rows import load_rows
 
     columns = [name for name in (config.input_key, config.label_key) if name]
-    needed = {} if mode in ("bisect", "invariance") else {"eval_data": columns}
+    needed: list[tuple[str, list[str]]] = []
     if mode != "eval":
         imitated = [config.sft_key] if config.sft_steps and config.sft_key else []
-        needed["prompt_data"] = [*columns, *imitated]
+        needed.append((config.prompt_data, [*columns, *imitated]))
+    if mode not in ("bisect", "invariance") and not _problems(lambda: eval_files(config.eval_data)):
+        needed += [(path, columns) for path in eval_files(config.eval_data).values()]
     problems = []
-    for name, required in sorted(needed.items(), reverse=True):
-        path = getattr(config, name)
+    for path, required in needed:
         if path and Path(path).expanduser().exists():
             problems += _problems(partial(load_rows, path, required=required))
     return problems

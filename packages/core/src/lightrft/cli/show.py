@@ -92,8 +92,26 @@ def doctor(found: Mapping[str, Any]) -> None:
 
 
 def evaluation(metrics: Mapping[str, Any]) -> None:
-    """The result of `lightrft eval`."""
-    table(("metric", "value"), [(name, _number(value)) for name, value in metrics.items()])
+    """The result of `lightrft eval`: the metrics, then a few of the best, the median and the worst completions."""
+    table(("metric", "value"), [(name, _number(value)) for name, value in metrics.items() if name != "samples"])
+    samples(metrics.get("samples", {}))
+
+
+def samples(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Completions with their prompts and rewards, cut to a line each."""
+    cells = []
+    for kind, rows in found.items():
+        for row in rows:
+            texts = (_cut(row["prompt"]), _cut(row["completion"]), _cut(row["answer"] or "-"))
+            cells.append((kind, f"{row['reward']:.3f}", *(text.replace("[", r"\[") for text in texts)))
+    if cells:
+        table(("samples", "reward", "prompt", "completion", "reference"), cells)
+
+
+def _cut(text: str, *, chars: int = 60) -> str:
+    """One line; of a longer text its end, where an answer stands."""
+    line = " ".join(text.split())
+    return line if len(line) <= chars else "…" + line[1 - chars :]
 
 
 def scores(result: Mapping[str, Any]) -> None:
@@ -136,7 +154,10 @@ def training(summary: Mapping[str, Any]) -> None:
     else:
         table(("last rollout", "value"), [(name, _number(value)) for name, value in summary["last"].items()])
     print(f"{summary['steps']} steps in {summary['seconds']:.0f} s, world size {summary['world_size']}")
-    print(f"run folder: {summary['run_dir']}   model: {summary['model_dir']}", flush=True)
+    if summary["stopped"]:
+        print(f"stopped by {summary['stopped']}; checkpoint: {summary['checkpoint']}; go on with --resume_from latest", flush=True)
+    else:
+        print(f"run folder: {summary['run_dir']}   model: {summary['model_dir']}", flush=True)
 
 
 def demo(result: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lightrft.config.algorithm_checks import algorithm_problems
+from lightrft.config.eval_files import eval_files
 from lightrft.config.ignored import ignored_settings, is_given
 from lightrft.config.model_checks import engine_fit
 from lightrft.config.reward_checks import check_rewards
@@ -121,7 +122,7 @@ def check_eval(config: Config, *, registry: Registry, world_size: int) -> None:
     """What an evaluation alone needs: a strategy, an engine, rewards, a model and evaluation data; no batch sizes, no run folder."""
     problems = [
         *_model_folder(config),
-        *_data_file(config, "eval_data"),
+        *_evaluation(config),
         *_tp_size(config, world_size),
         *_plugins(config, registry, world_size),
     ]
@@ -175,8 +176,10 @@ def _choices(config: Config) -> Iterator[str]:
 
 
 def _files(config: Config) -> Iterator[str]:
-    for name in ("prompt_data", "eval_data"):
-        yield from _data_file(config, name)
+    yield from _data_file(config, "prompt_data")
+    yield from _evaluation(config)
+    if config.eval_out:
+        yield f"eval_out={config.eval_out!r} has no effect in training, which writes eval_samples-STEP.jsonl; leave eval_out out"
     if not config.prompt_data:
         yield "prompt_data is not set; give a .jsonl or .parquet file or a `datasets` folder"
     yield from _model_folder(config)
@@ -189,6 +192,20 @@ def _data_file(config: Config, name: str) -> Iterator[str]:
     value = getattr(config, name)
     if value and not Path(value).exists():
         yield f"{name}={value!r}: no such file or folder"
+
+
+def _evaluation(config: Config) -> Iterator[str]:
+    try:
+        files = eval_files(config.eval_data)
+    except ConfigError as error:
+        yield from error.problems
+        return
+    for path in files.values():
+        if not Path(path).expanduser().exists():
+            yield f"eval_data={path!r}: no such file or folder"
+    for k in config.eval_k:
+        if k > config.eval_n:
+            yield f"eval_k={k} is larger than eval_n={config.eval_n}: pass@{k} needs {k} samples of each prompt; set eval_n to {k} or more"
 
 
 def _model_folder(config: Config) -> Iterator[str]:

@@ -24,6 +24,11 @@ def _regular_expression(value: str) -> str:
     return value
 
 
+def _one_or_more(value: Any) -> Any:
+    # one path may be written as it is; none as an empty text
+    return ([value] if value else []) if isinstance(value, str) else value
+
+
 NoBool = BeforeValidator(_no_bool)
 Count = Annotated[int, Field(ge=1), NoBool]
 CountOrOff = Annotated[int, Field(ge=0), NoBool]
@@ -124,13 +129,19 @@ class Config(BaseModel):
 
     # Data
     prompt_data: str = _field("", "data", "training prompts: .jsonl, .parquet, or a `datasets` folder")
-    eval_data: str = _field("", "data", "evaluation prompts, likewise; empty: no evaluation")
+    eval_data: Annotated[list[str], BeforeValidator(_one_or_more)] = _field(
+        [], "data", "evaluation prompts, likewise: one or several files, each PATH or NAME=PATH; none: no evaluation"
+    )
     input_key: str = _field("prompt", "data", "column of the prompt")
     label_key: str = _field("answer", "data", "column of the reference answer; empty: none")
     prompt_template: str = _field("{prompt}", "data", "text around the prompt; {prompt} stands for it")
     apply_chat_template: bool = _field(False, "data", "put the prompt into the tokenizer's chat template as the user's turn")
     prompt_max_len: Count = _field(1024, "data", "longer prompts, in tokens, are left out and counted")
-    max_eval_samples: CountOrOff = _field(0, "data", "evaluate on the first rows only; 0 = all")
+    max_eval_samples: CountOrOff = _field(0, "data", "evaluate on the first rows of each file only; 0 = all")
+    eval_n: CountOrOff = _field(0, "data", "samples of each evaluation prompt beside the greedy one, drawn as in a rollout; 0 = none")
+    eval_k: list[Count] = _field([], "data", "k of pass@k, maj@k and avg@k, each at most eval_n; none: 1 and eval_n")
+    eval_right_at: Number = _field(1.0, "data", "reward from which on a completion counts as right (pass@k, maj@k)")
+    eval_out: str = _field("", "data", "file for all completions of `lightrft eval` (.jsonl); train writes eval_samples-STEP.jsonl")
 
     # Rollout
     rollout_batch_size: Count = _field(128, "rollout", "prompts of one rollout")

@@ -78,7 +78,7 @@ class ExperienceMaker:
         number = len(prompts) if self._corrects else self.config.logprob_gap_prompts
         asked = [index < number for index in range(len(prompts))]
         outputs = self.strategy.gather_and_generate(
-            sampling_params=self.sampling_params(),
+            sampling_params=sampling_params(self.config),
             all_prompt_token_ids=[list(p.token_ids) for p in prompts],
             sleep_engine=not self.keep_awake,
             logprobs=asked,
@@ -135,16 +135,6 @@ class ExperienceMaker:
     def add_advantages(self, trajectories: list[Trajectory]) -> None:
         """The completions of one prompt are on one rank. Collective."""
         self.metrics |= self.advantage_maker.run(trajectories, kl_coef=self.kl_control.coef)
-
-    def sampling_params(self) -> SamplingParams:
-        """How a rollout is sampled."""
-        return SamplingParams(
-            temperature=self.config.temperature,
-            top_p=self.config.top_p,
-            top_k=self.config.top_k,
-            n=self.config.n_samples_per_prompt,
-            max_new_tokens=self.config.generate_max_len,
-        )
 
     def tokenize_fn(self, texts: Sequence[str], max_length: int, padding: bool = True) -> dict[str, Any]:
         """Token ids of texts, cut at `max_length`: lists without padding, [B, P] tensors with it. Local."""
@@ -217,6 +207,17 @@ class ExperienceMaker:
     def _mean(self, values: Sequence[float]) -> float:
         totals = self.strategy.all_reduce({"count": float(len(values)), "sum": float(sum(values))}, "sum")
         return float(totals["sum"] / max(totals["count"], 1.0))
+
+
+def sampling_params(config: Config) -> SamplingParams:
+    """How a rollout is sampled."""
+    return SamplingParams(
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        n=config.n_samples_per_prompt,
+        max_new_tokens=config.generate_max_len,
+    )
 
 
 def completions_of(prompts: Sequence[Prompt], outputs: Sequence[RequestOutput], *, tokenizer: Any) -> list[Trajectory]:

@@ -41,6 +41,7 @@ def make_trainer(
     registry: Any = None,
     cls: type[SPMDPPOTrainer] = SPMDPPOTrainer,
     phases: Any = None,
+    eval_prompts: Any = None,
     **changes: Any,
 ) -> SPMDPPOTrainer:
     """A trainer of two steps in `folder`: strategy and engine `fake` (any of `registry`), `changes` are settings."""
@@ -67,6 +68,6 @@ def make_trainer(
         actor_optim=optimizer,
         tokenizer=tiny_tokenizer(ALPHABET),
         prompts=prompts(),
-        eval_prompts=prompts(3),
+        eval_prompts=prompts(3) if eval_prompts is None else eval_prompts,
         phases=phases,
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from lightrft.config.eval_files import eval_files
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.data.rows import load_rows
@@ -86,7 +87,7 @@ def _texts(config: Config) -> list[str]:
     """What the tokenizer is made from: training prompts and targets. A character tokenizer has to know those of the evaluation too."""
     targets = [key for key in [config.sft_key or config.label_key] if key]
     texts = []
-    for path in [config.prompt_data, *([config.eval_data] if config.eval_data and config.scratch_tokenizer == "char" else [])]:
+    for path in [config.prompt_data, *(eval_files(config.eval_data).values() if config.scratch_tokenizer == "char" else [])]:
         for row in load_rows(path, required=[config.input_key, *targets]):
             texts.append(config.prompt_template.replace("{prompt}", str(row[config.input_key])))
             texts += [target_text(row, config=config)] if targets else []
@@ -96,9 +97,8 @@ def _texts(config: Config) -> list[str]:
 def _warm_up(config: Config, *, tokenizer: Any, model: Any, registry: Registry, log: Log) -> None:
     model.to(_device())
     rewards = rewards_of(config, registry=registry)
-    held_out = (
-        prompt_set(config, config.eval_data, tokenizer=tokenizer, limit=config.max_eval_samples).prompts if config.sft_target_reward else []
-    )
+    files = eval_files(config.eval_data).values() if config.sft_target_reward else []
+    held_out = [p for path in files for p in prompt_set(config, path, tokenizer=tokenizer, limit=config.max_eval_samples).prompts]
     settings = WarmupSettings(
         steps=config.sft_steps,
         batch_size=config.sft_batch_size,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from transformers import get_scheduler
 
+from lightrft.config.eval_files import eval_files
 from lightrft.config.schema import Config
-from lightrft.data.prompts import PromptSet
+from lightrft.data.prompts import Prompt, PromptSet
 from lightrft.models.critic import make_critic
 from lightrft.models.load import Opened, load_tokenizer, open_causal_lm
 from lightrft.models.lora import add_lora
@@ -21,7 +22,7 @@ def build_trainer(config: Config, strategy: StrategyBase, *, model_path: str) ->
     """Everything from files and settings. The strategy's engine is set up by the caller. Collective."""
     tokenizer = load_tokenizer(model_path, trust_remote_code=config.trust_remote_code)
     prompts = read_prompts(config, config.prompt_data, tokenizer=tokenizer, strategy=strategy)
-    eval_prompts = read_prompts(config, config.eval_data, tokenizer=tokenizer, strategy=strategy, limit=config.max_eval_samples)
+    eval_sets = read_eval_sets(config, tokenizer=tokenizer, strategy=strategy)
     rewards = rewards_of(config, registry=strategy.registry)
     actor, optimizer = build_actor(config, strategy, model_path=model_path)
     has_critic = strategy.registry.spec("advantage", config.advantage_estimator).critic
@@ -41,7 +42,7 @@ def build_trainer(config: Config, strategy: StrategyBase, *, model_path: str) ->
         critic_scheduler=None if critic_optimizer is None else build_scheduler(config, critic_optimizer, num_steps=rollouts * per_rollout),
         tokenizer=tokenizer,
         prompts=prompts.prompts,
-        eval_prompts=eval_prompts.prompts,
+        eval_prompts=eval_sets,
         config=config,
     )
 
@@ -57,6 +58,15 @@ def read_prompts(config: Config, path: str, *, tokenizer: object, strategy: Stra
             f"{path}: left out {found.num_too_long} of {total} prompts, longer than prompt_max_len={config.prompt_max_len} tokens"
         )
     return found
+
+
+def read_eval_sets(config: Config, *, tokenizer: object, strategy: StrategyBase) -> dict[str, list[Prompt]]:
+    """The prompts of each file of `eval_data` by its name."""
+    limit = config.max_eval_samples
+    return {
+        name: read_prompts(config, path, tokenizer=tokenizer, strategy=strategy, limit=limit).prompts
+        for name, path in eval_files(config.eval_data).items()
+    }
 
 
 def build_actor(

@@ -1,36 +1,152 @@
-"""How good is the model on held-out prompts? Greedy completions over all ranks, each prompt once."""
+"""How good is the model on held-out prompts? Greedy and sampled completions over all ranks, each prompt once; metrics and samples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
-from lightrft.experience.maker import completions_of
+from lightrft.distributed.collectives import gather_objects
+from lightrft.experience.maker import completions_of, sampling_params
 from lightrft.experience.scored import scored_everywhere
+from lightrft.experience.trajectory import Trajectory
 from lightrft.rewards.load import NamedReward
 from lightrft.rewards.score import score
 from lightrft.strategy.strategy_base import StrategyBase
-from lightrft.types import SamplingParams
+from lightrft.trainer.eval_metrics import majority_at_k, pass_at_k, vote_of
+
+EvalSets = Mapping[str, Sequence[Prompt]]
+Row = dict[str, Any]
+GREEDY, SAMPLED = "greedy", "sampled"
+SHOWN = 2
 
 
-def evaluate(
-    prompts: Sequence[Prompt], *, strategy: StrategyBase, config: Config, tokenizer: Any, rewards: Sequence[NamedReward]
-) -> dict[str, float]:
-    """Means over all prompts: `eval/reward` (weighted sum), `eval/NAME` for each reward function, `eval/length_mean`. Collective.
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """`metrics` are means over all prompts and, of several sets, over each (`eval/SET/NAME`); `rows`, on rank 0, all completions."""
 
-    `prompts` are all of them, on every rank; each rank takes every world-size-th.
+    metrics: dict[str, float]
+    rows: list[Row]
+
+
+def evaluate(sets: EvalSets, *, strategy: StrategyBase, config: Config, tokenizer: Any, rewards: Sequence[NamedReward]) -> Evaluation:
+    """`eval/reward` (weighted sum), `eval/NAME` of each reward and `eval/length_mean` of the greedy completions and, with `eval_n`
+    samples of each prompt (drawn as in a rollout), `eval/pass@k`, `eval/maj@k` and `eval/avg@k` for each k of `eval_k`. Collective.
+
+    `sets` are whole, on every rank; each rank takes every world-size-th prompt. avg@k is the mean reward, estimated from all n samples.
+
+    Raises:
+        RewardError: a reward failed, on all ranks together.
     """
-    mine = list(prompts[strategy.world.rank :: strategy.world.world_size])
-    sampling = SamplingParams(temperature=0.0, max_new_tokens=config.generate_max_len)
-    # The engine stays awake for the rollout that follows a sync: at sleep level 2 it would lose the weights that it has just got.
-    outputs = strategy.gather_and_generate(
-        sampling_params=sampling, all_prompt_token_ids=[list(p.token_ids) for p in mine], sleep_engine=False
-    )
-    trajectories = completions_of(mine, outputs, tokenizer=tokenizer)
-    scores = scored_everywhere(lambda: score([t.sample for t in trajectories], rewards=rewards), strategy=strategy)
-    sums = {"reward": sum(scores.total), "length_mean": sum(t.num_tokens for t in trajectories)}
-    sums |= {f"part/{reward.name}": sum(scores.parts.get(reward.name, [])) for reward in rewards}
-    totals = strategy.all_reduce({name: float(value) for name, value in sums.items()}, "sum")
-    return {f"eval/{name.removeprefix('part/')}": total / max(len(prompts), 1) for name, total in totals.items()}
+    everything = [(name, prompt) for name, prompts in sets.items() for prompt in prompts]
+    mine = everything[strategy.world.rank :: strategy.world.world_size]
+    kinds = {GREEDY: replace(sampling_params(config), temperature=0.0, top_p=1.0, top_k=0, n=1)}
+    if config.eval_n:
+        kinds[SAMPLED] = replace(sampling_params(config), n=config.eval_n, seed=config.seed)
+    rows: list[Row] = []
+    for kind, sampling in kinds.items():
+        # The engine stays awake for the rollout that follows a sync: at sleep level 2 it would lose the weights that it has just got.
+        outputs = strategy.gather_and_generate(
+            sampling_params=sampling, all_prompt_token_ids=[list(p.token_ids) for _, p in mine], sleep_engine=False
+        )
+        found = completions_of([prompt for _, prompt in mine], outputs, tokenizer=tokenizer)
+        rows += _scored(found, kind, mine, sampling.n, strategy=strategy, rewards=rewards)
+    metrics = _means(rows, {name: len(prompts) for name, prompts in sets.items()}, strategy=strategy, config=config, rewards=rewards)
+    gathered = gather_objects(rows, group=strategy.world.group)
+    return Evaluation(metrics=metrics, rows=[row for rank in gathered for row in rank] if strategy.is_rank_0 else [])
+
+
+def write_rows(path: Path, rows: Sequence[Row], *, step: int | None = None) -> None:
+    """One line for each completion."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    extra = {} if step is None else {"step": step}
+    path.write_text("".join(json.dumps({**extra, **row}, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def best_worst_median(rows: Sequence[Row], *, each: int = SHOWN) -> dict[str, list[Row]]:
+    """A few completions of each kind, by reward; no completion comes twice."""
+    ordered = sorted(rows, key=lambda row: -float(row["reward"]))
+    middle = max(len(ordered) // 2 - each // 2, each)
+    return {"best": ordered[:each], "median": ordered[middle : middle + each], "worst": ordered[max(middle + each, len(ordered) - each) :]}
+
+
+def _scored(
+    found: list[Trajectory],
+    kind: str,
+    mine: Sequence[tuple[str, Prompt]],
+    n: int,
+    *,
+    strategy: StrategyBase,
+    rewards: Sequence[NamedReward],
+) -> list[Row]:
+    scores = scored_everywhere(lambda: score([t.sample for t in found], rewards=rewards), strategy=strategy)
+    rows = []
+    for at, trajectory in enumerate(found):
+        name, prompt = mine[at // n]
+        rows.append(
+            {
+                "dataset": name,
+                "index": prompt.index,
+                "kind": kind,
+                "prompt": trajectory.sample.prompt,
+                "completion": trajectory.sample.completion,
+                "answer": trajectory.sample.answer,
+                "reward": scores.total[at],
+                "rewards": {part: values[at] for part, values in scores.parts.items()},
+                "num_tokens": trajectory.num_tokens,
+                "finish_reason": trajectory.completion.finish_reason,
+            }
+        )
+    return rows
+
+
+def _means(
+    rows: Sequence[Row], sizes: Mapping[str, int], *, strategy: StrategyBase, config: Config, rewards: Sequence[NamedReward]
+) -> dict[str, float]:
+    names = ["reward", *(f"part/{reward.name}" for reward in rewards), "length_mean"]
+    if config.eval_n:
+        names += [f"{what}@{k}" for k in eval_ks(config) for what in ("pass", "avg", "maj")]
+    sums = {(one, name): 0.0 for one in sizes for name in names}
+    for row in rows:
+        if row["kind"] == GREEDY:
+            values = {"reward": row["reward"], "length_mean": row["num_tokens"]} | {f"part/{k}": v for k, v in row["rewards"].items()}
+            for name, value in values.items():
+                sums[row["dataset"], name] += value
+    sampled = [row for row in rows if row["kind"] == SAMPLED]
+    for start in range(0, len(sampled), max(config.eval_n, 1)):
+        group = sampled[start : start + config.eval_n]
+        for name, value in _of_samples(group, config).items():
+            sums[group[0]["dataset"], name] += value
+    row_of_sums = strategy.all_reduce(torch.tensor(list(sums.values()), dtype=torch.float64), "sum").tolist()
+    totals = dict(zip(sums, row_of_sums, strict=True))
+    found = {}
+    for name in names:
+        short = name.removeprefix("part/")
+        found[f"eval/{short}"] = sum(totals[one, name] for one in sizes) / max(sum(sizes.values()), 1)
+        if len(sizes) > 1:
+            found |= {f"eval/{one}/{short}": totals[one, name] / max(size, 1) for one, size in sizes.items()}
+    return found
+
+
+def _of_samples(group: Sequence[Row], config: Config) -> dict[str, float]:
+    """Of the n samples of one prompt."""
+    right = [row["reward"] >= config.eval_right_at for row in group]
+    votes = [vote_of(row["completion"]) for row in group]
+    mean = sum(row["reward"] for row in group) / len(group)
+    found = {}
+    for k in eval_ks(config):
+        found[f"pass@{k}"] = pass_at_k(num_samples=len(group), num_right=sum(right), k=k)
+        found[f"avg@{k}"] = mean
+        found[f"maj@{k}"] = majority_at_k(votes, right, k=k)
+    return found
+
+
+def eval_ks(config: Config) -> list[int]:
+    """The k of pass@k and its kin: `eval_k`, by default 1 and `eval_n`."""
+    return sorted(set(config.eval_k or [1, config.eval_n]))

@@ -40,7 +40,7 @@ class RunReport:
 
     def start(self, metrics: Mapping[str, float]) -> None:
         """Step 0: the first proof of the engine's weights, and the evaluation before training."""
-        self.before = _parts(metrics)
+        self.before = self.after = _parts(metrics)
         if metrics:
             self._log(0, metrics)
 

@@ -16,8 +16,9 @@ from lightrft.rewards.load import rewards_of
 from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.base_model import prepare_base_model
-from lightrft.trainer.build import build_trainer, read_prompts
-from lightrft.trainer.evaluate import evaluate as evaluate_prompts
+from lightrft.trainer.build import build_trainer, read_eval_sets
+from lightrft.trainer.evaluate import best_worst_median, write_rows
+from lightrft.trainer.evaluate import evaluate as evaluate_sets
 from lightrft.trainer.resume import check_resume, in_run
 from lightrft.trainer.run_folder import open_run_folder
 
@@ -38,15 +39,20 @@ def run(config: Config, *, registry: Registry | None = None) -> dict[str, Any]:
 
 
 def evaluate(config: Config, *, registry: Registry | None = None) -> dict[str, Any]:
-    """Greedy evaluation of `model_name_or_path` on `eval_data`; the metrics, the same on every rank. Every rank of the world calls it."""
+    """Evaluation of `model_name_or_path` on `eval_data`; the metrics, the same on every rank, and on rank 0 some samples. Every rank calls
+    it. `eval_out` gets all completions.
+    """
     strategy = get_strategy(config, registry=registry)
     strategy.setup_inference_engine(config, engine_type=config.engine_type)
     tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
-    prompts = read_prompts(config, config.eval_data, tokenizer=tokenizer, strategy=strategy, limit=config.max_eval_samples)
+    sets = read_eval_sets(config, tokenizer=tokenizer, strategy=strategy)
     rewards = rewards_of(config, registry=strategy.registry)
-    metrics = evaluate_prompts(prompts.prompts, strategy=strategy, config=config, tokenizer=tokenizer, rewards=rewards)
+    found = evaluate_sets(sets, strategy=strategy, config=config, tokenizer=tokenizer, rewards=rewards)
+    if config.eval_out and strategy.is_rank_0:
+        write_rows(Path(config.eval_out).expanduser(), found.rows)
     strategy.shutdown()
-    return {name.removeprefix("eval/"): value for name, value in metrics.items()} | {"num_prompts": len(prompts.prompts)}
+    metrics = {name.removeprefix("eval/"): value for name, value in found.metrics.items()}
+    return metrics | {"num_prompts": sum(map(len, sets.values())), "samples": best_worst_median(found.rows)}
 
 
 def open_run(config: Config, strategy: StrategyBase) -> str:

@@ -28,7 +28,7 @@ from lightrft.rewards.load import NamedReward
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.checkpoint_folder import find
 from lightrft.trainer.critic_update import CriticUpdate
-from lightrft.trainer.evaluate import evaluate
+from lightrft.trainer.evaluate import EvalSets, evaluate, write_rows
 from lightrft.trainer.learner import Learner
 from lightrft.trainer.phases import PHASES, PhaseClock, PhaseFunction, check_phase_names
 from lightrft.trainer.refusals import as_rewards, refuse
@@ -69,7 +69,7 @@ class SPMDPPOTrainer:
         critic_optim: Optimizer | None = None,
         critic_scheduler: Scheduler | None = None,
         ema_model: torch.nn.Module | None = None,
-        eval_prompts: Sequence[Prompt] = (),
+        eval_prompts: Sequence[Prompt] | EvalSets = (),
         config: Config | None = None,
         phases: Mapping[str, PhaseFunction] | None = None,
     ) -> None:
@@ -92,7 +92,9 @@ class SPMDPPOTrainer:
         self.actor_scheduler = actor_scheduler
         self.tokenizer = tokenizer
         self.prompts = list(prompts)
-        self.eval_prompts = list(eval_prompts)
+        sets = eval_prompts if isinstance(eval_prompts, Mapping) else {"eval": eval_prompts}
+        self.eval_sets = {name: list(prompts) for name, prompts in sets.items() if prompts}
+        self.eval_prompts = [prompt for prompts in self.eval_sets.values() for prompt in prompts]
         self.rewards: list[NamedReward] = as_rewards(reward_model)
         self.sampler = PromptSampler(
             len(self.prompts),
@@ -225,10 +227,13 @@ class SPMDPPOTrainer:
                 self.warnings.say(*finding)
 
     def evaluate(self) -> dict[str, float]:
-        """Greedy evaluation on `eval_prompts`; empty without any. Collective."""
+        """Evaluation on `eval_prompts`, empty without any; its samples go to `eval_samples-STEP.jsonl`. Collective."""
         if not self.eval_prompts:
             return {}
-        return evaluate(self.eval_prompts, strategy=self.strategy, config=self.config, tokenizer=self.tokenizer, rewards=self.rewards)
+        found = evaluate(self.eval_sets, strategy=self.strategy, config=self.config, tokenizer=self.tokenizer, rewards=self.rewards)
+        if self.strategy.is_rank_0:
+            write_rows(log_folder(self.config) / f"eval_samples-{self.step}.jsonl", found.rows, step=self.step)
+        return found.metrics
 
     # ---- before, between and after the steps ------------------------------------------------------------------------------------------
 
