@@ -10,6 +10,8 @@ VLLM_VENV := $(VENV)-vllm
 VLLM_STAMP := $(VLLM_VENV)/.lightrft-setup
 SGLANG_VENV := $(VENV)-sglang
 SGLANG_STAMP := $(SGLANG_VENV)/.lightrft-setup
+CROSSCHECK_VENV := $(VENV)-crosscheck
+CROSSCHECK_STAMP := $(CROSSCHECK_VENV)/.lightrft-setup
 MANIFESTS := pyproject.toml packages/core/pyproject.toml packages/backend-fsdp/pyproject.toml packages/backend-deepspeed/pyproject.toml packages/engine-vllm/pyproject.toml packages/engine-sglang/pyproject.toml
 SETUP_PYTHON := $(or $(PYTHON),$(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell command -v $(name)))))
 ARGS ?=
@@ -21,7 +23,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs gsm8k parity collectives overhead curves learn engine-matrix rollout sync-speed test test-slow test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test clean
+.PHONY: help setup demo docs gsm8k parity collectives overhead curves learn crosscheck engine-matrix rollout sync-speed test test-slow test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +65,14 @@ rollout: $(STAMP)  ## a table: gather_and_generate against the bare engine with 
 
 sync-speed: $(STAMP)  ## a table: a weight sync against a plain copy of the same bytes, and its proof's share of a step
 	@$(BIN)/python benchmarks/sync.py $(ARGS)
+
+crosscheck: $(CROSSCHECK_STAMP)  ## a table: our losses against those of trl 1.16, in an environment of its own (installs trl there)
+	@$(CROSSCHECK_VENV)/bin/python benchmarks/crosscheck.py $(ARGS)
+
+$(CROSSCHECK_STAMP): $(STAMP) tools/thin_env.py
+	@$(BIN)/python tools/thin_env.py $(CROSSCHECK_VENV) --editable packages/core
+	@$(BIN)/uv pip install --quiet --python $(CROSSCHECK_VENV)/bin/python --compile-bytecode --no-deps 'trl==1.16.*'
+	@touch $@
 
 curves: $(STAMP)  ## the demo with fsdp and ZeRO 1, 2 and 3, and how far their curves lie apart
 	@$(BIN)/python benchmarks/backend_curves.py $(ARGS)
@@ -121,4 +131,4 @@ gpu-test:  ## on the GPU machine: install those wheels beside its torch and run 
 	VLLM_USE_FLASHINFER_SAMPLER=0 PYTHONPATH=$(GPU_SITE) python3 -m pytest tests/gpu packages/backend-fsdp/tests/test_cuda.py -m gpu -s $(ARGS)
 
 clean:  ## remove environments, caches and runs
-	rm -rf $(VENV) $(CORE_VENV) $(VLLM_VENV) $(SGLANG_VENV) runs build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(CORE_VENV) $(VLLM_VENV) $(SGLANG_VENV) $(CROSSCHECK_VENV) runs build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
