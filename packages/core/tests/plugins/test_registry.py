@@ -32,25 +32,52 @@ def test_core_brings_its_own(install):
     assert str(provider) == f"lightrft {version('lightrft')}"
 
 
+FUNCTION = "def f(*given):\n    return given\n"
+STRATEGY = "from lightrft.strategy.single import SingleStrategy\nclass f(SingleStrategy): pass\n"
+ENGINE = "from lightrft.testing.fake_engine import FakeEngine\nclass f(FakeEngine): pass\n"
+
+
 @pytest.mark.parametrize(
-    ("spec", "kind"),
+    ("spec", "kind", "code"),
     [
-        ("StrategySpec", "strategy"),
-        ("EngineSpec", "engine"),
-        ("RewardSpec", "reward"),
-        ("AdvantageSpec", "advantage"),
-        ("PolicyLossSpec", "policy_loss"),
-        ("LoggerSpec", "logger"),
+        ("StrategySpec", "strategy", STRATEGY),
+        ("EngineSpec", "engine", ENGINE),
+        ("RewardSpec", "reward", FUNCTION),
+        ("AdvantageSpec", "advantage", FUNCTION),
+        ("PolicyLossSpec", "policy_loss", FUNCTION),
+        ("LoggerSpec", "logger", "class f: pass\n"),
     ],
 )
-def test_a_third_party_registers_every_kind_and_it_loads_on_first_use(install, plugin_source, spec, kind):
+def test_a_third_party_registers_every_kind_and_it_loads_on_first_use(install, plugin_source, spec, kind, code):
     module = f"acme_{kind}_code"
-    install("acme-rft", **{f"acme_{kind}": plugin_source(spec, target=f"{module}:f"), module: "def f(samples):\n    return [1.0]\n"})
+    install("acme-rft", **{f"acme_{kind}": plugin_source(spec, target=f"{module}:f"), module: code})
     registry = Registry.discover()
     assert str(registry.entry(kind, "acme").provider) == "acme-rft 1.0"
     assert module not in sys.modules
-    assert registry.load(kind, "acme")([]) == [1.0]
-    assert module in sys.modules
+    assert registry.load(kind, "acme") is sys.modules[module].f
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "code", "problem"),
+    [
+        ("StrategySpec", "strategy", FUNCTION, "is no subclass of lightrft.strategy.strategy_base.StrategyBase"),
+        ("StrategySpec", "strategy", ENGINE, "is no subclass of lightrft.strategy.strategy_base.StrategyBase"),
+        ("EngineSpec", "engine", "class f: pass", "is no subclass of lightrft.engine.base.InferenceEngine"),
+        (
+            "EngineSpec",
+            "engine",
+            "from lightrft.engine.base import InferenceEngine as E\nclass f(E):\n    generate = update_weights = status = sleep = None",
+            "does not define reset_cache, shutdown, wake_up, which InferenceEngine asks for",
+        ),
+        ("RewardSpec", "reward", "f = 3", "is 3, which cannot be called"),
+    ],
+)
+def test_a_target_that_is_not_what_its_kind_asks_for_is_broken(install, plugin_source, spec, kind, code, problem):
+    name = f"acme_wrong_{kind}"
+    install("acme-rft", version="2.1", **{name: plugin_source(spec, target=f"{name}_code:f"), f"{name}_code": code})
+    with pytest.raises(PluginBrokenError) as caught:
+        Registry.discover().load(kind, "acme")
+    assert str(caught.value) == f"{kind} 'acme' of acme-rft 2.1 is installed but broken: {name}_code:f {problem}"
 
 
 def test_capabilities_are_read_from_the_spec(install, plugin_source):

@@ -23,6 +23,7 @@ from lightrft.plugins.api import problem_with_api, problem_with_requirement
 from lightrft.plugins.known import KNOWN_EXTRAS, install_hint
 from lightrft.plugins.runtime import problem_with
 from lightrft.plugins.specs import ENTRY_POINT_GROUP, SPEC_TYPES, Capability, PluginSpec
+from lightrft.plugins.targets import problem_with_target
 
 State = Literal["ok", "broken", "other api", "no runtime", "conflict"]
 
@@ -113,18 +114,27 @@ class Registry:
         return self.entry(kind, name).spec
 
     def load(self, kind: str, name: str) -> Any:
-        """Imports and returns the target. Raises as `entry`; when the import fails PluginBrokenError, chained, or PluginApiError where its
-        distribution requires another lightrft.
+        """Imports and returns the target.
+
+        Raises:
+            PluginBrokenError: as `entry`; or the import fails (chained), or the target is not what its kind asks for.
+            PluginApiError: as `entry`; or the import fails, and its distribution requires another lightrft.
+            PluginError: as `entry`.
         """
         entry = self.entry(kind, name)
         assert entry.spec is not None
         module, attribute = entry.spec.target.split(":")
+        broken = f"{kind} {name!r} of {entry.provider} is installed but broken: {entry.spec.target}"
         try:
-            return getattr(importlib.import_module(module), attribute)
+            target = getattr(importlib.import_module(module), attribute)
         except (Exception, SystemExit) as error:
-            text = f"{kind} {name!r} of {entry.provider} is installed but broken: {entry.spec.target}: {_one_line(error)}"
             other = problem_with_requirement(entry.provider.distribution)
+            text = f"{broken}: {_one_line(error)}"
             raise (PluginApiError(f"{text}; {other}") if other else PluginBrokenError(text)) from error
+        problem = problem_with_target(entry.spec, target)
+        if problem:
+            raise PluginBrokenError(f"{broken} {problem}")
+        return target
 
     def having(self, kind: str, capability: Capability) -> list[str]:
         """The usable names of a kind that declare a capability."""
