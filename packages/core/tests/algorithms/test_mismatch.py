@@ -59,3 +59,15 @@ def test_the_kl_s_estimate_is_right_on_average() -> None:
 def test_a_weight_without_bounds_is_truncated_and_no_tokens_have_no_weights() -> None:
     assert correction_weights(torch.tensor([5000.0, 0.0]), level="token", cap=2.0).tolist() == [2.0, 1.0]
     assert correction_weights(torch.zeros(0), level="sequence", cap=2.0).tolist() == []
+
+
+def test_masked_weights_by_hand() -> None:
+    d = torch.tensor([0.0, 3.0, 0.25, 1.5]).log()
+    masked = correction_weights(d[1:], level="token", cap=2.0, beyond="mask")
+    assert masked.tolist() == pytest.approx([0.0, 0.25, 1.5])
+    floored = correction_weights(d[1:], level="token", cap=2.0, beyond="mask", floor=0.5)
+    assert floored.tolist() == pytest.approx([0.0, 0.0, 1.5])
+    # the whole completion's product: 3 * 0.25 * 1.5 = 1.125 stays, 3 * 1.5 = 4.5 goes
+    assert correction_weights(d[1:], level="sequence", cap=2.0, beyond="mask").tolist() == pytest.approx([1.125] * 3)
+    assert correction_weights(d[[1, 3]], level="sequence", cap=2.0, beyond="mask").tolist() == [0.0, 0.0]
+    assert correction_weights(d[[1, 3]], level="sequence", cap=2.0).tolist() == [2.0, 2.0]

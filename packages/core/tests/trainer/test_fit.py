@@ -229,3 +229,27 @@ def test_what_the_engine_cannot_do_is_refused_before_it_samples(tmp_path: Path) 
     trainer = make_trainer(tmp_path, logprob_gap_prompts=1)
     with pytest.raises(CapabilityError, match="logprobs needs the capability"):
         trainer.fit()
+
+
+def test_an_adaptive_kl_coefficient_moves_with_the_distance(tmp_path: Path) -> None:
+    changes: dict[str, Any] = dict(kl_coef=0.1, kl_target=1e-3, kl_horizon=16.0, num_episodes=4, max_steps=4, engine_type="hf")
+    trainer = make_trainer(tmp_path, **changes)
+    trainer.fit()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "train/kl_coef" in row]
+    assert steps[0]["train/kl_coef"] == 0.1
+    # 16 completions of a horizon of 16: at distance 0 the error is at its bound of -0.2, later beyond the target at 0.2
+    expected = 0.1
+    for row in steps:
+        assert row["train/kl_coef"] == pytest.approx(expected)
+        expected *= 1 + min(max((row["rollout/kl"] - 1e-3) / 1e-3, -0.2), 0.2)
+    assert trainer.experience_maker.kl_control.coef == pytest.approx(expected)
+
+
+def test_completions_that_have_nothing_to_compare_with_are_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = make_trainer(tmp_path, n_samples_per_prompt=2, train_batch_size=8)
+    trainer.strategy.update_engine_weights(trainer.actor)
+    maker = trainer.experience_maker
+    for _ in range(2):
+        maker.add_advantages(maker.generate(prompts(2))[1:])
+    assert capsys.readouterr().out.count("50% of this rollout's prompts have a single completion") == 1

@@ -46,6 +46,7 @@ class ExperienceMaker:
         advantage_estimator: AdvantageEstimator,
         critic: torch.nn.Module | None = None,
         greedy: bool = False,
+        compares_groups: bool = False,
         warnings: Warnings | None = None,
         metrics: dict[str, float] | None = None,
     ) -> None:
@@ -56,6 +57,7 @@ class ExperienceMaker:
         self.initial_model = initial_model
         self.critic = critic
         self.greedy = greedy
+        self._says_alone = compares_groups
         self.rewards = list(rewards)
         self.advantage_maker = AdvantageMaker(strategy=strategy, config=config, estimator=advantage_estimator)
         self.kl_control = KLController(coef=config.kl_coef, target=config.kl_target, horizon=config.kl_horizon)
@@ -135,6 +137,14 @@ class ExperienceMaker:
     def add_advantages(self, trajectories: list[Trajectory]) -> None:
         """The completions of one prompt are on one rank. Collective."""
         self.metrics |= self.advantage_maker.run(trajectories, kl_coef=self.kl_control.coef)
+        alone = self.metrics["rollout/groups_of_one"]
+        if alone and self._says_alone:
+            self._says_alone = False
+            self.warnings.say(
+                "groups_of_one",
+                f"{alone:.0%} of this rollout's prompts have a single completion, which advantage_estimator="
+                f"{self.config.advantage_estimator!r} has nothing to compare with: its advantage is 0, and it teaches nothing",
+            )
 
     def tokenize_fn(self, texts: Sequence[str], max_length: int, padding: bool = True) -> dict[str, Any]:
         """Token ids of texts, cut at `max_length`: lists without padding, [B, P] tensors with it. Local."""

@@ -381,6 +381,7 @@ class SPMDPPOTrainer:
             advantage_estimator=estimator,
             critic=self.critic,
             greedy=self.estimator.greedy,
+            compares_groups=self.estimator.min_samples > 1,
             warnings=self.warnings,
             metrics=self.metrics,
         )
