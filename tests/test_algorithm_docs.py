@@ -1,0 +1,47 @@
+"""Do the pages of the algorithms show settings that can be run, and is every built-in estimator and loss on a page and in a tiny recipe?"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightrft.config import make_config, read_recipe
+from lightrft.config.algorithm_checks import algorithm_problems
+from lightrft.config.ignored import ignored_settings
+from lightrft.plugins import Registry
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted((ROOT / "docs/algorithms").glob("*.md"))
+BUILT_IN = [
+    (entry.kind, entry.name)
+    for entry in Registry.discover().entries()
+    if entry.kind in ("advantage", "policy_loss") and entry.provider.distribution == "lightrft"
+]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "README"], ids=lambda page: page.stem)
+def test_the_settings_of_a_page_go_together(page: Path) -> None:
+    [block] = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    config = make_config(yaml.safe_load(block))
+    assert [*algorithm_problems(config, Registry.discover()), *ignored_settings(config)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"`(examples/[^`]*|lightrft/[^`]*\.py)`", text):
+        assert (ROOT / name).exists() or (ROOT / "packages/core/src" / name).exists(), name
+    for name in re.findall(r"\]\(([^)]*\.md)\)", text):
+        assert (page.parent / name).exists(), name
+
+
+@pytest.mark.parametrize(("kind", "name"), BUILT_IN)
+def test_every_algorithm_is_documented_and_has_a_recipe(kind: str, name: str) -> None:
+    table = (ROOT / "docs/algorithms/README.md").read_text(encoding="utf-8")
+    assert re.search(rf"[ |`]{name}[, |`]", table)
+    field = {"advantage": "advantage_estimator", "policy_loss": "policy_loss"}[kind]
+    recipes = [make_config(read_recipe(path)) for path in (ROOT / "examples/recipes").glob("*-tiny.yaml")]
+    assert name in {getattr(config, field) for config in recipes}
