@@ -6,12 +6,16 @@ import json
 import os
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import thin_env
+from lightrft import __version__ as lightrft_version
+from lightrft.plugins import API_VERSION
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "examples/plugin-template"
 KINDS = ("strategy", "engine", "reward", "advantage", "policy_loss", "logger")
@@ -66,6 +70,13 @@ def own_tests(python: Path, source: Path, folder: Path, *words: str) -> subproce
 )
 def test_a_plugin_is_short(file, most):
     assert len((TEMPLATE / file).read_text(encoding="utf-8").splitlines()) <= most
+
+
+def test_it_is_written_for_the_present_api_and_requires_the_present_core():
+    project = tomllib.loads((TEMPLATE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    [required] = [Requirement(line) for line in project["dependencies"]]
+    assert required.name == "lightrft" and required.specifier.contains(lightrft_version)
+    assert f"\nAPI = {API_VERSION}\n" in (TEMPLATE / "src/lightrft_acme/plugin.py").read_text(encoding="utf-8")
 
 
 # ---- beside core's wheel alone -----------------------------------------------------------------------------------------------------------
