@@ -23,9 +23,9 @@ from lightrft.utils import add_arguments
 def train(args: argparse.Namespace) -> None:
     """What every rank does."""
     from lightrft.models.load import load_tokenizer  # torch and transformers: only in a rank, the launcher needs neither
-    from lightrft.rewards.load import rewards_of
     from lightrft.trainer import SPMDPPOTrainer
     from lightrft.trainer.build import build_actor, build_initial_model, build_scheduler, read_eval_sets, read_prompts
+    from lightrft.trainer.reward_models import build_rewards
     from lightrft.trainer.run import open_run
     from lightrft.trainer.steps import num_rollouts
 
@@ -38,7 +38,7 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(model_path, trust_remote_code=config.trust_remote_code)
     prompts = read_prompts(config, config.prompt_data, tokenizer=tokenizer, strategy=strategy).prompts
     eval_sets = read_eval_sets(config, tokenizer=tokenizer, strategy=strategy)
-    rewards = rewards_of(config, registry=strategy.registry)
+    rewards = build_rewards(config, strategy)
 
     actor, actor_optim = build_actor(config, strategy, model_path=model_path)
     updates_per_rollout = config.rollout_batch_size * config.n_samples_per_prompt // config.train_batch_size

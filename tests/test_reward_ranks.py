@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -12,14 +13,15 @@ from lightrft.data.sampler import PromptSampler
 from lightrft.errors import RewardError
 from lightrft.experience.balance import balanced
 from lightrft.experience.dynamic import DynamicSampling
-from lightrft.experience.scored import scored_everywhere
+from lightrft.experience.scored import score_everywhere
 from lightrft.experience.trajectory import Trajectory
 from lightrft.experience.warnings import Warnings
 from lightrft.rewards.load import NamedReward
 from lightrft.rewards.remote import RemoteReward, RemoteSettings
-from lightrft.rewards.score import score
 from lightrft.strategy.factory import get_strategy
 from lightrft.testing.spmd import run_spmd
+from lightrft.testing.tiny import tiny_reward_folder
+from lightrft.trainer.reward_models import build_rewards
 from lightrft.types import Completion, Sample
 
 
@@ -31,7 +33,7 @@ def one_rank_without_its_server() -> tuple[str, float]:
     rewards = [NamedReward(name="judge", function=dead) if strategy.world.rank == 1 else good]
     message = ""
     try:
-        scored_everywhere(lambda: score([sample], rewards=rewards), strategy=strategy)
+        score_everywhere([sample], rewards=rewards, strategy=strategy)
     except RewardError as error:
         message = str(error)
     # All ranks are out of it: they can still meet, as they have to for a checkpoint.
@@ -94,3 +96,28 @@ def test_dynamic_sampling_takes_the_same_prompts_on_any_number_of_ranks() -> Non
     assert sorted(first + second) == sorted(alone) and len(alone) == 8 and rollouts == also >= 3
     assert (number, half, other) == (16, 8, 8)
     assert all(int(prompt) % 3 == 0 for prompt in alone)
+
+
+def ask_a_model(folder: str) -> tuple[list[float], str]:
+    config = make_config({"strategy": "fsdp", "reward": [f"judge=model:{folder}"], "micro_rollout_batch_size": 2, "reward_key": "kind"})
+    strategy = get_strategy(config)
+    rewards = build_rewards(config, strategy)
+    # Rank 0 has five samples, rank 1 has none: it takes part in every pass all the same.
+    samples = [Sample(prompt=f"{n} + {n} =", completion="7" * n) for n in range(5 if strategy.world.rank == 0 else 0)]
+    found = score_everywhere(samples, rewards=rewards, strategy=strategy, reward_key="kind").total
+    wrong = [Sample(prompt="1", completion="1", row={"kind": "jugde"})] if strategy.world.rank == 1 else samples
+    message = ""
+    try:
+        score_everywhere(wrong, rewards=rewards, strategy=strategy, reward_key="kind")
+    except RewardError as error:
+        message = str(error)
+    strategy.all_reduce(1.0, "sum")
+    return found, message
+
+
+def test_a_reward_model_is_asked_by_all_ranks_though_one_has_no_samples(tmp_path: Path) -> None:
+    folder = tiny_reward_folder(tmp_path / "rm", seed=3)
+    (alone, _), *_ = run_spmd(ask_a_model, 1, str(folder))
+    (first, told), (second, own) = run_spmd(ask_a_model, 2, str(folder))
+    assert second == [] and len(alone) == 5 and all(abs(a - b) < 1e-5 for a, b in zip(first, alone, strict=True))
+    assert "there is no reward 'jugde'; did you mean 'judge'?" in own and "failed on rank 1" in told and own in told

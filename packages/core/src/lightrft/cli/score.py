@@ -51,7 +51,7 @@ def run_score(words: Sequence[str], *, description: str) -> tuple[dict[str, Any]
     if problems:
         raise ConfigError(problems)
     rewards = rewards_of(config, registry=registry)
-    return score_file(given["data"], out=given["out"], rewards=rewards), given["json"]
+    return score_file(given["data"], out=given["out"], rewards=rewards, reward_key=config.reward_key), given["json"]
 
 
 def _spelled(word: str) -> str:

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lightrft.config.ignored import is_given
-from lightrft.config.reward_names import address_problem, server_address
+from lightrft.config.reward_names import address_problem, model_folder, server_address
 from lightrft.config.schema import Config
 from lightrft.errors import PluginError
 from lightrft.plugins.registry import Registry
 
 REMOTE = ("reward_timeout_s", "reward_retries", "reward_concurrency", "reward_batch_size", "reward_backoff_s", "reward_auth_env")
 """Settings of reward servers alone."""
+
+OF_MODELS = ("reward_shard_size", "reward_max_len")
 
 
 def check_rewards(config: Config, *, registry: Registry) -> Iterator[str]:
@@ -26,6 +28,13 @@ def check_rewards(config: Config, *, registry: Registry) -> Iterator[str]:
     addresses = [address for reward in config.reward if (address := server_address(reward)) is not None]
     for reward in config.reward:
         yield from _one(reward, registry)
+    models = [reward for reward in config.reward if model_folder(reward)]
+    if models and config.sft_target_reward:
+        yield f"sft_target_reward={config.sft_target_reward} is measured before reward models are there ({models[0]}); set it to 0"
+    if not any(model_folder(reward) for reward in config.reward):
+        for name in OF_MODELS:
+            if is_given(config, name):
+                yield f"{name}={getattr(config, name)!r} has no effect without a reward model (reward model:FOLDER); leave it out"
     if not addresses:
         for name in REMOTE:
             if is_given(config, name):
@@ -35,6 +44,10 @@ def check_rewards(config: Config, *, registry: Registry) -> Iterator[str]:
 
 
 def _one(reward: str, registry: Registry) -> Iterator[str]:
+    model = model_folder(reward)
+    if model is not None:
+        yield from _model(reward, Path(model.path).expanduser())
+        return
     address = server_address(reward)
     if address is not None:
         if problem := address_problem(reward, address):
@@ -51,3 +64,11 @@ def _one(reward: str, registry: Registry) -> Iterator[str]:
         yield f"reward={reward!r}: no such file {path!r}; the form is path/to/file.py:function"
     elif not (path and function):
         yield f"reward={reward!r} is not of the form module:function or path/to/file.py:function"
+
+
+def _model(reward: str, folder: Path) -> Iterator[str]:
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            yield f"reward={reward!r}: the folder has no config.json; give a folder written by save_pretrained"
+    elif str(folder).startswith((".", "/")) or str(folder).count("/") != 1:
+        yield f"reward={reward!r}: no such folder, and not a hub name of the form owner/name"

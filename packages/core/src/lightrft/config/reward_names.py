@@ -1,4 +1,4 @@
-"""Which of a reward's names is a server's address? `http://host:port/path`, `https://...`, or `name=` before one of them."""
+"""Which of the rewards' names are servers or models? `http://host:port/path`, `https://...`, `model:FOLDER`, or `name=` before one."""
 
 from __future__ import annotations
 
@@ -24,6 +24,20 @@ def server_address(reward: str) -> ServerAddress | None:
         return None
     url = match["url"]
     return ServerAddress(match["name"] or url.partition("://")[2].partition("?")[0].rpartition("@")[2].strip("/"), url)
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """`name` is what metrics call the reward: the given one, else the folder's."""
+
+    name: str
+    path: str
+
+
+def model_folder(reward: str) -> ModelFolder | None:
+    """The folder or hub name of a reward model, or None where the name is none: `model:FOLDER`, `name=model:FOLDER`."""
+    match = re.fullmatch(r"(?:(?P<name>[\w.-]+)=)?model:(?P<path>.+)", reward)
+    return None if match is None else ModelFolder(match["name"] or match["path"].rstrip("/").rpartition("/")[2], match["path"])
 
 
 def address_problem(reward: str, address: ServerAddress) -> str:

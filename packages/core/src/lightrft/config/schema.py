@@ -171,9 +171,15 @@ class Config(BaseModel):
     reward: list[str] = _field(
         ["exact_match"],
         "reward",
-        "rewards: plugin name, module:function, path/to/file.py:function, or a server: http://host:port/path, name=https://host/path",
+        "rewards: plugin name, module:function, path/to/file.py:function, a server: [name=]http://host:port/path, or a model: "
+        "[name=]model:FOLDER (sequence classifier with one output)",
     )
     reward_weights: list[Number] = _field([], "reward", "weight of each reward in the sum; empty: all 1")
+    reward_key: str = _field(
+        "", "reward", "column of the data that names the rewards which count for a row, one or a list; empty, or no value: all of them"
+    )
+    reward_shard_size: CountOrOff = _field(0, "reward", "ranks that share one copy of a reward model; 0 = the strategy's choice")
+    reward_max_len: CountOrOff = _field(0, "reward", "tokens of a reward model's input; longer ones lose their start; 0 = its own limit")
     reward_while_generating: bool = _field(
         False,
         "reward",

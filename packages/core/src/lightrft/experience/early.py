@@ -57,7 +57,7 @@ class EarlyRewards:
         late = self._score(rest)
         self._remember(rest, late)
         total: list[float] = []
-        parts: dict[str, list[float]] = {name: [] for name in late.parts}
+        parts: dict[str, list[float | None]] = {name: [] for name in late.parts}
         for key, trajectory in zip(keys, trajectories, strict=True):
             early, scores, at = self._found[key]
             if list(early.completion.token_ids) != list(trajectory.completion.token_ids):

@@ -22,7 +22,7 @@ def greedy_completions(prompts: Sequence[Prompt], *, strategy: StrategyBase, con
 
 
 def add_baselines(trajectories: Sequence[Trajectory], *, score: Callable[[Sequence[Trajectory]], Scores]) -> None:
-    """Sets `baseline` from each one's `greedy`, which the completions of a prompt share: it is scored once. Local."""
+    """Sets `baseline` from each one's `greedy`, which the completions of a prompt share: it is scored once. As collective as `score` is."""
     greedy = {id(t.greedy): t.greedy for t in trajectories if t.greedy is not None}
     rewards = dict(zip(greedy, score(list(greedy.values())).total, strict=True))
     for trajectory in trajectories:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from lightrft.experience.gap import act_on_gap, add_corrections, logprob_gap
 from lightrft.experience.greedy import add_baselines, greedy_completions
 from lightrft.experience.overlong import treat_overlong
 from lightrft.experience.prompt_only import sees_prompt_only
-from lightrft.experience.scored import scored_everywhere
+from lightrft.experience.reward_model import RewardModel
+from lightrft.experience.scored import of_functions, score_everywhere
 from lightrft.experience.scoring import score_logprobs, score_values
 from lightrft.experience.trajectory import Trajectory
 from lightrft.experience.warnings import Warnings
@@ -95,11 +96,17 @@ class ExperienceMaker:
 
     def reward(self, trajectories: list[Trajectory]) -> None:
         """Runs the reward functions and reports a reward that teaches nothing. A reward that fails on one rank fails on all."""
-        scores = scored_everywhere(lambda: self._scores(trajectories), strategy=self.strategy)
+        early = self._early
+        scores = self._score_everywhere(trajectories, (lambda: early.scores(trajectories)) if early else None)
         for trajectory, total in zip(trajectories, scores.total, strict=True):
             trajectory.reward = total
+        if self.greedy:
+            add_baselines(trajectories, score=self._score_everywhere)
+        for reward in self.rewards:
+            if isinstance(reward.function, RewardModel):
+                reward.function.tell(self.warnings)
         for name, values in scores.parts.items():
-            self.metrics[f"reward/{name}"] = self._mean(values)
+            self.metrics[f"reward/{name}"] = self._mean([value for value in values if value is not None])
         everyone = self.strategy.all_gather(
             {
                 "reward": torch.tensor(scores.total, dtype=torch.float64),
@@ -165,20 +172,21 @@ class ExperienceMaker:
             temperature=self.config.temperature if temperature is None else temperature,
         )
 
-    def _scores(self, trajectories: list[Trajectory]) -> Scores:
-        scores = self._early.scores(trajectories) if self._early else self._score(trajectories)
-        if self.greedy:
-            add_baselines(trajectories, score=self._score)
-        return scores
+    def _score_everywhere(self, trajectories: Sequence[Trajectory], functions: Callable[[], Scores] | None = None) -> Scores:
+        samples = [t.sample for t in trajectories]
+        key = self.config.reward_key
+        return score_everywhere(samples, rewards=self.rewards, strategy=self.strategy, reward_key=key, functions=functions)
 
-    def _score(self, trajectories: Sequence[Trajectory]) -> Scores:
-        return score([t.sample for t in trajectories], rewards=self.rewards)
+    def _score_here(self, trajectories: Sequence[Trajectory]) -> Scores:
+        names = [reward.name for reward in self.rewards]
+        samples = [t.sample for t in trajectories]
+        return score(samples, rewards=of_functions(self.rewards), reward_key=self.config.reward_key, names=names)
 
     def _start_rewards(self, prompts: Sequence[Prompt]) -> EarlyRewards:
         def complete(index: int, output: RequestOutput) -> list[Trajectory]:
             return completions_of([prompts[index]], [output], tokenizer=self.tokenizer)
 
-        return EarlyRewards(complete=complete, score=self._score)
+        return EarlyRewards(complete=complete, score=self._score_here)
 
     @property
     def _corrects(self) -> bool:
@@ -204,7 +212,7 @@ class ExperienceMaker:
 
     def _say_dead(self, sentence: str, trajectories: list[Trajectory]) -> None:
         if self.dead_rewards.fault == "zero_variance":
-            swapped = sees_prompt_only(trajectories, rewards=self.rewards, strategy=self.strategy)
+            swapped = sees_prompt_only(trajectories, rewards=self.rewards, strategy=self.strategy, reward_key=self.config.reward_key)
             if swapped:
                 self.warnings.say(
                     "prompt_only_reward",

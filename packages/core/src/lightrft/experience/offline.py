@@ -20,12 +20,12 @@ REASONS = ("stop", "length", "abort")
 MOST_PROBLEMS = 20
 
 
-def score_file(path: str, *, out: str, rewards: Sequence[NamedReward]) -> dict[str, Any]:
+def score_file(path: str, *, out: str, rewards: Sequence[NamedReward], reward_key: str = "") -> dict[str, Any]:
     """Scores the rows of a data file and writes one row for each, in order, to `out` (JSONL), whole or not at all.
 
     A row has `prompt`, `completion` and, where a reward needs it, `answer`; also read are `finish_reason` ("stop") and `num_tokens` (0),
     and a reward sees the whole row as `sample.row`. What is written is the row with `reward`, the weighted sum, and `parts`, each
-    reward's own number. Returns counts and means.
+    reward's own number (null where `reward_key` names others). Returns counts and means.
 
     Raises:
         ConfigError: rows that are no samples, one line for each of the first 20, with its place in the file.
@@ -37,7 +37,7 @@ def score_file(path: str, *, out: str, rewards: Sequence[NamedReward]) -> dict[s
     if Path(out).expanduser().resolve() == Path(path).expanduser().resolve():
         raise DataError(f"out={out!r} is the data file itself; give another path")
     start = time.perf_counter()
-    scores = _score(samples, table=table, rewards=rewards)
+    scores = _score(samples, table=table, rewards=rewards, reward_key=reward_key)
     seconds = time.perf_counter() - start
     lines = [
         json.dumps(dict(row) | {"reward": total, "parts": {name: values[index] for name, values in scores.parts.items()}}, default=str)
@@ -101,22 +101,24 @@ def _text(prompt: Any) -> str:
     return "\n".join(str(message.get("content", "")) if isinstance(message, Mapping) else str(message) for message in prompt)
 
 
-def _score(samples: Sequence[Sample], *, table: Table, rewards: Sequence[NamedReward]) -> Scores:
+def _score(samples: Sequence[Sample], *, table: Table, rewards: Sequence[NamedReward], reward_key: str) -> Scores:
     try:
-        return score(samples, rewards=rewards)
+        return score(samples, rewards=rewards, reward_key=reward_key)
     except RewardError as error:
         if error.retried:  # a server that does not answer: asking again for each row would take for ever
             raise
         for index, sample in enumerate(samples):
             try:
-                score([sample], rewards=rewards)
+                score([sample], rewards=rewards, reward_key=reward_key)
             except RewardError as alone:
                 raise RewardError(f"{table.where(index)}: {alone}") from alone
         raise
 
 
-def _summary(values: Sequence[float]) -> dict[str, float]:
-    return {"mean": sum(values) / len(values), "min": min(values), "max": max(values)}
+def _summary(values: Sequence[float | None]) -> dict[str, float]:
+    """Of the rows for which a reward counts; of none, zeros."""
+    numbers = [value for value in values if value is not None] or [0.0]
+    return {"mean": sum(numbers) / len(numbers), "min": min(numbers), "max": max(numbers)}
 
 
 def _write(path: Path, text: str) -> None:

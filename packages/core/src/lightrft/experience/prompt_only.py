@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lightrft.errors import RewardError
+from lightrft.experience.scored import score_everywhere
 from lightrft.experience.trajectory import Trajectory
 from lightrft.rewards.load import NamedReward
-from lightrft.rewards.score import score
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.types import Sample
 
@@ -16,7 +16,9 @@ MOST = 8
 """Swapped samples per rank; the functions may be slow."""
 
 
-def sees_prompt_only(trajectories: Sequence[Trajectory], *, rewards: Sequence[NamedReward], strategy: StrategyBase) -> int:
+def sees_prompt_only(
+    trajectories: Sequence[Trajectory], *, rewards: Sequence[NamedReward], strategy: StrategyBase, reward_key: str = ""
+) -> int:
     """How many swapped samples there were, on all ranks, if each kept its reward; else 0. Collective.
 
     A completion is swapped for one whose own reward is another, so a reward of completions has to change. Local pairs only: a rank on
@@ -24,7 +26,7 @@ def sees_prompt_only(trajectories: Sequence[Trajectory], *, rewards: Sequence[Na
     """
     pairs = _swapped(trajectories)
     try:
-        totals = score([sample for sample, _ in pairs], rewards=rewards).total
+        totals = score_everywhere([sample for sample, _ in pairs], rewards=rewards, strategy=strategy, reward_key=reward_key).total
     except RewardError:  # it may not like a completion of another prompt; then nothing is known
         pairs, totals = [], []
     kept = sum(total == before for total, (_, before) in zip(totals, pairs, strict=True))

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lightrft.config.reward_names import address_problem, server_address
+from lightrft.config.reward_names import ModelFolder, address_problem, model_folder, server_address
 from lightrft.config.schema import Config
 from lightrft.errors import RewardError, nearest
 from lightrft.plugins.registry import Registry
@@ -22,6 +22,15 @@ from lightrft.types import Sample
 
 RewardFunction = Callable[[Sequence[Sample]], Sequence[float]]
 """One number for each sample, in order. May run in any thread; sees only the samples of its own rank."""
+
+
+ModelLoader = Callable[[ModelFolder], RewardFunction]
+"""Loads a reward model; collective."""
+
+
+@dataclass(frozen=True)
+class _Plain:
+    name: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +42,7 @@ class NamedReward:
     weight: float = 1.0
 
 
-def rewards_of(config: Config, *, registry: Registry) -> list[NamedReward]:
+def rewards_of(config: Config, *, registry: Registry, models: ModelLoader | None = None) -> list[NamedReward]:
     """The rewards of the settings; raises as `load_rewards`."""
     remote = RemoteSettings(
         timeout_s=config.reward_timeout_s,
@@ -43,13 +52,19 @@ def rewards_of(config: Config, *, registry: Registry) -> list[NamedReward]:
         backoff_s=config.reward_backoff_s,
         auth_env=config.reward_auth_env,
     )
-    return load_rewards(config.reward, weights=config.reward_weights, registry=registry, remote=remote)
+    return load_rewards(config.reward, weights=config.reward_weights, registry=registry, remote=remote, models=models)
 
 
 def load_rewards(
-    names: Sequence[str], *, weights: Sequence[float], registry: Registry, remote: RemoteSettings | None = None
+    names: Sequence[str],
+    *,
+    weights: Sequence[float],
+    registry: Registry,
+    remote: RemoteSettings | None = None,
+    models: ModelLoader | None = None,
 ) -> list[NamedReward]:
     """Finds every named reward. `weights` is empty (all 1) or has one number for each name. No server is asked yet.
+    `models` loads reward models; without it, they are refused.
 
     Raises:
         RewardError: no such module, file or attribute (nearest), not callable, import fails (chained), a name twice, wrong weights.
@@ -64,15 +79,20 @@ def load_rewards(
         if not math.isfinite(weight):
             raise RewardError(f"reward_weights holds {weight!r}; every weight must be a finite number")
     chosen = weights or [1.0] * len(names)
-    found = [_find(name, registry, remote or RemoteSettings()) for name in names]
-    called = [reward.name if isinstance(reward, RemoteReward) else name for reward, name in zip(found, names, strict=True)]
+    called = [(server_address(name) or model_folder(name) or _Plain(name)).name for name in names]
     for name in called:
         if called.count(name) > 1:
-            raise RewardError(f"two rewards are called {name!r}; give servers names of their own: name=http://host:port/path")
+            raise RewardError(f"two rewards are called {name!r}; give them names of their own: name=http://..., name=model:...")
+    found = [_find(name, registry, remote or RemoteSettings(), models) for name in names]
     return [NamedReward(name=n, function=f, weight=float(w)) for n, f, w in zip(called, found, chosen, strict=True)]
 
 
-def _find(name: str, registry: Registry, remote: RemoteSettings) -> RewardFunction:
+def _find(name: str, registry: Registry, remote: RemoteSettings, models: ModelLoader | None) -> RewardFunction:
+    folder = model_folder(name)
+    if folder is not None:
+        if models is None:
+            raise RewardError(f"reward {name!r} is a model, which needs a strategy; functions and servers only can be asked here")
+        return models(folder)
     address = server_address(name)
     if address is not None:
         if problem := address_problem(name, address):

@@ -9,50 +9,92 @@ from typing import Any
 
 from lightrft.errors import RewardError, RewardServerError
 from lightrft.rewards.load import NamedReward
+from lightrft.rewards.route import routed
 from lightrft.types import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """`total`: the weighted sum for each sample; `parts`: for each reward by name, its own unweighted numbers."""
+    """`total`: the weighted sum for each sample; `parts`: for each reward by name its own numbers, None where it does not count."""
 
     total: list[float]
-    parts: dict[str, list[float]]
+    parts: dict[str, list[float | None]]
 
 
-def score(samples: Sequence[Sample], *, rewards: Sequence[NamedReward]) -> Scores:
-    """Scores the samples, in order. Not collective. Without samples no function is called.
+def score(samples: Sequence[Sample], *, rewards: Sequence[NamedReward], reward_key: str = "", names: Sequence[str] = ()) -> Scores:
+    """Scores the samples, in order. Not collective. A reward that counts for no sample is not called.
+
+    `reward_key` names the column of the rows that says which rewards count (see `route`); `names` are all that may stand there, by default
+    these rewards'.
 
     Raises:
         RewardServerError: a reward's server gave no rewards.
-        RewardError: a function raised (chained), or returned the wrong length or something that is no finite number (which sample).
+        RewardError: a function raised (chained), or returned the wrong length or something that is no finite number (which sample); or a
+            row names no reward.
     """
-    parts = {reward.name: _call(reward, samples) if samples else [] for reward in rewards}
+    parts: dict[str, list[float | None]] = {}
+    for reward in rewards:
+        at = concerned(samples, name=reward.name, names=names or [r.name for r in rewards], reward_key=reward_key)
+        mine = [samples[index] for index in at]
+        parts[reward.name] = spread(_call(reward, mine) if mine else [], at, number=len(samples))
+    return summed(parts, rewards=rewards, number=len(samples))
+
+
+def concerned(samples: Sequence[Sample], *, name: str, names: Sequence[str], reward_key: str) -> list[int]:
+    """The places of the samples for which reward `name` counts. Raises RewardError where a row names no reward."""
+    if not reward_key:
+        return list(range(len(samples)))
+    at = []
+    for index, sample in enumerate(samples):
+        try:
+            if name in routed(sample.row, reward_key=reward_key, names=names):
+                at.append(index)
+        except ValueError as error:
+            raise RewardError(f"sample {index} (prompt {sample.prompt[:60]!r}): {error}") from None
+    return at
+
+
+def spread(values: Sequence[float], at: Sequence[int], *, number: int) -> list[float | None]:
+    """The values at their places, None elsewhere."""
+    out: list[float | None] = [None] * number
+    for index, value in zip(at, values, strict=True):
+        out[index] = value
+    return out
+
+
+def summed(parts: dict[str, list[float | None]], *, rewards: Sequence[NamedReward], number: int) -> Scores:
+    """The weighted sums of what counts."""
     weights = {reward.name: reward.weight for reward in rewards}
-    total = [math.fsum(weights[name] * values[i] for name, values in parts.items()) for i in range(len(samples))]
-    return Scores(total=total, parts=parts)
+    rows = [[(weights[name], values[index]) for name, values in parts.items()] for index in range(number)]
+    return Scores(total=[math.fsum(weight * value for weight, value in row if value is not None) for row in rows], parts=parts)
 
 
 def _call(reward: NamedReward, samples: Sequence[Sample]) -> list[float]:
-    wanted = f"expected one number for each of {len(samples)} samples"
     try:
         # A list of its own: a function that sorts or pops must not disturb the next one.
         answer: Any = reward.function(list(samples))
-        values = None if isinstance(answer, (str, bytes, Mapping)) or not hasattr(answer, "__iter__") else list(answer)
+        if not isinstance(answer, (str, bytes, Mapping)) and hasattr(answer, "__iter__"):
+            answer = list(answer)
     except RewardServerError:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise RewardError(f"reward {reward.name!r} raised {reason} (on {len(samples)} samples)") from error
-    if values is None:
-        raise RewardError(f"reward {reward.name!r} returned {answer!r:.60}, a {type(answer).__name__}; {wanted}")
+    return checked(answer, samples, name=reward.name)
+
+
+def checked(values: Any, samples: Sequence[Sample], *, name: str) -> list[float]:
+    """The answer of reward `name` as floats. Raises RewardError where it is not one finite number for each sample."""
+    wanted = f"expected one number for each of {len(samples)} samples"
+    if not isinstance(values, list):
+        raise RewardError(f"reward {name!r} returned {values!r:.60}, a {type(values).__name__}; {wanted}")
     if len(values) != len(samples):
-        raise RewardError(f"reward {reward.name!r} returned {len(values)} numbers; {wanted}")
+        raise RewardError(f"reward {name!r} returned {len(values)} numbers; {wanted}")
     numbers = [_number(value) for value in values]
     for index, (number, value) in enumerate(zip(numbers, values, strict=True)):
         if number is None:
             raise RewardError(
-                f"reward {reward.name!r} returned {value!r:.60} for sample {index} of {len(samples)}; expected a finite number; "
+                f"reward {name!r} returned {value!r:.60} for sample {index} of {len(samples)}; expected a finite number; "
                 f"its completion begins {samples[index].completion[:60]!r}"
             )
     return [number for number in numbers if number is not None]

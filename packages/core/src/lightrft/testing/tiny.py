@@ -10,6 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -132,5 +133,20 @@ def tiny_model_folder(
         seed=seed, vocab_size=vocab_size, layers=layers, hidden=hidden, heads=heads, kv_heads=kv_heads, tie=tie, family=family
     )
     model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def tiny_reward_folder(path: Path, *, alphabet: str = ALPHABET, seed: int = 0, num_labels: int = 1, chat_template: str = "") -> Path:
+    """A HF folder with a random sequence classifier (Llama) and the tokenizer of that alphabet; returns `path`."""
+    config = tiny_causal_lm(family="llama").config
+    config.num_labels = num_labels
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = LlamaForSequenceClassification(config)  # type: ignore[no-untyped-call]  # transformers does not annotate it
+    model.save_pretrained(path)
+    tokenizer = tiny_tokenizer(alphabet)
+    if chat_template:
+        tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(path)
     return path

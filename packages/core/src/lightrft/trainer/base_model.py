@@ -96,7 +96,7 @@ def _texts(config: Config) -> list[str]:
 
 def _warm_up(config: Config, *, tokenizer: Any, model: Any, registry: Registry, log: Log) -> None:
     model.to(_device())
-    rewards = rewards_of(config, registry=registry)
+    rewards = rewards_of(config, registry=registry) if config.sft_target_reward else []
     files = eval_files(config.eval_data).values() if config.sft_target_reward else []
     held_out = [p for path in files for p in prompt_set(config, path, tokenizer=tokenizer, limit=config.max_eval_samples).prompts]
     settings = WarmupSettings(
@@ -129,7 +129,9 @@ def greedy_reward(model: Any, prompts: Sequence[Prompt], *, config: Config, toke
         max_model_len=config.prompt_max_len + config.generate_max_len,
         version=0,
     )
-    totals = score([t.sample for t in completions_of(prompts, outputs, tokenizer=tokenizer)], rewards=rewards).total
+    totals = score(
+        [t.sample for t in completions_of(prompts, outputs, tokenizer=tokenizer)], rewards=rewards, reward_key=config.reward_key
+    ).total
     return sum(totals) / len(totals)
 
 

@@ -11,9 +11,9 @@ from lightrft.data.prompts import Prompt, PromptSet
 from lightrft.models.critic import make_critic
 from lightrft.models.load import Opened, load_tokenizer, open_causal_lm
 from lightrft.models.lora import add_lora
-from lightrft.rewards.load import rewards_of
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.prompts import prompt_set
+from lightrft.trainer.reward_models import build_rewards
 from lightrft.trainer.spmd_ppo import SPMDPPOTrainer
 from lightrft.trainer.steps import num_rollouts
 
@@ -23,7 +23,7 @@ def build_trainer(config: Config, strategy: StrategyBase, *, model_path: str) ->
     tokenizer = load_tokenizer(model_path, trust_remote_code=config.trust_remote_code)
     prompts = read_prompts(config, config.prompt_data, tokenizer=tokenizer, strategy=strategy)
     eval_sets = read_eval_sets(config, tokenizer=tokenizer, strategy=strategy)
-    rewards = rewards_of(config, registry=strategy.registry)
+    rewards = build_rewards(config, strategy)
     actor, optimizer = build_actor(config, strategy, model_path=model_path)
     has_critic = strategy.registry.spec("advantage", config.advantage_estimator).critic
     critic, critic_optimizer = build_critic(config, strategy, model_path=model_path) if has_critic else (None, None)

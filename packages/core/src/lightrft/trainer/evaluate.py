@@ -14,10 +14,9 @@ from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.distributed.collectives import gather_objects
 from lightrft.experience.maker import completions_of, sampling_params
-from lightrft.experience.scored import scored_everywhere
+from lightrft.experience.scored import score_everywhere
 from lightrft.experience.trajectory import Trajectory
 from lightrft.rewards.load import NamedReward
-from lightrft.rewards.score import score
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.eval_metrics import majority_at_k, pass_at_k, vote_of
 
@@ -85,7 +84,7 @@ def _scored(
     strategy: StrategyBase,
     rewards: Sequence[NamedReward],
 ) -> list[Row]:
-    scores = scored_everywhere(lambda: score([t.sample for t in found], rewards=rewards), strategy=strategy)
+    scores = score_everywhere([t.sample for t in found], rewards=rewards, strategy=strategy, reward_key=strategy.config.reward_key)
     rows = []
     for at, trajectory in enumerate(found):
         name, prompt = mine[at // n]
@@ -109,13 +108,15 @@ def _scored(
 def _means(
     rows: Sequence[Row], sizes: Mapping[str, int], *, strategy: StrategyBase, config: Config, rewards: Sequence[NamedReward]
 ) -> dict[str, float]:
-    names = ["reward", *(f"part/{reward.name}" for reward in rewards), "length_mean"]
+    names = ["reward", *(f"part/{reward.name}" for reward in rewards), *(f"num/{reward.name}" for reward in rewards), "length_mean"]
     if config.eval_n:
         names += [f"{what}@{k}" for k in eval_ks(config) for what in ("pass", "avg", "maj")]
     sums = {(one, name): 0.0 for one in sizes for name in names}
     for row in rows:
         if row["kind"] == GREEDY:
-            values = {"reward": row["reward"], "length_mean": row["num_tokens"]} | {f"part/{k}": v for k, v in row["rewards"].items()}
+            parts = {k: v for k, v in row["rewards"].items() if v is not None}  # None: that reward does not count for the row
+            values = {"reward": row["reward"], "length_mean": row["num_tokens"]} | {f"part/{k}": v for k, v in parts.items()}
+            values |= {f"num/{k}": 1.0 for k in parts}
             for name, value in values.items():
                 sums[row["dataset"], name] += value
     sampled = [row for row in rows if row["kind"] == SAMPLED]
@@ -127,10 +128,13 @@ def _means(
     totals = dict(zip(sums, row_of_sums, strict=True))
     found = {}
     for name in names:
+        if name.startswith("num/"):
+            continue
         short = name.removeprefix("part/")
-        found[f"eval/{short}"] = sum(totals[one, name] for one in sizes) / max(sum(sizes.values()), 1)
+        numbers = {one: totals[one, f"num/{short}"] if name != short else float(size) for one, size in sizes.items()}
+        found[f"eval/{short}"] = sum(totals[one, name] for one in sizes) / max(sum(numbers.values()), 1.0)
         if len(sizes) > 1:
-            found |= {f"eval/{one}/{short}": totals[one, name] / max(size, 1) for one, size in sizes.items()}
+            found |= {f"eval/{one}/{short}": totals[one, name] / max(number, 1.0) for one, number in numbers.items()}
     return found
 
 

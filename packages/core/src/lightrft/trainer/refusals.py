@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from lightrft.config.schema import Config
-from lightrft.rewards.load import NamedReward
 
 
 def refuse(
@@ -37,25 +35,3 @@ def refuse(
         raise ValueError(f"kl_coef={config.kl_coef} compares with the initial model; pass initial_model, or set kl_coef=0")
     if config.kl_coef == 0 and initial_model is not None:
         raise ValueError("initial_model was given, but kl_coef=0 never compares with it; pass initial_model=None, or set kl_coef")
-
-
-def as_rewards(reward_model: Any) -> list[NamedReward]:
-    """One or several reward functions as NamedRewards of weight 1.
-
-    Raises:
-        ValueError: nothing given, or something that cannot be called with samples.
-    """
-    given: Sequence[Any] = list(reward_model) if isinstance(reward_model, (list, tuple)) else [reward_model]
-    if not given:
-        raise ValueError("reward_model is an empty list; give at least one reward function")
-    rewards = []
-    for one in given:
-        if isinstance(one, NamedReward):
-            rewards.append(one)
-        elif callable(one) and not isinstance(one, torch.nn.Module):
-            rewards.append(NamedReward(name=getattr(one, "__name__", type(one).__name__), function=one, weight=1.0))
-        else:
-            raise ValueError(
-                f"reward_model={type(one).__name__} is not a function (samples) -> list[float]; wrap the model in such a function"
-            )
-    return rewards

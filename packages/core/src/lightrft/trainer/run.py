@@ -12,7 +12,6 @@ from lightrft.distributed.collectives import agree, broadcast_object
 from lightrft.errors import ModelError
 from lightrft.models.load import load_tokenizer
 from lightrft.plugins.registry import Registry
-from lightrft.rewards.load import rewards_of
 from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.base_model import prepare_base_model
@@ -20,6 +19,7 @@ from lightrft.trainer.build import build_trainer, read_eval_sets
 from lightrft.trainer.evaluate import best_worst_median, write_rows
 from lightrft.trainer.evaluate import evaluate as evaluate_sets
 from lightrft.trainer.resume import check_resume, in_run
+from lightrft.trainer.reward_models import build_rewards
 from lightrft.trainer.run_folder import open_run_folder
 
 
@@ -46,7 +46,7 @@ def evaluate(config: Config, *, registry: Registry | None = None) -> dict[str, A
     strategy.setup_inference_engine(config, engine_type=config.engine_type)
     tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
     sets = read_eval_sets(config, tokenizer=tokenizer, strategy=strategy)
-    rewards = rewards_of(config, registry=strategy.registry)
+    rewards = build_rewards(config, strategy)
     found = evaluate_sets(sets, strategy=strategy, config=config, tokenizer=tokenizer, rewards=rewards)
     if config.eval_out and strategy.is_rank_0:
         write_rows(Path(config.eval_out).expanduser(), found.rows)

@@ -31,9 +31,10 @@ from lightrft.trainer.critic_update import CriticUpdate
 from lightrft.trainer.evaluate import EvalSets, evaluate, write_rows
 from lightrft.trainer.learner import Learner
 from lightrft.trainer.phases import PHASES, PhaseClock, PhaseFunction, check_phase_names
-from lightrft.trainer.refusals import as_rewards, refuse
+from lightrft.trainer.refusals import refuse
 from lightrft.trainer.report import RunReport
 from lightrft.trainer.resume import PromptsDigest
+from lightrft.trainer.reward_models import as_rewards
 from lightrft.trainer.run_folder import log_folder
 from lightrft.trainer.run_state import EngineState, RandomState, RunState, SkippedSteps
 from lightrft.trainer.saving import Saver, StopRun, Trained, latest_value
@@ -46,7 +47,8 @@ class SPMDPPOTrainer:
 
     `actor` and `actor_optim` are what `strategy.prepare_trainable` returned, and so are `critic` and `critic_optim` (needed where the
     estimator has a critic, such as gae; `models.critic.make_critic` makes the model). `initial_model` (needed where `kl_coef` > 0) is what
-    `strategy.prepare_model` returned. `reward_model` is one reward function `(samples) -> list[float]`, a NamedReward, or a list of them.
+    `strategy.prepare_model` returned. `reward_model` is a reward function `(samples) -> list[float]`, a sequence classifier that
+    `strategy.prepare_model` returned, a NamedReward, or a list of them.
     `config` defaults to the strategy's. Reports (metrics, plots, summary, the final model) go to `config.output_dir`. A subclass may
     override a phase; `phases` names functions that stand for phases: `{"reward": lambda trainer, experience: ...}`.
 
@@ -95,7 +97,7 @@ class SPMDPPOTrainer:
         sets = eval_prompts if isinstance(eval_prompts, Mapping) else {"eval": eval_prompts}
         self.eval_sets = {name: list(prompts) for name, prompts in sets.items() if prompts}
         self.eval_prompts = [prompt for prompts in self.eval_sets.values() for prompt in prompts]
-        self.rewards: list[NamedReward] = as_rewards(reward_model)
+        self.rewards: list[NamedReward] = as_rewards(reward_model, config=self.config, strategy=strategy)
         self.sampler = PromptSampler(
             len(self.prompts),
             batch_size=self.config.rollout_batch_size,
