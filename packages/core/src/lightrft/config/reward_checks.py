@@ -25,6 +25,10 @@ def check_rewards(config: Config, *, registry: Registry) -> Iterator[str]:
     if config.reward_weights and len(config.reward_weights) != len(config.reward):
         rewards = f"{len(config.reward)} rewards ({', '.join(config.reward)})"
         yield f"reward_weights has {len(config.reward_weights)} numbers for {rewards}; give one each"
+    if "code" in config.reward and not config.allow_code_execution:
+        yield "reward='code' runs programs that the model wrote; set --allow_code_execution, in a container that may be lost"
+    if config.allow_code_execution and "code" not in config.reward:
+        yield "allow_code_execution=True has no effect without the reward code; leave it out"
     addresses = [address for reward in config.reward if (address := server_address(reward)) is not None]
     for reward in config.reward:
         yield from _one(reward, registry)

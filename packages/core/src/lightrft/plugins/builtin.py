@@ -86,6 +86,7 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
             topology="single_leader",
             summary="transformers with a KV cache: the oracle",
         ),
+        RewardSpec(name="code", target="lightrft.rewards.code:code_reward", summary="1 if the program passes the tests in `answer`"),
         RewardSpec(name="exact_match", target="lightrft.rewards.exact_match:exact_match", summary="1 if the answer is the reference"),
         RewardSpec(name="format", target="lightrft.rewards.format:format_reward", summary="1 for a body, then `#### number`, at the end"),
         RewardSpec(name="math", target="lightrft.rewards.math:math_reward", summary="1 if the answer equals the reference as mathematics"),

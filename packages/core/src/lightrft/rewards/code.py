@@ -1,0 +1,42 @@
+"""Does the program in a completion pass the tests of its row? Run apart, with limits; off unless `allow_code_execution` says so."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from lightrft.rewards.exact_match import required_answer
+from lightrft.rewards.sandbox import passes
+from lightrft.types import Sample
+
+MAX_RUNNING = 4
+MAX_CHARS = 100_000
+_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
+
+
+def code_reward(samples: Sequence[Sample]) -> list[float]:
+    """1.0 where the Python program of the completion, and then the tests in `answer` (Python with asserts), run to their end; else 0.0.
+
+    The program is the last fenced block (marked as Python or not at all), else the whole completion. Each pair is one process with the
+    limits of `sandbox`, a few at a time. A model's program is untrusted: the limits stop accidents, not an attacker.
+
+    Raises:
+        ValueError: a sample without tests.
+    """
+    tests = [required_answer(sample, index) for index, sample in enumerate(samples)]
+    if not tests:
+        return []
+    with ThreadPoolExecutor(min(MAX_RUNNING, os.cpu_count() or 1, len(samples)), thread_name_prefix="code") as pool:
+        return [float(found) for found in pool.map(_passes, [program_of(sample.completion) for sample in samples], tests)]
+
+
+def program_of(completion: str) -> str:
+    """The last fenced block of Python, or the text without any."""
+    blocks = [body for language, body in _FENCE.findall(completion[-MAX_CHARS:]) if language.lower() in ("", "python", "py", "python3")]
+    return str(blocks[-1]) if blocks else completion
+
+
+def _passes(program: str, tests: str) -> bool:
+    return 0 < len(program) <= MAX_CHARS and bool(program.strip()) and passes(program, tests)
