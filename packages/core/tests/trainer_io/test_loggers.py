@@ -94,3 +94,52 @@ def test_console_on_a_terminal_is_one_table_in_which_a_step_has_one_row(tmp_path
     last = terminal.getvalue().rpartition("step 7/150")[2].splitlines()
     assert [line for line in last if "0.250" in line and "0.750" in line]
     assert "\x1b[?25h" in terminal.getvalue()  # the cursor is back
+
+
+def test_tensorboard_has_every_metric_of_every_step(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra lightrft[tensorboard] is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from lightrft.trainer.loggers.tensorboard import TensorBoardLogger
+
+    logger = TensorBoardLogger(setup(tmp_path))
+    logger.log(1, {"rollout/reward": 0.5, "train/grad_norm": float("nan")})
+    logger.log(2, {"rollout/reward": 0.75})
+    logger.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("rollout/reward")] == [(1, 0.5), (2, 0.75)]
+    assert len(events.Scalars("train/grad_norm")) == 1
+
+
+def test_wandb_offline_keeps_what_was_logged_and_a_resumed_run_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="the extra lightrft[wandb] is not installed")
+    from lightrft.trainer.loggers.wandb import WandbLogger
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for step in (1, 2):
+        logger = WandbLogger(setup(tmp_path))
+        logger.log(step, {"rollout/reward": 0.125 * step})
+        logger.close()
+    files = list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+    ids = {path.stem for path in files}
+    assert len(files) == 2 and len(ids) == 1 and ids == {f"run-{(tmp_path / 'wandb-id.txt').read_text()}"}
+    kept = b"".join(path.read_bytes() for path in files)
+    assert b"0.125" in kept and b"0.25" in kept and b"eval.jsonl" in kept, kept[-900:]
+
+
+def test_a_logger_without_its_library_says_which_extra_brings_it() -> None:
+    from lightrft.plugins.runtime import problem_with
+    from lightrft.plugins.specs import Runtime
+
+    lacking = Runtime(distributions=("no-such-tensorboard",), versions=">=2", extra="tensorboard")
+    assert problem_with(lacking, distribution="lightrft").endswith("is not installed: pip install 'lightrft[tensorboard]'")
+
+
+def test_an_unknown_logger_names_the_nearest() -> None:
+    from lightrft.errors import PluginError
+    from lightrft.testing.fake_strategy import fake_registry
+
+    with pytest.raises(PluginError, match="unknown logger 'tensorbord'; did you mean 'tensorboard'"):
+        fake_registry().entry("logger", "tensorbord")

@@ -13,12 +13,13 @@ from pathlib import Path
 from lightrft.config.algorithm_checks import algorithm_problems
 from lightrft.config.eval_files import eval_files
 from lightrft.config.ignored import ignored_settings, is_given
+from lightrft.config.metric_names import never_logged
 from lightrft.config.model_checks import engine_fit
 from lightrft.config.reward_checks import check_rewards
 from lightrft.config.schema import Config
 from lightrft.errors import ConfigError, PluginError
 from lightrft.plugins.registry import PluginEntry, Registry
-from lightrft.plugins.specs import Capability, EngineSpec, PluginSpec
+from lightrft.plugins.specs import AdvantageSpec, Capability, EngineSpec, PluginSpec
 
 
 @dataclass(frozen=True)
@@ -260,6 +261,8 @@ def _plugins(config: Config, registry: Registry, world_size: int) -> Iterator[st
     yield from _sleep(config, registry)
     yield from _engine_fit(config, registry)
     yield from _gap(config, registry)
+    if config.keep_best and config.save_every:
+        yield from _best_metric(config, registry)
     named = [("advantage", config.advantage_estimator), ("policy_loss", config.policy_loss)]
     named += [("logger", name) for name in config.loggers]
     for kind, name in named:
@@ -267,6 +270,13 @@ def _plugins(config: Config, registry: Registry, world_size: int) -> Iterator[st
             registry.entry(kind, name)
         except PluginError as error:
             yield str(error)
+
+
+def _best_metric(config: Config, registry: Registry) -> Iterator[str]:
+    spec = _spec(registry, "advantage", config.advantage_estimator)
+    reason = never_logged(config.best_metric, config, has_critic=isinstance(spec, AdvantageSpec) and spec.critic)
+    if reason:
+        yield f"best_metric={config.best_metric!r}: {reason}"
 
 
 def _strategy_choice(config: Config) -> Iterator[str]:

@@ -14,6 +14,7 @@ from lightrft.plugins.specs import (
     PluginSpec,
     PolicyLossSpec,
     RewardSpec,
+    Runtime,
     StrategySpec,
 )
 
@@ -93,5 +94,17 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
         *ADVANTAGES,
         *POLICY_LOSSES,
         LoggerSpec(name="console", target="lightrft.trainer.loggers.console:ConsoleLogger", summary="a live table on rank 0"),
+        LoggerSpec(
+            name="tensorboard",
+            target="lightrft.trainer.loggers.tensorboard:TensorBoardLogger",
+            runtime=Runtime(distributions=("tensorboard",), versions=">=2.18,<3", extra="tensorboard"),
+            summary="scalars for TensorBoard in the log folder",
+        ),
+        LoggerSpec(
+            name="wandb",
+            target="lightrft.trainer.loggers.wandb:WandbLogger",
+            runtime=Runtime(distributions=("wandb",), versions=">=0.19,<1", extra="wandb"),
+            summary="Weights & Biases, also offline (WANDB_MODE)",
+        ),
         LoggerSpec(name="jsonl", target="lightrft.trainer.loggers.jsonl:JsonlLogger", summary="metrics.jsonl in the log folder"),
     ]

@@ -58,6 +58,8 @@ class Runtime:
 
     distributions: tuple[str, ...]
     versions: str
+    extra: str = "runtime"
+    """The extra of the plugin's distribution that brings it."""
 
 
 @dataclass(frozen=True, kw_only=True)

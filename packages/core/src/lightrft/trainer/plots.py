@@ -44,6 +44,27 @@ def plot_lengths(lengths: Sequence[int], *, path: Path, step: int, max_len: int)
     _save(figure, path)
 
 
+def plot_rewards(rewards: Sequence[float], *, path: Path, step: int) -> None:
+    """The histogram of the rewards of a rollout, with their mean; `rewards` must not be empty.
+
+    Raises:
+        UserError: matplotlib is not installed.
+        ValueError: no rewards.
+    """
+    if not rewards:
+        raise ValueError("no rewards to plot")
+    figure, (axes,) = _figure(rows=1, height=3.6)
+    low, high = min(rewards), max(rewards)
+    span = (low - 0.5, high + 0.5) if low == high else (low, high)
+    axes.hist(rewards, bins=min(MAX_BINS, 20), range=span, color=GREEN, alpha=0.85, edgecolor="white", linewidth=0.6)
+    mean = sum(rewards) / len(rewards)
+    axes.axvline(mean, color=ORANGE, linewidth=1.8, label=f"mean {mean:.3g}")
+    axes.set(xlabel="reward of a completion", ylabel="completions")
+    axes.set_title(f"Rewards, step {step}", loc="left")
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
 def plot_curves(rows: Sequence[Mapping[str, Any]], *, path: Path) -> None:
     """Training and evaluation reward over the steps, and below the mean completion length. `rows` are those of `metrics.jsonl`.
 

@@ -17,8 +17,9 @@ from lightrft.experience.trajectory import Trajectory
 from lightrft.experience.warnings import Warnings
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.loggers import Logger, LoggerSetup
-from lightrft.trainer.plots import plot_curves, plot_lengths
+from lightrft.trainer.plots import plot_curves, plot_lengths, plot_rewards
 from lightrft.trainer.rewind import rewind_logs
+from lightrft.trainer.rollout_log import append_distributions, append_samples
 from lightrft.trainer.run_folder import log_folder, write_summary
 
 SUMMARY_METRICS = ("rollout/reward", "rollout/length_mean", "rollout/logprob_gap", "time/step_s")
@@ -45,15 +46,13 @@ class RunReport:
             self._log(0, metrics)
 
     def step(self, step: int, metrics: Mapping[str, float], experience: Sequence[Trajectory]) -> None:
-        """One step's metrics to the loggers and, every `plot_every` steps, the distribution of completion lengths."""
+        """One step's metrics to the loggers, some completions to `samples.jsonl` and, every `plot_every` steps, distributions and plots."""
         self._log(step, metrics)
         self.after = _parts(metrics) or self.after
+        if self.config.save_samples and self.strategy.is_rank_0:
+            append_samples(log_folder(self.config), step, experience, number=self.config.save_samples)
         if self.config.plot_every and (step % self.config.plot_every == 0 or step == 1):
-            own = torch.tensor([t.num_tokens for t in experience], dtype=torch.int64)
-            lengths = self.strategy.all_gather(own).tolist()
-            if self.strategy.is_rank_0:
-                path = self.plots / f"lengths-{step:06d}.png"
-                plot_lengths(lengths, path=path, step=step, max_len=self.config.generate_max_len)
+            self._plot(step, experience)
 
     def finish(self, *, steps: int, model: Path | None, stopped: str = "", checkpoint: Path | None = None) -> dict[str, Any]:
         """The curves and `summary.json`; returns the summary on every rank. `stopped` says what ended the run before its last step."""
@@ -83,6 +82,17 @@ class RunReport:
                 plot_curves(self.rows, path=self.plots / "curves.png")
             write_summary(self.config, summary)
         return summary
+
+    def _plot(self, step: int, experience: Sequence[Trajectory]) -> None:
+        """Collective."""
+        lengths = self.strategy.all_gather(torch.tensor([t.num_tokens for t in experience], dtype=torch.int64)).tolist()
+        rewards = self.strategy.all_gather(torch.tensor([t.reward for t in experience], dtype=torch.float64)).tolist()
+        if not self.strategy.is_rank_0 or not lengths:
+            return
+        append_distributions(log_folder(self.config), step, lengths=lengths, rewards=rewards)
+        plot_lengths(lengths, path=self.plots / f"lengths-{step:06d}.png", step=step, max_len=self.config.generate_max_len)
+        plot_rewards(rewards, path=self.plots / f"rewards-{step:06d}.png", step=step)
+        plot_curves(self.rows, path=self.plots / "curves.png")
 
     def close(self) -> None:
         """Closes the loggers. Idempotent. Local."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightrft.trainer.loggers.jsonl import FILE_NAME, as_line
 
-BY_STEP = ("warnings.jsonl", "samples.jsonl")
+BY_STEP = ("warnings.jsonl", "samples.jsonl", "distributions.jsonl")
 """Files of lines with a `step`."""
 
 

@@ -24,7 +24,16 @@ ENVIRONMENT_FILE = "environment.json"
 SUMMARY_FILE = "summary.json"
 BACKEND_FILE = "backend.json"
 OWN_FILES = (CONFIG_FILE, ENVIRONMENT_FILE, BACKEND_FILE, SUMMARY_FILE, "model", "adapter", "base", FOLDER)
-OWN_LOGS = ("metrics.jsonl", "plots", WARNINGS_FILE, "samples.jsonl", "eval_samples-*.jsonl")
+OWN_LOGS = (
+    "metrics.jsonl",
+    "plots",
+    WARNINGS_FILE,
+    "samples.jsonl",
+    "distributions.jsonl",
+    "eval_samples-*.jsonl",
+    "tensorboard",
+    "wandb-id.txt",
+)
 """What a run writes into its folder and its log folder, and what an overwriting run removes; `data/` stays: the demo puts it there
 before.
 """

@@ -41,7 +41,7 @@ class Saver:
     """Writes and reads `checkpoints/step-N`. `trained` is read at every save, so models may be added to it before the first.
 
     Between `mark` and `changing` the models are those of the marked step, and `save` gives a checkpoint of it, whatever has happened to
-    the other parts since. Every method but `mark` and `changing` is collective.
+    the other parts since. Methods are collective unless they say otherwise.
     """
 
     def __init__(self, *, strategy: StrategyBase, config: Config, state: RunState, trained: Mapping[str, Trained]) -> None:
@@ -68,6 +68,11 @@ class Saver:
     def marked(self) -> bool:
         """Whether `save` is possible."""
         return self._marked is not None
+
+    def taken(self) -> dict[str, float]:
+        """The seconds of the last save as a metric, once. Local."""
+        seconds, self.seconds = self.seconds, 0.0
+        return {"time/save_s": seconds} if seconds else {}
 
     @property
     def marked_step(self) -> int:

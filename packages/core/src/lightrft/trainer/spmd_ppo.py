@@ -256,9 +256,10 @@ class SPMDPPOTrainer:
         self.saver.mark(self.step)
 
     def begin_step(self, step: int) -> None:
-        """Nothing is measured yet of this step. Local."""
+        """Nothing is measured yet of this step but the checkpoint before it. Local."""
         self.step = self.warnings.step = step
         self.clock.start()
+        self.metrics.update(self.saver.taken())
 
     def end_step(self) -> None:
         """What was measured goes to the loggers, and the run is saved where that is due. Collective."""
