@@ -11,7 +11,7 @@ import pytest
 from lightrft.config.load import make_config
 from lightrft.testing import run_spmd
 from lightrft.testing.tiny import tiny_model_folder
-from lightrft.trainer.run import run
+from lightrft.trainer.run import train
 
 STEPS = 3
 BACKENDS: dict[str, dict[str, Any]] = {
@@ -43,7 +43,7 @@ def one_after_the_other(folder: str) -> dict[str, list[dict[str, float]]]:
     out = {}
     for name, backend in BACKENDS.items():
         output = Path(folder) / name.replace(" ", "-")
-        run(make_config(settings(Path(folder)) | backend | {"output_dir": str(output)}))
+        train(make_config(settings(Path(folder)) | backend | {"output_dir": str(output)}))
         out[name] = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return out
 

@@ -39,11 +39,11 @@ def planted(*args, **kwargs):
 
 
 with reporting_failures():
-    from lightrft.trainer.run import run
+    from lightrft.trainer.run import train
 
     if os.environ["RANK"] == rank:
         setattr(pkgutil.resolve_name(where), name, planted)
-    run(make_config(read_recipe(recipe)))
+    train(make_config(read_recipe(recipe)))
 """
 
 LAUNCH = """

@@ -41,9 +41,9 @@ def work(config: Config, *, mode: str) -> dict[str, Any]:
         from lightrft.trainer.check_invariance import check_invariance
 
         return check_invariance(config)
-    from lightrft.trainer.run import evaluate, run  # imports torch: inside, so that a failing import is reported too
+    from lightrft.trainer.run import evaluate, train  # imports torch: inside, so that a failing import is reported too
 
-    return evaluate(config) if mode == "eval" else run(config)
+    return evaluate(config) if mode == "eval" else train(config)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from lightrft.trainer.reward_models import build_rewards
 from lightrft.trainer.run_folder import open_run_folder
 
 
-def run(config: Config, *, registry: Registry | None = None) -> dict[str, Any]:
+def train(config: Config, *, registry: Registry | None = None) -> dict[str, Any]:
     """Trains as configured; returns the summary, the same on every rank. Every rank of the world calls it.
 
     After an error the process group is left as it is: other ranks may be inside a collective, so the caller should end the process.
