@@ -17,7 +17,8 @@ from lightrft.errors import ConfigError
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.small_trainer import make_trainer, prompts
 from lightrft.trainer.eval_metrics import majority_at_k, pass_at_k, vote_of
-from lightrft.trainer.evaluate import best_worst_median, eval_ks
+from lightrft.trainer.evaluate import eval_ks
+from lightrft.trainer.evaluate_samples import best_worst_median
 from lightrft.types import Sample
 
 

@@ -25,6 +25,7 @@ PLUGINS = "Lists what is installed, and why a part of it does not work."
 NEW_PLUGIN = "Begins a plugin of yours: a distribution with one plugin of each kind and its tests, in a new folder NAME."
 SCORE = "Tries rewards on completions that exist: rows of prompt, completion and answer; no model, no GPU."
 DOCTOR = "Says what is installed, which strategy and engine works here, and the command that mends what does not."
+REPORT = "One self-contained HTML page of a run, whatever state it is in: curves, distributions, samples, warnings, settings."
 PASS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 """Argparse reads all flags, help included: they are generated from the settings, and for any of its own, --help too, typer loads
 pydantic.
@@ -142,6 +143,21 @@ def check_invariance(context: typer.Context) -> None:
             show.json_line(found)
     if not found["invariant"]:
         sys.exit(1)
+
+
+@app.command(context_settings=PASS, help=REPORT)
+def report(context: typer.Context) -> None:
+    from lightrft.cli.report import write_report
+
+    parser = argparse.ArgumentParser(prog="lightrft report", description=REPORT)
+    parser.add_argument("run", help="the run folder (output_dir)")
+    parser.add_argument("--out", metavar="FILE.html", help="where to write the page (default: report.html in the run folder)")
+    parser.add_argument("--json", action="store_true", help="make the last line of stdout one JSON object")
+    given = parser.parse_args(context.args)
+    result = write_report(given.run, out=given.out)
+    print(f"report: {result['report']}   ({result['state']}, {result['steps']} steps, {result['warnings']} warnings)", flush=True)
+    if given.json:
+        show.json_line(result)
 
 
 @app.command(context_settings=PASS, help=PLUGINS)

@@ -23,7 +23,6 @@ from lightrft.trainer.eval_metrics import majority_at_k, pass_at_k, vote_of
 EvalSets = Mapping[str, Sequence[Prompt]]
 Row = dict[str, Any]
 GREEDY, SAMPLED = "greedy", "sampled"
-SHOWN = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +65,6 @@ def write_rows(path: Path, rows: Sequence[Row], *, step: int | None = None) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     extra = {} if step is None else {"step": step}
     path.write_text("".join(json.dumps({**extra, **row}, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
-def best_worst_median(rows: Sequence[Row], *, each: int = SHOWN) -> dict[str, list[Row]]:
-    """A few completions of each kind, by reward; no completion comes twice."""
-    ordered = sorted(rows, key=lambda row: -float(row["reward"]))
-    middle = max(len(ordered) // 2 - each // 2, each)
-    return {"best": ordered[:each], "median": ordered[middle : middle + each], "worst": ordered[max(middle + each, len(ordered) - each) :]}
 
 
 def _scored(

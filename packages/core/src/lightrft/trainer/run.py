@@ -16,8 +16,9 @@ from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.base_model import prepare_base_model
 from lightrft.trainer.build import build_trainer, read_eval_sets
-from lightrft.trainer.evaluate import best_worst_median, write_rows
 from lightrft.trainer.evaluate import evaluate as evaluate_sets
+from lightrft.trainer.evaluate import write_rows
+from lightrft.trainer.evaluate_samples import best_worst_median
 from lightrft.trainer.resume import check_resume, in_run
 from lightrft.trainer.reward_models import build_rewards
 from lightrft.trainer.run_folder import open_run_folder

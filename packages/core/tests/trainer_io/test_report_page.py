@@ -1,0 +1,125 @@
+"""Is the page of a run whole, safe and readable, in a real browser, whatever state the run is in?"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from lightrft.cli.report import write_report
+from lightrft.errors import RunFolderError
+from lightrft.testing.small_trainer import make_trainer
+from lightrft.trainer.report_page import page
+from lightrft.trainer.run_data import read_run
+from lightrft.trainer.run_folder import open_run_folder
+from lightrft.trainer.svg import chart, histogram
+
+BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), "")
+
+
+class Balanced(HTMLParser):
+    """Whether every tag that opens is closed, and what would be fetched from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [str(value) for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with warnings, samples and distributions; one completion is hostile."""
+    folder = tmp_path_factory.mktemp("report")
+    trainer = make_trainer(folder, plot_every=1, eval_every=1, save_every=1, kl_coef=0.1, engine_type="hf", max_steps=5, num_episodes=9)
+    open_run_folder(trainer.config, backend={})
+    trainer.warnings.step = 2
+    trainer.warnings.say("constant_reward", "reward is 0.0 for all <completions>")
+    trainer.fit()
+    line = {"step": 5, "prompt": "<script>alert(1)</script>", "completion": "</pre><img src=http://x>", "answer": None, "reward": 1.0}
+    with (folder / "run" / "samples.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n" + '{"step": 5, "prom')  # and a line that a kill cut off
+    return folder / "run"
+
+
+def test_the_page_is_whole_and_fetches_nothing(run: Path) -> None:
+    text = page(read_run(run))
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open == [] and parser.fetched == []
+    assert "<script" not in text and "<img" not in text and "http" not in re.sub(r"&lt;.*?&gt;", "", text).replace("http://x&gt;", "")
+    for words in (
+        "finished",
+        "reward is 0.0 for all &lt;completions&gt;",
+        "rollout/reward",
+        "eval/reward",
+        "Step 5: lengths",
+        "checkpoints: step-",
+    ):
+        assert words in text, words
+    assert text.count("<svg") >= 8
+
+
+def test_the_command_says_where_the_page_is(run: Path, tmp_path: Path) -> None:
+    result = write_report(str(run), out=str(tmp_path / "deep" / "page.html"))
+    assert result == {
+        "report": str(tmp_path / "deep" / "page.html"),
+        "run": str(run),
+        "state": "finished",
+        "steps": 5,
+        "warnings": result["warnings"],
+    }
+    assert result["warnings"] >= 1
+    assert (tmp_path / "deep" / "page.html").stat().st_size > 10_000
+    assert write_report(str(run), out=None)["report"] == str(run / "report.html")
+
+
+def test_a_run_that_has_only_begun_or_crashed_has_a_page_too(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
+    assert "no step was logged yet" in page(read_run(tmp_path)) and "running, or ended without a summary" in page(read_run(tmp_path))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "rollout/reward": null}\n{"step": 2, "rollout/reward": 0.5}\n{"step": 3, "rol')
+    (tmp_path / "summary.json").write_text("{")
+    assert read_run(tmp_path).series("rollout/reward") == [(2.0, 0.5)]
+    assert "<svg" in page(read_run(tmp_path))
+
+
+def test_a_folder_that_holds_no_run_is_one_line(tmp_path: Path) -> None:
+    for folder, words in ((tmp_path, "has no config.yaml"), (tmp_path / "none", "is no folder")):
+        with pytest.raises(RunFolderError, match=words) as caught:
+            write_report(str(folder), out=None)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "config.yaml").write_text("a: [")
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        read_run(tmp_path)
+
+
+def test_charts_by_hand() -> None:
+    two = chart([("reward", [(0, 0.0), (10, 1.0)])])
+    # the plot is 168 high, from 12 to 180; 0 and 1 lie 0.06 of 1.12 from its edges: 168 * 0.06 / 1.12 = 9
+    assert '<polyline class="line0" points="52.0,171.0 448.0,21.0"/>' in two and "reward 1 at step 10" in two
+    assert chart([("x", [])]) == chart([("x", [(1, float("nan"))])]) == '<p class="none">not logged</p>'
+    bars = histogram([[1, 3], [2, 1]])
+    assert bars.count('class="bar"') == 2 and "3: 1 to" in bars
+    assert histogram([[0.5, 4]]).count('class="bar"') == 1
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium here: apt-get install chromium")
+def test_a_browser_shows_it(run: Path, tmp_path: Path) -> None:
+    html, picture = tmp_path / "report.html", tmp_path / "report.png"
+    html.write_text(page(read_run(run)), encoding="utf-8")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1240,2400"]
+    subprocess.run([*command, f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}", html.as_uri()], timeout=120, check=True,
+                   capture_output=True)  # fmt: skip
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 60_000, "a blank page is a few kB"
