@@ -32,9 +32,9 @@ STYLE = """
 --c2:#34d399;--warn:#fbbf24;--warnbg:#2a2211}}
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
 main{max-width:1180px;margin:0 auto;padding:28px 20px 60px}h1{font-size:25px;margin:0 0 2px}h2{font-size:17px;margin:34px 0 12px}
-.sub{color:var(--soft);margin:0 0 18px}.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px}
+.sub{color:var(--soft);margin:0 0 18px}.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(165px,1fr));gap:12px}
 .card{background:var(--card);border:1px solid var(--edge);border-radius:10px;padding:14px 16px}
-.tile b{display:block;font-size:21px;font-variant-numeric:tabular-nums}.tile span{color:var(--soft);font-size:13px}
+.tile b{display:block;font-size:20px;white-space:nowrap;font-variant-numeric:tabular-nums}.tile span{color:var(--soft);font-size:13px}
 .grid2{display:grid;grid-template-columns:repeat(auto-fill,minmax(340px,1fr));gap:14px}
 .card h3{font-size:13.5px;margin:0 0 6px;font-weight:600}
 svg{width:100%;height:auto;display:block}polyline{fill:none;stroke-width:2;stroke-linejoin:round}.grid{stroke:var(--edge)}
@@ -45,7 +45,7 @@ svg{width:100%;height:auto;display:block}polyline{fill:none;stroke-width:2;strok
 .warning{background:var(--warnbg);border-left:4px solid var(--warn);padding:9px 14px;border-radius:6px;margin:8px 0}
 .warning b{color:var(--warn);font-weight:600}table{border-collapse:collapse;width:100%;font-size:13.5px}
 th{text-align:left;color:var(--soft);font-weight:600}td,th{padding:6px 10px 6px 0;border-bottom:1px solid var(--edge);vertical-align:top}
-td.n{font-variant-numeric:tabular-nums;white-space:nowrap}pre{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;max-height:180px;overflow:auto;
+td.n{font-variant-numeric:tabular-nums;white-space:nowrap;width:1%}pre{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;max-height:180px;overflow:auto;
 font:12.5px/1.45 ui-monospace,Menlo,Consolas,monospace}details{margin-top:10px}summary{cursor:pointer;color:var(--soft)}
 .scroll{overflow-x:auto}
 """

@@ -65,9 +65,9 @@ def _axes(x0: float, x1: float, y0: float, y1: float) -> str:
     for value in _ticks(y0, y1, 4):
         y = _y(value, y0, y1)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{value:.4g}</text>')
+        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{value:.6g}</text>')
     for value in _ticks(x0, x1, 6):
-        parts.append(f'<text class="tick" x="{_x(value, x0, x1):.1f}" y="{HEIGHT - 10}" text-anchor="middle">{value:.4g}</text>')
+        parts.append(f'<text class="tick" x="{_x(value, x0, x1):.1f}" y="{HEIGHT - 10}" text-anchor="middle">{value:.6g}</text>')
     return "".join(parts)
 
 
