@@ -222,3 +222,18 @@ def test_gae_without_a_critic_is_refused(tmp_path: Path, left_out: str, words: s
     )  # fmt: skip
     with pytest.raises(ValueError, match=words):
         SPMDPPOTrainer(**arguments | {left_out: None})
+
+
+def test_a_resumed_run_with_a_critic_is_the_same_run(tmp_path: Path) -> None:
+    changes: dict[str, Any] = dict(save_every=1, keep_checkpoints=0, max_steps=4, num_episodes=9, normalize_rewards=True)
+    expected = make_trainer(tmp_path / "whole", **changes)
+    expected.fit()
+    step = tmp_path / "whole" / "run" / "checkpoints" / "step-2"
+    assert {path.name for path in step.iterdir()} == {"actor", "critic", "trainer.json"}
+    resumed = make_trainer(tmp_path / "resumed", **changes, resume_from=str(step))
+    resumed.fit()
+    for mine, other in ((resumed.actor, expected.actor), (resumed.critic, expected.critic)):
+        assert mine is not None and other is not None and same(weights(other), mine)
+    assert resumed.state.snapshot()["reward_moments"] == expected.state.snapshot()["reward_moments"]
+    rates = [t.critic_scheduler.get_last_lr() for t in (resumed, expected) if t.critic_scheduler is not None]
+    assert rates[0] == rates[1] and len(rates) == 2

@@ -66,6 +66,20 @@ def test_a_resumed_run_is_bitwise_the_run_that_nothing_interrupted(tmp_path: Pat
     assert torch.equal(resumed.state.snapshot()["random"]["torch"], expected.state.snapshot()["random"]["torch"])
 
 
+def test_what_moves_from_rollout_to_rollout_goes_on_where_it_was(tmp_path: Path) -> None:
+    changes = SAME | dict(kl_target=0.5, kl_horizon=20.0, normalize_rewards=True, dynamic_sampling=True, max_steps=4, save_every=1)
+    expected = make_trainer(tmp_path / "whole", **changes)
+    expected.fit()
+    resumed = make_trainer(tmp_path / "resumed", **changes | {"resume_from": str(folder_of(tmp_path / "whole" / "run", 2))})
+    resumed.fit()
+    assert_same(resumed, expected)
+    mine, other = resumed.state.snapshot(), expected.state.snapshot()
+    for name in ("kl_control", "reward_moments", "sampling", "monitors", "dead_rewards", "sampler"):
+        assert mine[name] == other[name], name
+    assert other["kl_control"]["coef"] != 0.1 and other["reward_moments"]["count"] > 0
+    assert rows(tmp_path / "resumed") == rows(tmp_path / "whole")
+
+
 def test_a_failing_reward_leaves_a_checkpoint_of_the_last_whole_step(
     tmp_path: Path, whole: tuple[Path, SPMDPPOTrainer], capsys: pytest.CaptureFixture[str]
 ) -> None:
