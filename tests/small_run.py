@@ -32,6 +32,7 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
         "rollout_batch_size": 4,
         "n_samples_per_prompt": 4,
         "train_batch_size": 16,
+        "prompt_max_len": 64,
         "generate_max_len": 8,
         "max_steps": 2,
         "learning_rate": 1e-3,

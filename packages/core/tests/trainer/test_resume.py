@@ -229,3 +229,15 @@ def test_latest_survives_a_kill_between_two_renames(tmp_path: Path, whole: tuple
     resumed = make_trainer(tmp_path, **SAME | {"resume_from": "latest"})
     assert resumed.fit()["steps"] == STEPS
     assert_same(resumed, whole[1])
+
+
+def test_random_states_of_another_number_of_ranks_are_left_out_and_told(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    saved = trainer.state.gathered(trainer.state.snapshot())
+    saved["random"] = saved["random"] * 2
+    assert trainer.state.load(saved) == ["random of 2 ranks does not fit 1 and starts anew"]
+    del saved["sampler"]
+    with pytest.raises(CheckpointError, match="has no state of sampler"):
+        trainer.state.load(saved)
+    with pytest.raises(ValueError, match="'sampler' of the run's state is registered already"):
+        trainer.state.register("sampler", trainer.sampler)

@@ -98,7 +98,9 @@ def never_logged(name: str, config: Config, *, has_critic: bool) -> str:
     if metric.needs and not getattr(config, metric.needs):
         return f"it needs {metric.needs}, which is not set"
     if metric.name in ("reward/NAME", "eval/NAME") and name.partition("/")[2] not in config.reward:
-        return f"there is no reward {name.partition('/')[2]!r}{nearest(name.partition('/')[2], config.reward)}"
+        group, _, part = name.partition("/")
+        others = [m.name for m in METRICS if m.name.startswith(f"{group}/") and "NAME" not in m.name]
+        return f"there is no reward {part!r}{nearest(name, [*others, *(f'{group}/{reward}' for reward in config.reward)])}"
     return ""
 
 
