@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,7 @@ def test_wandb_offline_keeps_what_was_logged_and_a_resumed_run_is_the_same(tmp_p
         logger = WandbLogger(setup(tmp_path))
         logger.log(step, {"rollout/reward": 0.125 * step})
         logger.close()
+        time.sleep(1.1)  # wandb names its folders by the second
     files = list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
     ids = {path.stem for path in files}
     assert len(files) == 2 and len(ids) == 1 and ids == {f"run-{(tmp_path / 'wandb-id.txt').read_text()}"}
