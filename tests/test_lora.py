@@ -46,7 +46,8 @@ class Watched(WeightFiles):
 
 def tuned(settings: dict[str, Any], base: str, out: str, sparse: bool) -> dict[str, Any]:
     """Three steps; `sparse`: the base model comes without values."""
-    strategy = get_strategy(make_config({**settings, "engine_type": "hf", "model_name_or_path": base, "micro_rollout_batch_size": 2}))
+    sizes = {"micro_rollout_batch_size": 2, "prompt_max_len": 64, "generate_max_len": 64}
+    strategy = get_strategy(make_config({**settings, **sizes, "engine_type": "hf", "model_name_or_path": base}))
     watched = Watched(base)
     source = open_causal_lm(base, dtype=torch.float32).model if sparse else load_causal_lm(base, dtype=torch.float32)
     model, optimizer = strategy.prepare_trainable(tiny_lora(source), optimizer=SETTINGS, weights=watched if sparse else None)
