@@ -277,7 +277,7 @@ def test_a_good_address_has_no_problem() -> None:
 
 
 def test_two_servers_need_two_names() -> None:
-    with pytest.raises(RewardError, match="two rewards are called 'h/a'; give servers names"):
+    with pytest.raises(RewardError, match="two rewards are called 'h/a'; give them names of their own"):
         load_rewards(["http://h/a?1", "http://h/a?2"], weights=[], registry=Registry.discover())
 
 
