@@ -11,7 +11,7 @@ from lightrft.testing.engine_scenario import ScenarioResult, scenario
 from lightrft.testing.spmd import run_spmd
 from lightrft.testing.tiny import tiny_model_folder
 
-TIMEOUT_S = 100.0
+TIMEOUT_S = 240.0
 FSDP: dict[str, Any] = {"strategy": "fsdp"}
 ZERO_2: dict[str, Any] = {"strategy": "deepspeed", "zero_stage": 2}
 ZERO_3: dict[str, Any] = {"strategy": "deepspeed", "zero_stage": 3}

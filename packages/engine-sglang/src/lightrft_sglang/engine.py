@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -10,16 +11,20 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from lightrft.distributed.buckets import Weight, WeightBucket
+from lightrft.distributed.checksum import WeightSum
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
 from lightrft.engine.file_names import FileNames
 from lightrft.engine.manifest import expected_shapes
 from lightrft.engine.model_facts import model_facts
+from lightrft.engine.own_sums import OwnSum, OwnSums
+from lightrft.engine.proof import over_group
 from lightrft.engine.stop_text import cut_at_stop
 from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
 from lightrft.types import Completion, EngineStatus, FinishReason, Request, RequestOutput, SamplingParams
 from lightrft_sglang.process import SGLangProcess
 from lightrft_sglang.sampling import left_to_us, read_sampling, to_sglang
+from lightrft_sglang.sums import LOADER, question, read
 
 CPU_KV_TOKENS = 16_384
 FLUSH_TRIES, FLUSH_PAUSE_S = 200, 0.02
@@ -44,6 +49,7 @@ class SGLangEngine(InferenceEngine):
         self._tokenizer: Any = None  # for stop strings
         self._version = 0
         self._status = EngineStatus.AWAKE
+        self._sums = OwnSums(self._read_sums(), folder=setup.model_path, dtype=setup.dtype, sendable=self._names.module_shapes())
 
     @classmethod
     def read_sampling(cls, value: Any) -> SamplingParams:
@@ -113,7 +119,13 @@ class SGLangEngine(InferenceEngine):
     def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._names.module_shapes()
 
+    def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+        """Of all schedulers together. Without tensors whose key-value heads several of them hold."""
+        self._alive()
+        return over_group([self._sums.named(own) for own in self._read_sums()])
+
     def reset_cache(self) -> None:
+        self._alive()
         for _ in range(FLUSH_TRIES):
             if self._call("flush_cache").success:
                 return
@@ -159,6 +171,7 @@ class SGLangEngine(InferenceEngine):
             tp_size=setup.group_size,
             skip_tokenizer_init=True,
             skip_server_warmup=True,
+            custom_weight_loader=[LOADER],
             log_level="error",
         )
         if self._on_cuda:
@@ -187,6 +200,14 @@ class SGLangEngine(InferenceEngine):
             cores = sorted(os.sched_getaffinity(0))
             found["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(cores[rank % len(cores)]) for rank in range(self.setup.group_size))
         return found
+
+    def _read_sums(self) -> list[dict[str, OwnSum]]:
+        with tempfile.TemporaryDirectory(prefix="lightrft-sums-") as folder:
+            asked = question(folder, dtype=self.setup.dtype)
+            self._accepted("begin_weight_update")
+            self._accepted("update_weights_from_tensor", named_tensors=asked, load_format=LOADER, flush_cache=False)
+            self._accepted("end_weight_update")
+            return read(folder, ranks=self.setup.group_size)
 
     def _call(self, name: str, **arguments: Any) -> Any:
         try:

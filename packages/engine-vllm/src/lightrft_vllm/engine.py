@@ -5,21 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from lightrft.distributed.buckets import WeightBucket
+from lightrft.distributed.checksum import WeightSum
+from lightrft.distributed.collectives import gather_objects
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
 from lightrft.engine.file_names import FileNames
 from lightrft.engine.manifest import expected_shapes
 from lightrft.engine.model_facts import model_facts
+from lightrft.engine.own_sums import OwnSum, OwnSums, read_own_sums
 from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
 from lightrft.types import Completion, EngineStatus, FinishReason, Request, RequestOutput, SamplingParams
-from lightrft_vllm.guests import as_it_was, default_group_kept, no_shared_memory, set_environment
-from lightrft_vllm.weights import WeightStream
+from lightrft_vllm.guests import as_it_was, default_group_kept, give_classes_back, no_shared_memory, set_environment, snapshot
+from lightrft_vllm.weights import WeightStream, pack_experts_again
 
 CPU_KV_CACHE_BYTES = 2**30
 """Of each rank, on the CPU, where VLLM_CPU_KVCACHE_SPACE does not say otherwise; vLLM would take a share of the whole memory."""
@@ -41,8 +46,17 @@ class VLLMEngine(InferenceEngine):
         set_environment(setup.device.type)
         from vllm import LLM  # after the environment that it reads at import
 
+        classes = snapshot(self._names.model())
         with as_it_was(), no_shared_memory(setup.device.type):
             self._llm: Any = LLM(**self._arguments())
+        self._llm.apply_model(partial(give_classes_back, before=classes))
+        self._parameters: frozenset[str] = frozenset(self._llm.apply_model(_parameter_names)[0])
+        self._sums = OwnSums(
+            gather_objects(self._read_sums(), group=setup.group),
+            folder=setup.model_path,
+            dtype=setup.dtype,
+            sendable=self._names.module_shapes(),
+        )
         self._num_asked = 0
         self._version = 0
         self._weights_held = True
@@ -84,8 +98,10 @@ class VLLMEngine(InferenceEngine):
     def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
         if self._status in (EngineStatus.ASLEEP, EngineStatus.UNUSABLE):
             raise EngineStateError(f"update_weights while the engine is {self._status}; call wake_up first")
-        stream = WeightStream(buckets, dtype=self.setup.dtype, shapes=self._shapes, names=self._names)
+        stream = WeightStream(buckets, dtype=self.setup.dtype, shapes=self._shapes, names=self._names, held=self._parameters)
         try:
+            if self.setup.device.type == "cpu":
+                self._llm.apply_model(pack_experts_again)
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(stream)})
             stream.check_complete()
         except Exception as error:
@@ -98,7 +114,13 @@ class VLLMEngine(InferenceEngine):
     def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._names.module_shapes()
 
+    def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+        """Without linear layers on the CPU, which vLLM keeps packed, and those whose key-value heads several ranks hold."""
+        self._alive()
+        return self._sums.named(self._read_sums())
+
     def reset_cache(self) -> None:
+        self._alive()
         if not self._llm.reset_prefix_cache():
             self._status = EngineStatus.UNUSABLE
             raise WeightSyncError("vLLM did not reset its prefix cache: blocks of older weights are in use")
@@ -131,6 +153,11 @@ class VLLMEngine(InferenceEngine):
             llm.llm_engine.engine_core.shutdown()
 
     # ---- parts ---------------------------------------------------------------------------------------------------------------------------
+
+    def _read_sums(self) -> dict[str, OwnSum]:
+        [found] = self._llm.apply_model(partial(read_own_sums, dtype=self.setup.dtype))
+        sums: dict[str, OwnSum] = found
+        return sums
 
     def _arguments(self) -> dict[str, Any]:
         setup = self.setup
@@ -192,6 +219,10 @@ class VLLMEngine(InferenceEngine):
     def _alive(self) -> None:
         if self._status is EngineStatus.UNUSABLE:
             raise EngineStateError("the engine is unusable: it was shut down, or failed while its weights changed")
+
+
+def _parameter_names(model: torch.nn.Module) -> list[str]:
+    return [name for name, _ in model.named_parameters(remove_duplicate=False)]
 
 
 def _reason(value: str | None) -> FinishReason:

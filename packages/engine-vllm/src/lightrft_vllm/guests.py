@@ -62,6 +62,39 @@ def as_it_was() -> Iterator[None]:
             torch.cuda.set_rng_state(cuda_state)
 
 
+Snapshot = dict[type, tuple[tuple[type, ...], dict[str, Any]]]
+
+
+def snapshot(model: torch.nn.Module) -> Snapshot:
+    """Bases and attributes of the classes of a transformers model."""
+    classes = {type(module) for module in model.modules()} - {cls for cls in vars(torch.nn).values() if isinstance(cls, type)}
+    return {cls: (cls.__bases__, dict(vars(cls))) for cls in classes}
+
+
+def give_classes_back(model: torch.nn.Module, before: Snapshot) -> None:
+    """After an engine was built whose `model` has classes of transformers inside (families that vLLM has no code for): vLLM 0.32 rewrites
+    these for its compiler, and the trainer's models are of the same classes. The engine's modules keep what was rewritten, as a class of
+    their own.
+    """
+    twins: dict[type, type] = {}
+    for cls, (bases, attributes) in before.items():
+        now = dict(vars(cls))
+        changed = {name: value for name, value in now.items() if value is not attributes.get(name) and name not in ("__doc__", "__dict__")}
+        if cls.__bases__ == bases and not changed:
+            continue
+        added = tuple(base for base in cls.__bases__ if base not in bases)
+        cls.__bases__ = bases
+        for name in changed:
+            if name in attributes:
+                setattr(cls, name, attributes[name])
+            else:
+                delattr(cls, name)
+        twins[cls] = type(cls.__name__, (cls, *added), changed)
+    for module in model.modules():
+        if type(module) in twins:
+            module.__class__ = twins[type(module)]
+
+
 @contextmanager
 def no_shared_memory(device_type: str) -> Iterator[None]:
     """While an engine is built on a CPU with AVX512: its ranks talk through gloo and not through segments in /dev/shm.

@@ -24,6 +24,7 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
                     Capability.MIN_P,
                     Capability.MIN_NEW_TOKENS,
                     Capability.MEM_UTIL,
+                    Capability.WEIGHT_SUMS,
                     Capability.SLEEP_1,
                     Capability.SLEEP_2,
                 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 
@@ -19,12 +19,19 @@ class WeightStream:
     """
 
     def __init__(
-        self, buckets: Iterable[WeightBucket], *, dtype: torch.dtype, shapes: dict[str, tuple[int, ...]], names: FileNames
+        self,
+        buckets: Iterable[WeightBucket],
+        *,
+        dtype: torch.dtype,
+        shapes: dict[str, tuple[int, ...]],
+        names: FileNames,
+        held: Collection[str],
     ) -> None:
         self._buckets = buckets
         self._names = names
         self._dtype = dtype
         self._shapes = shapes
+        self._held = held
         self.sent: set[str] = set()
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -33,11 +40,14 @@ class WeightStream:
                 if weight.tensor.dtype != self._dtype:
                     raise WeightSyncError(f"{weight.names[0]} came as {weight.tensor.dtype}, the engine holds {self._dtype}")
                 copy = weight.tensor.detach().clone()
-                # vLLM on the CPU keeps a packed lm_head even where it is tied, so it has to hear every name.
-                for name in weight.names:
+                for name in filter(self._heard, weight.names):
                     self._check(name, copy, others=weight.names)
                     self.sent.add(name)
                     yield name, copy
+
+    def _heard(self, name: str) -> bool:
+        """vLLM on the CPU keeps a packed lm_head even where it is tied, so it has to hear each name that it knows; of others it dies."""
+        return not self._shapes or name in self._shapes or any(own == name or own.endswith(f".{name}") for own in self._held)
 
     def check_complete(self) -> None:
         """After the last one. Raises WeightSyncError with the names that never came."""
@@ -53,3 +63,13 @@ class WeightStream:
             raise WeightSyncError(f"{name} was sent, which the engine's model does not have")
         if expected != tuple(tensor.shape):
             raise WeightSyncError(f"{name} was sent with shape {tuple(tensor.shape)}, the engine's model has {expected}")
+
+
+def pack_experts_again(model: torch.nn.Module) -> None:
+    """Before new weights come to a CPU: vLLM 0.32 packs a layer's experts where it builds their kernel, once, and puts later weights into
+    the same tensors unpacked. Without a kernel it builds one again.
+    """
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if method is not None and getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None

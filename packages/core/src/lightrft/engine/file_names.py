@@ -29,7 +29,7 @@ class FileNames:
 
     def module_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and full shapes of the modules' parameters, a tied one once: what `convert` takes."""
-        return {name: tuple(p.shape) for name, p in self._meta_model().named_parameters()}
+        return {name: tuple(p.shape) for name, p in self.model().named_parameters()}
 
     def _convert(self, weight: Weight) -> Iterator[Weight]:
         if not self._known or any(name in self._known for name in weight.names):
@@ -38,11 +38,12 @@ class FileNames:
         # What transformers calls private may move; tests/test_file_names.py fails then. 5.12 to 5.19 have it here.
         from transformers.core_model_loading import revert_weight_conversion
 
-        each = [list(revert_weight_conversion(self._meta_model(), {name: weight.tensor}).items()) for name in weight.names]
+        each = [list(revert_weight_conversion(self.model(), {name: weight.tensor}).items()) for name in weight.names]
         for same in zip(*each, strict=True):
             yield Weight(tuple(name for name, _ in same), same[0][1])
 
-    def _meta_model(self) -> Any:
+    def model(self) -> Any:
+        """The folder's model without values, on the meta device."""
         if self._model is None:
             config = AutoConfig.from_pretrained(self._model_path, trust_remote_code=self._trust_remote_code)
             factory: Any = AutoModelForCausalLM  # transformers does not annotate from_config

@@ -1,0 +1,102 @@
+"""Are fused, cut, padded and copied tensors put under the names they were sent by, and everything else left out?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lightrft.distributed.checksum import WeightSum, tensor_sum
+from lightrft.engine.own_sums import OwnSum, OwnSums, read_own_sums
+from lightrft.engine.proof import over_group
+from lightrft.testing.tiny import tiny_causal_lm
+
+LAYER = "model.layers.{}."
+
+
+def folder(path: Path, *, shard: str = "10GB") -> dict[str, torch.Tensor]:
+    model = tiny_causal_lm(seed=1, kv_heads=2)
+    model.save_pretrained(path, max_shard_size=shard)
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def laid_out(weights: dict[str, torch.Tensor], rank: int = 0, size: int = 1) -> dict[str, torch.Tensor]:
+    """As engines hold them: qkv and gate_up fused, rows or columns cut, the embedding padded with zeros, norms whole."""
+
+    def rows(name: str) -> torch.Tensor:
+        return weights[name].chunk(size)[rank]
+
+    own = {}
+    for layer in (LAYER.format(i) for i in range(2)):
+        own[f"{layer}self_attn.qkv_proj.weight"] = torch.cat([rows(f"{layer}self_attn.{p}_proj.weight") for p in "qkv"])
+        own[f"{layer}mlp.gate_up_proj.weight"] = torch.cat([rows(f"{layer}mlp.{p}_proj.weight") for p in ("gate", "up")])
+        for name in ("self_attn.o_proj.weight", "mlp.down_proj.weight"):
+            own[layer + name] = weights[layer + name].chunk(size, dim=1)[rank]
+        for name in ("input_layernorm.weight", "self_attn.q_norm.weight"):
+            own[layer + name] = weights[layer + name]
+        own[f"{layer}post_attention_layernorm.weight"] = weights[f"{layer}post_attention_layernorm.weight"] * 2 + 1  # another form
+    own["model.embed_tokens.weight"] = nn.functional.pad(rows("model.embed_tokens.weight"), (0, 0, 0, 8))
+    own["lm_head.weight"] = rows("lm_head.weight")
+    own["model.norm.weight"] = weights["model.norm.weight"]
+    return own
+
+
+def sums(own: dict[str, torch.Tensor]) -> dict[str, OwnSum]:
+    return {name: OwnSum(*tensor_sum(tensor), tensor.numel()) for name, tensor in own.items()}
+
+
+@pytest.mark.parametrize(("size", "shard"), [(1, "10GB"), (2, "20KB")])
+def test_every_tensor_in_a_known_form_is_named_by_what_was_sent(tmp_path: Path, size: int, shard: str) -> None:
+    weights = folder(tmp_path, shard=shard)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard == "20KB")
+    unit = OwnSums(
+        [sums(laid_out(weights, r, size)) for r in range(size)], folder=str(tmp_path), dtype=torch.float32, sendable=weights.keys()
+    )
+    changed = {name: tensor + 1 for name, tensor in weights.items()}
+    held = over_group([unit.named(sums(laid_out(changed, r, size))) for r in range(size)])
+    for names, value in held.items():
+        parts = [WeightSum(*tensor_sum(changed[name])) for name in names]
+        assert value.same_as(sum(parts[1:], start=parts[0])), names
+    missing = set(weights) - {name for names in held for name in names}
+    unheld = {f"{LAYER.format(i)}{n}" for i in range(2) for n in ("post_attention_layernorm.weight", "self_attn.k_norm.weight")}
+    assert missing == unheld, "what has another form, and what the engine has not"
+    assert tuple(f"{LAYER.format(1)}self_attn.{p}_proj.weight" for p in "qkv") in held
+
+
+def test_half_of_a_fused_tensor_shows(tmp_path: Path) -> None:
+    weights = folder(tmp_path)
+    unit = OwnSums([sums(laid_out(weights))], folder=str(tmp_path), dtype=torch.float32, sendable=weights.keys())
+    changed = {name: tensor + 1 for name, tensor in weights.items()}
+    half = changed | {f"{LAYER.format(1)}self_attn.k_proj.weight": weights[f"{LAYER.format(1)}self_attn.k_proj.weight"]}
+    found = [
+        names for names, value in unit.named(sums(laid_out(half))).items() if not value.same_as(unit.named(sums(laid_out(changed)))[names])
+    ]
+    assert found == [tuple(f"{LAYER.format(1)}self_attn.{p}_proj.weight" for p in "qkv")]
+
+
+def test_a_bias_of_zeros_is_cut_or_whole_by_its_size(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a.bias": torch.zeros(4), "b.bias": torch.zeros(4)}, tmp_path / "model.safetensors")
+    ranks = [sums({"a.bias": torch.zeros(2), "b.bias": torch.zeros(4)})] * 2
+    unit = OwnSums(ranks, folder=str(tmp_path), dtype=torch.float32, sendable=["a.bias", "b.bias"])
+    found = unit.named(sums({"a.bias": torch.ones(2), "b.bias": torch.ones(4)}))
+    assert [value.sharded for value in found.values()] == [True, False]
+
+
+def test_copies_of_key_value_heads_are_left_out(tmp_path: Path) -> None:
+    weights = folder(tmp_path)
+    name = f"{LAYER.format(0)}self_attn.qkv_proj.weight"
+    q, k, v = (weights[f"{LAYER.format(0)}self_attn.{p}_proj.weight"] for p in "qkv")
+    ranks = [sums({name: torch.cat([q.chunk(2)[r], k, v])}) for r in range(2)]
+    unit = OwnSums(ranks, folder=str(tmp_path), dtype=torch.float32, sendable=weights.keys())
+    assert unit.named(ranks[0]) == {}
+
+
+def test_other_dtypes_and_emptied_tensors_are_not_read() -> None:
+    model = nn.ParameterDict(
+        {"a": nn.Parameter(torch.ones(2)), "b": nn.Parameter(torch.ones(2).bfloat16()), "c": nn.Parameter(torch.ones(0))}
+    )
+    assert list(read_own_sums(model, dtype=torch.float32)) == ["a"]

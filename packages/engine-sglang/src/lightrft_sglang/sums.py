@@ -1,0 +1,36 @@
+"""What do SGLang's schedulers hold? A "weight loader" that loads nothing: it writes down the sums of the model it is given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import astuple
+from pathlib import Path
+
+import torch
+
+from lightrft.engine.own_sums import OwnSum, read_own_sums
+
+LOADER = "lightrft_sglang.sums.write"
+"""The name under which SGLang imports it, in each scheduler."""
+
+
+def question(folder: str, *, dtype: torch.dtype) -> list[tuple[str, torch.Tensor]]:
+    """The "weights" that tell it where to write, and of which dtype."""
+    words = {"folder": folder, "dtype": str(dtype).removeprefix("torch.")}
+    return [(name, torch.tensor(list(text.encode()), dtype=torch.uint8)) for name, text in words.items()]
+
+
+def write(model: torch.nn.Module, named_tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
+    """In a scheduler: one file for each rank of the engine."""
+    from sglang.srt.distributed.parallel_state import get_tensor_model_parallel_rank
+
+    words = {name: bytes(tensor.tolist()).decode() for name, tensor in named_tensors}
+    found = {name: astuple(value) for name, value in read_own_sums(model, dtype=getattr(torch, words["dtype"])).items()}
+    (Path(words["folder"]) / f"{get_tensor_model_parallel_rank()}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def read(folder: str, *, ranks: int) -> list[dict[str, OwnSum]]:
+    """What they wrote, by rank."""
+    texts = [(Path(folder) / f"{rank}.json").read_text(encoding="utf-8") for rank in range(ranks)]
+    return [{name: OwnSum(*value) for name, value in json.loads(text).items()} for text in texts]
