@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Literal
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.distributed.fsdp import FSDPModule
 
 from lightrft.config.schema import Config
 from lightrft.distributed.buckets import WeightBucket
-from lightrft.errors import StrategyStateError
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import StrategySpec
 from lightrft.strategy.shard_export import export_sharded
@@ -40,7 +39,6 @@ class FSDPV2Strategy(StrategyBase):
     def __init__(self, config: Config, *, spec: StrategySpec, registry: Registry) -> None:
         super().__init__(config, spec=spec, registry=registry)
         self._meshes = Meshes(self.world)
-        self._unreduced: WeakSet[torch.nn.Module] = WeakSet()
         self._arriving: WeakKeyDictionary[Optimizer, offload.Arrival] = WeakKeyDictionary()
 
     def _prepare_frozen(self, model: torch.nn.Module, shard_size: int | None, weights: WeightFiles | None) -> torch.nn.Module:
@@ -67,16 +65,8 @@ class FSDPV2Strategy(StrategyBase):
         if not self.config.fsdp_reshard_after_forward:
             model.set_reshard_after_backward(final)  # gathered once for all micro-batches of a step
         torch.autograd.backward(loss)
-        if final:
-            self._unreduced.discard(model)
-        else:
-            self._unreduced.add(model)
 
     def _step(self, optimizer: Optimizer, model: torch.nn.Module, max_norm: float) -> StepResult:
-        if model in self._unreduced:
-            raise StrategyStateError(
-                "optimizer_step after backward(final=False): the gradients are not reduced; pass final=True on the last one"
-            )
         reshard(model)  # what a forward without a backward left gathered has no gradients, and old weights after the step
         gradients = [local(p.grad) for p in model.parameters() if p.grad is not None]
         # Squares are summed in float64, so a large norm does not overflow on the way; NaN and Inf on one rank reach all.

@@ -16,6 +16,12 @@ class TestFakeStrategy(StrategyConformance):
     registry = fake_registry
 
 
+class TestSharded(StrategyConformance):
+    strategy_name = "sharded"
+    registry = fake_registry
+    ranks = (2, 4)
+
+
 class TestHf(EngineConformance):
     engine_name = "hf"
 

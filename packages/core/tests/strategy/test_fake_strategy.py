@@ -46,7 +46,7 @@ def test_calls_are_recorded_in_order_and_do_what_they_say(monkeypatch: pytest.Mo
 
 def test_the_registry_holds_core_the_fakes_and_what_is_added() -> None:
     registry = fake_registry(RewardSpec(name="mine", target="math:sqrt"))
-    assert registry.names("strategy") == ["fake", "single"]
+    assert registry.names("strategy") == ["fake", "sharded", "single"]
     assert registry.names("engine") == ["fake", "hf"]
     assert "mine" in registry.names("reward") and registry.load("reward", "mine")(9) == 3
     assert registry.load("engine", "fake").__name__ == "FakeEngine"

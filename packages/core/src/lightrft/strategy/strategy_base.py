@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
+from weakref import WeakSet
 
 import torch
 
@@ -83,6 +84,7 @@ class StrategyBase(ABC):
         self.world = self._join_world()
         self.skipped_steps: dict[str, int] = {}
         self._offloaded: set[int] = set()
+        self._unfinished: WeakSet[torch.nn.Module] = WeakSet()
         self._controller: RolloutController | None = None
 
     # ---- ranks ---------------------------------------------------------------------------------------------------------------------------
@@ -200,6 +202,10 @@ class StrategyBase(ABC):
         if loss.dim() != 0:
             raise ValueError(f"loss has shape {tuple(loss.shape)}; backward takes a scalar, this rank's share of the global loss")
         self._backward(loss, model, optimizer, final)
+        if final:
+            self._unfinished.discard(model)
+        else:
+            self._unfinished.add(model)
 
     def optimizer_step(
         self,
@@ -216,8 +222,12 @@ class StrategyBase(ABC):
         and is counted in `skipped_steps[name]`.
 
         Raises:
-            StrategyStateError: the optimizer's state is offloaded.
+            StrategyStateError: the optimizer's state is offloaded, or the last `backward` was not the final one.
         """
+        if model in self._unfinished:
+            raise StrategyStateError(
+                f"optimizer_step({name!r}) after backward(final=False): the gradients may not be reduced; pass final=True on the last one"
+            )
         if id(optimizer) in self._offloaded:
             raise StrategyStateError(f"optimizer_step({name!r}) while its optimizer is offloaded; call maybe_load_optimizer first")
         result = self._step(optimizer, model, self.config.max_norm if max_norm is None else max_norm)

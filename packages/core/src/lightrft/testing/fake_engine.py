@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from lightrft.distributed.buckets import WeightBucket, tied_names
+from lightrft.distributed.buckets import Weight, WeightBucket, tied_names
 from lightrft.distributed.checksum import WeightSum, tensor_sum
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
@@ -66,9 +66,8 @@ class FakeEngine(InferenceEngine):
         self.calls.append("update_weights")
         if self._status not in (EngineStatus.AWAKE, EngineStatus.WEIGHTS_ONLY):
             raise EngineStateError(f"update_weights while the engine is {self._status}")
-        sent = {weight.names: weight.tensor.clone() for bucket in buckets for weight in bucket}
-        problems = shape_problems({names: tuple(t.shape) for names, t in sent.items()}, self._shapes) if self._shapes else []
-        problems += [f"of another dtype: {names[0]} ({t.dtype})" for names, t in sent.items() if t.dtype is not self.setup.dtype]
+        sent = {weight.names: self._received(weight) for bucket in buckets for weight in bucket}
+        problems = self._problems(sent)
         if problems:
             raise WeightSyncError(f"weights refused, the old ones stay: {'; '.join(problems[:3])}")
         self._shapes = self._shapes or {name: tuple(tensor.shape) for names, tensor in sent.items() for name in names}
@@ -108,6 +107,15 @@ class FakeEngine(InferenceEngine):
         if self._status is EngineStatus.UNUSABLE:
             raise EngineStateError("the engine was shut down")
 
+    def _received(self, weight: Weight) -> torch.Tensor:
+        """A copy: the sender may use the tensor again."""
+        return weight.tensor.clone()
+
+    def _problems(self, sent: Mapping[tuple[str, ...], torch.Tensor]) -> list[str]:
+        """Why these are not the weights of this model."""
+        found = shape_problems({names: tuple(t.shape) for names, t in sent.items()}, self._shapes) if self._shapes else []
+        return found + [f"of another dtype: {names[0]} ({t.dtype})" for names, t in sent.items() if t.dtype is not self.setup.dtype]
+
     def _hold(self, tensors: Mapping[tuple[str, ...], torch.Tensor]) -> None:
         self._sums = {names: WeightSum(*tensor_sum(tensor)) for names, tensor in tensors.items()}
         self._weights = fingerprint(self._sums)
@@ -117,10 +125,13 @@ class FakeEngine(InferenceEngine):
         room = min(sampling.max_new_tokens, self.setup.max_model_len - len(request.prompt_token_ids))
         tokens: list[int] = []
         while len(tokens) < room and (not tokens or tokens[-1] not in stops):
-            draw = (request.seed, sample) if sampling.temperature > 0 else None
-            tokens.append(next_token(self._weights or 0, request.prompt_token_ids, tokens, draw=draw, support=support(sampling)))
+            tokens.append(self._next(request, sampling, sample, tokens))
         reason = "stop" if tokens[-1] in stops else "length"
         return Completion(token_ids=tokens, finish_reason=reason, weight_version=self._version)  # type: ignore[arg-type]  # mypy widens
+
+    def _next(self, request: Request, sampling: SamplingParams, sample: int, tokens: list[int]) -> int:
+        draw = (request.seed, sample) if sampling.temperature > 0 else None
+        return next_token(self._weights or 0, request.prompt_token_ids, tokens, draw=draw, support=support(sampling))
 
 
 def fingerprint(sums: Mapping[tuple[str, ...], WeightSum]) -> int:

@@ -16,6 +16,7 @@ from lightrft.plugins.registry import PluginEntry, Provider, Registry
 from lightrft.plugins.specs import Capability, EngineSpec, PluginSpec, StrategySpec
 from lightrft.strategy.single import SingleStrategy
 from lightrft.strategy.strategy_base import StrategyBase
+from lightrft.testing.sharded_strategy import SHARDED_STRATEGY
 
 RECORDED = (
     "prepare_model",
@@ -84,8 +85,8 @@ PROVIDER = Provider(distribution="lightrft", version=lightrft.__version__, entry
 
 
 def fake_registry(*extra_specs: PluginSpec) -> Registry:
-    """What core brings, the strategy and the engine `fake`, and `extra_specs`; nothing that happens to be installed."""
-    return Registry(_entries([*builtin.lightrft_plugins(), FAKE_STRATEGY, FAKE_ENGINE, *extra_specs]))
+    """What core brings, the strategies `fake` and `sharded`, the engine `fake`, and `extra_specs`; nothing that happens to be installed."""
+    return Registry(_entries([*builtin.lightrft_plugins(), FAKE_STRATEGY, SHARDED_STRATEGY, FAKE_ENGINE, *extra_specs]))
 
 
 def with_fake_engine(registry: Registry) -> Registry:
