@@ -24,6 +24,7 @@ INVARIANCE = "Cuts one recorded rollout over ranks and micro-batches several way
 PLUGINS = "Lists what is installed, and why a part of it does not work."
 NEW_PLUGIN = "Begins a plugin of yours: a distribution with one plugin of each kind and its tests, in a new folder NAME."
 SCORE = "Tries rewards on completions that exist: rows of prompt, completion and answer; no model, no GPU."
+CONFORMANCE = "Runs the conformance kit on an installed strategy or engine: every promise of its contract, and a report for an issue."
 DOCTOR = "Says what is installed, which strategy and engine works here, and the command that mends what does not."
 REPORT = "One self-contained HTML page of a run, whatever state it is in: curves, distributions, samples, warnings, settings."
 PASS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -191,6 +192,25 @@ def new_plugin(context: typer.Context) -> None:
     show.new_plugin(made)
     if given.json:
         show.json_line(made)
+
+
+@app.command(context_settings=PASS, help=CONFORMANCE, short_help="Tests an installed strategy or engine.")
+def conformance(context: typer.Context) -> None:
+    from lightrft.cli.conformance import run_conformance
+
+    parser = argparse.ArgumentParser(prog="lightrft conformance", description=CONFORMANCE)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--strategy", metavar="NAME", help="an installed training backend")
+    which.add_argument("--engine", metavar="NAME", help="an installed inference engine")
+    parser.add_argument("--ranks", type=int, choices=(1, 2, 4), help="on so many ranks (default: a strategy on 1 and 2, an engine's on 2)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    given = parser.parse_args(context.args)
+    kind = "strategy" if given.strategy else "engine"
+    report = run_conformance(kind, given.strategy or given.engine, ranks=given.ranks)
+    show.conformance(report)
+    if given.json:
+        show.json_line(report)
+    sys.exit(0 if report["ok"] else 1)
 
 
 @app.command(context_settings=PASS, help=DOCTOR)

@@ -91,6 +91,34 @@ def doctor(found: Mapping[str, Any]) -> None:
     table(("kind", "name", "state", "its library here", "it works with", "what mends it"), cells)
 
 
+def conformance(report: Mapping[str, Any]) -> None:
+    """The report of `lightrft conformance`: every promise, what failed in full, the environment, and the verdict."""
+    plugin, counts = report["plugin"], report["counts"]
+    print(f"{plugin['kind']} {plugin['name']!r} of {plugin['provider']}, plugin API {plugin['api']}, ranks {plugin['ranks']}")
+    print(f"declares: {', '.join(plugin['capabilities'])}")
+    styles = {"passed": "green", "failed": "red"}
+    rows = [
+        (
+            p["method"],
+            p["name"].removeprefix("test_").replace("[", r"\["),
+            f"[{styles.get(s := p['state'], 'yellow')}]{s}[/]",
+            f"{p['seconds']:.1f}",
+        )
+        for p in report["promises"]
+    ]
+    table(("of", "promise", "verdict", "s"), rows)
+    for promise in report["promises"]:
+        if promise["state"] == "failed":
+            print(f"FAILED {promise['name']}: {promise['text']}\n  {promise['message'].rstrip()}\n")
+    environment = [
+        f"{name} {', '.join(value) if isinstance(value, list) else value}" for name, value in report["environment"].items() if value
+    ]
+    print("environment: " + "; ".join(environment))
+    verdict = "keeps every promise that it was asked for" if report["ok"] else f"breaks {counts['failed']} promises"
+    numbers = ", ".join(f"{number} {state}" for state, number in counts.items())
+    print(f"{plugin['kind']} {plugin['name']!r} {verdict}: {numbers}, {report['seconds']:.0f} s", flush=True)
+
+
 def evaluation(metrics: Mapping[str, Any]) -> None:
     """The result of `lightrft eval`: the metrics, then a few of the best, the median and the worst completions."""
     table(("metric", "value"), [(name, _number(value)) for name, value in metrics.items() if name != "samples"])

@@ -76,11 +76,11 @@ class _Reporter:
         self.verdicts.append(Verdict(kit, name, state, message, float(str(seconds)), method, text))
 
 
-def run_kit(source: str, *, select: Sequence[str] = ()) -> tuple[list[Verdict], list[str]]:
+def run_kit(source: str, *, leave_out: Sequence[str] = ()) -> tuple[list[Verdict], list[str]]:
     """Runs the test classes of a module's text; returns their verdicts and what could not even be collected.
 
-    No conftest, no configuration and no plugin of pytest that happens to be installed has a part in it. `select` names `Class` or
-    `Class::test`; all where empty.
+    No conftest, no configuration and no plugin of pytest that happens to be installed has a part in it. `leave_out` names tests as
+    `Class::test`.
     """
     reporter = _Reporter()
     with tempfile.TemporaryDirectory(prefix="lightrft-kit-") as name:
@@ -88,11 +88,11 @@ def run_kit(source: str, *, select: Sequence[str] = ()) -> tuple[list[Verdict], 
         file = folder / f"test_kit_{time.monotonic_ns()}.py"
         file.write_text(source, encoding="utf-8")
         (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
-        arguments = [f"{file}::{what}" for what in select] or [str(file)]
+        left_out = [f"--deselect={file.name}::{what}" for what in leave_out]
         fixed = ["-c", str(folder / "pytest.ini"), "--rootdir", str(folder), "--noconftest", "--import-mode=importlib"]
         fixed += ["-p", "no:cacheprovider", "-q", "--basetemp", str(folder / "tmp"), "--strict-markers"]
         with _without_plugins(), contextlib.redirect_stdout(io.StringIO()):
-            pytest.main([*fixed, *arguments], plugins=[reporter])
+            pytest.main([*fixed, *left_out, str(file)], plugins=[reporter])
     return reporter.verdicts, reporter.problems
 
 
