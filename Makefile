@@ -45,6 +45,9 @@ gsm8k: $(STAMP)  ## the same loop on GSM8K with a tiny model trained from nothin
 parity: $(STAMP)  ## a table: how far each backend's update is from that of one process, on 1, 2 and 4 ranks
 	@$(BIN)/python benchmarks/parity.py $(ARGS)
 
+mutants: $(STAMP)  ## a table: every planted fault, and the test of the conformance kit that sees it
+	@$(BIN)/python benchmarks/mutants.py $(ARGS)
+
 collectives: $(STAMP)  ## a table: the collectives of a step, counted on 1, 2 and 4 ranks, and what follows for 64 and 1024
 	@$(BIN)/python benchmarks/collectives.py $(ARGS)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lightrft.testing.conformance import EngineConformance, StrategyConformance
 from lightrft.testing.fake_engine import FakeJudge
 from lightrft.testing.fake_strategy import fake_registry
@@ -19,7 +21,14 @@ class TestFakeStrategy(StrategyConformance):
 class TestSharded(StrategyConformance):
     strategy_name = "sharded"
     registry = fake_registry
-    ranks = (2, 4)
+    ranks = (2,)
+
+
+@pytest.mark.slow
+class TestShardedOnFour(StrategyConformance):
+    strategy_name = "sharded"
+    registry = fake_registry
+    ranks = (4,)
 
 
 class TestHf(EngineConformance):

@@ -16,8 +16,8 @@ from lightrft.testing.conformance import {kit}Conformance
 
 class Test{kit}({kit}Conformance):
     {kind}_name = {name!r}
-    ranks = {ranks!r}
 """
+RANKS = "    ranks = {ranks!r}\n"
 
 
 def run_conformance(kind: str, name: str, *, ranks: int | None) -> dict[str, Any]:
@@ -29,17 +29,19 @@ def run_conformance(kind: str, name: str, *, ranks: int | None) -> dict[str, Any
     """
     if find_spec("pytest") is None:
         raise UserError("lightrft conformance runs on pytest, which is not installed: pip install 'lightrft[testing]'")
-    from lightrft.plugins.registry import Registry  # after the kit, which remembers what it is made of before a plugin is loaded
+    from lightrft.plugins.registry import Registry
+    from lightrft.testing.conformance.integrity import REPLACED
     from lightrft.testing.conformance.run import run_kit
 
-    registry = Registry.discover()
+    registry = Registry.discover()  # after the kit, which remembers what it is made of before a plugin is loaded
     entry = registry.entry(kind, name)
     assert entry.spec is not None
     asked = _ranks(entry.spec, ranks)
-    verdicts, problems = run_kit(SOURCE.format(kit=kind.capitalize(), kind=kind, name=name, ranks=asked))
+    source = SOURCE.format(kit=kind.capitalize(), kind=kind, name=name) + (RANKS.format(ranks=asked) if kind == "strategy" else "")
+    verdicts, problems = run_kit(source)
     if problems or not any(v.state == "passed" for v in verdicts):
         raise UserError(f"{kind} {name!r} got no verdict: {' '.join(problems) or 'nothing was asked of it'}")
-    changed = [v.message for v in verdicts if v.state == "failed" and v.test.startswith("test_nothing_replaced_the_kit")]
+    changed = [v.message for v in verdicts if v.state == "failed" and REPLACED in v.message]
     if changed:
         raise UserError(f"{kind} {name!r} got no verdict: {' '.join(changed[0].split())}")
     counts = {state: sum(v.state == state for v in verdicts) for state in ("passed", "failed", "refused", "not asked")}
@@ -66,7 +68,9 @@ def _ranks(spec: Any, ranks: int | None) -> Sequence[int]:
 
     refuse_empty(spec)
     if spec.kind == "engine":
-        return (ranks,) if ranks else (2,)
+        if ranks and ranks > 1:
+            raise UserError(f"--ranks {ranks}: an engine is tested alone, in one process; leave --ranks out")
+        return (1,)
     several = Capability.MULTI_RANK in spec.capabilities
     if ranks and ranks > 1 and not several:
         raise UserError(f"--ranks {ranks}: strategy {spec.name!r} does not declare 'multi_rank'; it is tested on one rank")

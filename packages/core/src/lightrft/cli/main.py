@@ -202,7 +202,7 @@ def conformance(context: typer.Context) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--strategy", metavar="NAME", help="an installed training backend")
     which.add_argument("--engine", metavar="NAME", help="an installed inference engine")
-    parser.add_argument("--ranks", type=int, choices=(1, 2, 4), help="on so many ranks (default: a strategy on 1 and 2, an engine's on 2)")
+    parser.add_argument("--ranks", type=int, choices=(1, 2, 4), help="of a strategy: on so many ranks (default: 1, and 2 where it can)")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     given = parser.parse_args(context.args)
     kind = "strategy" if given.strategy else "engine"

@@ -159,6 +159,13 @@ class EngineBench:
                     parameter.copy_(4.0 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * parameter.std())
         return changed
 
+    def sharpened(self) -> Any:
+        """`models[0]` with logits 12 times as large: of a fresh model they are so flat that no temperature would show."""
+        changed = copy.deepcopy(self.models[0])
+        with torch.no_grad():
+            changed.get_parameter("model.norm.weight").mul_(12.0)
+        return changed
+
     def judge_logprobs(self, output: RequestOutput, completion: Completion, sampling: SamplingParams, *, bound: float) -> None:
         """Raises AssertionError where log-probs are not those of the judge, and says of what they are, where that can be told."""
         found = torch.tensor(completion.logprobs, dtype=torch.float64)

@@ -24,6 +24,7 @@ from lightrft.engine.progress import nobody_waits, unwatched
 from lightrft.errors import CapabilityError, EngineStateError, LightRFTError, WeightSyncError
 from lightrft.plugins.specs import Capability
 from lightrft.testing.conformance.base import Conformance
+from lightrft.testing.conformance.integrity import complaint, replaced
 from lightrft.testing.conformance.promise import promise
 from lightrft.testing.engine_bench import GREEDY, MAX_MODEL_LEN, EngineBench, Judge, TransformersJudge, requests_of, weights_of
 from lightrft.testing.tiny import EOS, Family, tiny_tokenizer
@@ -68,6 +69,9 @@ class EngineConformance(Conformance, kit=True):
         bench = EngineBench(cls.plugin_name(), folder, family=cls.family, tie=cls.tie, judge=cls.judge, registry=cls.registry())
         yield bench
         bench.close()
+        names = replaced()  # by now the engine's own modules are loaded
+        if names:
+            pytest.fail(complaint(names), pytrace=False)
 
     @pytest.fixture
     def bench(self, shared_bench: EngineBench) -> EngineBench:
@@ -224,6 +228,7 @@ class EngineConformance(Conformance, kit=True):
     @promise("generate")
     def test_draws_follow_the_tempered_distribution(self, bench: EngineBench) -> None:
         """First tokens of 600 draws at temperature 0.5 lie within five standard deviations of the distribution"""
+        bench.sync(bench.sharpened())
         requests = requests_of([bench.short], logprobs=False)
         drawn = bench.engine.generate(requests, SamplingParams(temperature=0.5, n=600, max_new_tokens=1))[0]
         counts = torch.zeros(bench.judge.vocab_size, dtype=torch.float64)

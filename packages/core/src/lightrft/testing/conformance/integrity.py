@@ -24,6 +24,8 @@ GUARDED = (
 )
 """The kit, and the side of the contracts that is core's and not the plugin's."""
 
+REPLACED = "replaced while the kit ran"
+
 _seen: dict[str, object] = {}
 
 
@@ -44,7 +46,7 @@ def replaced() -> list[str]:
 def complaint(names: list[str]) -> str:
     """For the author of whatever did that."""
     return (
-        f"replaced while the kit ran: {', '.join(names[:5])} ({len(names)} in all). A plugin overrides hooks of its own; a kit that "
+        f"{REPLACED}: {', '.join(names[:5])} ({len(names)} in all). A plugin overrides hooks of its own; a kit that "
         "was changed proves nothing"
     )
 

@@ -6,13 +6,14 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from lightrft.plugins.specs import Capability
-from lightrft.strategy.strategy_base import Optimizer
+from lightrft.strategy.strategy_base import Optimizer, StepResult
 from lightrft.strategy.weight_files import WeightFiles
 from lightrft.testing.mutants.mutant import mutant
 from lightrft.testing.sharded_strategy import ShardedStrategy
@@ -33,7 +34,7 @@ class MeanOfMeans(ShardedStrategy):
         return super()._reduced(gradient) / self.world.world_size
 
 
-@mutant("sharded", "gradients are not reduced", test=OVER_RANKS, words="the gradient of a token")
+@mutant("sharded", "gradients are not reduced", test=OVER_RANKS, words="and two on the last is 0.3333")
 class NotReduced(ShardedStrategy):
     def _reduced(self, gradient: torch.Tensor) -> torch.Tensor:
         return gradient
@@ -46,13 +47,13 @@ class NormOfTheShard(ShardedStrategy):
 
 
 @mutant(
-    "sharded", "a step with NaN on one rank only", test="a_norm_that_is_not_finite_skips_the_step_on_all_ranks",
+    "sharded", "with NaN one rank says that it stepped", test="a_norm_that_is_not_finite_skips_the_step_on_all_ranks",
     words="was not skipped here (rank 0)",
 )  # fmt: skip
 class SkipsOnOneRank(ShardedStrategy):
-    def _norm(self, parts: list[torch.Tensor]) -> float:
-        norm = super()._norm(parts)
-        return norm if self.world.rank or math.isfinite(norm) else 1.0
+    def _step(self, optimizer: Optimizer, model: Module, max_norm: float) -> StepResult:
+        result = super()._step(optimizer, model, max_norm)
+        return result if self.world.rank else replace(result, skipped=False)
 
 
 @mutant(

@@ -1,0 +1,123 @@
+"""Does `lightrft conformance` give a verdict on an installed plugin, and none where it would be worth nothing?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lightrft.cli import conformance
+from lightrft.cli.conformance import run_conformance
+from lightrft.errors import PluginNotInstalledError, UserError
+from lightrft.testing.conformance import EngineConformance, KitError
+from lightrft.testing.mutants.mutant import MUTANTS, mutant_registry
+
+PLUGIN = """
+from lightrft.plugins import Capability, EngineSpec, hookimpl
+
+@hookimpl
+def lightrft_plugins():
+    return [EngineSpec(name="planted", target="planted_engine:Planted", capabilities=frozenset({capabilities}))]
+"""
+ENGINE = """
+from lightrft.engine.hf import HFEngine
+
+class Planted(HFEngine):
+    pass
+"""
+ALL = "{Capability.LOGPROBS, Capability.SEED, Capability.SLEEP_1, Capability.SLEEP_2, Capability.MIN_P, Capability.MIN_NEW_TOKENS}"
+
+
+class Plant:
+    def __init__(self, site: Path) -> None:
+        self.site = site
+
+    def __call__(self, engine: str = "", *, capabilities: str = ALL) -> None:
+        info = self.site / "planted-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: planted\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("[lightrft.plugins]\nplanted = planted_plugin\n")
+        (self.site / "planted_plugin.py").write_text(PLUGIN.replace("{capabilities}", capabilities))
+        (self.site / "planted_engine.py").write_text(ENGINE + engine)
+
+
+@pytest.fixture
+def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plant]:
+    """plant(source) installs an engine `planted`: hf, with these lines beside it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield Plant(tmp_path)
+    for name in ("planted_plugin", "planted_engine"):
+        sys.modules.pop(name, None)
+
+
+def test_a_good_engine_keeps_its_promises_and_a_row_says_so_for_each() -> None:
+    report = run_conformance("engine", "hf", ranks=None)
+    assert report["ok"] and report["counts"]["failed"] == 0 and report["counts"]["passed"] > 30
+    refused = [row["name"] for row in report["promises"] if row["state"] == "refused"]
+    assert refused == ["test_what_is_not_declared_is_refused[mem_util]", "test_what_is_not_declared_is_refused[multimodal]"]
+    assert all(row["method"] and row["text"] for row in report["promises"])
+    assert report["plugin"]["provider"].startswith("lightrft ") and "torch" in report["environment"]
+
+
+def test_a_broken_promise_is_told_in_the_words_of_the_kit(plant: Plant) -> None:
+    plant("    def update_weights(self, buckets, *, version):\n        super().update_weights(buckets, version=version - 1)\n")
+    report = run_conformance("engine", "planted", ranks=None)
+    assert not report["ok"]
+    messages = [row["message"] for row in report["promises"] if row["state"] == "failed"]
+    assert any("completions carry the weight version" in message for message in messages)
+
+
+def test_a_plugin_that_declares_nothing_gets_no_verdict(plant: Plant) -> None:
+    plant(capabilities="set()")
+    with pytest.raises(UserError, match="engine 'planted' declares no capability"):
+        run_conformance("engine", "planted", ranks=None)
+
+
+def test_a_plugin_that_changes_the_kit_gets_no_verdict(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightrft.testing import engine_bench
+
+    monkeypatch.setattr(engine_bench, "greedy_tokens", engine_bench.greedy_tokens)  # put back afterwards
+    plant("\nimport lightrft.testing.engine_bench\nlightrft.testing.engine_bench.greedy_tokens = lambda *_, **__: []\n")
+    with pytest.raises(UserError, match=r"replaced while the kit ran: lightrft\.testing\.engine_bench\.greedy_tokens"):
+        run_conformance("engine", "planted", ranks=None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "ranks", "words"),
+    [
+        ("strategy", "single", 2, "does not declare 'multi_rank'"),
+        ("engine", "hf", 2, "an engine is tested alone"),
+    ],
+)
+def test_ranks_that_a_plugin_does_not_have_are_refused(kind: str, name: str, ranks: int, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        run_conformance(kind, name, ranks=ranks)
+
+
+def test_what_is_not_installed_and_a_missing_pytest_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(PluginNotInstalledError, match="nosuch"):
+        run_conformance("engine", "nosuch", ranks=None)
+    monkeypatch.setattr(conformance, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'lightrft\[testing\]'"):
+        run_conformance("engine", "hf", ranks=None)
+
+
+def test_a_class_that_overrides_a_promise_or_names_nothing_is_no_test() -> None:
+    with pytest.raises(KitError, match="overrides test_no_requests_give_no_outputs of the kit"):
+        type("TestMine", (EngineConformance,), {"engine_name": "hf", "test_no_requests_give_no_outputs": lambda self: None})
+    with pytest.raises(KitError, match="names no plugin: nothing would be tested"):
+        type("TestMine", (EngineConformance,), {}).spec()
+
+
+def test_every_mutant_names_a_test_that_there_is() -> None:
+    from lightrft.testing.conformance import promises
+
+    mutant_registry()
+    known = {(p.kind, p.test.rpartition("::")[2]) for p in promises()} | {
+        ("engine", p.test.rpartition("::")[2]) for p in promises() if p.test.startswith("Conformance::")
+    }
+    assert len(MUTANTS) >= 60
+    assert [m.name for m in MUTANTS.values() if (m.kind, m.test) not in known] == []
+    assert all(m.words and m.fault for m in MUTANTS.values())

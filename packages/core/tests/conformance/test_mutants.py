@@ -1,0 +1,27 @@
+"""Does the kit kill a sample of the mutants by the tests that are named for them? `make mutants` runs all of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightrft.testing.mutants.mutant import mutant_registry
+from lightrft.testing.mutants.run import good_enough, run_mutants
+
+SAMPLE = ["StaleWeights", "SamplesInterleaved", "StopOnLength", "GeneratesAsleep", "LogprobsShifted", "DoubleDivision"]
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_it_is_killed_by_the_test_that_is_named_for_it(name: str) -> None:
+    mutant_registry()
+    [row] = run_mutants([name])
+    assert row.killed and row.by_name, f"{name} ({row.mutant.fault}): {row.mutant.test} said {row.message!r}; {row.others} failed, too"
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_named_within_the_time_out() -> None:
+    [row] = run_mutants(["OneRankHangs"])
+    assert row.by_name and "in report_memory" in row.message
+
+
+def test_a_table_without_rows_or_with_a_survivor_is_not_good_enough() -> None:
+    assert not good_enough([])
