@@ -141,9 +141,10 @@ def _lost(folder: Path, check: str, on_ranks: list[Outcome | None], died: str, t
     came = [f"rank {rank}: {o.kind}{': ' + o.text if o.text else ''}" for rank, o in enumerate(on_ranks) if o is not None]
     stacks = {rank: path.read_text() for rank in late if (path := folder / f"{check}.{rank}.stack").exists()}
     hung = [rank for rank in late if "Timeout" in stacks.get(rank, "")]
+    dead = [rank for rank in late if rank not in hung and f"rank {rank} ended with exit code" in died]
     where = "".join(f"\nrank {rank} was in:\n{text}" for rank, text in stacks.items() if text)
-    named = ", ".join(map(str, hung or late))
-    if hung or came:
+    named = ", ".join(map(str, dead or hung or late))
+    if not dead and (hung or came):
         head = f"rank {named} of {len(on_ranks)} hangs: it did not come back from {check} within {timeout_s:g} s"
         others = f"; the others did: {'; '.join(came)}" if came else "; no rank did"
         return f"{head}{others}{where or chr(10) + died}"
