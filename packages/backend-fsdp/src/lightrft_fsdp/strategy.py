@@ -18,7 +18,7 @@ from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import StrategySpec
 from lightrft.strategy.shard_export import export_sharded
 from lightrft.strategy.shard_load import fill_shards
-from lightrft.strategy.sharding import Meshes, reshard, shard, shard_frozen
+from lightrft.strategy.sharding import Kept, Meshes, reshard, shard, shard_frozen
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StepResult, StrategyBase
 from lightrft.strategy.weight_files import WeightFiles
 from lightrft_fsdp import offload, state
@@ -50,8 +50,9 @@ class FSDPV2Strategy(StrategyBase):
     def _prepare_trainable(
         self, model: torch.nn.Module, settings: AdamWSettings, weights: WeightFiles | None
     ) -> tuple[torch.nn.Module, Optimizer]:
-        keep = not self.config.fsdp_reshard_after_forward
-        model = shard(model.float(), mesh=self._meshes.of(self.world.world_size), bf16=self.config.bf16, keep_for_backward=keep)
+        mesh = self._meshes.of(self.world.world_size)
+        kept: Kept = "root" if self.config.fsdp_reshard_after_forward else "all"
+        model = shard(model.float(), mesh=mesh, bf16=self.config.bf16, keep_for_backward=kept)
         if weights is not None:
             fill_shards(model, weights, device=self.world.device)
         if self.config.use_mp_opt:

@@ -6,6 +6,8 @@ Along dimension 0. Here and not in a backend, because frozen models are sharded 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import nn
@@ -14,6 +16,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from lightrft.distributed.world import World
 from lightrft.errors import ModelError
+
+Kept = Literal["nothing", "root", "all"]
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
@@ -36,12 +40,13 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
     )
 
 
-def shard(model: nn.Module, *, mesh: DeviceMesh, bf16: bool, keep_for_backward: bool = False) -> nn.Module:
+def shard(model: nn.Module, *, mesh: DeviceMesh, bf16: bool, keep_for_backward: Kept = "nothing") -> nn.Module:
     """Shards in place over a 1-d mesh and moves to its device; gradients are summed, in float32.
 
     Everything is resharded after each forward, the root included: a root left whole would hold memory while the engine generates, and a
-    later forward would see weights from before a step. `keep_for_backward` excepts passes with gradients, whose backward then gathers
-    nothing, and reshards; call `reshard` where such a pass may have had no backward.
+    later forward would see weights from before a step. `keep_for_backward` excepts passes with gradients, whose backward then does not
+    gather it again ("root": what no block holds, the head among it, which it needs first), and reshards; call `reshard` where such a pass
+    may have had no backward.
     """
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else MixedPrecisionPolicy()
     for block in reversed(find_blocks(model)):  # an inner block before the one around it
@@ -50,8 +55,8 @@ def shard(model: nn.Module, *, mesh: DeviceMesh, bf16: bool, keep_for_backward: 
     for module in sharded_modules(model):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # gloo has no reduction that divides
-    if keep_for_backward:
-        model.register_forward_pre_hook(_choose_reshard)
+    if keep_for_backward != "nothing":
+        model.register_forward_pre_hook(partial(_choose_reshard, blocks=keep_for_backward == "all"))
     return model
 
 
@@ -61,9 +66,9 @@ def reshard(model: nn.Module) -> None:
         module.reshard()
 
 
-def _choose_reshard(model: nn.Module, _inputs: object) -> None:
+def _choose_reshard(model: nn.Module, _inputs: object, *, blocks: bool) -> None:
     assert isinstance(model, FSDPModule)
-    model.set_reshard_after_forward(not torch.is_grad_enabled())
+    model.set_reshard_after_forward(not torch.is_grad_enabled(), recurse=blocks)
 
 
 def shard_frozen(model: nn.Module, *, mesh: DeviceMesh, bf16: bool) -> nn.Module:
