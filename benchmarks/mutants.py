@@ -7,7 +7,7 @@ import json
 import sys
 import time
 
-from lightrft.testing.mutants.mutant import MUTANTS, mutant_registry
+from lightrft.testing.mutants.mutant import BASES, MUTANTS, mutant_registry
 from lightrft.testing.mutants.run import Row, good_enough, run_mutants
 
 WIDTHS = (26, 15, 8, 62)
@@ -18,13 +18,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", default=[], metavar="MUTANT")
     parser.add_argument("--base", nargs="+", default=[], metavar="NAME", help="fake engine, hf, fake strategy, single, sharded")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="so many mutants at a time, each in a process of its own")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error(f"--jobs {args.jobs}: at least 1 mutant has to run at a time")
     mutant_registry()
+    unknown = [f"--only {name}" for name in args.only if name not in MUTANTS]
+    unknown += [f"--base {name!r}" for name in args.base if name not in BASES]
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: no such mutant or base; bases: {', '.join(map(repr, BASES))}")
     names = [m.name for m in MUTANTS.values() if (not args.only or m.name in args.only) and (not args.base or m.base in args.base)]
     _print("mutant", "of", "killed", "by test", "message")
     start = time.monotonic()
-    rows = run_mutants(names, told=_show)
+    rows = run_mutants(names, jobs=args.jobs, told=_show)
     killed, by_name = sum(row.killed for row in rows), sum(row.by_name for row in rows)
     seconds = time.monotonic() - start
     print(f"{len(rows)} mutants, {killed} killed, {by_name} by the named test, {seconds:.0f} s")

@@ -17,6 +17,7 @@ from lightrft.engine.base import InferenceEngine
 from lightrft.plugins import API_VERSION, OLDEST_API, Capability
 from lightrft.plugins.builtin import lightrft_plugins
 from lightrft.plugins.specs import SPEC_TYPES
+from lightrft.strategy.hooks import StrategyHooks
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.testing.conformance import EngineConformance, Promise, StrategyConformance, promises
 from lightrft.testing.conformance.promise import CHECKS
@@ -54,8 +55,7 @@ def engine_promises() -> list[str]:
 
 
 def strategy_hooks() -> list[str]:
-    section = inspect.getsource(StrategyBase).partition("# ---- hooks")[2].partition("# ---- ")[0]
-    hooks = [(name, vars(StrategyBase)[name]) for name in re.findall(r"^    def (_\w+)", section, re.MULTILINE)]
+    hooks = [(name, member) for name, member in vars(StrategyHooks).items() if isinstance(member, FunctionType)]
     return table(
         ("hook", "", "what it is given, and what it has to do"),
         [(code(name), "has to be written" if is_abstract(member) else "has a default", whole(member)) for name, member in hooks],
@@ -63,10 +63,10 @@ def strategy_hooks() -> list[str]:
 
 
 def engine_methods() -> list[str]:
-    members = [(name, member) for name, member in vars(InferenceEngine).items() if not name.startswith("_")]
+    methods = [(name, member) for name, member in vars(InferenceEngine).items() if not name.startswith("_")]
     return table(
         ("method", "", "what it does"),
-        [(code(name), "has to be written" if is_abstract(member) else "has a default", first_line(member)) for name, member in members],
+        [(code(name), "has to be written" if is_abstract(member) else "has a default", first_line(member)) for name, member in methods],
     )
 
 
@@ -87,13 +87,13 @@ TABLES: dict[str, Callable[[], list[str]]] = {
 
 def promised(kind: str, contract: type) -> list[str]:
     """Every promise of a contract, in the order of its methods; then the methods that the kit calls on the way, from their docstrings."""
-    order = [name for name, member in vars(contract).items() if not name.startswith("_") and is_part(member)]
+    order = [name for name, member in members(contract).items() if not name.startswith("_") and is_part(member)]
     asked = sorted((p for p in promises() if p.kind == kind), key=lambda p: order.index(p.method) if p.method in order else -1)
     rows = [(code(p.method), sentence(p), test_of(p)) for p in asked]
     for name in order:
         if name not in {p.method for p in asked}:
             callers = [test_of(p) for p in asked if re.search(rf"\.{name}\b", inspect.getsource(asking(p)))]
-            rows.append((code(name), first_line(vars(contract)[name]), "<br>".join(callers[:3])))
+            rows.append((code(name), first_line(members(contract)[name]), "<br>".join(callers[:3])))
     return table(("method", "promise", "test"), rows)
 
 
@@ -106,6 +106,14 @@ def asking(promise: Promise) -> Callable[..., object]:
         if found
         else getattr({c.__name__: c for c in (StrategyConformance, EngineConformance, *StrategyConformance.__mro__)}[kit], name)
     )
+
+
+def members(contract: type) -> dict[str, object]:
+    """Its own and those of its parts, each as the first class of its order has it."""
+    found: dict[str, object] = {}
+    for part in (part for part in contract.__mro__ if part.__module__.startswith("lightrft.")):
+        found |= {name: member for name, member in vars(part).items() if name not in found}
+    return found
 
 
 def is_part(member: object) -> bool:

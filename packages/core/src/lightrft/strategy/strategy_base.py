@@ -2,69 +2,34 @@
 
 from __future__ import annotations
 
-import argparse
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import torch
 
-from lightrft.config.load import as_config
 from lightrft.config.schema import Config
 from lightrft.distributed import collectives
 from lightrft.distributed.buckets import WeightBucket, tied_names
 from lightrft.distributed.memory import memory_report
-from lightrft.distributed.world import World
-from lightrft.engine.base import InferenceEngine
-from lightrft.engine.controller import RolloutController
-from lightrft.engine.setup import make_controller
 from lightrft.errors import CapabilityError, StrategyStateError
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, StrategySpec
 from lightrft.strategy import checkpoint, hf_folder
 from lightrft.strategy.adapters import adapters_of, is_adapter, merged, plain_name
+from lightrft.strategy.engine_side import EngineSide
+from lightrft.strategy.hooks import AdamWSettings, Optimizer, StepResult, StrategyHooks
 from lightrft.strategy.recompute import recompute_activations
 from lightrft.strategy.weight_files import WeightFiles
-from lightrft.types import EngineStatus, RequestOutput
 
-Optimizer = torch.optim.Optimizer
+__all__ = ["AdamWSettings", "Optimizer", "Scheduler", "StepResult", "StrategyBase"]
+
 Scheduler = torch.optim.lr_scheduler.LRScheduler
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdamWSettings:
-    """The optimizer that `prepare_trainable` makes (decoupled weight decay, Loshchilov & Hutter 2019, on every trained parameter)."""
-
-    learning_rate: float
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-
-    def over(self, model: torch.nn.Module, *, foreach: bool | None = None) -> torch.optim.AdamW:
-        """torch's AdamW over the parameters of `model` that require gradients."""
-        return torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad],
-            lr=self.learning_rate,
-            betas=self.betas,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            foreach=foreach,
-        )
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step did: the global gradient norm before clipping (the same on every rank), and whether the step was skipped."""
-
-    grad_norm: float
-    skipped: bool
-
-
-class StrategyBase(ABC):
+class StrategyBase(StrategyHooks, EngineSide):
     """A training backend and, composed into it, the controller of a colocated inference engine.
 
     Built by `get_strategy`. Unless a method says otherwise it is *collective*: every rank calls it, in the same order.
@@ -74,9 +39,6 @@ class StrategyBase(ABC):
     micro-batches and ranks, so it does not depend on how the batch was cut.
     """
 
-    needs_process_group: ClassVar[bool] = False
-    """Whether the backend needs a process group even for one rank."""
-
     def __init__(self, config: Config, *, spec: StrategySpec, registry: Registry) -> None:
         self.config = config
         self.spec = spec
@@ -85,7 +47,6 @@ class StrategyBase(ABC):
         self.skipped_steps: dict[str, int] = {}
         self._offloaded: set[int] = set()
         self._unfinished: WeakSet[torch.nn.Module] = WeakSet()
-        self._controller: RolloutController | None = None
 
     # ---- ranks ---------------------------------------------------------------------------------------------------------------------------
 
@@ -310,218 +271,12 @@ class StrategyBase(ABC):
             return self._export_weights(model, dtype, max_bytes)
         return merged(self._export_weights(model, None, max_bytes), adapters, dtype=dtype, max_bytes=max_bytes)
 
-    # ---- the inference engine ------------------------------------------------------------------------------------------------------------
-
-    def setup_inference_engine(
-        self, args: Config | argparse.Namespace, engine_type: str | None = None, *, model_path: str | None = None
-    ) -> None:
-        """Builds this rank's share of the engine, awake, with the weights of `model_path` (default: `args.model_name_or_path`) as version
-        0.
-
-        `engine_type` overrides `args.engine_type`.
-
-        Raises:
-            ConfigError: the engine is unknown, not installed, or cannot do what the settings ask.
-        """
-        if self._controller is not None:
-            raise StrategyStateError("setup_inference_engine was called before; a strategy has one engine")
-        config = as_config(args)
-        if engine_type is not None:
-            config = config.model_copy(update={"engine_type": engine_type})
-        self._controller = make_controller(config, registry=self.registry, world=self.world, model_path=model_path)
-
-    @property
-    def inference_engine(self) -> InferenceEngine | None:
-        """This rank's engine object; None on ranks that another rank's engine serves. Not collective."""
-        return self._engine().engine
-
-    @property
-    def inference_engine_status(self) -> EngineStatus:
-        """Where the engine's memory is. Not collective."""
-        return self._engine().status
-
-    @property
-    def engine_group(self) -> Any:
-        """The process group of the ranks that share this engine (None: one rank). Not collective."""
-        return self._engine().group.group
-
-    @property
-    def weight_version(self) -> int:
-        """Number of weight updates so far; every completion carries the number that it was sampled at. Not collective."""
-        return self._engine().version
-
-    @property
-    def engine_calls(self) -> int:
-        """Number of generations so far, from which the seeds of the next follow. Not collective."""
-        return self._engine().calls
-
-    def restore_engine(self, *, weight_version: int, calls: int) -> None:
-        """Goes on counting where a run was saved. An update of the weights has to follow before anything is generated. Not collective."""
-        self._engine().restore(version=weight_version, calls=calls)
-
-    def gather_and_generate(
-        self,
-        sampling_params: Any,
-        all_prompt_token_ids: Sequence[Sequence[int]] | None = None,
-        all_prompts: Sequence[str] | None = None,
-        all_images: Sequence[Any] | None = None,
-        images_num: Sequence[int] | None = None,
-        sleep_engine: bool = True,
-        *,
-        logprobs: Sequence[bool] | bool = False,
-        on_finished: Callable[[int, RequestOutput], None] | None = None,
-    ) -> list[RequestOutput]:
-        """Generates for this rank's prompts through its group's engine; outputs in the order of the prompts, n completions each.
-
-        `sampling_params`: our SamplingParams, a mapping of its fields, or what the engine's `read_sampling` takes beside them. Ranks may
-        bring different numbers of prompts, or none. `logprobs` asks for sampled-token log-probs, for all prompts or one by one.
-        Wakes the engine before and, with `sleep_engine`, puts it to sleep after.
-
-        `on_finished(i, output)` is called, in this thread, for prompts of this rank that have ended while others still generate: on ranks
-        that hold an engine, where the engine says so, in any order. It has to return at once.
-        """
-        controller = self._engine()
-        return controller.gather_and_generate(
-            controller.read_sampling(sampling_params),
-            prompt_token_ids=all_prompt_token_ids,
-            prompts=all_prompts,
-            images=all_images,
-            images_num=images_num,
-            sleep_engine=sleep_engine,
-            logprobs=logprobs,
-            on_finished=on_finished,
-        )
-
-    def update_engine_weights(self, actor: torch.nn.Module) -> None:
-        """Gives the engine the actor's weights, raises `weight_version`, and resets the engine's caches.
-
-        Raises:
-            WeightSyncError: they do not fit the engine's model (nothing was sent), or it refused them, or does not hold them afterwards; on
-                all ranks together.
-        """
-        controller = self._engine()
-        controller.update_weights(self.export_weights(actor, dtype=controller.dtype), shapes=self._exported_shapes(actor))
-
-    def differing_engine_weights(self, actor: torch.nn.Module, *, rounded_to: torch.dtype | None = None) -> list[str] | None:
-        """The names of the engine's tensors that are not bitwise the actor's, alike on every rank; None where the engine gives no sums.
-
-        `rounded_to` asks for the actor as it would be after a cast to that dtype and back.
-        """
-        controller = self._engine()
-        buckets = self.export_weights(actor, dtype=rounded_to or controller.dtype)
-        return controller.differing_weights([replace(w, tensor=w.tensor.to(controller.dtype)) for w in bucket] for bucket in buckets)
-
-    def reset_engine_cache(self) -> None:
-        """The engine forgets what it computed before; a sync does this by itself."""
-        self._engine().reset_cache()
-
-    @property
-    def engine_dtype(self) -> torch.dtype:
-        """The dtype in which the engine is given the weights. Not collective."""
-        return self._engine().dtype
-
-    @property
-    def engine_gives_sums(self) -> bool:
-        """Whether syncs can be proved by checksums of the engine's own tensors. Not collective."""
-        return self._engine().gives_sums
-
-    def wakeup_inference_engine(self) -> None:
-        """Makes the engine ready to generate. Idempotent."""
-        self._engine().wake_up()
-
-    def maybe_sleep_inference_engine(self) -> None:
-        """Puts the engine to sleep where `enable_engine_sleep` says so and the engine can. Idempotent."""
-        self._engine().maybe_sleep()
-
-    def shutdown_inference_engine(self) -> None:
-        """Ends this rank's share of the engine; its ranks train on. Idempotent. Not collective."""
-        if self._controller is not None:
-            self._controller.shutdown()
-            self._controller = None
-
     def shutdown(self) -> None:
         """Ends the engine and then the process group. Idempotent."""
         self.shutdown_inference_engine()
         self._leave_world()
 
-    # ---- hooks: what a backend writes ----------------------------------------------------------------------------------------------------
-
-    def _join_world(self) -> World:
-        """Joins the ranks; override for a backend that starts the process group itself."""
-        return World.join(need_group=self.needs_process_group)
-
-    def _leave_world(self) -> None:
-        """The reverse, idempotent; override for a backend that keeps groups of its own."""
-        self.world.leave()
-
-    @abstractmethod
-    def _prepare_frozen(self, model: torch.nn.Module, shard_size: int | None, weights: WeightFiles | None) -> torch.nn.Module:
-        """Returns the model ready for forward passes, on the device. `model` is in eval mode without gradients; `shard_size` divides the
-        world.
-
-        With `weights` its parameters are on the meta device; `weights.fill(model)` is the plain way to give it all of them.
-        """
-
-    @abstractmethod
-    def _prepare_trainable(
-        self, model: torch.nn.Module, settings: AdamWSettings, weights: WeightFiles | None
-    ) -> tuple[torch.nn.Module, Optimizer]:
-        """Returns the model that is trained, and `settings` as an optimizer over those of its parameters that require gradients.
-
-        `model` is in eval mode (no dropout) and has such parameters; `weights` as in `_prepare_frozen`. What is returned is what the other
-        hooks are given.
-        """
-
-    @abstractmethod
-    def _backward(self, loss: torch.Tensor, model: torch.nn.Module, optimizer: Optimizer, final: bool) -> None:
-        """Adds the gradient of `loss`, a scalar, this rank's share: gradients are summed over micro-batches and ranks, not averaged.
-
-        `final` says that no micro-batch follows before the step; every rank makes the same number of calls.
-        """
-
-    @abstractmethod
-    def _step(self, optimizer: Optimizer, model: torch.nn.Module, max_norm: float) -> StepResult:
-        """Clips the norm over this model and all ranks (`max_norm` 0: not at all), steps, clears the gradients.
-
-        A norm that is not finite skips the step on all ranks alike. The result has the norm before clipping.
-        """
-
-    @abstractmethod
-    def _export_weights(self, model: torch.nn.Module, dtype: torch.dtype | None, max_bytes: int) -> Iterator[WeightBucket]:
-        """Yields every parameter, whole, as buckets of at most `max_bytes` (`in_buckets`), cast to `dtype` before it is gathered (None: its
-        own). Collective; a tied parameter once, with all its names (`tied_names`).
-        """
-
-    @abstractmethod
-    def _save_state(self, folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
-        """Writes model and optimizer into an existing empty folder that all ranks see. Collective."""
-
-    @abstractmethod
-    def _load_state(self, folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
-        """The reverse. Collective. The parameters' names were compared before."""
-
-    def _describe(self) -> dict[str, Any]:
-        """Override where the backend has settings of its own."""
-        return {}
-
-    def _unwrap(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Override where `prepare_*` returns a wrapper."""
-        return model
-
-    def _shapes(self, model: torch.nn.Module) -> dict[str, list[int]]:
-        """Names and full shapes of the parameters. Override where a sharded parameter does not know its full shape."""
-        return {name: list(p.shape) for name, p in model.named_parameters()}
-
-    def _move_optimizer_state(self, optimizer: Optimizer, to: Literal["cpu", "device"]) -> None:
-        """Override together with the capability `optimizer_offload`."""
-        raise AssertionError(f"{type(self).__name__} declares optimizer_offload and does not move optimizer state")
-
-    # ---- guards and parts ----------------------------------------------------------------------------------------------------------------
-
-    def _engine(self) -> RolloutController:
-        if self._controller is None:
-            raise StrategyStateError("no inference engine; call setup_inference_engine first")
-        return self._controller
+    # ---- guards and parts ---------------------------------------------------------------------------------------------------------------
 
     def _require(self, capability: Capability, asked: str) -> None:
         if capability not in self.spec.capabilities:

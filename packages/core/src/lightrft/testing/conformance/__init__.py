@@ -17,7 +17,8 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.register_assert_rewrite("lightrft.testing.conformance.engine")
+PARTS = ("engine", "engine_kit", "engine_draws", "engine_ends", "engine_syncs", "engine_states")
+pytest.register_assert_rewrite(*(f"lightrft.testing.conformance.{part}" for part in PARTS))
 
 from lightrft.testing.conformance.base import Conformance, KitError  # noqa: E402  # after the rewriting of their assertions is asked for
 from lightrft.testing.conformance.engine import EngineConformance  # noqa: E402
@@ -31,8 +32,8 @@ __all__ = ["EngineConformance", "KitError", "Promise", "StrategyConformance", "p
 def promises() -> Iterator[Promise]:
     """Every promise that the kit asks for: contract method, promise, test, and the capability that it belongs to."""
     yield from promises_of(Conformance, kind="strategy")
-    yield from promises_of(StrategyConformance, kind="strategy")
-    yield from promises_of(EngineConformance, kind="engine")
+    yield from promises_of(StrategyConformance, kind="strategy", beyond=Conformance)
+    yield from promises_of(EngineConformance, kind="engine", beyond=Conformance)
 
 
 remember()

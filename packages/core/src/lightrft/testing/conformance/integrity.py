@@ -10,6 +10,8 @@ from typing import Any
 GUARDED = (
     "lightrft.testing.",
     "lightrft.strategy.strategy_base",
+    "lightrft.strategy.engine_side",
+    "lightrft.strategy.hooks",
     "lightrft.strategy.checkpoint",
     "lightrft.strategy.hf_folder",
     "lightrft.strategy.factory",

@@ -79,12 +79,13 @@ def promise(method: str, *, needs: Capability | None = None) -> Callable[[F], F]
     return mark
 
 
-def promises_of(kit: type, *, kind: Literal["strategy", "engine"]) -> Iterator[Promise]:
-    """Those of a class of tests, in its order."""
-    for name, test in vars(kit).items():
-        if name.startswith("test_"):
-            method, needs = getattr(test, MARK)
-            yield Promise(kind, method, _text(test, name.removeprefix("test_")), f"{kit.__name__}::{name}", needs)
+def promises_of(kit: type, *, kind: Literal["strategy", "engine"], beyond: type = object) -> Iterator[Promise]:
+    """Those of a class of tests and of its bases that are not `beyond`'s, in the order of the classes."""
+    for part in (part for part in kit.__mro__ if part not in beyond.__mro__):
+        for name, test in vars(part).items():
+            if name.startswith("test_"):
+                method, needs = getattr(test, MARK)
+                yield Promise(kind, method, _text(test, name.removeprefix("test_")), f"{kit.__name__}::{name}", needs)
 
 
 def _text(function: Callable[..., Any], name: str) -> str:

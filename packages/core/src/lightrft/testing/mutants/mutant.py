@@ -75,6 +75,14 @@ def mutant(
 
 def mutant_registry() -> Registry:
     """What core brings, the fakes, and every mutant."""
-    from lightrft.testing.mutants import engines, ranks, strategies  # noqa: F401  # registered by import
+    from lightrft.testing.mutants import (  # noqa: F401  # registered by import
+        engine_draws,
+        engine_states,
+        engine_weights,
+        ranks,
+        strategy_models,
+        strategy_saving,
+        strategy_update,
+    )
 
     return fake_registry(*(mutant.spec for mutant in MUTANTS.values()))

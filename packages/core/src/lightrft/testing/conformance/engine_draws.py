@@ -1,0 +1,182 @@
+"""Is what an engine draws what the model would draw: the right tokens, of the right weights, in the right order, with their log-probs?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from lightrft.engine.progress import nobody_waits, unwatched
+from lightrft.plugins.specs import Capability
+from lightrft.testing.conformance.engine_kit import EngineKit, Record, tokens
+from lightrft.testing.conformance.promise import promise
+from lightrft.testing.engine_bench import GREEDY, EngineBench, requests_of
+from lightrft.types import RequestOutput, SamplingParams
+
+FP32_ERROR = 1e-5
+"""Of log-probs against transformers on the CPU."""
+
+
+class Draws(EngineKit, kit=True):
+    """What is drawn."""
+
+    @promise("generate")
+    def test_greedy_tokens_are_those_of_the_model_before_and_after_each_sync(self, bench: EngineBench) -> None:
+        """Version 0 is the folder's weights; after `update_weights` no token comes from older ones"""
+        bench.restart()
+        for index in (None, 1, 2, 0):
+            if index is not None:
+                bench.sync(bench.models[index])
+            for prompt, output in zip(
+                bench.prompts, bench.engine.generate(requests_of(bench.prompts, logprobs=False), GREEDY), strict=True
+            ):
+                found, expected = list(output.completions[0].token_ids), bench.greedy(prompt)
+                old = "; these are those of the weights before: stale weights" if found == bench.greedy_before(prompt) else ""
+                assert found == expected, f"after sync {bench.version} greedy tokens are {found}, of the synced weights {expected}{old}"
+
+    @promise("reset_cache")
+    def test_nothing_computed_with_older_weights_is_used_again(self, bench: EngineBench) -> None:
+        """Prompts longer than a block of any cache, asked again after a sync and `reset_cache`: the answer is that of the new weights"""
+        for model in (bench.models[1], bench.models[2]):
+            bench.sync(model)
+            for _ in range(2):
+                outputs = bench.engine.generate(requests_of([bench.long, bench.long], logprobs=False), GREEDY)
+                found = tokens(outputs)
+                expected = [[bench.greedy(bench.long)]] * 2
+                assert found == expected, (
+                    f"a prompt asked before answers {found[0][0]} after sync {bench.version}, not {expected[0][0]}: stale cache"
+                )
+
+    @promise("generate", needs=Capability.LOGPROBS)
+    def test_logprobs_are_untempered_unfiltered_and_only_where_asked(self, bench: EngineBench, record_property: Record) -> None:
+        """Natural logs of the model's own distribution, one for each token, whatever the temperature and filters"""
+        if not self._declared(bench, Capability.LOGPROBS, record_property):
+            return
+        asked = [True, False, True]
+        sampling = SamplingParams(temperature=0.7, top_p=0.9, n=2, max_new_tokens=6)
+        outputs = bench.engine.generate(requests_of(bench.prompts, logprobs=asked), sampling)
+        given = [[c.logprobs is not None for c in o.completions] for o in outputs]
+        assert given == [[a, a] for a in asked], f"log-probs were asked for prompts {asked}, completions have them: {given}"
+        for output in outputs:
+            for completion in output.completions:
+                if completion.logprobs is not None:
+                    bench.judge_logprobs(output, completion, sampling, bound=FP32_ERROR)
+
+    @promise("generate")
+    def test_outputs_answer_the_requests_in_order(self, bench: EngineBench) -> None:
+        """One output for each request, in the order of the requests, with its id and its prompt, and the tokens that belong to it"""
+        requests = [replace(r, id=7 + 3 * r.id) for r in requests_of([[3 + i % 11, 4, 5 + i // 11] for i in range(12)], logprobs=False)]
+        outputs = bench.engine.generate(requests, GREEDY)
+        found = [(o.id, list(o.prompt_token_ids)) for o in outputs]
+        expected = [(r.id, list(r.prompt_token_ids)) for r in requests]
+        assert found == expected, (
+            f"outputs are of the requests {[i for i, _ in found]}, asked were {[i for i, _ in expected]} in that order"
+        )
+        mixed = [o.id for o in outputs if list(o.completions[0].token_ids) != bench.greedy(o.prompt_token_ids)]
+        assert not mixed, f"the completions of requests {mixed} answer other prompts: outputs were reordered"
+
+    @promise("generate")
+    def test_n_completions_belong_to_their_prompt_and_differ(self, bench: EngineBench) -> None:
+        """`sampling.n` completions each, different draws, in the order of their sample index; none of another prompt"""
+        requests = requests_of(bench.prompts, logprobs=False)
+        sampling = SamplingParams(n=4, max_new_tokens=6)
+        outputs = bench.engine.generate(requests, sampling)
+        numbers = [len(o.completions) for o in outputs]
+        assert numbers == [4] * len(requests), f"asked were n=4 completions for each prompt, found {numbers}"
+        assert all(len({tuple(t) for t in group}) > 1 for group in tokens(outputs)), (
+            "the n completions of a prompt are all alike: one draw, copied"
+        )
+        if bench.can(Capability.SEED):
+            alone = [tokens(bench.engine.generate([r], sampling))[0] for r in requests]
+            assert [sorted(g) for g in tokens(outputs)] == [sorted(g) for g in alone], (
+                "samples of one prompt stand in the group of another: interleaved"
+            )
+            assert tokens(outputs) == alone, "the completions of a prompt stand in another order when other prompts are in the batch"
+
+    @promise("generate")
+    def test_greedy_completions_of_one_prompt_are_alike(self, bench: EngineBench) -> None:
+        """Temperature 0 with n > 1 gives n times the same"""
+        [output] = bench.engine.generate(requests_of([bench.short], logprobs=False), replace(GREEDY, n=3))
+        expected = [bench.greedy(bench.short)] * 3
+        assert tokens([output]) == [expected], f"three greedy completions are {tokens([output])[0]}, expected three times {expected[0]}"
+
+    @promise("generate")
+    def test_completions_carry_the_version_of_their_weights(self, bench: EngineBench) -> None:
+        """The version is that of the last `update_weights`, whatever its number"""
+        bench.sync(bench.models[1], version=bench.version + 41)
+        outputs = bench.engine.generate(requests_of(bench.prompts, logprobs=False), GREEDY)
+        found = {c.weight_version for o in outputs for c in o.completions}
+        assert found == {bench.version}, f"completions carry the weight version {sorted(found)} after a sync with version {bench.version}"
+
+    @promise("report")
+    def test_it_reports_all_that_it_returns_or_nothing(self, bench: EngineBench) -> None:
+        """Tokens and completions told while it generates add up to what is returned"""
+        told = {"tokens": 0, "completions": 0}
+
+        def report(*, tokens: int = 0, completions: int = 0) -> None:
+            told["tokens"] += tokens
+            told["completions"] += completions
+
+        bench.engine.report = report
+        outputs = bench.engine.generate(requests_of(bench.prompts, logprobs=False), SamplingParams(n=3, max_new_tokens=6))
+        bench.engine.report = unwatched
+        all_tokens = sum(len(c.token_ids) for o in outputs for c in o.completions)
+        assert told["tokens"] in (0, all_tokens), f"reported {told['tokens']} tokens, returned {all_tokens}"
+        assert told["completions"] in (0, 3 * len(bench.prompts)), f"reported {told['completions']} completions of {3 * len(bench.prompts)}"
+
+    @promise("finished")
+    def test_it_hands_over_what_it_returns_each_once_or_nothing(self, bench: EngineBench) -> None:
+        """Outputs handed over while it generates are those that it returns, each once; or none are"""
+        early: list[RequestOutput] = []
+        bench.engine.finished = early.append
+        outputs = bench.engine.generate(requests_of(bench.prompts, logprobs=False), SamplingParams(n=3, max_new_tokens=6))
+        bench.engine.finished = nobody_waits
+        handed = sorted(early, key=lambda o: o.id)
+        assert handed in ([], outputs), f"handed over early: {[o.id for o in handed]}, returned: {[o.id for o in outputs]}"
+
+    @promise("generate")
+    def test_no_requests_give_no_outputs(self, bench: EngineBench) -> None:
+        """An empty list returns an empty list"""
+        found = bench.engine.generate([], GREEDY)
+        assert found == [], f"no requests gave {found!r}"
+
+    @promise("generate", needs=Capability.SEED)
+    def test_a_seed_fixes_the_draw_whatever_else_is_in_the_batch(self, bench: EngineBench) -> None:
+        """The same request gives the same completions alone, among others, and in another order; another seed gives others"""
+        if not bench.can(Capability.SEED):
+            pytest.skip(f"engine {bench.spec.name!r} does not declare 'seed': nothing asks for it, so nothing can be refused")
+        sampling = SamplingParams(n=2, max_new_tokens=8)
+        requests = requests_of(bench.prompts, logprobs=False)
+        together = tokens(bench.engine.generate(requests, sampling))
+        alone = [tokens(bench.engine.generate([r], sampling))[0] for r in reversed(requests)][::-1]
+        assert together == alone, "a request's draw depends on what else is in the batch, although 'seed' is declared"
+        others = tokens(bench.engine.generate(requests_of(bench.prompts, logprobs=False, first_seed=5), sampling))
+        assert together != others, "another seed gave the same draws: the seed of a request is not used"
+
+    @promise("generate")
+    def test_filters_narrow_the_draw(self, bench: EngineBench, record_property: Record) -> None:
+        """`top_k` 1 and a tiny `top_p` are greedy, whatever the temperature; `min_p` near 1 is, too"""
+        greedy = [[bench.greedy(bench.short)]]
+        asked: list[dict[str, Any]] = [{"top_k": 1}, {"top_p": 1e-6}]
+        if self._declared(bench, Capability.MIN_P, record_property):
+            asked.append({"min_p": 0.999999})
+        for filters in asked:
+            found = tokens(bench.engine.generate(requests_of([bench.short], logprobs=False), SamplingParams(max_new_tokens=8, **filters)))
+            assert found == greedy, f"{filters} leaves the most likely token alone and drew {found[0][0]}, greedy is {greedy[0][0]}"
+
+    @promise("generate")
+    def test_draws_follow_the_tempered_distribution(self, bench: EngineBench) -> None:
+        """First tokens of 600 draws at temperature 0.5 lie within five standard deviations of the distribution"""
+        bench.sync(bench.sharpened())
+        requests = requests_of([bench.short], logprobs=False)
+        drawn = bench.engine.generate(requests, SamplingParams(temperature=0.5, n=600, max_new_tokens=1))[0]
+        counts = torch.zeros(bench.judge.vocab_size, dtype=torch.float64)
+        for completion in drawn.completions:
+            counts[completion.token_ids[0]] += 1
+        expected = bench.judge.distribution(bench.model, bench.short, temperature=0.5)
+        # 5 standard deviations of a binomial share, and one draw for the rarest
+        bound = 5 * (expected * (1 - expected) / 600).sqrt() + 1 / 600
+        far = float(((counts / 600 - expected).abs() / bound).max())
+        assert far <= 1, f"the share of one first token is {5 * far:.0f} standard deviations from its probability at temperature 0.5"

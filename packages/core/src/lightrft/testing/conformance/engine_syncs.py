@@ -1,0 +1,136 @@
+"""Do all weights of a sync arrive, and are weights that do not fit refused whole?"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lightrft.distributed.buckets import WeightBucket
+from lightrft.distributed.checksum import WeightSum, tensor_sum
+from lightrft.errors import CapabilityError, EngineStateError, WeightSyncError
+from lightrft.plugins.specs import Capability
+from lightrft.testing.conformance.engine_kit import EngineKit, tokens
+from lightrft.testing.conformance.promise import promise
+from lightrft.testing.engine_bench import GREEDY, EngineBench, requests_of, weights_of
+from lightrft.types import EngineStatus
+
+
+class Syncs(EngineKit, kit=True):
+    """What a sync brings."""
+
+    @promise("update_weights")
+    @pytest.mark.parametrize("fault", ["a tensor is missing", "an unknown name", "another shape", "another dtype"])
+    def test_weights_that_do_not_fit_are_refused_and_never_half_used(self, bench: EngineBench, fault: str) -> None:
+        """A WeightSyncError that names the parameter; the old weights stay whole, or the engine is UNUSABLE and refuses to generate"""
+        other = bench.models[1] if bench.model is not bench.models[1] else bench.models[2]
+        try:
+            bench.engine.update_weights(spoilt(weights_of(other), fault), version=bench.version + 1)
+        except WeightSyncError as error:
+            assert "down_proj" in str(error), (
+                f"weights of which {fault} are refused without naming the parameter, a down_proj: {str(error)!r}"
+            )
+        else:
+            bench.close()
+            raise AssertionError(f"weights of which {fault} were accepted without a word")
+        if bench.engine_as_it_is.status is EngineStatus.UNUSABLE:
+            with pytest.raises(EngineStateError):
+                bench.engine_as_it_is.generate(requests_of([bench.short], logprobs=False), GREEDY)
+            return
+        self._is(bench, EngineStatus.AWAKE, f"weights that were refused ({fault})")
+        outputs = bench.engine.generate(requests_of(bench.prompts, logprobs=False), GREEDY)
+        expected = [[bench.greedy(p)] for p in bench.prompts]
+        assert tokens(outputs) == expected, (
+            f"after weights were refused ({fault}) the engine samples from half of them, and says it is awake"
+        )
+        versions = {c.weight_version for o in outputs for c in o.completions}
+        assert versions == {bench.version}, f"after weights were refused ({fault}) completions carry the version {versions}"
+
+    @promise("update_weights")
+    def test_buckets_are_read_once_and_may_be_used_again_by_the_sender(self, bench: EngineBench) -> None:
+        """A bucket's tensors may be overwritten as soon as the next bucket is asked for"""
+
+        def overwritten() -> Iterator[WeightBucket]:
+            for bucket in weights_of(bench.models[2]):
+                sent = [replace(w, tensor=w.tensor.clone()) for w in bucket]
+                yield sent
+                for weight in sent:
+                    weight.tensor.fill_(float("nan"))
+
+        bench.engine.update_weights(overwritten(), version=bench.version + 1)
+        bench.engine.reset_cache()
+        bench.version, bench.model = bench.version + 1, bench.models[2]
+        found = tokens(bench.engine.generate(requests_of(bench.prompts, logprobs=False), GREEDY))
+        expected = [[bench.greedy(p)] for p in bench.prompts]
+        assert found == expected, (
+            "the engine keeps the sender's tensors instead of copies: what is written into them later is in its weights"
+        )
+
+    @promise("update_weights")
+    def test_every_tensor_of_a_sync_arrives(self, bench: EngineBench) -> None:
+        """One parameter of another value changes what the engine answers or holds: fused and tied ones, each by itself"""
+        bench.sync(bench.models[0])
+        for ending in ("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight", "embed_tokens.weight"):
+            changed = bench.changed_in(ending)
+            bench.sync(changed)
+            found = tokens(bench.engine.generate(requests_of(bench.prompts, logprobs=False), GREEDY))
+            expected = [[bench.greedy(p)] for p in bench.prompts]
+            assert found == expected, f"a sync that changes only {ending} does not change what the engine samples from: half of a module"
+
+    @promise("weight_shapes")
+    def test_needed_weights_are_named_with_their_shapes(self, bench: EngineBench) -> None:
+        """Names and full shapes of what `update_weights` needs, as the folder has them; or nothing where that is not known"""
+        found = dict(bench.engine.weight_shapes())
+        known = {name: tuple(w.tensor.shape) for bucket in weights_of(bench.model) for w in bucket for name in w.names}
+        wrong = [name for name, shape in found.items() if known.get(name) != tuple(shape)]
+        assert not wrong, f"weight_shapes has {wrong[0]} as {found[wrong[0]]}, the model has {known.get(wrong[0])}"
+        firsts = [w.names for bucket in weights_of(bench.model) for w in bucket]
+        lacking = [names[0] for names in firsts if found and not set(names) & found.keys()]
+        assert not lacking, f"weight_shapes lacks {', '.join(lacking[:3])}: a sync without it would not be stopped"
+
+    @promise("weight_sums", needs=Capability.WEIGHT_SUMS)
+    def test_sums_are_of_the_tensors_that_it_holds(self, bench: EngineBench) -> None:
+        """`weight_sums`: of every tensor, as it was sent in the last sync; without the capability a CapabilityError"""
+        if not bench.can(Capability.WEIGHT_SUMS):
+            with pytest.raises(CapabilityError):
+                bench.engine.weight_sums()
+            return
+        for model in (bench.models[1], bench.models[2]):
+            bench.sync(model)
+            held = bench.engine.weight_sums()
+            sent = {name: WeightSum(*tensor_sum(w.tensor)) for bucket in weights_of(model) for w in bucket for name in w.names}
+            wrong = [
+                " + ".join(names)
+                for names, value in held.items()
+                if not value.same_as(sum((sent[n] for n in _once(names, bench)), start=WeightSum(0, 0)))
+            ]
+            assert held and not wrong, (
+                f"the sums of {', '.join(wrong[:3]) or 'nothing'} are not those of what was synced ({len(held)} tensors)"
+            )
+
+
+def _once(names: Collection[str], bench: EngineBench) -> list[str]:
+    """One name of each tensor among these: names of a tied one count once."""
+    groups = [w.names for bucket in weights_of(bench.model) for w in bucket]
+    return [next(n for n in names if n in group) for group in groups if set(names) & set(group)]
+
+
+def spoilt(buckets: list[WeightBucket], fault: str) -> list[WeightBucket]:
+    """The same buckets with one fault, in the first layer's down_proj."""
+    name = "model.layers.0.mlp.down_proj.weight"
+    kept = []
+    for bucket in buckets:
+        changed: WeightBucket = []
+        for weight in bucket:
+            if weight.names[0] != name:
+                changed.append(weight)
+            elif fault == "an unknown name":
+                changed.append(replace(weight, names=(name.replace("layers.0", "layers.9"),)))
+            elif fault == "another shape":
+                changed.append(replace(weight, tensor=weight.tensor[:-1]))
+            elif fault == "another dtype":
+                changed.append(replace(weight, tensor=weight.tensor.to(torch.bfloat16)))
+        kept.append(changed)
+    return kept

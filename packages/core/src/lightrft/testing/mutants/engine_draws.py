@@ -1,0 +1,219 @@
+"""Which faults may an engine have with what it draws, its log-probs and its ends? One for each class here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from lightrft.engine.hf import HFEngine
+from lightrft.testing.fake_engine import VOCAB_SIZE, FakeEngine
+from lightrft.testing.mutants.mutant import mutant
+from lightrft.types import Completion, Request, RequestOutput, SamplingParams
+
+Outputs = list[RequestOutput]
+
+LOGPROBS = "logprobs_are_untempered_unfiltered_and_only_where_asked"
+ORDER = "outputs_answer_the_requests_in_order"
+SAMPLES = "n_completions_belong_to_their_prompt_and_differ"
+LENGTH = "a_completion_cut_by_a_limit_says_length"
+STOP = "a_stop_token_ends_a_completion_and_stays_in_it"
+END = "the_end_of_sequence_token_ends_unless_it_is_ignored"
+SEED = "a_seed_fixes_the_draw_whatever_else_is_in_the_batch"
+FILTERS = "filters_narrow_the_draw"
+
+
+def each(outputs: Outputs, change: Any) -> Outputs:
+    """The same outputs with every completion changed."""
+    return [replace(o, completions=tuple(change(c) for c in o.completions)) for o in outputs]
+
+
+@mutant("fake engine", "outputs are sorted by the length of their prompts", test=ORDER, words="in that order")
+class SortedByLength(FakeEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        return sorted(super().generate(requests, sampling), key=lambda o: (len(o.prompt_token_ids), -o.id))
+
+
+@mutant("fake engine", "completions stand beside the wrong prompts", test=ORDER, words="answer other prompts")
+class CompletionsRotated(FakeEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        outputs = super().generate(requests, sampling)
+        return [replace(o, completions=outputs[i - 1].completions) for i, o in enumerate(outputs)]
+
+
+@mutant("fake engine", "the n samples of all prompts are interleaved", test=SAMPLES, words="interleaved")
+class SamplesInterleaved(FakeEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        outputs = super().generate(requests, sampling)
+        flat = [o.completions[k] for k in range(sampling.n) for o in outputs]
+        return [replace(o, completions=tuple(flat[i * sampling.n : (i + 1) * sampling.n])) for i, o in enumerate(outputs)]
+
+
+@mutant("fake engine", "completions of a group are reordered in a batch", test=SAMPLES, words="another order")
+class ReorderedInAGroup(FakeEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        outputs = super().generate(requests, sampling)
+        return [replace(o, completions=o.completions[::-1]) for o in outputs] if len(requests) > 1 else outputs
+
+
+@mutant("fake engine", "n copies of one draw", test=SAMPLES, words="one draw, copied")
+class OneDrawCopied(FakeEngine):
+    def _next(self, request: Request, sampling: SamplingParams, sample: int, tokens: list[int]) -> int:
+        return super()._next(request, sampling, 0, tokens)
+
+
+@mutant("hf", "one completion too few", test=SAMPLES, words="asked were n=4")
+class OneTooFew(HFEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        return [replace(o, completions=o.completions[:3]) for o in super().generate(requests, sampling)]
+
+
+@mutant("fake engine", "the seed is ignored", test=SEED, words="the seed of a request is not used")
+class SeedIgnored(FakeEngine):
+    def _next(self, request: Request, sampling: SamplingParams, sample: int, tokens: list[int]) -> int:
+        return super()._next(replace(request, seed=0), sampling, sample, tokens)
+
+
+@mutant("fake engine", "a draw depends on the batch", test=SEED, words="depends on what else is in the batch")
+class DrawDependsOnTheBatch(FakeEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        return super().generate([replace(r, seed=r.seed + 7 * (len(requests) - i - 1)) for i, r in enumerate(requests)], sampling)
+
+
+@mutant("fake engine", "greedy completions of one prompt differ", test="greedy_completions_of_one_prompt_are_alike", words="three times")
+class GreedyDiffers(FakeEngine):
+    def _next(self, request: Request, sampling: SamplingParams, sample: int, tokens: list[int]) -> int:
+        return (super()._next(request, sampling, sample, tokens) + (sample if sampling.temperature == 0 else 0)) % VOCAB_SIZE
+
+
+@mutant("fake engine", "top_k is ignored", test=FILTERS, words="'top_k': 1")
+class TopKIgnored(FakeEngine):
+    def _next(self, request: Request, sampling: SamplingParams, sample: int, tokens: list[int]) -> int:
+        return super()._next(request, replace(sampling, top_k=0), sample, tokens)
+
+
+@mutant("hf", "top_p is ignored", test=FILTERS, words="'top_p': 1e-06")
+class TopPIgnored(HFEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        return super().generate(requests, replace(sampling, top_p=1.0))
+
+
+@mutant("hf", "the temperature is ignored", test="draws_follow_the_tempered_distribution", words="at temperature 0.5")
+class TemperatureIgnored(HFEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        return super().generate(requests, replace(sampling, temperature=min(sampling.temperature * 4, 1.9)))
+
+
+@mutant(
+    "fake engine", "a part of the vocabulary is never drawn", test="draws_follow_the_tempered_distribution", words="standard deviations"
+)
+class NarrowedDraws(FakeEngine):
+    def _next(self, request: Request, sampling: SamplingParams, sample: int, tokens: list[int]) -> int:
+        return super()._next(request, replace(sampling, top_k=sampling.top_k or 8), sample, tokens)
+
+
+@mutant("fake engine", "no requests are an error", test="no_requests_give_no_outputs", words="nothing to do")
+class NoRequestsIsAnError(FakeEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        if not requests:
+            raise ValueError("nothing to do")
+        return super().generate(requests, sampling)
+
+
+@mutant("fake engine", "tokens are reported twice", test="it_reports_all_that_it_returns_or_nothing", words="reported")
+class ReportedTwice(FakeEngine):
+    def _complete(self, request: Request, sampling: SamplingParams, sample: int) -> Completion:
+        completion = super()._complete(request, sampling, sample)
+        self.report(tokens=len(completion.token_ids))
+        return completion
+
+
+@mutant(
+    "fake engine", "an output is handed over twice", test="it_hands_over_what_it_returns_each_once_or_nothing", words="handed over early"
+)
+class HandedOverTwice(FakeEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        outputs = super().generate(requests, sampling)
+        if outputs:
+            self.finished(outputs[0])
+        return outputs
+
+
+@mutant("hf", "log-probs after temperature", test=LOGPROBS, words="after temperature 0.7")
+class LogprobsAfterTemperature(HFEngine):
+    @torch.no_grad()
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        def tempered(output: RequestOutput, c: Completion) -> Completion:
+            ids = torch.tensor([[*output.prompt_token_ids, *c.token_ids]])
+            logits = self._model(ids).logits[0, len(output.prompt_token_ids) - 1 : -1].double() / (sampling.temperature or 1.0)
+            values = logits.log_softmax(-1).gather(-1, torch.tensor(list(c.token_ids))[:, None]).squeeze(-1).tolist()
+            return replace(c, logprobs=values if c.logprobs is not None else None)
+
+        outputs = super().generate(requests, sampling)
+        return [replace(o, completions=tuple(tempered(o, c) for c in o.completions)) for o in outputs]
+
+
+@mutant("hf", "log-probs shifted by one token", test=LOGPROBS, words="shifted by one")
+class LogprobsShifted(HFEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        return each(super().generate(requests, sampling), lambda c: replace(c, logprobs=c.logprobs and [0.0, *c.logprobs[:-1]]))
+
+
+@mutant("hf", "a missing log-prob is padded with 0.0, probability 1", test=LOGPROBS, words="log-probs differ by")
+class LogprobsPadded(HFEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        return each(super().generate(requests, sampling), lambda c: replace(c, logprobs=c.logprobs and [*c.logprobs[:-1], 0.0]))
+
+
+@mutant("hf", "one log-prob too few", test=LOGPROBS, words="log-probs for")
+class LogprobsCut(HFEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        return each(super().generate(requests, sampling), lambda c: replace(c, logprobs=c.logprobs and c.logprobs[:-1]))
+
+
+@mutant("hf", "log-probs for every prompt where one asks", test=LOGPROBS, words="were asked for prompts")
+class LogprobsForAll(HFEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        return super().generate([replace(r, logprobs=any(q.logprobs for q in requests)) for r in requests], sampling)
+
+
+@mutant("fake engine", "the finish reason is `stop` on length", test=LENGTH, words="finish reason 'stop'")
+class StopOnLength(FakeEngine):
+    def _complete(self, request: Request, sampling: SamplingParams, sample: int) -> Completion:
+        return replace(super()._complete(request, sampling, sample), finish_reason="stop")
+
+
+@mutant("fake engine", "one token more than max_new_tokens", test=LENGTH, words="ended with 6 tokens")
+class OneTokenMore(FakeEngine):
+    def _complete(self, request: Request, sampling: SamplingParams, sample: int) -> Completion:
+        longer = sampling.max_new_tokens == 5
+        return super()._complete(request, replace(sampling, max_new_tokens=sampling.max_new_tokens + longer), sample)
+
+
+@mutant("fake engine", "the finish reason is `length` on a stop token", test=STOP, words="finish reason")
+class LengthOnStop(FakeEngine):
+    def _complete(self, request: Request, sampling: SamplingParams, sample: int) -> Completion:
+        completion = super()._complete(request, sampling, sample)
+        return replace(completion, finish_reason="length") if sampling.stop_token_ids else completion
+
+
+@mutant("fake engine", "a stop token is cut off", test=STOP, words="with the stop token")
+class StopTokenCut(FakeEngine):
+    def _complete(self, request: Request, sampling: SamplingParams, sample: int) -> Completion:
+        c = super()._complete(request, sampling, sample)
+        return replace(c, token_ids=list(c.token_ids)[:-1]) if c.token_ids[-1] in sampling.stop_token_ids else c
+
+
+@mutant("fake engine", "the end of sequence is cut off", test=END, words="it has to stay in them")
+class EndCut(FakeEngine):
+    def _complete(self, request: Request, sampling: SamplingParams, sample: int) -> Completion:
+        c = super()._complete(request, sampling, sample)
+        return replace(c, token_ids=list(c.token_ids)[:-1]) if sampling.temperature == 1.9 and c.finish_reason == "stop" else c
+
+
+@mutant("fake engine", "ignore_eos is ignored", test=END, words="with ignore_eos")
+class IgnoreEosIgnored(FakeEngine):
+    def _complete(self, request: Request, sampling: SamplingParams, sample: int) -> Completion:
+        return super()._complete(request, replace(sampling, ignore_eos=False), sample)

@@ -1,0 +1,156 @@
+"""Which faults may an engine have with its weights? One for each class here, on the fake engine and on `hf`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from lightrft.distributed.buckets import Weight, WeightBucket
+from lightrft.distributed.checksum import WeightSum
+from lightrft.engine.base import EngineSetup
+from lightrft.engine.hf import HFEngine
+from lightrft.testing.fake_engine import FakeEngine
+from lightrft.testing.mutants.mutant import mutant
+from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
+
+Outputs = list[RequestOutput]
+
+SYNC = "greedy_tokens_are_those_of_the_model_before_and_after_each_sync"
+CACHE = "nothing_computed_with_older_weights_is_used_again"
+BAD_WEIGHTS = "weights_that_do_not_fit_are_refused_and_never_half_used"
+ARRIVES = "every_tensor_of_a_sync_arrives"
+SUMS = "sums_are_of_the_tensors_that_it_holds"
+
+
+@mutant("fake engine", "weights of a sync are read and not used", test=SYNC, words="stale weights")
+class StaleWeights(FakeEngine):
+    def _hold(self, tensors: Mapping[tuple[str, ...], torch.Tensor]) -> None:
+        if not self._weights:
+            super()._hold(tensors)
+
+
+@mutant("fake engine", "the folder's weights are ignored: version 0 is something else", test=SYNC, words="after sync 0")
+class NotTheFolder(FakeEngine):
+    def __init__(self, setup: EngineSetup) -> None:
+        super().__init__(setup)
+        self._weights = 1
+
+
+@mutant("fake engine", "a prefix cache that is never reset", test=CACHE, words="stale cache")
+class StaleCache(FakeEngine):
+    def _next(self, request: Request, sampling: SamplingParams, sample: int, tokens: list[int]) -> int:
+        cache = self.__dict__.setdefault("cache", {})
+        key = (tuple(request.prompt_token_ids), sampling.temperature, request.seed, sample, tuple(tokens))
+        return int(cache.setdefault(key, super()._next(request, sampling, sample, tokens)))
+
+
+@mutant("hf", "a cache of answers that is reset by the first sync only", test=CACHE, words="stale cache")
+class CacheResetOnce(HFEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        cache, key = self.__dict__.setdefault("cache", {}), repr((requests, sampling))
+        if self._version not in (0, 1) and key not in cache:
+            cache[key] = super().generate(requests, sampling)
+        return [*cache[key]] if key in cache and self.status is EngineStatus.AWAKE else super().generate(requests, sampling)
+
+
+@mutant("fake engine", "half of a fused module: up_proj is not taken over", test=ARRIVES, words="half of a module")
+class HalfAFusedModule(FakeEngine):
+    def _hold(self, tensors: Mapping[tuple[str, ...], torch.Tensor]) -> None:
+        kept = {names: t for names, t in tensors.items() if "up_proj" not in names[0]}
+        super()._hold(tensors)
+        self._weights = sum(self._sums[names].bits for names in kept) if self._version else self._weights
+
+
+@mutant("hf", "half of a fused module: k_proj keeps its old values", test=ARRIVES, words="changes only k_proj.weight")
+class HfHalfAFusedModule(HFEngine):
+    def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        kept = {n: p.clone() for n, p in self._model.named_parameters() if "layers.0.self_attn.k_proj.weight" in n and not p.is_meta}
+        super().update_weights(buckets, version=version)
+        self._model.load_state_dict(kept, strict=False)
+
+
+@mutant("hf", "the embedding is not taken over", test=ARRIVES, words="embed_tokens.weight")
+class EmbeddingForgotten(HFEngine):
+    def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        kept = self._model.get_input_embeddings().weight.clone()
+        super().update_weights(buckets, version=version)
+        self._model.get_input_embeddings().weight.data.copy_(kept)
+
+
+@mutant("fake engine", "keeps the sender's tensors", test="buckets_are_read_once_and_may_be_used_again_by_the_sender", words="copies")
+class KeepsTheSendersTensors(FakeEngine):
+    def _received(self, weight: Weight) -> torch.Tensor:
+        return weight.tensor
+
+
+@mutant("fake engine", "a load that ignores a missing parameter", test=BAD_WEIGHTS, words="a tensor is missing were accepted")
+class MissingIsIgnored(FakeEngine):
+    def _problems(self, sent: Mapping[tuple[str, ...], torch.Tensor]) -> list[str]:
+        return [p for p in super()._problems(sent) if not p.startswith("the actor lacks")]
+
+
+@mutant("fake engine", "a load that ignores unknown names", test=BAD_WEIGHTS, words="an unknown name were accepted")
+class UnknownIsIgnored(FakeEngine):
+    def _problems(self, sent: Mapping[tuple[str, ...], torch.Tensor]) -> list[str]:
+        known = {names: t for names, t in sent.items() if set(names) & self._shapes.keys()}
+        return (
+            [p for p in super()._problems(known) if not p.startswith("the actor lacks")]
+            if len(known) < len(sent)
+            else super()._problems(sent)
+        )
+
+
+@mutant("fake engine", "weights of another dtype are cast in silence", test=BAD_WEIGHTS, words="another dtype were accepted")
+class DtypeIsIgnored(FakeEngine):
+    def _problems(self, sent: Mapping[tuple[str, ...], torch.Tensor]) -> list[str]:
+        return [p for p in super()._problems(sent) if "another dtype" not in p]
+
+
+@mutant("fake engine", "refused weights are half in use", test=BAD_WEIGHTS, words="half of them")
+class HalfOfRefusedWeights(FakeEngine):
+    def _problems(self, sent: Mapping[tuple[str, ...], torch.Tensor]) -> list[str]:
+        found = super()._problems(sent)
+        if found:
+            self._hold(sent)
+        return found
+
+
+@mutant("fake engine", "a refusal of weights that names none", test=BAD_WEIGHTS, words="without naming the parameter")
+class RefusalWithoutAName(FakeEngine):
+    def _problems(self, sent: Mapping[tuple[str, ...], torch.Tensor]) -> list[str]:
+        return ["they do not fit"] if super()._problems(sent) else []
+
+
+@mutant("fake engine", "the version is raised by weights that were refused", test=BAD_WEIGHTS, words="carry the version")
+class VersionOfRefusedWeights(FakeEngine):
+    def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        self._version = version
+        super().update_weights(buckets, version=version)
+
+
+@mutant(
+    "fake engine", "the version is not raised", test="completions_carry_the_version_of_their_weights", words="carry the weight version [1]"
+)
+class VersionNotRaised(FakeEngine):
+    def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        super().update_weights(buckets, version=min(version, 1))
+
+
+@mutant("fake engine", "sums are remembered from the first sync", test=SUMS, words="are not those of what was synced")
+class RememberedSums(FakeEngine):
+    def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+        first: Mapping[tuple[str, ...], WeightSum] = self.__dict__.setdefault("first", dict(self._sums))
+        return first
+
+
+@mutant("fake engine", "declares sums and gives none", test=SUMS, words="the sums of nothing")
+class NoSums(FakeEngine):
+    def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+        return {}
+
+
+@mutant("fake engine", "needed shapes are wrong", test="needed_weights_are_named_with_their_shapes", words="weight_shapes has")
+class WrongShapes(FakeEngine):
+    def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: (1, *shape) for name, shape in self._shapes.items()}
