@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -110,3 +113,24 @@ def test_it_holds_the_actor_through_sleep_sync_and_wake(tmp_path: Path, strategy
         print(f"\n{name}: " + ", ".join(f"{what} {value:.4g}" for what, value in found.items()))
         assert found["GiB asleep"] < found["GiB awake"] - 10, "the KV cache, 0.3 of 80 GiB, is given back"
         assert found["GiB weights only"] < found["GiB awake"] - 10
+
+
+def test_the_demo_rises_with_vllm(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "lightrft.cli.main",
+        "demo",
+        "--nproc-per-node",
+        "1",
+        "--engine_type",
+        "vllm",
+        "--engine_mem_util",
+        "0.2",
+    ]
+    command += ["--max_steps", "60", "--json", "--output_dir", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    print(json.dumps(result))
+    assert result["engine"] == "vllm" and result["accuracy_after"] > result["accuracy_before"] + 0.2
