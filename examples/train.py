@@ -24,7 +24,7 @@ def train(args: argparse.Namespace) -> None:
     """What every rank does."""
     from lightrft.models.load import load_tokenizer  # torch and transformers: only in a rank, the launcher needs neither
     from lightrft.trainer import SPMDPPOTrainer
-    from lightrft.trainer.build import build_actor, build_initial_model, build_scheduler, read_eval_sets, read_prompts
+    from lightrft.trainer.build import build_actor, build_ema_model, build_initial_model, build_scheduler, read_eval_sets, read_prompts
     from lightrft.trainer.reward_models import build_rewards
     from lightrft.trainer.run import open_run
     from lightrft.trainer.steps import num_rollouts
@@ -52,7 +52,7 @@ def train(args: argparse.Namespace) -> None:
         critic=None,
         reward_model=rewards,
         initial_model=initial_model,
-        ema_model=None,
+        ema_model=build_ema_model(config, strategy, model_path=model_path),
         actor_optim=actor_optim,
         critic_optim=None,
         actor_scheduler=actor_scheduler,

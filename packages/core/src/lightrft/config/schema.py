@@ -243,6 +243,9 @@ class Config(BaseModel):
     adam_beta2: Decay = _field(0.95, "update", "AdamW")
     weight_decay: PositiveOrOff = _field(0.0, "update", "AdamW")
     max_norm: PositiveOrOff = _field(1.0, "update", "clip of the gradient norm; 0 = off")
+    ema_beta: Decay = _field(
+        0.0, "update", "share of the past in a moving average of the actor's weights, moved by every optimizer step; 0 = no average"
+    )
 
     # Run
     seed: CountOrOff = _field(42, "run", "of everything random")

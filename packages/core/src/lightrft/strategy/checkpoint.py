@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from lightrft.distributed.collectives import agree, gather_objects
 from lightrft.errors import CheckpointError
+from lightrft.strategy import average
 
 if TYPE_CHECKING:
     from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
@@ -29,11 +30,11 @@ def save(
     folder: Path,
     *,
     model: torch.nn.Module,
-    optimizer: Optimizer,
+    optimizer: Optimizer | None,
     scheduler: Scheduler | None,
     client_state: dict[str, Any],
 ) -> Path:
-    """See `StrategyBase.save_ckpt`."""
+    """See `StrategyBase.save_ckpt`; without an optimizer, `save_ema_model`."""
     temporary = fresh_beside(strategy, folder)
     with removed_on_failure(strategy, temporary):
         _write(strategy, temporary, folder, model=model, optimizer=optimizer, scheduler=scheduler, client_state=client_state)
@@ -41,15 +42,18 @@ def save(
 
 
 def load(
-    strategy: StrategyBase, folder: Path, *, model: torch.nn.Module, optimizer: Optimizer, scheduler: Scheduler | None
+    strategy: StrategyBase, folder: Path, *, model: torch.nn.Module, optimizer: Optimizer | None, scheduler: Scheduler | None
 ) -> dict[str, Any]:
-    """See `StrategyBase.load_ckpt`."""
+    """See `StrategyBase.load_ckpt`; without an optimizer, `load_ema_model`."""
     doing = f"loading {str(folder)!r}"
     source = find(folder)
     extra: dict[str, Any] = {}
     together(strategy, doing, lambda: _check(strategy, source, model))
     together(strategy, doing, lambda: extra.update(torch.load(source / EXTRA, weights_only=True, map_location="cpu")))
-    together(strategy, doing, lambda: strategy._load_state(source, model, optimizer))
+    if optimizer is None:
+        together(strategy, doing, lambda: average.load(source, model))
+    else:
+        together(strategy, doing, lambda: strategy._load_state(source, model, optimizer))
     if scheduler is not None and extra["scheduler"] is not None:
         scheduler.load_state_dict(extra["scheduler"])
     client_state: dict[str, Any] = extra["client_state"]
@@ -112,13 +116,16 @@ def _write(
     folder: Path,
     *,
     model: torch.nn.Module,
-    optimizer: Optimizer,
+    optimizer: Optimizer | None,
     scheduler: Scheduler | None,
     client_state: dict[str, Any],
 ) -> None:
     doing = f"saving {str(folder)!r}"
     extra = {"scheduler": scheduler.state_dict() if scheduler else None, "client_state": client_state}
-    together(strategy, doing, lambda: strategy._save_state(temporary, model, optimizer))
+    if optimizer is None:
+        together(strategy, doing, lambda: average.save(temporary, model, rank=strategy.world.rank))
+    else:
+        together(strategy, doing, lambda: strategy._save_state(temporary, model, optimizer))
     together(strategy, doing, lambda: torch.save(extra, temporary / EXTRA), rank_0_only=True)
     digests: dict[str, str] = {}
     together(strategy, doing, lambda: digests.update(_digests(strategy, temporary, _files(temporary))))

@@ -16,11 +16,13 @@ from lightrft.distributed.memory import memory_report
 from lightrft.errors import CapabilityError, StrategyStateError
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, StrategySpec
-from lightrft.strategy import checkpoint, hf_folder
+from lightrft.strategy import average, checkpoint, hf_folder
 from lightrft.strategy.adapters import adapters_of, is_adapter, merged, plain_name
 from lightrft.strategy.engine_side import EngineSide
 from lightrft.strategy.hooks import AdamWSettings, Optimizer, StepResult, StrategyHooks
 from lightrft.strategy.recompute import recompute_activations
+from lightrft.strategy.shard_export import export_sharded
+from lightrft.strategy.sharding import sharded_modules
 from lightrft.strategy.weight_files import WeightFiles
 
 __all__ = ["AdamWSettings", "Optimizer", "Scheduler", "StepResult", "StrategyBase"]
@@ -47,6 +49,7 @@ class StrategyBase(StrategyHooks, EngineSide):
         self.skipped_steps: dict[str, int] = {}
         self._offloaded: set[int] = set()
         self._unfinished: WeakSet[torch.nn.Module] = WeakSet()
+        self._averages: WeakSet[torch.nn.Module] = WeakSet()
 
     # ---- ranks ---------------------------------------------------------------------------------------------------------------------------
 
@@ -122,6 +125,18 @@ class StrategyBase(StrategyHooks, EngineSide):
         if self.config.gradient_checkpointing:
             recompute_activations(model)
         return self._prepare_trainable(model.eval(), optimizer, weights)
+
+    def prepare_ema_model(self, model: torch.nn.Module, *, weights: WeightFiles | None = None) -> torch.nn.Module:
+        """Makes the model that will hold a moving average (`move_ema_model`): frozen, float32 also under `bf16`, cut over all ranks.
+
+        It has the actor's start as its values: the same files, or `weights` (see `prepare_model`). It is for saving, not for forward
+        passes in the loop; `save_ema_model` and `save_model` take it.
+        """
+        if weights is not None:
+            weights.fill_buffers(model)
+        prepared = average.prepare(model, world=self.world, weights=weights)
+        self._averages.add(prepared)
+        return prepared
 
     def unwrap(self, model: torch.nn.Module) -> Any:
         """The HF model inside what `prepare_*` returned: for its `config` and `generation_config`, not for forward passes. Not
@@ -199,6 +214,20 @@ class StrategyBase(StrategyHooks, EngineSide):
             scheduler.step()
         return result
 
+    def move_ema_model(self, ema_model: torch.nn.Module, model: torch.nn.Module, *, beta: float) -> None:
+        """ema <- beta ema + (1 - beta) model, each weight in float32, adapters merged.
+
+        The weights are those that leave (`export_weights`): with `use_mp_opt` the rounded ones.
+
+        Raises:
+            ValueError: `beta` is not in [0, 1), or the models differ in names or shapes, or `ema_model` is not held in float32.
+        """
+        if not 0 <= beta < 1:
+            raise ValueError(f"beta={beta} of a moving average is not in [0, 1)")
+        if problem := average.problem(self, model, ema_model):
+            raise ValueError(f"ema_model cannot follow the model: {problem}")
+        average.move(self, model, ema_model, beta=beta)
+
     def maybe_load_optimizer(self, optimizer: Optimizer) -> None:
         """Brings offloaded optimizer state back to the device. Idempotent; nothing to do where offloading is not asked for."""
         if id(optimizer) in self._offloaded:
@@ -245,6 +274,18 @@ class StrategyBase(StrategyHooks, EngineSide):
         """
         return checkpoint.load(self, Path(folder), model=model, optimizer=optimizer, scheduler=scheduler)
 
+    def save_ema_model(self, folder: str | Path, ema_model: torch.nn.Module) -> Path:
+        """Saves a moving average as `save_ckpt` does a trained model: each rank writes what it holds. For a HF folder, `save_model`.
+
+        Raises:
+            CheckpointError: as `save_ckpt`.
+        """
+        return checkpoint.save(self, Path(folder), model=ema_model, optimizer=None, scheduler=None, client_state={})
+
+    def load_ema_model(self, folder: str | Path, ema_model: torch.nn.Module) -> None:
+        """Restores what `save_ema_model` saved, on any number of ranks. Raises CheckpointError as `load_ckpt`."""
+        checkpoint.load(self, Path(folder), model=ema_model, optimizer=None, scheduler=None)
+
     def save_model(self, model: torch.nn.Module, folder: str | Path, *, tokenizer: Any = None) -> Path:
         """Writes a HF folder (config, safetensors, tokenizer) on rank 0, under a temporary name first; adapters are merged."""
         return hf_folder.save_hf_folder(self, model, Path(folder), tokenizer=tokenizer)
@@ -266,6 +307,8 @@ class StrategyBase(StrategyHooks, EngineSide):
         model with adapters, which are merged in between. The iterator is collective: every rank reads it to the end.
         """
         max_bytes = self.config.weight_bucket_mb * 2**20
+        if model in self._averages and any(sharded_modules(model)):
+            return export_sharded(model, dtype=dtype, max_bytes=max_bytes)
         adapters = adapters_of(self._unwrap(model))
         if not adapters:
             return self._export_weights(model, dtype, max_bytes)

@@ -60,8 +60,10 @@ def make_trainer(
         tiny_causal_lm(seed=2, vocab_size=VOCAB_SIZE), optimizer=AdamWSettings(learning_rate=config.learning_rate)
     )
     initial = strategy.prepare_model(tiny_causal_lm(seed=2, vocab_size=VOCAB_SIZE)) if config.kl_coef else None
+    ema = strategy.prepare_ema_model(tiny_causal_lm(seed=2, vocab_size=VOCAB_SIZE)) if config.ema_beta else None
     return cls(
         strategy=strategy,
+        ema_model=ema,
         actor=actor,
         initial_model=initial,
         reward_model=reward,

@@ -34,6 +34,7 @@ def build_trainer(config: Config, strategy: StrategyBase, *, model_path: str) ->
         strategy=strategy,
         actor=actor,
         initial_model=build_initial_model(config, strategy, model_path=model_path),
+        ema_model=build_ema_model(config, strategy, model_path=model_path),
         reward_model=rewards,
         actor_optim=optimizer,
         actor_scheduler=build_scheduler(config, optimizer, num_steps=actor_updates),
@@ -97,6 +98,14 @@ def build_initial_model(config: Config, strategy: StrategyBase, *, model_path: s
         return None
     opened = _open(config, strategy, model_path, torch.bfloat16 if config.bf16 else torch.float32)
     return strategy.prepare_model(opened.model, weights=opened.weights)
+
+
+def build_ema_model(config: Config, strategy: StrategyBase, *, model_path: str) -> torch.nn.Module | None:
+    """The average of the actor's weights, at their start, where there is one. Collective."""
+    if not config.ema_beta:
+        return None
+    opened = _open(config, strategy, model_path, torch.float32)
+    return strategy.prepare_ema_model(opened.model, weights=opened.weights)
 
 
 def build_scheduler(config: Config, optimizer: Optimizer, *, num_steps: int) -> Scheduler:

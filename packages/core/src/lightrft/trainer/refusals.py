@@ -29,8 +29,12 @@ def refuse(
                 f"{estimator} needs a critic, found {name}=None; pass critic and critic_optim (lightrft.trainer.build.build_critic makes "
                 "both), or use an estimator without one (grpo)"
             )
-    if ema_model is not None:
-        raise ValueError("ema_model was given, but this trainer keeps no moving average; pass ema_model=None")
+    if ema_model is not None and not config.ema_beta:
+        raise ValueError("ema_model was given, but ema_beta=0 never moves it; pass ema_model=None, or set ema_beta (0.992 is usual)")
+    if config.ema_beta and ema_model is None:
+        raise ValueError(
+            f"ema_beta={config.ema_beta} moves an average of the actor; pass ema_model (strategy.prepare_ema_model), or set ema_beta=0"
+        )
     if config.kl_coef > 0 and initial_model is None:
         raise ValueError(f"kl_coef={config.kl_coef} compares with the initial model; pass initial_model, or set kl_coef=0")
     if config.kl_coef == 0 and initial_model is not None:

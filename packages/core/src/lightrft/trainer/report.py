@@ -54,7 +54,9 @@ class RunReport:
         if self.config.plot_every and (step % self.config.plot_every == 0 or step == 1):
             self._plot(step, experience)
 
-    def finish(self, *, steps: int, model: Path | None, stopped: str = "", checkpoint: Path | None = None) -> dict[str, Any]:
+    def finish(
+        self, *, steps: int, model: Path | None, ema_model: Path | None = None, stopped: str = "", checkpoint: Path | None = None
+    ) -> dict[str, Any]:
         """The curves and `summary.json`; returns the summary on every rank. `stopped` says what ended the run before its last step."""
         peaks = self.strategy.all_gather(memory_report(self.strategy.world.device)["host_peak_gib"])
         last = next((row for row in reversed(self.rows) if "rollout/reward" in row), {})
@@ -68,6 +70,7 @@ class RunReport:
             "engine": self.config.engine_type,
             "run_dir": str(Path(self.config.output_dir)),
             "model_dir": str(model) if model else None,
+            "ema_model_dir": str(ema_model) if ema_model else None,
             "checkpoint": str(checkpoint) if checkpoint else None,
             "eval_before": self.before,
             "eval_after": self.after,

@@ -31,6 +31,7 @@ BELONG_TO_STATE = (
     "adam_beta1",
     "adam_beta2",
     "weight_decay",
+    "ema_beta",
 )
 """The optimizer, the schedule and the order of the data come from the checkpoint: another value would have no effect, or a wrong one."""
 

@@ -20,6 +20,9 @@ from lightrft.trainer.checkpoint_folder import STATE_FILE, folder_of, read, remo
 from lightrft.trainer.resume import changed_settings
 from lightrft.trainer.run_state import RunState, State
 
+EMA_MODEL = "ema_model"
+"""The folder of the moving average in a checkpoint; in the run folder, of its HF files."""
+
 RAISED_TOGETHER = (RewardError, EngineError, PeerError)
 """Errors that come on all ranks at the same place, so that saving, which is collective, is still possible."""
 
@@ -44,11 +47,20 @@ class Saver:
     the other parts since. Methods are collective unless they say otherwise.
     """
 
-    def __init__(self, *, strategy: StrategyBase, config: Config, state: RunState, trained: Mapping[str, Trained]) -> None:
+    def __init__(
+        self,
+        *,
+        strategy: StrategyBase,
+        config: Config,
+        state: RunState,
+        trained: Mapping[str, Trained],
+        ema_model: torch.nn.Module | None = None,
+    ) -> None:
         self.strategy = strategy
         self.config = config
         self.state = state
         self.trained = trained
+        self.ema_model = ema_model
         self.requests = StopRequests()
         self.seconds = 0.0
         self._run = Path(config.output_dir).expanduser()
@@ -106,6 +118,8 @@ class Saver:
                     temporary / name, model=one.model, optimizer=one.optimizer, scheduler=one.scheduler, client_state=client
                 )
                 self.strategy.maybe_offload_optimizer(one.optimizer)
+            if self.ema_model is not None:
+                self.strategy.save_ema_model(temporary / EMA_MODEL, self.ema_model)
             finish = lambda: self._finish(step, temporary, folder)  # noqa: E731
             checkpoint.together(self.strategy, f"saving {str(folder)!r}", finish, rank_0_only=True)
         self._on_disk = step
@@ -137,6 +151,8 @@ class Saver:
         for name, one in self.trained.items():
             client = self.strategy.load_ckpt(whole(folder) / name, model=one.model, optimizer=one.optimizer, scheduler=one.scheduler)
             state |= client
+        if self.ema_model is not None:
+            self.strategy.load_ema_model(whole(folder) / EMA_MODEL, self.ema_model)
         left_out = self.state.load(state)
         for line in [*(f"changed since the checkpoint: {change}" for change in changes), *left_out]:
             self.strategy.print(f"resume: {line}")

@@ -25,6 +25,7 @@ from lightrft.experience.warnings import Warnings
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import AdvantageSpec
 from lightrft.rewards.load import NamedReward
+from lightrft.strategy import average
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.checkpoint_folder import find
 from lightrft.trainer.critic_update import CriticUpdate
@@ -37,7 +38,7 @@ from lightrft.trainer.resume import PromptsDigest
 from lightrft.trainer.reward_models import as_rewards
 from lightrft.trainer.run_folder import log_folder
 from lightrft.trainer.run_state import EngineState, RandomState, RunState, SkippedSteps
-from lightrft.trainer.saving import Saver, StopRun, Trained, latest_value
+from lightrft.trainer.saving import EMA_MODEL, Saver, StopRun, Trained, latest_value
 from lightrft.trainer.steps import due, num_rollouts
 from lightrft.trainer.update import PolicyUpdate
 
@@ -47,9 +48,9 @@ class SPMDPPOTrainer:
 
     `actor` and `actor_optim` are what `strategy.prepare_trainable` returned, and so are `critic` and `critic_optim` (needed where the
     estimator has a critic, such as gae; `models.critic.make_critic` makes the model). `initial_model` (needed where `kl_coef` > 0) is what
-    `strategy.prepare_model` returned. `reward_model` is a reward function `(samples) -> list[float]`, a sequence classifier that
-    `strategy.prepare_model` returned, a NamedReward, or a list of them.
-    `config` defaults to the strategy's. Reports (metrics, plots, summary, the final model) go to `config.output_dir`. A subclass may
+    `strategy.prepare_model` returned; `ema_model` (needed where `ema_beta` > 0), what `strategy.prepare_ema_model` did. `reward_model` is
+    a reward function `(samples) -> list[float]`, a sequence classifier that `strategy.prepare_model` returned, a NamedReward, or a list of
+    them. `config` defaults to the strategy's. Reports (metrics, plots, summary, the final model) go to `config.output_dir`. A subclass may
     override a phase; `phases` names functions that stand for phases: `{"reward": lambda trainer, experience: ...}`.
 
     Raises:
@@ -87,8 +88,11 @@ class SPMDPPOTrainer:
             critic_scheduler=critic_scheduler,
             ema_model=ema_model,
         )
+        if ema_model is not None and (problem := average.problem(strategy, actor, ema_model)):
+            raise ValueError(f"ema_model cannot follow the actor: {problem}")
         self.actor = actor
         self.initial_model = initial_model
+        self.ema_model = ema_model
         self.critic, self.critic_optim, self.critic_scheduler = critic, critic_optim, critic_scheduler
         self.actor_optim = actor_optim
         self.actor_scheduler = actor_scheduler
@@ -119,7 +123,7 @@ class SPMDPPOTrainer:
         self.trained = self._trained()
         self.engine_state = EngineState(strategy)
         self.state = self._run_state()
-        self.saver = Saver(strategy=strategy, config=self.config, state=self.state, trained=self.trained)
+        self.saver = Saver(strategy=strategy, config=self.config, state=self.state, trained=self.trained, ema_model=ema_model)
         self._measure_phases(phases or {})
 
     @property
@@ -275,7 +279,7 @@ class SPMDPPOTrainer:
 
     def finish(self) -> dict[str, Any]:
         """After the last step: the model's folder, the summary. Collective."""
-        return self.report.finish(steps=self.num_steps, model=self.save_model())
+        return self.report.finish(steps=self.num_steps, model=self.save_model(), ema_model=self.save_ema_model())
 
     def stopped(self, error: Exception) -> dict[str, Any]:
         """After an error: a checkpoint, where the state is that of a whole step. Returns the summary of a run that was told to stop."""
@@ -292,6 +296,12 @@ class SPMDPPOTrainer:
         if self.config.lora_rank:
             self.strategy.save_adapter(self.actor, Path(self.config.output_dir) / "adapter")
         return self.strategy.save_model(self.actor, Path(self.config.output_dir) / "model", tokenizer=self.tokenizer)
+
+    def save_ema_model(self) -> Path | None:
+        """Writes the moving average of the actor, where there is one, as a HF folder `ema_model` in the run folder. Collective."""
+        if self.ema_model is None:
+            return None
+        return self.strategy.save_model(self.ema_model, Path(self.config.output_dir) / EMA_MODEL, tokenizer=self.tokenizer)
 
     @property
     def evaluation_due(self) -> bool:
@@ -358,6 +368,7 @@ class SPMDPPOTrainer:
             optimizer=self.actor_optim,
             scheduler=self.actor_scheduler,
             policy_loss=registry.load("policy_loss", self.config.policy_loss),
+            ema_model=self.ema_model,
         )
         critic = None
         if self.critic is not None and self.critic_optim is not None:

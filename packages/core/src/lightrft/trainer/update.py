@@ -26,7 +26,7 @@ class PolicyUpdate:
     """The optimizer steps of one rollout. The loss of a step is `loss_aggregation` of *all* its completions' tokens, on all ranks.
 
     policy loss + kl_coef KL (where `kl_in` is loss) - entropy_coef entropy. With `logprob_gap_action` "correct" each token's policy loss is
-    multiplied by its `correction`; the KL and the entropy are not.
+    multiplied by its `correction`; the KL and the entropy are not. `ema_model` follows the actor after every step that was not skipped.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class PolicyUpdate:
         optimizer: Optimizer,
         scheduler: Scheduler | None,
         policy_loss: PolicyLossFunction,
+        ema_model: torch.nn.Module | None = None,
     ) -> None:
         self.strategy = strategy
         self.config = config
@@ -45,6 +46,7 @@ class PolicyUpdate:
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.policy_loss = policy_loss
+        self.ema_model = ema_model
 
     def run(self, experience: Sequence[Trajectory], *, seed: int, kl_coef: float | None = None) -> dict[str, float]:
         """All steps over this rank's share; metrics are global means over the tokens of all steps. `kl_coef` None is the configuration's.
@@ -60,6 +62,8 @@ class PolicyUpdate:
             result = self.strategy.optimizer_step(self.optimizer, self.actor, self.scheduler, name="actor")
             norms.append(result.grad_norm)
             skipped += result.skipped
+            if self.ema_model is not None and not result.skipped:
+                self.strategy.move_ema_model(self.ema_model, self.actor, beta=self.config.ema_beta)
         total = self.strategy.all_reduce(sums, "sum").tolist()
         return self._metrics(total, steps, norms, skipped)
 
