@@ -23,7 +23,7 @@ from lightrft.types import Sample
 
 pytest.importorskip("math_verify", reason="the extra lightrft[math] is not installed")
 
-CASES_FILE = Path(__file__).with_name("math_cases.py")
+CASES_FILES = [Path(__file__).with_name(name) for name in ("math_cases.py", "math_cases_found.py")]
 GSM8K = Path(__file__).parents[4] / "examples" / "data" / "gsm8k"
 
 
@@ -31,23 +31,23 @@ def judge(*pairs: tuple[str, str]) -> list[float]:
     return math_reward([Sample(prompt="#### 1", completion=completion, answer=answer) for completion, answer in pairs])
 
 
-def cases() -> Any:
-    spec = spec_from_file_location("math_cases", CASES_FILE)
+def cases(file: Path) -> Any:
+    spec = spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-CASES = cases()
+CASES = [cases(file) for file in CASES_FILES]
 
 
-@pytest.mark.parametrize(("completion", "answer"), CASES.RIGHT)
+@pytest.mark.parametrize(("completion", "answer"), [row for part in CASES for row in part.RIGHT])
 def test_a_right_solution_in_any_style(completion: str, answer: str) -> None:
     assert judge((completion, answer)) == [1.0]
 
 
-@pytest.mark.parametrize(("completion", "answer"), CASES.WRONG)
+@pytest.mark.parametrize(("completion", "answer"), [row for part in CASES for row in part.WRONG])
 def test_what_is_not_the_one_right_answer(completion: str, answer: str) -> None:
     assert judge((completion, answer)) == [0.0]
 
@@ -269,6 +269,15 @@ def test_thousands_of_solutions_take_seconds() -> None:
     began = time.monotonic()
     assert judge(*[(f"{body}\n#### 18", "18"), (body, "18"), (body + r"\boxed{18}", "18")] * 700) == [1.0] * 2100
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize(
+    "piece", ["a", "1 ", "1+", "#### ", "\\boxed", "\\boxed{", "{", "<answer>", "the answer is ", "$", "-", ",", "9", "( "]
+)
+def test_a_million_characters_cost_what_their_end_does(piece: str, no_child: None) -> None:
+    began = time.monotonic()
+    assert judge((piece * (1_000_000 // len(piece)), "18"), ("#### " + piece * 200_000, "18")) == [0.0, 0.0]
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("char", "0123456789(){}\\$#*-+=.,!?'\" \n^_/:<>~`|%aex½é\x00")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lightrft.rewards.arithmetic import evaluate
 from lightrft.rewards.plain_text import plain
-from lightrft.rewards.quantity import DOUBT, quantity
+from lightrft.rewards.quantity import DOUBT, MULTIPLE_BEFORE, quantity
 
 MARK = "####"
 TAIL_CHARS = 4000
@@ -22,13 +22,14 @@ _HEADING = re.compile(
     r"|question|given|finding|find|compute|total|\d+[.)]\s+[A-Z][a-z])\b[^=]*$",
     re.IGNORECASE,
 )
+_COMMENT = re.compile(r"\W*(?:step \d|explanation|reasoning|verification|justification|note)\b", re.IGNORECASE)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(\{)|(-?\d[\d,.]*))")
 _BETWEEN_BOXES = re.compile(r"[\s,;$.]*(?:\\text\{)?[\s,]*(?:and|or|,|;)[\s,]*\}?[\s$,]*", re.IGNORECASE)
 _TAG = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
 _SENTENCE = re.compile(
     r"(?<![A-Za-z])(?:(?P<not>wrong|incorrect|false|initial|first|previous|old|earlier|their|his|her|partial|intermediate|possible|not the"
-    r"|isn't the)\s+)?(?:final\s+|correct\s+|right\s+)?(?:answer)(?:\s+to\s+[^.:\n]{1,80}?)?[\"'*_]*"
-    r"\s*(?:(?:is|would be|will be|should be|must be|equals?|comes (?:out )?to|turns out to be|=)(?![\w'])(?:\s+(?:then"
+    r"|isn't the)\s+)?(?:final\s+|correct\s+|right\s+)?(?:answers?)(?:\s+to\s+[^.:\n]{1,80}?)?[\"'*_]*"
+    r"\s*(?:(?:is|are|would be|will be|should be|must be|equals?|comes (?:out )?to|turns out to be|=)(?![\w'])(?:\s+(?:then"
     r"|therefore|thus|simply|just|actually|indeed|now|still|also|as follows))*\s*:?|:|：|->|→)[\"*_]*|答案(?:是|为)?\s*[：:]?",
     re.IGNORECASE,
 )
@@ -43,6 +44,7 @@ _TAKEN_BACK = re.compile(
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?![\d,]\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?"
 _PIECE = rf"(?:[-+]\s?)?\(?-?(?:\d+ \d+/\d+|{_NUMBER}|\.\d+)\)?%?"
 _CHUNK = re.compile(rf"(?<![\w.])(?:{_PIECE})(?:\s*[-+*/^=≈:]\s*{_PIECE})*(?![\d])", re.ASCII)
+_ASIDE = re.compile(r"(?<=[\w%]) \((?=[^()]*[A-Za-z])[^()]*\)")
 _ALTERNATIVES = re.compile(r"\d\D{0,40}\bor\b\D{0,40}\d|\beither\b|\bbetween\b", re.IGNORECASE)
 
 
@@ -88,7 +90,7 @@ def _declarations(text: str) -> list[_Declared]:
     found = [*boxes, *(_Declared(m.start(1), m.end(), m[1].strip()) for m in _TAG.finditer(text))]
     for match in _MARK.finditer(text):
         content = match[1].strip()
-        if _HEADING.match(content) and quantity(content) is None:
+        if _COMMENT.match(content) or (_HEADING.match(content) and quantity(content) is None):
             continue
         found.append(_Declared(match.start(1), match.end(), _without_dress(content)))
     for match in _SENTENCE.finditer(text):
@@ -139,7 +141,7 @@ def _brackets(text: str) -> dict[int, int]:
 
 
 def _without_dress(content: str) -> str:
-    return content.strip().strip("$*_` ").removeprefix("\\(").removesuffix("\\)").strip().rstrip(".").strip("$*_` ")
+    return content.strip().strip("$*_` ").removeprefix("\\(").removesuffix("\\)").strip().rstrip(".!").strip("$*_` ")
 
 
 def _undeclared(text: str) -> str | None:
@@ -169,15 +171,19 @@ def _last_number(text: str) -> str | None:
 def _ending_number(sentence: str) -> str | None:
     if sentence.rstrip(" *_\"')").endswith("?") or _ALTERNATIVES.search(sentence) or DOUBT.search(sentence):
         return None
-    flat = plain(sentence[-1000:])
+    flat = plain(sentence[-1000:]).rstrip("!")
+    if re.search(r"\d", aside := _ASIDE.sub(" ", flat)):
+        flat = aside
     chunks = list(_CHUNK.finditer(flat))
     if not chunks:
         return None
     last = chunks[-1]
     before = flat[: last.start()].rstrip()
     if re.search(
-        r"[\d<>±^\\=(]$|\b(?:than|least|most|up to|step|question|chapter|page|number)$", before, re.IGNORECASE
+        r"[\d<>≤≥±^\\=(]$|\b(?:than|least|most|up to|step|question|chapter|page|number)$", before, re.IGNORECASE
     ) and not before.endswith("="):
+        return None
+    if MULTIPLE_BEFORE.search(before):
         return None
     piece = re.split(r"[=≈]", last[0])[-1].strip()
     if not re.fullmatch(rf"{_PIECE}(?:\s*/\s*\d+)?", piece, re.ASCII) or evaluate(piece.strip("%()")) is None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lightrft.rewards.equality import equal_expressions, require_math_verify
 from lightrft.rewards.exact_match import required_answer
 from lightrft.rewards.final_answer import MARK, final_answer
 from lightrft.rewards.plain_text import plain
-from lightrft.rewards.quantity import quantity, same_quantity
+from lightrft.rewards.quantity import NO_NUMBER, quantity, same_quantity
 from lightrft.types import Sample
 
 ANSWER_CHARS = 200
@@ -18,8 +18,11 @@ ANSWER_CHARS = 200
 _OPERATOR = re.compile(r"[\\^/*+(){}!-]")
 _COMMAND = re.compile(r"\\(?:[dtc]?frac|sqrt|pi|cdot|times|div|log|ln|exp|sin|cos|tan|binom|left|right|text|mathrm|[,;:!() ])")
 _LIST = re.compile(r"[,;]|\b(?:or|and)\b|[<>≤≥≠±]|\\(?:pm|le|ge|neq?|in|cup|cap)\b")
-_ENDLESS = re.compile(r"\^[^^+]*\^|\^\W*\d{5,}|\d{4,}\W*!|!\W*!|\)\s*!|\d{40,}")
+_ENDLESS = re.compile(r"\^[^^+]*\^|\^\W*\d{5,}|\d{4,}\W*!|!\W*!|\)\s*!|\d{40,}|binom\D*\d{4,}")
 """Towers of powers and the like, on which a computer algebra system works for ever."""
+_POWER = re.compile(r"(?<=[\w)])\s*\*\*\s*(?=[\w(-])")
+_MATRIX = re.compile(r"\s*\\begin\{[pb]matrix\}(.*)\\end\{[pb]matrix\}\s*", re.DOTALL)
+_AND = re.compile(r"\s*,?\s*(?<![a-z])and(?![a-z])\s*")
 _BRACKETED = re.compile(r"([\[(])(.*)([\])])", re.DOTALL)
 
 
@@ -53,12 +56,16 @@ def same_answer(reference: str, found: str) -> bool | None:
     """Equal or not where that is plain to see; None where it takes math-verify."""
     if len(found) > ANSWER_CHARS or len(reference) > ANSWER_CHARS:
         return reference == found
+    found = _POWER.sub("^", found)
     right = quantity(reference)
     if right is not None:
         value = quantity(found)
         if value is not None:
             return same_quantity(right, value)
         return None if _is_calculation(found) else False
+    rows = _rows(reference), _rows(found)
+    if rows[0] or rows[1]:
+        return _same_rows(*rows)
     flat = [_flat(reference), _flat(found)]
     if flat[0] == flat[1]:
         return True
@@ -84,7 +91,7 @@ def _reference(sample: Sample, index: int) -> str:
 def _is_calculation(found: str) -> bool:
     """Whether there is one thing to compute in it that could give a number: digits, operators and known commands, no words, no list."""
     bare = _COMMAND.sub(" ", found)
-    if not (_OPERATOR.search(found) and re.search("[0-9]", found)) or _LIST.search(bare) or _endless(found):
+    if not (_OPERATOR.search(found) and re.search("[0-9]", found)) or _LIST.search(bare) or NO_NUMBER.search(found) or _endless(found):
         return False
     return "=" not in bare and not re.search(r"[A-Za-z\\?]", bare)
 
@@ -99,12 +106,34 @@ def _endless(found: str) -> bool:
 
 
 def _flat(text: str) -> str:
-    return re.sub(r"\s*([(),;:=+*/^\[\]{}-])\s*", r"\1", plain(text)).casefold()
+    flat = plain(text).casefold()
+    if not _is_words(listed := _AND.sub(",", flat)):  # 6 and 7
+        flat = listed
+    return re.sub(r"\s*([(),;:=+*/^<>≤≥≠±&\[\]{}-])\s*", r"\1", flat)
 
 
 def _is_words(flat: str) -> bool:
     """A name or a sentence. As products of letters, which they are to a parser, anagrams would be equal."""
     return re.search(r"(?<![\\a-z])[a-z]{2,}", re.sub(r"\\[a-z]+", " ", flat)) is not None
+
+
+def _rows(text: str) -> list[list[str]]:
+    """The cells of a matrix or a column in round or square brackets; empty where the text is none."""
+    matrix = _MATRIX.fullmatch(text)
+    return [[cell.strip() for cell in row.split("&")] for row in re.split(r"\\\\", matrix[1]) if row.strip()] if matrix else []
+
+
+def _same_rows(reference: list[list[str]], found: list[list[str]]) -> bool | None:
+    """Cell by cell; None where one takes math-verify."""
+    if [len(row) for row in reference] != [len(row) for row in found]:
+        return False
+    pairs = [(a, b) for rows in zip(reference, found, strict=True) for a, b in zip(*rows, strict=True)]
+    return _all(same_answer(a, b) if a and b else a == b for a, b in pairs)
+
+
+def _all(verdicts: Iterable[bool | None]) -> bool | None:
+    known = list(verdicts)
+    return False if False in known else None if None in known else True
 
 
 def _same_elements(reference: str, found: str) -> bool | None:
@@ -117,7 +146,4 @@ def _same_elements(reference: str, found: str) -> bool | None:
     pairs = list(zip(one[2].split(","), other[2].split(","), strict=False))
     if one[2].count(",") != other[2].count(","):
         return False
-    verdicts = [same_answer(a, b) if a and b else a == b for a, b in pairs]
-    if False in verdicts:
-        return False
-    return None if None in verdicts else True
+    return _all(same_answer(a, b) if a and b else a == b for a, b in pairs)

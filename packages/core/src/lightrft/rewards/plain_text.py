@@ -19,6 +19,7 @@ _CHARS = {
     **{c: f"^{n}" for n, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
     **{c: f" {value} " for c, value in re.findall(r"(\S) (\S+)", _VULGAR)},
     "’": "'",
+    "¢": " cents ",
 }
 _TABLE = str.maketrans(_CHARS)
 _THIN = re.compile(r"(?<=\d)(?:\{,\}|\\[,;:! ]|,\\!|~|[\u00a0\u2007\u2009\u202f])(?=\d{3}(?!\d))")
@@ -28,16 +29,21 @@ _WRAPPERS = re.compile(
     r"\s*\{([^{}]*)\}"
 )
 _SPACES = re.compile(r"\\(?:[,;:! ]|q?quad\b|displaystyle\b|left\b|right\b|[bB]igg?[lr]?\b|limits\b|bf\b|rm\b)|~")
+_COLOURED = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_LOOKS = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}|\\(?:tiny|small|normalsize|large|Large|LARGE|huge|Huge)(?![A-Za-z])")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\b\s*\}?|\\degrees?\b")
 _FRACTION = re.compile(r"(\d)?\s*\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 _PAIRS = (
     (re.compile(r"\\(?:times|cdot|ast)(?![A-Za-z])"), "*"),
     (re.compile(r"\\div(?![A-Za-z])"), "/"),
     (re.compile(r"\\(?:approx|simeq|sim)(?![A-Za-z])|≈|≃"), "≈"),
-    (re.compile(r"\\(?:le|leq|lt|leqslant)(?![A-Za-z])|≤"), "<"),
-    (re.compile(r"\\(?:ge|geq|gt|geqslant)(?![A-Za-z])|≥"), ">"),
+    (re.compile(r"\\lt(?![A-Za-z])"), "<"),
+    (re.compile(r"\\gt(?![A-Za-z])"), ">"),
+    (re.compile(r"\\(?:le|leq|leqslant)(?![A-Za-z])|<="), "≤"),
+    (re.compile(r"\\(?:ge|geq|geqslant)(?![A-Za-z])|>="), "≥"),
     (re.compile(r"\\(?:pm|mp)(?![A-Za-z])"), "±"),
     (re.compile(r"\\[()\[\]]"), " "),
+    (re.compile(r"\\cents?(?![A-Za-z])"), " cents "),
     (re.compile(r"~~.*?~~"), " "),
     (re.compile(r"(?<=\d)\s*\*\*\s*(?=\d)"), "^"),
     (re.compile(r"\*\*|__|`"), ""),
@@ -51,13 +57,14 @@ def plain(text: str) -> str:
     """The same answer in plain characters, one space at most between two of them. Any text is taken; its length bounds the work."""
     text = _THIN.sub(",", text).translate(_TABLE)
     text = text.replace("\\$", "$").replace("\\%", "%").replace("\\#", "#").replace("\\&", "&")
+    text = _LOOKS.sub(" ", _COLOURED.sub(r" \1 ", text.removesuffix("\\\\")))
     text = _DEGREES.sub(" degrees ", text)
     text = _repeat(_WRAPPERS, r" \1 ", _SPACES.sub(" ", text))
     text = _repeat(_FRACTION, _fraction, text)
     for pattern, put in _PAIRS:
         text = pattern.sub(put, text)
     text = " ".join(text.replace("$", " ").split())
-    return text.strip(" *_").rstrip(".,;:! ").strip(" *_")
+    return text.strip(" *_'").rstrip(".,;: ").strip(" *_'")
 
 
 def _repeat(pattern: re.Pattern[str], put: str | Callable[[re.Match[str]], str], text: str) -> str:

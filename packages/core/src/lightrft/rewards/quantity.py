@@ -20,9 +20,10 @@ _DOUBT_BEFORE = re.compile(
     r"|case|example|part|option|number of the|until|from|half|square|root|sum of|product of|difference)\b",
     re.IGNORECASE,
 )
+MULTIPLE_BEFORE = re.compile(r"\b(?:double|twice|triple|thrice|(?:third|quarter|fifth|tenth|fraction) of)(?: the| an?)?\s*$", re.IGNORECASE)
 _DOUBT_AFTER = re.compile(
     rf"\b(?:{_DOUBT}|plus|minus|squared|cubed|half|halves|thirds?|fourths?|fifths?|tenths?|hundredths?|thousandths?|pi|infinity|out of"
-    r"|modulo|mod|remainder|factorial|degrees? of)\b|[?!]",
+    r"|modulo|mod|remainder|factorial|degrees? of|below zero)\b|[?!]",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(
@@ -43,8 +44,11 @@ _SHORT_UNITS = frozenset(
 )
 _UNIT_POWER = re.compile(r"(?<=[A-Za-z])(?:\s?\^\(?-?[123]\)?|[23]\b)")
 _ASIDE = re.compile(r"(?<=[\w%]) \((?=[^()]*[A-Za-z])[^()]*=[^()]*\)$")
-_NAME = re.compile(r"[A-Za-z](?:_?\w)?")
-_AFTER_NUMBER = re.compile(r"[A-Za-z%<>±≈?!,;:]|\(\s*[A-Za-z]|$")
+_NAME = re.compile(r"[A-Za-z](?:_?\w|_[({]?\w+[)}]?|\(-?\w+(?:\s*,\s*-?\w+)*\))?")
+"""Of a variable, of an element of a sequence, of the value of a function: `x`, `a_10`, `f(2)`."""
+_AFTER_NUMBER = re.compile(r"[A-Za-z%<>≤≥±≈?!,;:]|\(\s*[A-Za-z]|$")
+NO_NUMBER = re.compile(r"\d{4}-\d\d?-\d\d?|\d*\.\d+\s*(?:\.\.+|…)")
+"""A date, and a decimal that goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,8 @@ def quantity(text: str) -> Quantity | None:
     if len(text) > MAX_CHARS:
         return None
     flat = plain(text)
+    if NO_NUMBER.search(text):
+        return None
     if aside := _ASIDE.search(flat):
         flat = flat if DOUBT.search(aside[0]) else flat[: aside.start()]
     sides = [side.strip() for side in re.split(r"[=≈]", flat)]
@@ -72,10 +78,12 @@ def quantity(text: str) -> Quantity | None:
         return None
     name = ""
     for side in sides[:-1]:
+        if _NAME.fullmatch(side):
+            name = side
+            continue
         if not re.search(r"\d", side):
             if DOUBT.search(side) or not re.fullmatch(r"[\w\s',.:()-]*", side):
                 return None
-            name = side if _NAME.fullmatch(side) else name
             continue
         value = evaluate(side)
         if re.search(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", side) or (value is not None and value != last.value):
@@ -95,13 +103,19 @@ def same_quantity(reference: Quantity, found: Quantity) -> bool:
 
 def _stated(text: str) -> Quantity | None:
     text = re.sub(r"(\d) and (\d+/\d+)", r"\1 \2", text)
-    lead = re.match(r"[^\d.(+-]*(?:(?:\.(?!\d)|[-(](?!\s*[-+.]?\d)|\((?=[^)]*[A-Za-z]))[^\d.(+-]*)*", text)
+    lead = re.match(r"[^\d.(+-]*(?:(?:\.(?!\d)|-(?!\s*\(?\s*[-+.]?\d)|\((?!\s*[-+.]?\d)|\((?=[^)]*[A-Za-z]))[^\d.(+-]*)*", text)
     assert lead is not None
     before, rest = lead[0], text[lead.end() :]
     sign = 1
     if negative := re.search(r"\b(?:negative|minus)\s*$", before, re.IGNORECASE):
         before, sign = before[: negative.start()], -1
-    if _DOUBT_BEFORE.search(before) or re.search(r"[<>±\\^*/]|[A-Za-z_]$", before.rstrip() if not before.endswith(" ") else before):
+    if (re.match(r"[-+]\s", rest) and re.search(r"[\w)]\s*$", before)) or (re.match("[-+]", rest) and re.search(r"\b[A-Za-z]\s*$", before)):
+        return None  # x + 18
+    if (
+        _DOUBT_BEFORE.search(before)
+        or MULTIPLE_BEFORE.search(before)
+        or re.search(r"[<>≤≥±\\^*/]|[A-Za-z_]$", before.rstrip() if not before.endswith(" ") else before)
+    ):
         return None
     return _number_and_unit(rest, sign)
 
@@ -138,8 +152,10 @@ def _end_of_number(rest: str) -> int:
 
 def _is_unit(tail: str, *, glued: bool = False) -> bool:
     """Whether what follows a number only says of what it is, or why."""
+    if re.match(r"\((?:[^()]*[-+*/^=]|\s*[A-Za-z]\s*\))", tail):  # 18(x + 1)
+        return False
     tail = _UNIT_POWER.sub("", tail.strip())
-    if re.match(r"[:\\]|[-+*/^<>±≈]", tail):
+    if re.match(r"[:\\]|[-+*/^<>≤≥±≈]", tail):
         return False
     for inside in re.findall(r"\(([^()]*)\)", tail):
         if _DOUBT_AFTER.search(inside):
@@ -147,10 +163,11 @@ def _is_unit(tail: str, *, glued: bool = False) -> bool:
     tail = re.sub(r"\([^()]*\)", " ", tail).strip(" ,;.:")
     first = re.match(r"[A-Za-z./]*", tail)
     word = (first[0] if first else "").strip("./")
-    if word and word not in _SHORT_UNITS and (len(word) < 2 or (glued and len(word) < 3)) and word not in ("a", "I"):
+    too_short = word and word not in _SHORT_UNITS and (len(word) < 2 or (glued and len(word) < 3))
+    if too_short and (glued or not re.match(r"(?:a|I)\s+[A-Za-z]{2,}", tail)):  # 18 a day
         return False
     if re.search(r"\b(?:or|wrong|incorrect|false)\b", tail, re.IGNORECASE):
         return False
     if clause := _CLAUSE.search(" " + tail):
         tail = (" " + tail)[: clause.start()]
-    return not re.search(r"[\d\\^*+=<>±|{}\[\]]", tail) and not _DOUBT_AFTER.search(tail)
+    return not re.search(r"[\d\\^*+=<>≤≥±|{}\[\]]", tail) and not _DOUBT_AFTER.search(tail)
