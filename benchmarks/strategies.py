@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,12 +33,15 @@ ROWS, LENGTH, VOCABULARY = 4, 128, 2048
 MODEL = {"vocab_size": VOCABULARY, "layers": 4, "hidden": 256, "heads": 8, "kv_heads": 8}
 LIMIT = 1.03
 TIMEOUT_S = 1200.0
+SURE, MOST = 0.01, 4
+"""Rounds go on until the 95 % interval of the median ratio is that narrow to either side, at most so many times over."""
+
 BACKENDS: dict[str, dict[str, Any]] = {
     "single": {"strategy": "single"},
     "fsdp": {"fsdp": True},
     **{f"zero {stage}": {"strategy": "deepspeed", "zero_stage": stage} for stage in range(4)},
 }
-WIDTHS = (10, 7, 12, 12, 14, 14)
+WIDTHS = (10, 7, 12, 26, 14, 14)
 
 
 def main() -> int:
@@ -45,7 +49,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=list(BACKENDS), metavar="NAME")
-    parser.add_argument("--rounds", type=int, default=30, help="pairs of steps, one through the strategy and one by hand")
+    parser.add_argument("--rounds", type=int, default=30, help="least pairs of steps, one through the strategy and one by hand")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = parser.parse_args()
     _print_row("backend", "ranks", "by hand ms", "ours / hand", "peak / hand", "step / first")
@@ -57,7 +61,8 @@ def main() -> int:
             row = {"backend": name, "ranks": ranks, **_compare(BACKENDS[name], ranks, args.rounds)}
             row["to_first"] = row["ours_ms"] / rows[0]["ours_ms"] if rows else 1.0
             rows.append(row)
-            _print_row(name, str(ranks), f"{row['hand_ms']:.1f}", f"{row['time']:.3f}", f"{row['memory']:.3f}", f"{row['to_first']:.2f}")
+            ratio = f"{row['time']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+            _print_row(name, str(ranks), f"{row['hand_ms']:.1f}", ratio, f"{row['memory']:.3f}", f"{row['to_first']:.2f}")
     ok = all(row["time"] <= LIMIT for row in rows)
     if args.json:
         print(json.dumps({"benchmark": "strategies", "limit": LIMIT, "ok": ok, "rows": rows}))
@@ -68,8 +73,12 @@ def _compare(settings: dict[str, Any], ranks: int, rounds: int) -> dict[str, flo
     """Times from the same processes, in pairs; memory from processes of their own."""
     pairs = run_spmd(timed, ranks, settings, rounds, timeout_s=TIMEOUT_S)[0]
     ours, hand = (max(run_spmd(peak_gib, ranks, settings, by_hand, timeout_s=TIMEOUT_S)) for by_hand in (False, True))
+    low, high = interval([mine / other for mine, other in pairs])
     return {
         "time": statistics.median(mine / other for mine, other in pairs),
+        "low": low,
+        "high": high,
+        "rounds": len(pairs),
         "ours_ms": statistics.median(mine for mine, _ in pairs) * 1e3,
         "hand_ms": statistics.median(other for _, other in pairs) * 1e3,
         "memory": ours / hand,
@@ -84,8 +93,10 @@ def timed(settings: dict[str, Any], rounds: int) -> list[tuple[float, float]]:
     ours, hand = _ours(strategy), _by_hand(strategy)
     for step in (ours, hand, ours, hand):
         step()
-    pairs = []
-    for index in range(rounds):
+    pairs: list[tuple[float, float]] = []
+    for index in range(rounds * MOST):
+        if index % rounds == 0 and index and strategy.all_reduce(_is_sure(pairs), "max"):
+            break
         seconds = {}
         for step in (ours, hand) if index % 2 else (hand, ours):
             strategy.all_reduce(0.0)  # ranks begin together
@@ -94,6 +105,18 @@ def timed(settings: dict[str, Any], rounds: int) -> list[tuple[float, float]]:
             seconds[step] = time.perf_counter() - start
         pairs.append((seconds[ours], seconds[hand]))
     return pairs
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Between which two of them the median lies, at 95 % (order statistics, the binomial distribution taken as normal)."""
+    ordered, half = sorted(values), 0.98 * math.sqrt(len(values))
+    middle = (len(values) - 1) / 2
+    return ordered[max(0, math.floor(middle - half))], ordered[min(len(values) - 1, math.ceil(middle + half))]
+
+
+def _is_sure(pairs: Sequence[tuple[float, float]]) -> float:
+    low, high = interval([mine / other for mine, other in pairs])
+    return float(high - low <= 2 * SURE)
 
 
 def peak_gib(settings: dict[str, Any], by_hand: bool) -> float:
