@@ -22,6 +22,7 @@ def test_the_accuracy_rises(tmp_path: Path) -> None:
     assert (result["strategy"], result["engine"], result["world_size"], result["steps"]) == ("fsdp", "hf", 2, MAX_STEPS)
     assert 0.3 <= result["accuracy_before"] <= 0.45
     assert result["accuracy_after"] >= result["accuracy_before"] + 0.2
+    assert json.loads((folder / "summary.json").read_text())["warnings"] == [], "a run without a fault is no reason for a warning"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     gaps = [row["rollout/logprob_gap"] for row in rows if "rollout/logprob_gap" in row]
     assert len(gaps) == MAX_STEPS

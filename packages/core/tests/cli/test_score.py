@@ -133,3 +133,30 @@ def test_the_command_ends_with_json_and_loads_no_torch(tmp_path: Path) -> None:
     assert json.loads(done.stdout.splitlines()[-1])["rows"] == 3 and len((tmp_path / "o.jsonl").read_text().splitlines()) == 3
     done = subprocess.run([sys.executable, "-m", "lightrft.cli.main", *words[:-3]], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stderr.startswith("error: --out is not set") and "Traceback" not in done.stderr
+
+
+def test_reward_models_beside_functions(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from lightrft.testing.tiny import tiny_reward_folder, tiny_tokenizer
+
+    alphabet = "0123456789 =+-*/abcdefghijklmnopqrstuvwxyz.,?\n"
+    folder = tiny_reward_folder(tmp_path / "rm", seed=3)
+    rows = [{"prompt": f"{n} + {n} =", "completion": "7" * n} for n in range(1, 5)]
+    write(tmp_path, *rows)
+    result, found = score(tmp_path, "--reward", f"judge=model:{folder}", f"{tmp_path}/shout.py:loud", "--reward_weights", "2", "1")
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    for row, one in zip(rows, found, strict=True):
+        ids = torch.tensor([tiny_tokenizer(alphabet)(row["prompt"] + row["completion"])["input_ids"]])
+        with torch.no_grad():
+            expected = float(model(input_ids=ids).logits[0, 0])
+        assert one["parts"]["judge"] == pytest.approx(expected, abs=1e-5) and one["reward"] == pytest.approx(2 * expected, abs=2e-5)
+    assert result["warnings"] == [] and set(result["parts"]) == {"judge", f"{tmp_path}/shout.py:loud"}
+    write(tmp_path, {"prompt": "<|im_start|>user 3?<|im_end|>", "completion": "7"})
+    result, _ = score(tmp_path, "--reward", f"judge=model:{folder}")
+    [warning] = result["warnings"]
+    assert warning.startswith("reward model 'judge' on the wrong template: its input has '<|im_start|>'")
+    with pytest.raises(ConfigError, match="`lightrft score` is one process"):
+        score(tmp_path, "--reward", f"judge=model:{folder}", "--reward_shard_size", "2")

@@ -11,6 +11,7 @@ import pytest
 
 from lightrft.config.load import make_config
 from lightrft.data.prompts import Prompt
+from lightrft.experience.monitors import Monitors
 from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings
 from lightrft.testing.fake_engine import VOCAB_SIZE
@@ -144,3 +145,14 @@ def test_a_planted_fault_is_told_once(
 def test_a_fault_that_went_away_and_came_back_is_told_again(tmp_path: Path) -> None:
     rows = run(tmp_path, plant=lambda step: {"train/kl": 9.0 if step in (2, 3, 6) else 0.0})
     assert [row["step"] for row in rows] == [2, 6]
+
+
+@pytest.mark.parametrize("name", ["demo", "ppo", "reinforce_pp"])
+def test_runs_that_learned_raise_no_alarm(name: str) -> None:
+    """Metrics of whole runs: the demo with vLLM, two tiny recipes; their entropy falls to a fifth, and the critic begins as a constant."""
+    recorded: dict[str, list[float | None]] = json.loads(Path(__file__).with_name("recorded_runs.json").read_text())[name]
+    monitors = Monitors(make_config({}))
+    steps = [dict(zip(recorded, values, strict=True)) for values in zip(*recorded.values(), strict=True)]
+    assert len(steps) > 50 and [monitors.observe({k: v for k, v in step.items() if v is not None}) for step in steps] == [[]] * len(steps)
+    worse = [{"rollout/entropy": (step["rollout/entropy"] or 0.0) / (1 + number)} for number, step in enumerate(steps)]
+    assert [one for step in worse for one in monitors.observe(step)], "the watches were awake"

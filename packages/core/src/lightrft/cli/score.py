@@ -10,6 +10,7 @@ from lightrft.cli.flags import FlagParser
 from lightrft.config.arguments import override_parser
 from lightrft.config.load import make_config
 from lightrft.config.reward_checks import check_rewards
+from lightrft.config.reward_names import model_folder
 from lightrft.config.schema import Config
 from lightrft.errors import ConfigError, nearest
 from lightrft.experience.offline import score_file
@@ -46,12 +47,18 @@ def run_score(words: Sequence[str], *, description: str) -> tuple[dict[str, Any]
     try:
         config = make_config({name: value for name, value in given.items() if name not in OWN})
         problems += check_rewards(config, registry=registry)
+        if config.reward_shard_size > 1:
+            problems.append(f"reward_shard_size={config.reward_shard_size}: `lightrft score` is one process; leave it out")
     except ConfigError as error:
         problems += error.problems
     if problems:
         raise ConfigError(problems)
-    rewards = rewards_of(config, registry=registry)
-    return score_file(given["data"], out=given["out"], rewards=rewards, reward_key=config.reward_key), given["json"]
+    if not any(model_folder(reward) for reward in config.reward):
+        rewards = rewards_of(config, registry=registry)
+        return score_file(given["data"], out=given["out"], rewards=rewards, reward_key=config.reward_key), given["json"]
+    from lightrft.cli.score_models import score_with_models  # torch and transformers, which other rewards can do without
+
+    return score_with_models(config, given["data"], out=given["out"], registry=registry), given["json"]
 
 
 def _spelled(word: str) -> str:

@@ -40,6 +40,16 @@ def model_folder(reward: str) -> ModelFolder | None:
     return None if match is None else ModelFolder(match["name"] or match["path"].rstrip("/").rpartition("/")[2], match["path"])
 
 
+def called(reward: str) -> str:
+    """What metrics, and the column `reward_key` of the data, call a reward."""
+    return (server_address(reward) or model_folder(reward) or _Plain(reward)).name
+
+
+@dataclass(frozen=True)
+class _Plain:
+    name: str
+
+
 def address_problem(reward: str, address: ServerAddress) -> str:
     """What is wrong with the address, or nothing. Never shows a password."""
     if "=" in reward.partition("://")[0] and not re.fullmatch(r"[\w.-]+", reward.partition("=")[0]):

@@ -12,6 +12,8 @@ from lightrft.data.prompts import Prompt
 
 Finding = tuple[str, str]
 """The name of a fault and a sentence about it."""
+CONSTANT = -0.05
+"""Explained variance of a critic that is as good as a constant, as it is at its start: it comes out a little below zero, by noise."""
 BASELINE_STEPS = 3
 """The first steps of a run, whose mean later ones are compared with."""
 
@@ -103,7 +105,7 @@ def _watches(config: Config) -> list[Watch]:
         )
 
     def useless(value: float, _: float) -> str | None:
-        if value >= 0:
+        if value >= CONSTANT:
             return None
         return (
             f"critic explains nothing: explained variance {value:.2f}, below zero for {patience} rollouts, is worse than a constant; "

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lightrft.config.reward_names import ModelFolder, address_problem, model_folder, server_address
+from lightrft.config.reward_names import ModelFolder, address_problem, called, model_folder, server_address
 from lightrft.config.schema import Config
 from lightrft.errors import RewardError, nearest
 from lightrft.plugins.registry import Registry
@@ -26,11 +26,6 @@ RewardFunction = Callable[[Sequence[Sample]], Sequence[float]]
 
 ModelLoader = Callable[[ModelFolder], RewardFunction]
 """Loads a reward model; collective."""
-
-
-@dataclass(frozen=True)
-class _Plain:
-    name: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +74,12 @@ def load_rewards(
         if not math.isfinite(weight):
             raise RewardError(f"reward_weights holds {weight!r}; every weight must be a finite number")
     chosen = weights or [1.0] * len(names)
-    called = [(server_address(name) or model_folder(name) or _Plain(name)).name for name in names]
-    for name in called:
-        if called.count(name) > 1:
+    shown = [called(name) for name in names]
+    for name in shown:
+        if shown.count(name) > 1:
             raise RewardError(f"two rewards are called {name!r}; give them names of their own: name=http://..., name=model:...")
     found = [_find(name, registry, remote or RemoteSettings(), models) for name in names]
-    return [NamedReward(name=n, function=f, weight=float(w)) for n, f, w in zip(called, found, chosen, strict=True)]
+    return [NamedReward(name=n, function=f, weight=float(w)) for n, f, w in zip(shown, found, chosen, strict=True)]
 
 
 def _find(name: str, registry: Registry, remote: RemoteSettings, models: ModelLoader | None) -> RewardFunction:
