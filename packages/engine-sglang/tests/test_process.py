@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from lightrft.engine.base import ALL_TAGS
 from lightrft.errors import EngineError, WeightSyncError
 from lightrft.testing.engine_bench import GREEDY, EngineBench, requests_of, weights_of
 from lightrft.types import EngineStatus, SamplingParams
@@ -48,12 +49,19 @@ def scheduler(bench: EngineBench) -> Any:
     return engine._process.children[0]
 
 
-def test_a_scheduler_killed_while_idle_is_told_at_the_next_call(bench: EngineBench) -> None:
+def test_a_scheduler_killed_while_idle_or_asleep_is_told_at_the_next_call(bench: EngineBench) -> None:
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    assert bench.engine.status is EngineStatus.AWAKE
+    assert {number: signal.getsignal(number) for number in kept} == kept, "the trainer's signals are its own"
     os.kill(scheduler(bench).pid, signal.SIGKILL)
     scheduler(bench).join(10)
     start = time.monotonic()
     with pytest.raises(EngineError, match="scheduler has died"):
         bench.engine_as_it_is.generate(requests_of([[3, 4, 5]]), GREEDY)
+    asleep: Any = bench.engine_as_it_is
+    asleep._status = EngineStatus.ASLEEP  # on the CPU it cannot get there by itself
+    with pytest.raises(EngineError, match="scheduler has died, resume_memory_occupation"):
+        asleep.wake_up(ALL_TAGS)
     assert time.monotonic() - start < AT_ONCE_S
     assert bench.engine_as_it_is.status is EngineStatus.UNUSABLE
 
@@ -83,12 +91,6 @@ def test_a_scheduler_killed_in_an_update_leaves_no_half_updated_engine(bench: En
     assert bench.engine_as_it_is.status is EngineStatus.UNUSABLE
 
 
-def test_the_trainer_keeps_its_signals(bench: EngineBench) -> None:
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    assert bench.engine.status is EngineStatus.AWAKE
-    assert {number: signal.getsignal(number) for number in kept} == kept
-
-
 def test_a_folder_that_cannot_be_loaded_is_an_error_and_leaves_no_child(tmp_path: Path) -> None:
     bench = EngineBench("sglang", tmp_path / "model")
     weights = bench.folder / "model.safetensors"
@@ -98,3 +100,28 @@ def test_a_folder_that_cannot_be_loaded_is_an_error_and_leaves_no_child(tmp_path
         assert bench.engine
     assert living_children() <= before
     assert {name for name in os.listdir("/dev/shm") if name.startswith("sgl")} <= segments
+
+
+PARENT = """
+import multiprocessing, sys, time
+from lightrft_sglang.with_parent import children_end_with_us
+
+if __name__ == "__main__":
+    with children_end_with_us():
+        child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+        child.start()
+    print(child.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_children_end_with_a_parent_that_is_killed_before_they_are_up(tmp_path: Path) -> None:
+    script = tmp_path / "a folder" / "parent's.py"
+    script.parent.mkdir()
+    script.write_text(PARENT)
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    assert psutil.wait_procs([child], timeout=AT_ONCE_S)[1] == []

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer
 
 from lightrft.distributed.buckets import Weight, WeightBucket
@@ -96,19 +97,14 @@ class SGLangEngine(InferenceEngine):
     def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
         if self._status in (EngineStatus.ASLEEP, EngineStatus.UNUSABLE):
             raise EngineStateError(f"update_weights while the engine is {self._status}; call wake_up first")
-        sent: set[str] = set()
+        pieces = self._pieces(buckets)
+        if not self._on_cuda:  # host memory has the room: what is refused is refused before the first byte moves
+            pieces = iter(list(pieces))
         self.reset_cache()  # nothing may be running, and SGLang kills itself where something is
         try:
             self._accepted("begin_weight_update")
-            for bucket in map(self._names.convert, buckets):
-                named = [(self._name_of(weight), weight.tensor.detach()) for weight in bucket]
-                sent.update(name for weight in bucket for name in weight.names)
-                # A CPU tensor travels by shared memory, and the storage that was the actor's would move there: a copy does.
-                copies = [(name, tensor if tensor.is_cuda else tensor.clone()) for name, tensor in named]
-                self._accepted("update_weights_from_tensor", named_tensors=copies, flush_cache=False)
-            missing = sorted(set(self._shapes) - sent)
-            if missing:
-                raise WeightSyncError(f"weights are incomplete: {', '.join(missing[:3])} ({len(missing)} in all) never came")
+            for named in pieces:
+                self._accepted("update_weights_from_tensor", named_tensors=named, flush_cache=False)
             self._accepted("end_weight_update")
             self.reset_cache()
         except Exception:
@@ -208,6 +204,18 @@ class SGLangEngine(InferenceEngine):
             self._accepted("update_weights_from_tensor", named_tensors=asked, load_format=LOADER, flush_cache=False)
             self._accepted("end_weight_update")
             return read(folder, ranks=self.setup.group_size)
+
+    def _pieces(self, buckets: Iterable[WeightBucket]) -> Iterator[list[tuple[str, torch.Tensor]]]:
+        """What SGLang is sent for each bucket. Raises WeightSyncError at a tensor that does not fit, and at the end for what never came."""
+        sent: set[str] = set()
+        for bucket in map(self._names.convert, buckets):
+            named = [(self._name_of(weight), weight.tensor.detach()) for weight in bucket]
+            sent.update(name for weight in bucket for name in weight.names)
+            # A CPU tensor travels by shared memory, and the storage that was the actor's would move there: a copy does.
+            yield [(name, tensor if tensor.is_cuda else tensor.clone()) for name, tensor in named]
+        missing = sorted(set(self._shapes) - sent)
+        if missing:
+            raise WeightSyncError(f"weights are incomplete: {', '.join(missing[:3])} ({len(missing)} in all) never came")
 
     def _call(self, name: str, **arguments: Any) -> Any:
         try:

@@ -15,7 +15,8 @@ from typing import Any
 import zmq
 
 from lightrft.errors import EngineError
-from lightrft_sglang.segments import everything, remove, segments_of, unused
+from lightrft_sglang.segments import entrust, everything, remove, segments_of, take_back, unused
+from lightrft_sglang.with_parent import children_end_with_us
 
 LAUNCHER = (
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCH_NCCL_ASYNC_ERROR_HANDLING",
@@ -69,7 +70,7 @@ class SGLangProcess:
         there = everything()
         error: BaseException | None = None
         try:
-            with child_environment(environment):
+            with child_environment(environment), children_end_with_us():
                 asyncio.set_event_loop(self._loop)
                 self._engine = Engine(custom_sigquit_handler=stay_alive, **arguments)
         except (Exception, SystemExit) as caught:
@@ -77,6 +78,7 @@ class SGLangProcess:
         self.children = sorted((c for c in multiprocessing.active_children() if c not in others), key=lambda c: c.pid or 0)
         self._contexts = [context for context in _contexts() if context not in contexts]
         self._segments = segments_of([os.getpid(), *self.pids]) - ours
+        self._entrusted = entrust(self._segments)  # a trainer that is killed cannot remove them itself
         if error is not None:
             self.shutdown()
             remove(unused(everything() - there))  # of schedulers that are gone already
@@ -144,6 +146,7 @@ class SGLangProcess:
         for child in self.children:
             child.join(JOIN_S)
         remove(self._segments)
+        take_back(self._entrusted)
         self._close_loop()
         if self._engine is not None:
             atexit.unregister(self._engine.shutdown)

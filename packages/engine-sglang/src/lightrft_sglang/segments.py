@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 FOLDER = "/dev/shm"
+UNTRACKED = "sglang_loads_"
+"""How names of files begin that SGLang 0.5.21 makes there without telling Python's resource tracker."""
 
 
 def segments_of(pids: Iterable[int]) -> set[str]:
@@ -33,6 +36,20 @@ def remove(paths: Iterable[str]) -> None:
     """Unlinks what is still there; who has it mapped keeps it."""
     for path in paths:
         Path(path).unlink(missing_ok=True)
+
+
+def entrust(paths: Iterable[str]) -> set[str]:
+    """Has the resource tracker, which outlives us, remove those that it does not know of yet. Returns them, for `take_back`."""
+    found = {path for path in paths if Path(path).name.startswith(UNTRACKED)}
+    for path in found:
+        resource_tracker.register(f"/{Path(path).name}", "shared_memory")
+    return found
+
+
+def take_back(paths: Iterable[str]) -> None:
+    """They are gone, or somebody else sees to it."""
+    for path in paths:
+        resource_tracker.unregister(f"/{Path(path).name}", "shared_memory")
 
 
 def _mapped(pid: int) -> list[int]:

@@ -23,7 +23,15 @@ from lightrft.engine.model_facts import model_facts
 from lightrft.engine.own_sums import OwnSum, OwnSums, read_own_sums
 from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
 from lightrft.types import Completion, EngineStatus, FinishReason, Request, RequestOutput, SamplingParams
-from lightrft_vllm.guests import as_it_was, default_group_kept, give_classes_back, no_shared_memory, set_environment, snapshot
+from lightrft_vllm.guests import (
+    as_it_was,
+    default_group_kept,
+    give_classes_back,
+    keep_linear_layers_plain,
+    no_shared_memory,
+    set_environment,
+    snapshot,
+)
 from lightrft_vllm.weights import WeightStream, pack_experts_again
 
 CPU_KV_CACHE_BYTES = 2**30
@@ -46,6 +54,7 @@ class VLLMEngine(InferenceEngine):
         set_environment(setup.device.type)
         from vllm import LLM  # after the environment that it reads at import
 
+        keep_linear_layers_plain(setup.device.type)
         classes = snapshot(self._names.model())
         with as_it_was(), no_shared_memory(setup.device.type):
             self._llm: Any = LLM(**self._arguments())
@@ -115,7 +124,7 @@ class VLLMEngine(InferenceEngine):
         return self._names.module_shapes()
 
     def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
-        """Without linear layers on the CPU, which vLLM keeps packed, and those whose key-value heads several ranks hold."""
+        """Without experts on the CPU, which vLLM packs, and tensors whose key-value heads several ranks hold."""
         self._alive()
         return self._sums.named(self._read_sums())
 

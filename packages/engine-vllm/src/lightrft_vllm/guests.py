@@ -116,6 +116,16 @@ def no_shared_memory(device_type: str) -> Iterator[None]:
         setattr(CpuCommunicator, private, asked)
 
 
+def keep_linear_layers_plain(device_type: str) -> None:
+    """Before an engine is built on a CPU, for the whole process, as syncs build its layers again: their weights stay tensors that can be
+    read and proved. vLLM 0.32 hands them to oneDNN, which packs them and drops the originals, of a tied output layer a second copy.
+    """
+    if device_type == "cpu":
+        from vllm import _custom_ops
+
+        _custom_ops._supports_onednn = False  # there is no public switch in 0.32
+
+
 @contextmanager
 def default_group_kept(keep: bool) -> Iterator[None]:
     """While an engine ends: vLLM 0.32 destroys the process's default group with its own, and that one is the trainer's."""

@@ -89,7 +89,10 @@ class SyncProbe:
             return "it gives no sums of its weights, so no layer can be named"
         if differing:
             return f"the first tensor that differs is {differing[0]} ({len(differing)} in all)"
-        return "its weights are bitwise the actor's, so look at positions, padding and the convention of its log-probs"
+        return (
+            "the sums of its weights are the actor's, so look at the order of the parts of a fused tensor, which sums do not see, at "
+            "positions, padding and the convention of its log-probs"
+        )
 
 
 def probe_prompts(prompts: Sequence[Sequence[int]], *, special_ids: Collection[int], longest: int, seed: int) -> list[list[int]]:
@@ -102,10 +105,18 @@ def probe_prompts(prompts: Sequence[Sequence[int]], *, special_ids: Collection[i
 
 
 def rotated(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Other prompts of the same tokens and lengths: each begins with another token (or is left out), so no cache of the given ones fits."""
+    """Other prompts of the same tokens and lengths: each begins with another token (or is left out), so no cache of the given ones fits.
+
+    Where a few tokens make up all prompts, another one may begin alike: of all turns the one that shares least with any of them is taken,
+    as some engines find a single token in their cache.
+    """
     turned = []
     for prompt in prompts:
-        at = next((i for i, token in enumerate(prompt) if token != prompt[0]), None)
-        if at is not None:
-            turned.append([*prompt[at:], *prompt[:at]])
+        turns = [[*prompt[at:], *prompt[:at]] for at, token in enumerate(prompt) if token != prompt[0]]
+        if turns:
+            turned.append(min(turns, key=lambda turn: max(_alike_from_the_start(turn, given) for given in prompts)))
     return turned
+
+
+def _alike_from_the_start(one: Sequence[int], other: Sequence[int]) -> int:
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

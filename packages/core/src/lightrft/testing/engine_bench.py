@@ -119,6 +119,11 @@ class EngineBench:
         if self.engine.status is not EngineStatus.AWAKE:
             self.restart()
 
+    def with_the_folders_weights(self) -> None:
+        """A new engine, unless this one is."""
+        if self.version or self.model is not self.models[0] or self.engine.status is not EngineStatus.AWAKE:
+            self.restart()
+
     def restart(self) -> None:
         """A new engine with the folder's weights."""
         self.close()

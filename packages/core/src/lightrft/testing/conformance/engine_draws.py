@@ -25,7 +25,7 @@ class Draws(EngineKit, kit=True):
     @promise("generate")
     def test_greedy_tokens_are_those_of_the_model_before_and_after_each_sync(self, bench: EngineBench) -> None:
         """Version 0 is the folder's weights; after `update_weights` no token comes from older ones"""
-        bench.restart()
+        bench.with_the_folders_weights()
         for index in (None, 1, 2, 0):
             if index is not None:
                 bench.sync(bench.models[index])

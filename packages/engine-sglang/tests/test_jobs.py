@@ -1,0 +1,15 @@
+"""Do two runs with SGLang live on one machine at once, and does one that is killed, whenever, leave nothing that disturbs the next?"""
+
+from __future__ import annotations
+
+from lightrft.testing.jobs import Job
+from lightrft.testing.two_jobs import RANKS, TwoJobs
+
+
+class TestJobs(TwoJobs):
+    engine_name = "sglang"
+    usual_ports = (30_000,)
+
+    def is_starting(self, job: Job) -> bool:
+        """A process more than the launcher and the ranks: a scheduler, which imports SGLang for some seconds."""
+        return job.begun() == RANKS and len(job.processes()) > 1 + RANKS + 1  # and the resource tracker

@@ -1,0 +1,9 @@
+"""Do two runs with vLLM live on one machine at once, and does one that is killed leave nothing that disturbs the next?"""
+
+from __future__ import annotations
+
+from lightrft.testing.two_jobs import TwoJobs
+
+
+class TestJobs(TwoJobs):
+    engine_name = "vllm"

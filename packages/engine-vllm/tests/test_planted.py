@@ -1,0 +1,53 @@
+"""Is every published fault caught on vLLM itself, and by its name?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from lightrft.errors import WeightSyncError
+from lightrft.testing.planted import PlantedFaults
+from lightrft.testing.planted_bench import LOWER_DOWN, PlantedBench, under_one_name
+
+
+def own_copy_for_the_head(model: Any) -> None:
+    model.lm_head = copy.deepcopy(model.model.embed_tokens)
+
+
+def tie_again(model: Any) -> None:
+    model.lm_head = model.model.embed_tokens
+
+
+def load_half(model: Any, *, named: list[tuple[str, torch.Tensor]]) -> None:
+    model.load_weights(named[::2])
+
+
+class TestPlanted(PlantedFaults):
+    engine_name = "vllm"
+
+    def test_an_output_layer_of_its_own_that_hears_of_no_sync_is_found(self, bench: PlantedBench) -> None:
+        """A tied model whose head is a copy"""
+        bench.engine._llm.apply_model(own_copy_for_the_head)
+        with bench.spoilt(under_one_name), pytest.raises(WeightSyncError, match="does not answer as the actor does"):
+            bench.sync()
+        bench.engine._llm.apply_model(tie_again)
+        bench.heal()
+
+    def test_an_update_outside_of_reload_weights_is_named(self, bench: PlantedBench) -> None:
+        """Half of the tensors, by the model's own method and not between vLLM's begin and end"""
+
+        def load(method: str, *, kwargs: dict[str, Iterable[tuple[str, torch.Tensor]]]) -> None:
+            named = list(kwargs["weights_iterator"])
+            bench.engine._llm.apply_model(partial(load_half, named=named))
+
+        llm = bench.engine._llm
+        llm.collective_rpc = load
+        with pytest.raises(WeightSyncError, match=f"the checksum differs of {LOWER_DOWN.partition('mlp')[0]}self_attn.q_proj.weight"):
+            bench.sync()
+        del llm.collective_rpc
+        bench.heal()
