@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -18,6 +18,7 @@ import pytest
 from lightrft.engine.base import ALL_TAGS
 from lightrft.errors import EngineError, WeightSyncError
 from lightrft.testing.engine_bench import GREEDY, EngineBench, requests_of, weights_of
+from lightrft.testing.jobs import segments, segments_left
 from lightrft.types import EngineStatus, SamplingParams
 
 AT_ONCE_S = 20.0
@@ -26,7 +27,7 @@ AT_ONCE_S = 20.0
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[EngineBench]:
     before = living_children()
-    segments = set(os.listdir("/dev/shm"))
+    before_it = segments()
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     bench = EngineBench("sglang", tmp_path / "model")
     yield bench
@@ -35,7 +36,7 @@ def bench(tmp_path: Path) -> Iterator[EngineBench]:
     bystander.kill()
     bystander.wait()
     assert living_children() <= before
-    assert set(os.listdir("/dev/shm")) <= segments
+    assert segments_left(before_it) == set()
 
 
 def living_children() -> set[int]:
@@ -77,17 +78,17 @@ def test_a_scheduler_killed_in_generate_ends_the_call(bench: EngineBench) -> Non
 
 
 def test_a_scheduler_killed_in_an_update_leaves_no_half_updated_engine(bench: EngineBench) -> None:
-    buckets = weights_of(bench.models[1])
-    victim = scheduler(bench).pid
+    victim, engine = scheduler(bench).pid, cast(Any, bench.engine_as_it_is)
 
-    def dying() -> Iterator[Any]:
-        yield buckets[0]
-        os.kill(victim, signal.SIGKILL)
-        time.sleep(0.5)
-        yield buckets[1]
+    def call(name: str, **arguments: Any) -> None:
+        type(engine)._accepted(engine, name, **arguments)
+        if name == "update_weights_from_tensor":  # the first bucket has arrived
+            os.kill(victim, signal.SIGKILL)
+            time.sleep(0.5)
 
+    engine._accepted = call
     with pytest.raises(WeightSyncError, match="scheduler"):
-        bench.engine_as_it_is.update_weights(dying(), version=1)
+        engine.update_weights(weights_of(bench.models[1]), version=1)
     assert bench.engine_as_it_is.status is EngineStatus.UNUSABLE
 
 
@@ -95,11 +96,11 @@ def test_a_folder_that_cannot_be_loaded_is_an_error_and_leaves_no_child(tmp_path
     bench = EngineBench("sglang", tmp_path / "model")
     weights = bench.folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-5000])
-    before, segments = living_children(), set(os.listdir("/dev/shm"))
+    before, before_it = living_children(), segments()
     with pytest.raises(EngineError, match="SGLang did not start"):
         assert bench.engine
     assert living_children() <= before
-    assert {name for name in os.listdir("/dev/shm") if name.startswith("sgl")} <= segments
+    assert segments_left(before_it) == set()
 
 
 PARENT = """
@@ -124,4 +125,7 @@ def test_children_end_with_a_parent_that_is_killed_before_they_are_up(tmp_path: 
     child = psutil.Process(int(parent.stdout.readline()))
     parent.kill()
     parent.wait()
-    assert psutil.wait_procs([child], timeout=AT_ONCE_S)[1] == []
+    left = psutil.wait_procs([child], timeout=AT_ONCE_S)[1]
+    for process in left:
+        process.kill()
+    assert left == []

@@ -34,6 +34,7 @@ from lightrft.distributed.launch import launch
 ranks, *command = sys.argv[1:]
 sys.exit(launch([sys.executable, *command], nproc_per_node=int(ranks)).exit_code)
 """
+SHM = Path("/dev/shm")
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11]]
 POLL_S = 0.1
 
@@ -113,6 +114,35 @@ class Job:
     def log(self) -> str:
         """What its processes printed."""
         return (self.out / "log").read_text(encoding="utf-8", errors="replace")[-4000:]
+
+
+def segments() -> set[str]:
+    """Names of what there is in /dev/shm."""
+    return set(os.listdir(SHM))
+
+
+def segments_left(since: set[str], *, within_s: float = 10.0) -> set[str]:
+    """Those that came since and that nobody uses, even after that time. Those in use are another job's."""
+    deadline = time.monotonic() + within_s
+    while left := _unused(segments() - since):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(POLL_S)
+    return left
+
+
+def _unused(names: set[str]) -> set[str]:
+    """By inode: a semaphore is mapped under a temporary name."""
+    found = {}
+    for name in names:
+        with suppress(FileNotFoundError):
+            found[name] = str((SHM / name).stat().st_ino)
+    used = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")) if found else ():
+        with suppress(OSError):
+            lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines()
+            used |= {line.split()[4] for line in lines if f" {SHM}/" in line}
+    return {name for name, inode in found.items() if inode not in used}
 
 
 def _words_of(pid: int, what: str) -> list[str]:

@@ -6,7 +6,6 @@ class TestJobs(TwoJobs):
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from lightrft.testing.jobs import Job
+from lightrft.testing.jobs import Job, segments, segments_left
 from lightrft.testing.tiny import tiny_model_folder
 
 RANKS = 2
@@ -36,7 +35,7 @@ class TwoJobs:
     @pytest.fixture
     def start(self, tmp_path: Path) -> Iterator[Start]:
         jobs: list[Job] = []
-        segments = set(os.listdir("/dev/shm"))
+        before = segments()
         model = tiny_model_folder(tmp_path / "model", kv_heads=2)
         settings = {"engine_type": self.engine_name, "engine_tp_size": RANKS, "strategy": "fsdp"}
 
@@ -47,7 +46,7 @@ class TwoJobs:
         yield start
         for job in jobs:
             job.end()
-        left = set(os.listdir("/dev/shm")) - segments
+        left = segments_left(before)
         assert not left, f"shared memory that outlives its job: {sorted(left)}"
 
     def test_two_at_once_and_the_death_of_one_at_work_is_nothing_to_the_other(self, start: Start) -> None:

@@ -1,4 +1,4 @@
-"""Does a completion end where it has to, for the reason that it gives, and is a request that cannot be answered refused?"""
+"""Does a completion end where it has to, for the reason that it gives, and is what cannot be answered, or was not declared, refused?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from lightrft.plugins.specs import Capability
-from lightrft.testing.conformance.engine_kit import EngineKit, Record, tokens
+from lightrft.testing.conformance.engine_kit import SAMPLING_THAT_ASKS, SETTINGS_THAT_ASK, EngineKit, Record, tokens
 from lightrft.testing.conformance.promise import promise
 from lightrft.testing.engine_bench import GREEDY, MAX_MODEL_LEN, EngineBench, requests_of
 from lightrft.testing.tiny import EOS, tiny_tokenizer
@@ -114,3 +114,12 @@ class Ends(EngineKit, kit=True):
         self._is(bench, EngineStatus.AWAKE, f"a request that was refused ({fault})")
         found = tokens(bench.engine.generate(requests_of([bench.short], logprobs=False), GREEDY))
         assert found == [[bench.greedy(bench.short)]], f"after a refused request the engine answers {found}"
+
+    @promise("capabilities")
+    @pytest.mark.parametrize("capability", sorted({**SETTINGS_THAT_ASK, **SAMPLING_THAT_ASKS}))
+    def test_what_is_not_declared_is_refused(self, bench: EngineBench, record_property: Record, capability: Capability) -> None:
+        """Before an engine is started where a setting asks for it, before it is called where a request does"""
+        if bench.can(capability):
+            return
+        self._refused(bench, capability)
+        record_property("refused", str(capability))
