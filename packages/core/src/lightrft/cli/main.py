@@ -156,6 +156,8 @@ def report(context: typer.Context) -> None:
     parser.add_argument("--json", action="store_true", help="make the last line of stdout one JSON object")
     given = parser.parse_args(context.args)
     result = write_report(given.run, out=given.out)
+    for line in result["unreadable"]:
+        print(f"WARNING: {line}", flush=True)
     print(f"report: {result['report']}   ({result['state']}, {result['steps']} steps, {result['warnings']} warnings)", flush=True)
     if given.json:
         show.json_line(result)

@@ -20,4 +20,11 @@ def write_report(run: str, *, out: str | None) -> dict[str, Any]:
     except OSError as error:
         raise RunFolderError(f"{str(path)!r} cannot be written: {error.strerror or error}; give another place with --out") from error
     steps = max((int(row["step"]) for row in data.metrics), default=0)
-    return {"report": str(path), "run": str(data.folder), "state": data.state, "steps": steps, "warnings": len(data.warnings)}
+    return {
+        "report": str(path),
+        "run": str(data.folder),
+        "state": data.state,
+        "steps": steps,
+        "warnings": len(data.warnings),
+        "unreadable": data.unreadable,
+    }

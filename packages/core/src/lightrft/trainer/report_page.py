@@ -98,6 +98,7 @@ def _warnings(run: RunData) -> str:
         f"{escape(str(row.get('text')))}</div>"
         for row in run.warnings
     ]
+    lines += [f"<div class='warning'>{escape(line)}</div>" for line in run.unreadable]
     return _section("Warnings", "".join(lines)) if lines else ""
 
 

@@ -17,7 +17,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """Everything that the report shows. `state` in words; lists are empty where the run has none yet."""
+    """Everything that the report shows. `state` in words; lists are empty where the run has none yet. `unreadable` has one line for each
+    file that is there and was not read, or not whole.
+    """
 
     folder: Path
     state: str
@@ -30,6 +32,7 @@ class RunData:
     evaluation: list[Row]
     distributions: list[Row]
     checkpoints: list[str]
+    unreadable: list[str]
 
     def series(self, name: str) -> list[tuple[float, float]]:
         """Step and value where the metric was logged as a number."""
@@ -52,20 +55,22 @@ def read_run(folder: Path) -> RunData:
     if not isinstance(config, dict):
         raise RunFolderError(f"{str(folder / 'config.yaml')!r} holds no settings")
     logs = Path(config.get("log_dir") or folder).expanduser()
-    summary = _object(folder / "summary.json")
+    unreadable: list[str] = []
+    summary = _object(folder / "summary.json", unreadable)
     evaluations = sorted(logs.glob("eval_samples-*.jsonl"), key=lambda path: int("".join(filter(str.isdigit, path.stem)) or 0))
     return RunData(
         folder=folder,
         state=_state(summary),
         config=config,
-        environment=_object(folder / "environment.json"),
+        environment=_object(folder / "environment.json", unreadable),
         summary=summary,
-        metrics=[row for row in _lines(logs / "metrics.jsonl") if isinstance(row.get("step"), (int, float))],
-        warnings=_lines(logs / "warnings.jsonl"),
-        samples=_lines(logs / "samples.jsonl"),
-        evaluation=_lines(evaluations[-1]) if evaluations else [],
-        distributions=_lines(logs / "distributions.jsonl"),
+        metrics=[row for row in _lines(logs / "metrics.jsonl", unreadable) if isinstance(row.get("step"), (int, float))],
+        warnings=_lines(logs / "warnings.jsonl", unreadable),
+        samples=_lines(logs / "samples.jsonl", unreadable),
+        evaluation=_lines(evaluations[-1], unreadable) if evaluations else [],
+        distributions=_lines(logs / "distributions.jsonl", unreadable),
         checkpoints=[one.folder.name for one in saved_in(folder)],
+        unreadable=unreadable,
     )
 
 
@@ -75,25 +80,43 @@ def _state(summary: Row) -> str:
     return f"stopped by {summary['stopped']}" if summary.get("stopped") else "finished"
 
 
-def _object(path: Path) -> Row:
+def _object(path: Path, unreadable: list[str]) -> Row:
+    """The JSON object that a file holds; empty where there is no file, or, with a line about it, where it holds none."""
+    text = _text(path, unreadable)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        found = json.loads(text) if text else {}
+    except ValueError:
+        found = None
+    if isinstance(found, dict):
+        return found
+    unreadable.append(f"{path.name} holds no JSON object and was left out")
+    return {}
 
 
-def _lines(path: Path) -> list[Row]:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    rows = []
-    for line in text.splitlines():
+def _lines(path: Path, unreadable: list[str]) -> list[Row]:
+    """The JSON objects of a file, one a line; the same. A last line without its end is being written, or was when the run was killed."""
+    lines = _text(path, unreadable).split("\n")
+    rows, wrong = [], []
+    for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = json.loads(line) if line.strip() else None
         except ValueError:
+            wrong += [number] if number < len(lines) else []
             continue
         if isinstance(row, dict):
             rows.append(row)
+    if wrong:
+        unreadable.append(
+            f"{path.name}: {len(wrong)} of {len(lines) - 1} lines are no JSON and were left out, the first is line {wrong[0]}"
+        )
     return rows
+
+
+def _text(path: Path, unreadable: list[str]) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        unreadable.append(f"{path.name} cannot be read and was left out: {error.strerror or error}")
+        return ""
