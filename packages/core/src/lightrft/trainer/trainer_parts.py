@@ -1,0 +1,226 @@
+"""What is a trainer made of? The models that it is given, and the parts that it makes from the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from lightrft.config.schema import Config
+from lightrft.data.prompts import Prompt
+from lightrft.data.sampler import PromptSampler
+from lightrft.experience.advantages import AdvantageEstimator
+from lightrft.experience.dynamic import DynamicSampling
+from lightrft.experience.maker import ExperienceMaker
+from lightrft.experience.monitors import Finding, Monitors
+from lightrft.experience.probe import SyncProbe
+from lightrft.experience.trajectory import Trajectory
+from lightrft.experience.warnings import Warnings
+from lightrft.plugins.registry import Registry
+from lightrft.plugins.specs import AdvantageSpec
+from lightrft.strategy import average
+from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
+from lightrft.trainer.critic_update import CriticUpdate
+from lightrft.trainer.evaluate import EvalSets
+from lightrft.trainer.learner import Learner
+from lightrft.trainer.phases import PHASES, PhaseClock, PhaseFunction, check_phase_names
+from lightrft.trainer.refusals import refuse
+from lightrft.trainer.report import RunReport
+from lightrft.trainer.resume import PromptsDigest
+from lightrft.trainer.reward_models import as_rewards
+from lightrft.trainer.run_folder import log_folder
+from lightrft.trainer.run_state import EngineState, RandomState, RunState, SkippedSteps
+from lightrft.trainer.saving import Saver, Trained
+from lightrft.trainer.steps import num_rollouts
+from lightrft.trainer.trainer_phases import TrainerPhases
+from lightrft.trainer.update import PolicyUpdate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """The models of a run, as the strategy prepared them, with their optimizers and schedules."""
+
+    actor: torch.nn.Module
+    actor_optim: Optimizer
+    actor_scheduler: Scheduler | None
+    initial_model: torch.nn.Module | None
+    critic: torch.nn.Module | None
+    critic_optim: Optimizer | None
+    critic_scheduler: Scheduler | None
+    ema_model: torch.nn.Module | None
+
+    def refuse(self, config: Config, *, strategy: StrategyBase, needs_critic: bool) -> None:
+        """Raises ValueError for a model that nothing would use, one that is missing, and an average that cannot follow the actor."""
+        refuse(
+            config,
+            self.initial_model,
+            needs_critic=needs_critic,
+            critic=self.critic,
+            critic_optim=self.critic_optim,
+            critic_scheduler=self.critic_scheduler,
+            ema_model=self.ema_model,
+        )
+        if self.ema_model is not None and (problem := average.problem(strategy, self.actor, self.ema_model)):
+            raise ValueError(f"ema_model cannot follow the actor: {problem}")
+
+    @property
+    def trained(self) -> dict[str, Trained]:
+        """What has an optimizer, by name."""
+        found = {"actor": Trained(model=self.actor, optimizer=self.actor_optim, scheduler=self.actor_scheduler)}
+        if self.critic is not None and self.critic_optim is not None:
+            found["critic"] = Trained(model=self.critic, optimizer=self.critic_optim, scheduler=self.critic_scheduler)
+        return found
+
+
+class TrainerParts(TrainerPhases):
+    """The parts as attributes, under the names of the trainer's documentation."""
+
+    def __init__(
+        self,
+        *,
+        strategy: StrategyBase,
+        config: Config,
+        given: Given,
+        reward_model: Any,
+        tokenizer: Any,
+        prompts: Sequence[Prompt],
+        eval_sets: EvalSets,
+        phases: Mapping[str, PhaseFunction],
+    ) -> None:
+        self.strategy, self.config = strategy, config
+        self.estimator: AdvantageSpec = strategy.registry.spec("advantage", config.advantage_estimator)
+        given.refuse(config, strategy=strategy, needs_critic=self.estimator.critic)
+        self.actor, self.actor_optim, self.actor_scheduler = given.actor, given.actor_optim, given.actor_scheduler
+        self.critic, self.critic_optim, self.critic_scheduler = given.critic, given.critic_optim, given.critic_scheduler
+        self.initial_model, self.ema_model = given.initial_model, given.ema_model
+        self.trained = given.trained
+        self.rewards = as_rewards(reward_model, config=config, strategy=strategy)
+        self.tokenizer = tokenizer
+        self.prompts = list(prompts)
+        self.eval_sets = {name: list(prompts) for name, prompts in eval_sets.items() if prompts}
+        self.eval_prompts = [prompt for prompts in self.eval_sets.values() for prompt in prompts]
+        self.step, self.trained_step = 0, -1
+        self.synced = False
+        self.experience: list[Trajectory] = []
+        self._make_parts()
+        self._measure_phases(phases)
+
+    def _make_parts(self) -> None:
+        strategy, config = self.strategy, self.config
+        self.sampler = PromptSampler(
+            len(self.prompts),
+            batch_size=config.rollout_batch_size,
+            rank=strategy.world.rank,
+            world_size=strategy.world.world_size,
+            seed=config.seed,
+        )
+        self.warnings = Warnings(strategy=strategy, folder=log_folder(config))
+        self.monitors = Monitors(config)
+        self.clock = PhaseClock(strategy)
+        self.experience_maker = self._make_experience_maker(strategy.registry)
+        self.sampling = self._make_sampling()
+        self.probe = self._make_probe()
+        self.report = RunReport(strategy=strategy, config=config, total_steps=self.num_steps, warnings=self.warnings)
+        self.learner = self._make_learner(strategy.registry)
+        self.engine_state = EngineState(strategy)
+        self.state = self._run_state()
+        self.saver = Saver(strategy=strategy, config=config, state=self.state, trained=self.trained, ema_model=self.ema_model)
+
+    @property
+    def num_steps(self) -> int:
+        """Rollouts of the whole run."""
+        return num_rollouts(self.config, num_prompts=len(self.prompts))
+
+    def next_prompts(self) -> list[Prompt]:
+        """This rank's share of the next `rollout_batch_size` prompts. Local; every rank has to ask as often."""
+        return [self.prompts[index] for index in self.sampler.next_batch()]
+
+    def warn(self, *findings: Finding | None) -> None:
+        """Says what was found, on the console and in `warnings.jsonl`. Local; every rank finds the same."""
+        for finding in findings:
+            if finding is not None:
+                self.warnings.say(*finding)
+
+    def _measure_phases(self, functions: Mapping[str, PhaseFunction]) -> None:
+        check_phase_names(functions)
+        for name in PHASES:
+            method = partial(functions[name], self) if name in functions else getattr(self, name)
+            setattr(self, name, self.clock.measured(name, method))
+
+    def _run_state(self) -> RunState:
+        """Everything that a resumed run needs to be the same run; register more on `trainer.state`."""
+        state = RunState(self.strategy)
+        state.register("prompts", PromptsDigest(self.prompts))
+        state.register("sampler", self.sampler)
+        state.register("engine", self.engine_state)
+        state.register("random", RandomState(self.strategy.world.device), per_rank=True)
+        state.register("skipped_steps", SkippedSteps(self.strategy))
+        state.register("warnings", self.warnings)
+        state.register("monitors", self.monitors)
+        state.register("sampling", self.sampling)
+        state.register("dead_rewards", self.experience_maker.dead_rewards)
+        state.register("kl_control", self.experience_maker.kl_control)
+        state.register("reward_moments", self.experience_maker.advantage_maker.moments)
+        state.register("report", self.report)
+        return state
+
+    def _make_sampling(self) -> DynamicSampling:
+        self.experience_maker.keep_awake = self.config.dynamic_sampling
+        return DynamicSampling(
+            strategy=self.strategy,
+            config=self.config,
+            next_prompts=self.next_prompts,
+            rollout=lambda prompts: self.rollout(prompts),  # the phase as it is then: measured, or a user's
+            reward=lambda experience: self.reward(experience),
+            warnings=self.warnings,
+            metrics=self.metrics,
+        )
+
+    def _make_probe(self) -> SyncProbe | None:
+        if not self.config.verify_sync_every or not self.prompts:
+            return None
+        prompts = [prompt.token_ids for prompt in self.prompts[:100]]
+        return SyncProbe(strategy=self.strategy, actor=self.actor, config=self.config, prompts=prompts, tokenizer=self.tokenizer)
+
+    def _make_learner(self, registry: Registry) -> Learner:
+        policy = PolicyUpdate(
+            strategy=self.strategy,
+            config=self.config,
+            actor=self.actor,
+            optimizer=self.actor_optim,
+            scheduler=self.actor_scheduler,
+            policy_loss=registry.load("policy_loss", self.config.policy_loss),
+            ema_model=self.ema_model,
+        )
+        critic = None
+        if self.critic is not None and self.critic_optim is not None:
+            critic = CriticUpdate(
+                strategy=self.strategy,
+                config=self.config,
+                critic=self.critic,
+                optimizer=self.critic_optim,
+                scheduler=self.critic_scheduler,
+            )
+        return Learner(
+            strategy=self.strategy, config=self.config, policy=policy, critic=critic, kl_control=self.experience_maker.kl_control
+        )
+
+    def _make_experience_maker(self, registry: Registry) -> ExperienceMaker:
+        estimator: AdvantageEstimator = registry.load("advantage", self.config.advantage_estimator)
+        return ExperienceMaker(
+            strategy=self.strategy,
+            config=self.config,
+            tokenizer=self.tokenizer,
+            actor=self.actor,
+            initial_model=self.initial_model,
+            rewards=self.rewards,
+            advantage_estimator=estimator,
+            critic=self.critic,
+            greedy=self.estimator.greedy,
+            compares_groups=self.estimator.min_samples > 1,
+            warnings=self.warnings,
+            metrics=self.metrics,
+        )

@@ -1,0 +1,92 @@
+"""What does each phase of a step do? Methods to override, or to replace by a function; `trainer/phases.py` measures them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from lightrft.config.schema import Config
+from lightrft.data.prompts import Prompt
+from lightrft.experience.maker import ExperienceMaker
+from lightrft.experience.probe import SyncProbe
+from lightrft.experience.trajectory import Trajectory
+from lightrft.rewards.load import NamedReward
+from lightrft.strategy.strategy_base import StrategyBase
+from lightrft.trainer.evaluate import EvalSets, evaluate, write_rows
+from lightrft.trainer.learner import Learner
+from lightrft.trainer.phases import PhaseClock
+from lightrft.trainer.run_folder import log_folder
+
+
+class TrainerPhases:
+    """What a phase works with, and the phases in their order."""
+
+    strategy: StrategyBase
+    config: Config
+    actor: torch.nn.Module
+    tokenizer: object
+    rewards: list[NamedReward]
+    eval_sets: EvalSets
+    eval_prompts: list[Prompt]
+    experience_maker: ExperienceMaker
+    learner: Learner
+    probe: SyncProbe | None
+    clock: PhaseClock
+    step: int
+    synced: bool
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What is known so far of the present step; the same on every rank."""
+        return self.clock.metrics
+
+    def rollout(self, prompts: Sequence[Prompt]) -> list[Trajectory]:
+        """`n_samples_per_prompt` completions of each of this rank's prompts. Collective."""
+        experience = self.experience_maker.generate(prompts)
+        self.clock.count(sum(t.num_tokens for t in experience))
+        return experience
+
+    def reward(self, experience: list[Trajectory]) -> None:
+        """Gives each completion its reward. Collective."""
+        self.clock.count(sum(t.num_tokens for t in experience))
+        self.experience_maker.reward(experience)
+
+    def logprob(self, experience: list[Trajectory]) -> None:
+        """Gives each token its log-probs under the actor and the initial model, and compares the engine's. Collective."""
+        self.clock.count(sum(t.length for t in experience))
+        self.experience_maker.add_logprobs(experience)
+
+    def advantage(self, experience: list[Trajectory]) -> None:
+        """Gives each token its advantage. Collective."""
+        self.experience_maker.add_advantages(experience)
+
+    def update(self, experience: list[Trajectory]) -> dict[str, float]:
+        """The optimizer steps of one rollout; returns their metrics. Collective."""
+        self.clock.count(sum(t.length for t in experience))
+        return self.learner.run(experience, step=self.step, rollout=self.metrics)
+
+    def sync(self) -> dict[str, float]:
+        """Gives the engine the actor's weights and, where it is due, proves by fixed prompts that it has them. Collective.
+
+        Raises:
+            WeightSyncError: it does not, on all ranks.
+        """
+        probe = self.probe if self.probe is not None and self.probe.due(self.step if self.synced else 0) else None
+        if probe is not None and (self.synced or not self.config.resume_from):  # a resumed run's engine is new: nothing is cached
+            probe.before_sync()
+        self.synced = True
+        start = time.perf_counter()
+        self.strategy.update_engine_weights(self.actor)
+        metrics = {"time/sync_s": time.perf_counter() - start}
+        return metrics | (probe.after_sync() if probe is not None else {})
+
+    def evaluate(self) -> dict[str, float]:
+        """Evaluation on `eval_prompts`, empty without any; its samples go to `eval_samples-STEP.jsonl`. Collective."""
+        if not self.eval_prompts:
+            return {}
+        found = evaluate(self.eval_sets, strategy=self.strategy, config=self.config, tokenizer=self.tokenizer, rewards=self.rewards)
+        if self.strategy.is_rank_0:
+            write_rows(log_folder(self.config) / f"eval_samples-{self.step}.jsonl", found.rows, step=self.step)
+        return found.metrics
