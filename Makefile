@@ -12,6 +12,9 @@ SGLANG_VENV := $(VENV)-sglang
 SGLANG_STAMP := $(SGLANG_VENV)/.lightrft-setup
 CROSSCHECK_VENV := $(VENV)-crosscheck
 CROSSCHECK_STAMP := $(CROSSCHECK_VENV)/.lightrft-setup
+# Where ARGS names an engine that has an environment of its own, a command runs there.
+ENGINE_STAMP = $(if $(findstring sglang,$(ARGS)),$(SGLANG_STAMP),$(if $(findstring vllm,$(ARGS)),$(VLLM_STAMP)))
+ENGINE_BIN = $(if $(ENGINE_STAMP),$(dir $(ENGINE_STAMP))bin,$(BIN))
 MANIFESTS := pyproject.toml packages/core/pyproject.toml packages/backend-fsdp/pyproject.toml packages/backend-deepspeed/pyproject.toml packages/engine-vllm/pyproject.toml packages/engine-sglang/pyproject.toml
 SETUP_PYTHON := $(or $(PYTHON),$(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,$(shell command -v $(name)))))
 ARGS ?=
@@ -35,8 +38,8 @@ $(STAMP): $(MANIFESTS) tools/make_env.py
 	@$(SETUP_PYTHON) tools/make_env.py $(VENV)
 	@touch $@
 
-demo: $(STAMP)  ## watch a tiny model learn to sort digits: two ranks, FSDP2, a colocated engine; ARGS='--seed 1' passes flags
-	@$(BIN)/lightrft demo $(ARGS)
+demo: $(STAMP) $(ENGINE_STAMP)  ## watch a tiny model learn to sort digits: two ranks, FSDP2, a colocated engine; ARGS='--engine_type vllm' passes flags
+	@$(ENGINE_BIN)/lightrft demo $(ARGS)
 
 gsm8k: $(STAMP)  ## the same loop on GSM8K with a tiny model trained from nothing
 	@$(BIN)/lightrft train --config examples/recipes/gsm8k-tiny.yaml --nproc-per-node 2 \
@@ -63,11 +66,11 @@ learn: $(STAMP)  ## a table: every algorithm on the sorting task, seeds 0 to 2 (
 engine-matrix: $(STAMP) $(VLLM_STAMP) $(SGLANG_STAMP)  ## a table: each engine beside each strategy on 1, 2 and 4 ranks, judged by transformers
 	@$(BIN)/python benchmarks/engine_matrix.py --python vllm=$(VLLM_VENV)/bin/python sglang=$(SGLANG_VENV)/bin/python $(ARGS)
 
-rollout: $(STAMP)  ## a table: gather_and_generate against the bare engine with the same prompts, on 1, 2 and 4 ranks; ARGS='--engine vllm'
-	@$(BIN)/python benchmarks/rollout.py $(ARGS)
+rollout: $(STAMP) $(ENGINE_STAMP)  ## a table: gather_and_generate against the bare engine with the same prompts, on 1, 2 and 4 ranks; ARGS='--engine vllm'
+	@$(ENGINE_BIN)/python benchmarks/rollout.py $(ARGS)
 
-sync-speed: $(STAMP)  ## a table: a weight sync against a plain copy of the same bytes, and its proof's share of a step
-	@$(BIN)/python benchmarks/sync.py $(ARGS)
+sync-speed: $(STAMP) $(ENGINE_STAMP)  ## a table: a weight sync against a plain copy of the same bytes, and its proof's share of a step
+	@$(ENGINE_BIN)/python benchmarks/sync.py $(ARGS)
 
 crosscheck: $(CROSSCHECK_STAMP)  ## a table: our losses against those of trl 1.16, in an environment of its own (installs trl there)
 	@$(CROSSCHECK_VENV)/bin/python benchmarks/crosscheck.py $(ARGS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 import time
@@ -21,6 +20,7 @@ from lightrft.strategy import get_strategy
 from lightrft.strategy.sharding import find_blocks
 from lightrft.strategy.strategy_base import AdamWSettings, StrategyBase
 from lightrft.testing import run_spmd
+from lightrft.testing.median import interval
 from lightrft.testing.tiny import tiny_causal_lm
 
 Step = Callable[[], object]
@@ -105,13 +105,6 @@ def timed(settings: dict[str, Any], rounds: int) -> list[tuple[float, float]]:
             seconds[step] = time.perf_counter() - start
         pairs.append((seconds[ours], seconds[hand]))
     return pairs
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Between which two of them the median lies, at 95 % (order statistics, the binomial distribution taken as normal)."""
-    ordered, half = sorted(values), 0.98 * math.sqrt(len(values))
-    middle = (len(values) - 1) / 2
-    return ordered[max(0, math.floor(middle - half))], ordered[min(len(values) - 1, math.ceil(middle + half))]
 
 
 def _is_sure(pairs: Sequence[tuple[float, float]]) -> float:

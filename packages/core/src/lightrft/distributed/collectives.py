@@ -79,10 +79,19 @@ def broadcast_object(data: T, *, source: int, group: Group) -> T:
 
 def agree(error: BaseException | None, *, group: Group, doing: str) -> None:
     """Raises on all ranks if any rank brings an error: its own where it happened, a PeerError that names the first such rank elsewhere."""
-    text = None if error is None else f"{type(error).__name__}: {error}"
-    found = [(rank, t) for rank, t in enumerate(gather_objects(text, group=group)) if t is not None]
+    raise_together(error, gather_objects(in_words(error), group=group), doing=doing)
+
+
+def in_words(error: BaseException | None) -> str | None:
+    """What other ranks are told of an error."""
+    return None if error is None else f"{type(error).__name__}: {error}"
+
+
+def raise_together(error: BaseException | None, words: Sequence[str | None], *, doing: str) -> None:
+    """The end of `agree`, where `words` of all ranks have come already, with something else. Not collective."""
     if error is not None:
         raise error
+    found = [(rank, text) for rank, text in enumerate(words) if text is not None]
     if found:
         raise PeerError(f"{doing} failed on rank {found[0][0]} of its group: {found[0][1]}")
 

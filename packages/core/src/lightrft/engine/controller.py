@@ -12,7 +12,15 @@ import torch
 
 from lightrft.distributed.buckets import WeightBucket
 from lightrft.distributed.checksum import WeightSum
-from lightrft.distributed.collectives import agree, broadcast_object, gather_objects, gather_to_first, scatter_from_first
+from lightrft.distributed.collectives import (
+    agree,
+    broadcast_object,
+    gather_objects,
+    gather_to_first,
+    in_words,
+    raise_together,
+    scatter_from_first,
+)
 from lightrft.distributed.groups import EngineGroup
 from lightrft.distributed.watchdog import ends_after
 from lightrft.distributed.world import World
@@ -58,6 +66,7 @@ class RolloutController:
         self.version = 0
         self._world = world
         self._sleep_level = sleep_level
+        self.takes_images = Capability.MULTIMODAL in spec.capabilities_on(world.device.type)
         self.gives_sums = Capability.WEIGHT_SUMS in spec.capabilities_on(world.device.type)
         self._verify_sums = verify_sums and self.gives_sums
         self.unproven: list[str] = []
@@ -89,8 +98,7 @@ class RolloutController:
         """See `StrategyBase.gather_and_generate`."""
         self._usable()
         source = PromptSource(prompt_token_ids=prompt_token_ids, prompts=prompts, images=images, images_num=images_num, logprobs=logprobs)
-        mine = self._together("collecting prompts", lambda: self._requests(source, sampling))
-        numbers = gather_objects(len(mine), group=self._world.group)
+        mine, numbers = self._together_counting("collecting prompts", lambda: self._requests(source, sampling))
         first = sum(numbers[: self._world.rank])
         call_seed = self._seed + self._calls if sampling.seed is None else sampling.seed
         self._calls += 1
@@ -205,9 +213,10 @@ class RolloutController:
             if wrong
             else None
         )
-        if any(gather_objects(error is not None, group=self._world.group)):
+        words = gather_objects(in_words(error), group=self._world.group)
+        if any(words):
             self._status = EngineStatus.UNUSABLE
-        agree(error, group=self._world.group, doing="verifying the engine's weights")
+        raise_together(error, words, doing="verifying the engine's weights")
 
     def _held_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
         """The engine's, of the whole group; nothing on ranks without an engine."""
@@ -233,7 +242,7 @@ class RolloutController:
         if self.spec.topology == "spmd":
             flats = broadcast_object(flats, source=0, group=self.group.group)
         shares = [unpack_requests(flat) for flat in flats]
-        if any(gather_objects(any(r.images for r in mine), group=self.group.group)):
+        if self.takes_images and any(gather_objects(any(r.images for r in mine), group=self.group.group)):
             images = gather_objects([r.images for r in mine], group=self.group.group)
             shares = [[replace(r, images=i) for r, i in zip(s, p, strict=True)] for s, p in zip(shares, images, strict=False)]
         return shares
@@ -297,6 +306,8 @@ class RolloutController:
         return unpack_outputs(tokens, logprobs, mine)
 
     def _check_in_step(self, tokens: list[torch.Tensor]) -> None:
+        if len(self.group.ranks) == 1:
+            return
         digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in tokens)).hexdigest()
         digests = gather_objects(digest, group=self.group.group)
         different = [self.group.ranks[i] for i, d in enumerate(digests) if d != digests[0]]
@@ -319,24 +330,35 @@ class RolloutController:
             raise EngineStateError("the engine is unusable: it was shut down or failed while its weights changed; start a new one")
 
     def _together(self, doing: str, work: Callable[[], T]) -> T:
-        error: Exception | None = None
-        result: T | None = None
-        try:
-            result = work()
-        except Exception as caught:  # raised by _agree, on all ranks together
-            error = caught
+        result, error = _attempt(work)
         self._agree(error, doing)
         return result  # type: ignore[return-value]  # without an error, work() returned a T
 
-    def _agree(self, error: Exception | None, doing: str) -> None:
-        statuses = gather_objects(self._engine_unusable(), group=self._world.group)
-        if any(statuses):
+    def _together_counting(self, doing: str, work: Callable[[], list[T]]) -> tuple[list[T], list[int]]:
+        """As `_together`; and how many each rank got, which travels along."""
+        result, error = _attempt(work)
+        numbers = self._agree(error, doing, number=len(result or ()))
+        return result or [], numbers
+
+    def _agree(self, error: Exception | None, doing: str, *, number: int = 0) -> list[int]:
+        """In one message of each rank: whether its engine is unusable, its error, and a number; returns the numbers."""
+        told = gather_objects((self._engine_unusable(), in_words(error), number), group=self._world.group)
+        if any(unusable for unusable, _, _ in told):
             self._status = EngineStatus.UNUSABLE
-        agree(error, group=self._world.group, doing=doing)
+        raise_together(error, [words for _, words, _ in told], doing=doing)
+        return [count for _, _, count in told]
 
     def _engine_unusable(self) -> bool:
         engine = getattr(self, "engine", None)
         return engine is not None and engine.status is EngineStatus.UNUSABLE
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """What it returns, or what it raises, to be raised on all ranks together."""
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
 
 
 def _of_range(on_finished: Callable[[int, RequestOutput], None], *, first: int, count: int) -> Finished:
