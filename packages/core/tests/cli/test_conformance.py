@@ -10,8 +10,9 @@ import pytest
 
 from lightrft.cli import conformance
 from lightrft.cli.conformance import run_conformance
-from lightrft.errors import PluginNotInstalledError, UserError
+from lightrft.errors import PluginBrokenError, PluginNotInstalledError, UserError
 from lightrft.testing.conformance import EngineConformance, KitError
+from lightrft.testing.conformance.run import run_kit
 from lightrft.testing.mutants.mutant import MUTANTS, mutant_registry
 
 PLUGIN = """
@@ -56,7 +57,11 @@ def test_a_good_engine_keeps_its_promises_and_a_row_says_so_for_each() -> None:
     report = run_conformance("engine", "hf", ranks=None)
     assert report["ok"] and report["counts"]["failed"] == 0 and report["counts"]["passed"] > 30
     refused = [row["name"] for row in report["promises"] if row["state"] == "refused"]
-    assert refused == ["test_what_is_not_declared_is_refused[mem_util]", "test_what_is_not_declared_is_refused[multimodal]"]
+    assert sorted(refused) == [
+        "test_it_keeps_to_its_share_of_the_devices_memory",
+        "test_what_is_not_declared_is_refused[mem_util]",
+        "test_what_is_not_declared_is_refused[multimodal]",
+    ]
     assert all(row["method"] and row["text"] for row in report["promises"])
     assert report["plugin"]["provider"].startswith("lightrft ") and "torch" in report["environment"]
 
@@ -104,9 +109,39 @@ def test_what_is_not_installed_and_a_missing_pytest_are_told(monkeypatch: pytest
         run_conformance("engine", "hf", ranks=None)
 
 
+class Cheat:
+    def test_no_requests_give_no_outputs(self) -> None:
+        """Passes."""
+
+
+def test_a_plugin_whose_target_cannot_be_had_gets_one_sentence(plant: Plant) -> None:
+    plant("\nraise OSError('no library')\n")
+    with pytest.raises(PluginBrokenError, match="planted_engine:Planted: OSError: no library"):
+        run_conformance("engine", "planted", ranks=None)
+
+
+def test_an_engine_that_hangs_is_named_and_asked_no_more(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EngineConformance, "timeout_s", 3.0)
+    plant("    def generate(self, requests, sampling):\n        import time\n        time.sleep(1e6)\n")
+    report = run_conformance("engine", "planted", ranks=None)
+    messages = [row["message"] for row in report["promises"] if row["state"] == "failed"]
+    assert messages[0].startswith("engine 'planted' hangs: it did not come back within 3 s; it is in ") and "in generate" in messages[0]
+    assert all(message.startswith("not asked, for in an earlier test engine 'planted' hangs") for message in messages[1:])
+    assert len(messages) > 40 and report["seconds"] < 60
+
+
+@pytest.mark.parametrize("ranks", [(), (0,), (True, 2)])
+def test_a_class_without_world_sizes_tests_nothing_and_is_refused(ranks: tuple[int, ...]) -> None:
+    kit = "from lightrft.testing.conformance import StrategyConformance\n"
+    verdicts, problems = run_kit(f"{kit}class TestNone(StrategyConformance):\n    strategy_name, ranks = 'single', {ranks!r}\n")
+    assert verdicts == [] and any("nothing would be tested. Give world sizes" in problem for problem in problems)
+
+
 def test_a_class_that_overrides_a_promise_or_names_nothing_is_no_test() -> None:
     with pytest.raises(KitError, match="overrides test_no_requests_give_no_outputs of the kit"):
         type("TestMine", (EngineConformance,), {"engine_name": "hf", "test_no_requests_give_no_outputs": lambda self: None})
+    with pytest.raises(KitError, match="overrides test_no_requests_give_no_outputs of the kit"):
+        type("TestMine", (Cheat, EngineConformance), {"engine_name": "hf"})
     with pytest.raises(KitError, match="names no plugin: nothing would be tested"):
         type("TestMine", (EngineConformance,), {}).spec()
 

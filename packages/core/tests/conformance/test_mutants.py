@@ -7,7 +7,7 @@ import pytest
 from lightrft.testing.mutants.mutant import mutant_registry
 from lightrft.testing.mutants.run import good_enough, run_mutants
 
-SAMPLE = ["StaleWeights", "SamplesInterleaved", "StopOnLength", "GeneratesAsleep", "LogprobsShifted", "DoubleDivision"]
+SAMPLE = ["StaleWeights", "SamplesInterleaved", "StopOnLength", "GeneratesAsleep", "LogprobsShifted", "UsedAsTheyCome", "DoubleDivision"]
 
 
 @pytest.mark.parametrize("name", SAMPLE)
@@ -21,6 +21,18 @@ def test_it_is_killed_by_the_test_that_is_named_for_it(name: str) -> None:
 def test_a_rank_that_hangs_is_named_within_the_time_out() -> None:
     [row] = run_mutants(["OneRankHangs"])
     assert row.by_name and "in report_memory" in row.message
+
+
+@pytest.mark.slow
+def test_several_at_a_time_are_told_in_the_order_of_their_names() -> None:
+    names, told = ["StopOnLength", "StaleWeights", "NoRequestsIsAnError"], list[str]()
+    rows = run_mutants(names, jobs=3, told=lambda row: told.append(row.mutant.name))
+    assert told == names and all(row.by_name for row in rows)
+
+
+def test_no_jobs_are_refused() -> None:
+    with pytest.raises(ValueError, match="jobs=0; at least 1"):
+        run_mutants(SAMPLE, jobs=0)
 
 
 def test_a_table_without_rows_or_with_a_survivor_is_not_good_enough() -> None:

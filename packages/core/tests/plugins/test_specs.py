@@ -29,6 +29,22 @@ def test_name_form(name):
         RewardSpec(name=name, target="a:b")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"name": 7}, "plugin 7: name is 7, which is not a str"),
+        ({"target": int}, "target is <class 'int'>, which is not a str of the form 'package.module:attribute'"),
+        ({"capabilities": [Capability.SEED]}, "which is not a frozenset of Capability"),
+        ({"cuda_only": ["seed"]}, "cuda_only is .'seed'., which is not a frozenset of Capability"),
+        ({"runtime": "vllm"}, "runtime is 'vllm', which is not a Runtime or None"),
+        ({"summary": None}, "summary is None, which is not a str"),
+    ],
+)
+def test_fields_of_another_type_are_named(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        EngineSpec(**({"name": "acme", "target": "a:b"} | wrong))
+
+
 def test_topology_is_one_of_two():
     with pytest.raises(ValueError, match="topology 'ring' is not one of 'single_leader', 'spmd'"):
         EngineSpec(name="acme", target="a:b", topology="ring")

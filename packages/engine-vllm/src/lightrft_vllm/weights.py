@@ -39,8 +39,11 @@ class WeightStream:
             for weight in self._names.convert(bucket):
                 if weight.tensor.dtype != self._dtype:
                     raise WeightSyncError(f"{weight.names[0]} came as {weight.tensor.dtype}, the engine holds {self._dtype}")
+                heard = [name for name in weight.names if self._heard(name)]
+                if not heard:  # vLLM skips some of these in silence: those of a layer beyond its last one
+                    raise WeightSyncError(f"{weight.names[0]} was sent, which the engine's model does not have")
                 copy = weight.tensor.detach().clone()
-                for name in filter(self._heard, weight.names):
+                for name in heard:
                     self._check(name, copy, others=weight.names)
                     self.sent.add(name)
                     yield name, copy

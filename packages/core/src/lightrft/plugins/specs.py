@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar, Literal
@@ -62,6 +63,15 @@ class Runtime:
     """The extra of the plugin's distribution that brings it."""
 
 
+_PLAIN: tuple[tuple[str, str, tuple[type, ...]], ...] = (
+    ("name", "a str", (str,)),
+    ("target", "a str of the form 'package.module:attribute'", (str,)),
+    ("capabilities", "a frozenset of Capability", (frozenset,)),
+    ("runtime", "a Runtime or None", (Runtime, type(None))),
+    ("summary", "a str", (str,)),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PluginSpec:
     """Base of all specs. `target` is `package.module:attribute`, imported on first use.
@@ -79,15 +89,18 @@ class PluginSpec:
     summary: str = ""
 
     def __post_init__(self) -> None:
+        for capability in self.capabilities if isinstance(self.capabilities, Collection) else ():
+            if not isinstance(capability, Capability):
+                raise ValueError(f"plugin {self.name!r}: {capability!r} is not a Capability (known: {', '.join(Capability)})")
+        for field, what, kinds in _PLAIN:
+            if not isinstance(value := getattr(self, field), kinds):
+                raise ValueError(f"plugin {self.name!r}: {field} is {value!r}, which is not {what}")
         if not self.name or self.name != self.name.strip():
             raise ValueError(f"plugin name {self.name!r} is empty or has spaces around it")
         if self.target.count(":") != 1 or not all(self.target.split(":")):
             raise ValueError(f"plugin {self.name!r}: target {self.target!r} is not of the form 'package.module:attribute'")
         if type(self.api) is not int:
             raise ValueError(f"plugin {self.name!r}: api {self.api!r} is not an int")
-        for capability in self.capabilities:
-            if not isinstance(capability, Capability):
-                raise ValueError(f"plugin {self.name!r}: {capability!r} is not a Capability (known: {', '.join(Capability)})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +131,8 @@ class EngineSpec(PluginSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.cuda_only, frozenset):
+            raise ValueError(f"plugin {self.name!r}: cuda_only is {self.cuda_only!r}, which is not a frozenset of Capability")
         if not self.cuda_only <= self.capabilities:
             more = ", ".join(sorted(self.cuda_only - self.capabilities))
             raise ValueError(f"plugin {self.name!r}: cuda_only names what capabilities does not: {more}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,11 +16,13 @@ from lightrft.engine.base import ALL_TAGS, EngineSetup, InferenceEngine
 from lightrft.engine.controller import RolloutController
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, EngineSpec
+from lightrft.testing.limits import descendants
 from lightrft.testing.tiny import EOS_ID, Family, tiny_causal_lm, tiny_model_folder
 from lightrft.types import Completion, EngineStatus, Request, RequestOutput, SamplingParams
 
 MAX_MODEL_LEN = 256
 NUM_MODELS = 3
+MEM_UTIL = 0.3
 
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=8)
 
@@ -90,6 +92,9 @@ class EngineBench:
         self._before: Any = None
         self.version = 0
         self._engine: InferenceEngine | None = None
+        self.processes: dict[int, str] = {}
+        self.hung = ""
+        self.starts = 0
         self.short = [3, 4, 5]
         self.long = self.filling(200)
         self.prompts = [self.short, self.long, self.filling(36)]
@@ -124,10 +129,12 @@ class EngineBench:
         if self.version or self.model is not self.models[0] or self.engine.status is not EngineStatus.AWAKE:
             self.restart()
 
-    def restart(self) -> None:
-        """A new engine with the folder's weights."""
+    def restart(self, *, mem_util: float = MEM_UTIL) -> None:
+        """A new engine with the folder's weights; `mem_util` is its share of a GPU's memory."""
         self.close()
-        self._engine = self._start()
+        self.processes = descendants()
+        self.starts += 1
+        self._engine = self._start(mem_util)
         self.model, self._before, self.version = self.models[0], None, 0
 
     def can(self, capability: Capability) -> bool:
@@ -150,10 +157,13 @@ class EngineBench:
         """What it had to answer before the last sync."""
         return self.judge.greedy(self._before, prompt, max_new_tokens=GREEDY.max_new_tokens) if self._before is not None else None
 
+    def many_prompts(self) -> Iterator[list[int]]:
+        """64 short ones, to look for one whose answer is of some kind."""
+        yield from ([3 + i, 4, 5 + j] for i in range(8) for j in range(8))
+
     def talkative(self) -> list[int]:
         """A prompt whose greedy answer does not end by itself within `GREEDY`."""
-        prompts = ([3 + i, 4, 5 + j] for i in range(8) for j in range(8))
-        return next(p for p in prompts if len(a := self.greedy(p)) == GREEDY.max_new_tokens and a[-1] != self.judge.eos_id)
+        return next(p for p in self.many_prompts() if len(a := self.greedy(p)) == GREEDY.max_new_tokens and a[-1] != self.judge.eos_id)
 
     def changed_in(self, ending: str) -> Any:
         """`models[0]` with another value in the parameters of that name, in the first layer where it is one of a layer."""
@@ -179,13 +189,17 @@ class EngineBench:
         error = float((found - expected).abs().max())
         if error < bound:
             return
-        tempered = self.judge.logprobs(self.model, list(output.prompt_token_ids), completion.token_ids, temperature=sampling.temperature)
+        heat = sampling.temperature or 1.0
+        tempered = self.judge.logprobs(self.model, list(output.prompt_token_ids), completion.token_ids, temperature=heat)
         hint = ""
-        if float((found - tempered).abs().max()) < bound:
+        if heat != 1.0 and float((found - tempered).abs().max()) < bound:
             hint = f": they are of the distribution after temperature {sampling.temperature}"
         elif len(found) > 1 and min(float((found[1:] - expected[:-1]).abs().max()), float((found[:-1] - expected[1:]).abs().max())) < bound:
             hint = ": they are shifted by one token"
-        raise AssertionError(f"log-probs differ by {error:.2e} from those of the untempered, unfiltered distribution{hint}")
+        raise AssertionError(
+            f"log-probs differ by {error:.2e} from those of the untempered, unfiltered distribution{hint} "
+            f"(drawn with {drawn_with(sampling)})"
+        )
 
     def through_controller(self, sampling: SamplingParams, *, logprobs: bool = False) -> list[RequestOutput]:
         """A rollout of one prompt as core asks for it, on one rank."""
@@ -206,13 +220,17 @@ class EngineBench:
             sampling, prompt_token_ids=[self.short], prompts=None, images=None, images_num=None, sleep_engine=False, logprobs=logprobs
         )
 
+    def abandon(self, words: str) -> None:
+        """Asks nothing more of an engine that hangs, for these words; it is not ended, for that would hang as well."""
+        self._engine, self.hung = None, words
+
     def close(self) -> None:
         """Ends the engine."""
         if self._engine is not None:
             self._engine.shutdown()
             self._engine = None
 
-    def _start(self) -> InferenceEngine:
+    def _start(self, mem_util: float) -> InferenceEngine:
         engine_class: type[InferenceEngine] = self.registry.load("engine", self.spec.name)
         return engine_class(
             EngineSetup(
@@ -222,13 +240,18 @@ class EngineBench:
                 seed=0,
                 max_model_len=MAX_MODEL_LEN,
                 max_batch_size=8,
-                mem_util=0.3,
+                mem_util=mem_util,
                 trust_remote_code=False,
                 rank=0,
                 group_size=1,
                 group=None,
             )
         )
+
+
+def drawn_with(sampling: SamplingParams) -> str:
+    """What of it narrows or tempers the draw, in words."""
+    return ", ".join(f"{name} {getattr(sampling, name):g}" for name in ("temperature", "top_k", "top_p", "min_p"))
 
 
 def weights_of(model: Any) -> list[WeightBucket]:

@@ -16,6 +16,10 @@ class KitError(UserError):
     """The kit cannot give a verdict: it was changed, names no plugin, or the plugin gives it nothing to ask."""
 
 
+_KITS: set[type] = set()
+"""The classes that are the kit; all others only name a plugin."""
+
+
 class Conformance:
     """Base of both kits. A subclass sets the attributes of `WIRING`, and nothing else: a promise that is overridden is not asked for."""
 
@@ -27,13 +31,12 @@ class Conformance:
     def __init_subclass__(cls, *, kit: bool = False) -> None:
         super().__init_subclass__()
         if kit:
+            _KITS.add(cls)
             return
-        inherited = {name for base in cls.__mro__[1:] for name in vars(base)}
-        changed = sorted(
-            name
-            for name in vars(cls)
-            if name in inherited and name not in cls.WIRING and not (name.startswith("__") and name.endswith("__"))
-        )
+        kits = [base for base in cls.__mro__ if base in _KITS]
+        asked = {name for base in kits for name in vars(base) if not (name.startswith("__") and name.endswith("__"))}
+        others = [base for base in cls.__mro__ if base not in (*kits, object)]
+        changed = sorted({name for base in others for name in vars(base)} & asked - cls.WIRING)
         if changed:
             raise KitError(
                 f"{cls.__name__} overrides {', '.join(changed)} of the kit: a promise that is overridden is not asked for. "
@@ -67,6 +70,9 @@ class Conformance:
         """The plugin changed neither the kit nor the public side of the contracts"""
         names = replaced()
         assert not names, complaint(names)
+
+
+_KITS.add(Conformance)
 
 
 def refuse_empty(spec: PluginSpec) -> None:

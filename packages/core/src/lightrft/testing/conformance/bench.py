@@ -72,10 +72,11 @@ class StrategyBench:
     def can(self, capability: Capability) -> bool:
         return capability in self.spec.capabilities
 
-    def line(self, settings: AdamWSettings) -> Line:
-        """A prepared `Line` and its optimizer."""
-        model, optimizer = self.strategy.prepare_trainable(LineModel(), optimizer=settings)
-        return Line(self.strategy, model, optimizer)
+    def line(self, settings: AdamWSettings, *, strategy: StrategyBase | None = None) -> Line:
+        """A prepared `Line` and its optimizer, of a strategy of its own or of that of all checks."""
+        strategy = strategy or self.strategy
+        model, optimizer = strategy.prepare_trainable(LineModel(), optimizer=settings)
+        return Line(strategy, model, optimizer)
 
     def measure(self, case: Case, **settings: Any) -> Measured:
         """A case of `parity`, under the plugin's settings or others."""

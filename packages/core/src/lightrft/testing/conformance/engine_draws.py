@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from lightrft.plugins.specs import Capability
 from lightrft.testing.conformance.engine_kit import EngineKit, Record, tokens
 from lightrft.testing.conformance.promise import promise
 from lightrft.testing.engine_bench import GREEDY, EngineBench, requests_of
-from lightrft.types import RequestOutput, SamplingParams
+from lightrft.types import FinishReason, RequestOutput, SamplingParams
 
 FP32_ERROR = 1e-5
 """Of log-probs against transformers on the CPU."""
@@ -55,14 +56,58 @@ class Draws(EngineKit, kit=True):
         if not self._declared(bench, Capability.LOGPROBS, record_property):
             return
         asked = [True, False, True]
-        sampling = SamplingParams(temperature=0.7, top_p=0.9, n=2, max_new_tokens=6)
-        outputs = bench.engine.generate(requests_of(bench.prompts, logprobs=asked), sampling)
-        given = [[c.logprobs is not None for c in o.completions] for o in outputs]
-        assert given == [[a, a] for a in asked], f"log-probs were asked for prompts {asked}, completions have them: {given}"
-        for output in outputs:
+        for drawn in ({"temperature": 0.7, "top_p": 0.9}, {"temperature": 0.0}, {"top_k": 3}):
+            sampling = SamplingParams(n=2, max_new_tokens=6, **drawn)
+            outputs = bench.engine.generate(requests_of(bench.prompts, logprobs=asked), sampling)
+            given = [[c.logprobs is not None for c in o.completions] for o in outputs]
+            assert given == [[a, a] for a in asked], f"log-probs were asked for prompts {asked}, completions have them: {given}"
+            for output in outputs:
+                for completion in output.completions:
+                    if completion.logprobs is not None:
+                        bench.judge_logprobs(output, completion, sampling, bound=FP32_ERROR)
+
+    @promise("generate")
+    def test_completions_hold_plain_numbers(self, bench: EngineBench) -> None:
+        """Token ids and versions are ints, log-probs floats, finish reasons the contract's: no tensors, no numbers of another library"""
+        logprobs = bench.can(Capability.LOGPROBS)
+        for output in bench.engine.generate(requests_of(bench.prompts, logprobs=logprobs), GREEDY):
             for completion in output.completions:
-                if completion.logprobs is not None:
-                    bench.judge_logprobs(output, completion, sampling, bound=FP32_ERROR)
+                numbers = [*output.prompt_token_ids, *completion.token_ids, completion.weight_version]
+                strange = sorted({type(n).__name__ for n in numbers if type(n) is not int})
+                strange += sorted({type(p).__name__ for p in completion.logprobs or () if type(p) is not float})
+                assert not strange, f"a completion holds {', '.join(strange)}: ids and versions are plain ints, log-probs plain floats"
+                assert completion.finish_reason in get_args(FinishReason), (
+                    f"the finish reason is {completion.finish_reason!r}; possible: {', '.join(get_args(FinishReason))}"
+                )
+
+    @promise("generate")
+    def test_what_it_is_given_stays_as_it_was(self, bench: EngineBench) -> None:
+        """Requests, their prompts and the sampling parameters are the caller's: nothing is written into them"""
+        requests = requests_of(bench.prompts, logprobs=False)
+        sampling = SamplingParams(n=2, max_new_tokens=4)
+        before = copy.deepcopy((requests, sampling))
+        outputs = bench.engine.generate(requests, sampling)
+        wrong = [r.id for r, kept in zip(requests, before[0], strict=False) if list(r.prompt_token_ids) != list(kept.prompt_token_ids)]
+        assert not wrong, f"generate wrote into the prompts of the requests {wrong}: they are the caller's"
+        assert (requests, sampling) == before, "generate wrote into the requests or the sampling parameters that it was given"
+        told = [list(o.prompt_token_ids) for o in outputs]
+        assert told == [list(r.prompt_token_ids) for r in before[0]], "an output holds another prompt than its request had"
+
+    @promise("read_sampling")
+    def test_sampling_may_come_as_a_mapping_and_unknown_names_are_refused(self, bench: EngineBench) -> None:
+        """Our dataclass as it is, or a mapping of its fields; an unknown name or a value without meaning is a ValueError that names it"""
+        fields = {"temperature": 0.5, "n": 2, "max_new_tokens": 4, "top_k": 3}
+        expected = SamplingParams(**fields)  # type: ignore[arg-type]  # mypy widens the values
+        for given in (fields, expected):
+            found = bench.engine.read_sampling(given)
+            assert found == expected, f"read_sampling of {given} gives {found}"
+        for name, value in (("temprature", 0.5), ("top_p", 0.0)):
+            try:
+                read = bench.engine.read_sampling({name: value})
+            except ValueError as error:
+                assert name in str(error), f"read_sampling of {name}={value} is refused without the name: {str(error)!r}"
+                continue
+            raise AssertionError(f"read_sampling took {name}={value} without a word: {read}")
 
     @promise("generate")
     def test_outputs_answer_the_requests_in_order(self, bench: EngineBench) -> None:
@@ -165,6 +210,28 @@ class Draws(EngineKit, kit=True):
         for filters in asked:
             found = tokens(bench.engine.generate(requests_of([bench.short], logprobs=False), SamplingParams(max_new_tokens=8, **filters)))
             assert found == greedy, f"{filters} leaves the most likely token alone and drew {found[0][0]}, greedy is {greedy[0][0]}"
+
+    @promise("generate")
+    def test_filters_keep_as_many_tokens_as_they_say(self, bench: EngineBench) -> None:
+        """`top_k` keeps the k most likely tokens, `top_p` the fewest whose share is at least p, `min_p` those near the likeliest"""
+        bench.sync(bench.sharpened())
+        likely = bench.judge.distribution(bench.model, bench.short, temperature=1.0)
+        shares = likely.sort(descending=True).values
+        kept = {"top_k=3": 3, "top_p=0.5": int((shares.cumsum(0) - shares < 0.5 - 1e-9).sum())}
+        if bench.can(Capability.MIN_P):
+            kept["min_p=0.2"] = int((shares >= 0.2 * shares[0]).sum())
+        for what, number in kept.items():
+            name, _, value = what.partition("=")
+            sampling = SamplingParams(n=400, max_new_tokens=1, **{name: type(getattr(GREEDY, name))(value)})
+            [output] = bench.engine.generate(requests_of([bench.short], logprobs=False), sampling)
+            found = {c.token_ids[0] for c in output.completions}
+            least = shares[number - 1] - 1e-9
+            strange = [t for t in found if likely[t] < least]
+            sure = int((shares[:number] / shares[:number].sum() > 0.05).sum())
+            assert not strange and len(found) <= number, f"{what} keeps {number} tokens; 400 draws are of {len(found)}: {sorted(found)}"
+            assert len(found) >= sure, (
+                f"{what} keeps {number} tokens, {sure} of them with a share over 0.05; 400 draws are of {sorted(found)}"
+            )
 
     @promise("generate")
     def test_draws_follow_the_tempered_distribution(self, bench: EngineBench) -> None:

@@ -10,7 +10,7 @@ from lightrft.plugins.specs import Capability
 from lightrft.testing.conformance.engine_kit import SAMPLING_THAT_ASKS, SETTINGS_THAT_ASK, EngineKit, Record, tokens
 from lightrft.testing.conformance.promise import promise
 from lightrft.testing.engine_bench import GREEDY, MAX_MODEL_LEN, EngineBench, requests_of
-from lightrft.testing.tiny import EOS, tiny_tokenizer
+from lightrft.testing.tiny import ALPHABET, EOS, tiny_tokenizer
 from lightrft.types import EngineStatus, SamplingParams
 
 
@@ -66,20 +66,27 @@ class Ends(EngineKit, kit=True):
         [output] = bench.engine.generate(requests_of([bench.short], logprobs=False), sampling)
         found = list(output.completions[0].token_ids)
         assert len(found) >= 4 and stop not in found[:4], f"min_new_tokens=4 with the stop token {stop} gave {found}"
+        sampling = SamplingParams(temperature=1.9, n=64, max_new_tokens=12, min_new_tokens=8)
+        drawn = bench.engine.generate(requests_of([bench.short], logprobs=False), sampling)[0].completions
+        early = [list(c.token_ids) for c in drawn if len(c.token_ids) < 8 or bench.judge.eos_id in list(c.token_ids)[:8]]
+        assert not early, f"min_new_tokens=8 and the end of sequence {bench.judge.eos_id} before: {early[0]}"
 
     @promise("generate", needs=Capability.STOP_STRINGS)
     def test_a_stop_string_ends_a_completion_with_the_token_that_completes_it(self, bench: EngineBench, record_property: Record) -> None:
         """`stop`: the token that completes the text is the last, finish reason `stop`"""
         if not self._declared(bench, Capability.STOP_STRINGS, record_property):
             return
-        greedy = bench.greedy(bench.short)
-        at = next(i for i, token in enumerate(greedy) if token > 2 and token not in greedy[:i])
-        text = str(tiny_tokenizer().decode([greedy[at]]))
-        [output] = bench.engine.generate(requests_of([bench.short], logprobs=False), replace(GREEDY, stop=(text,)))
-        found = (list(output.completions[0].token_ids), output.completions[0].finish_reason)
-        assert found == (greedy[: at + 1], "stop"), (
-            f"with the stop string {text!r} the completion is {found}, expected {greedy[: at + 1]}, 'stop'"
-        )
+        tokenizer, letters = tiny_tokenizer(), range(3, 3 + len(ALPHABET))
+        prompt = next(p for p in bench.many_prompts() if all(token in letters for token in bench.greedy(p)[:4]))
+        greedy = bench.greedy(prompt)
+        for length in (1, 2):  # a text of one token, and one that lies over two
+            text = str(tokenizer.decode(greedy[2 : 2 + length]))
+            end = next(i for i in range(1, len(greedy) + 1) if text in str(tokenizer.decode(greedy[:i], skip_special_tokens=True)))
+            [output] = bench.engine.generate(requests_of([prompt], logprobs=False), replace(GREEDY, stop=(text,)))
+            found = (list(output.completions[0].token_ids), output.completions[0].finish_reason)
+            assert found == (greedy[:end], "stop"), (
+                f"with the stop string {text!r} the completion is {found}, expected {greedy[:end]}, 'stop'"
+            )
 
     @promise("generate", needs=Capability.STOP_STRINGS)
     def test_special_tokens_are_text_for_stop_strings_only_where_that_is_asked(self, bench: EngineBench, record_property: Record) -> None:

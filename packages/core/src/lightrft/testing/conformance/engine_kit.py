@@ -14,6 +14,7 @@ from lightrft.plugins.specs import Capability
 from lightrft.testing.conformance.base import Conformance
 from lightrft.testing.conformance.integrity import complaint, replaced
 from lightrft.testing.engine_bench import EngineBench, Judge, TransformersJudge
+from lightrft.testing.limits import within
 from lightrft.testing.tiny import Family
 from lightrft.types import EngineStatus, RequestOutput, SamplingParams
 
@@ -40,11 +41,13 @@ class EngineKit(Conformance, kit=True):
     """One engine in this process, alone, and the questions that several parts ask of it."""
 
     kind = "engine"
-    WIRING = frozenset({"engine_name", "family", "tie", "registry", "judge"})
+    WIRING = frozenset({"engine_name", "family", "tie", "registry", "judge", "timeout_s"})
     engine_name: ClassVar[str]
     family: ClassVar[Family] = "qwen3"
     tie: ClassVar[bool] = False
     judge: ClassVar[Judge] = TransformersJudge()
+    timeout_s: ClassVar[float] = 300.0
+    """Of one test, the start of an engine included."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -52,16 +55,20 @@ class EngineKit(Conformance, kit=True):
         folder = tmp_path_factory.mktemp("engine")
         bench = EngineBench(cls.plugin_name(), folder, family=cls.family, tie=cls.tie, judge=cls.judge, registry=cls.registry())
         yield bench
-        bench.close()
+        with within(cls.timeout_s, f"engine {cls.plugin_name()!r}, told to shut down,", then=bench.abandon):
+            bench.close()
         names = replaced()  # by now the engine's own modules are loaded
         if names:
             pytest.fail(complaint(names), pytrace=False)
 
     @pytest.fixture
-    def bench(self, shared_bench: EngineBench) -> EngineBench:
-        """Awake, with the weights of some model (`bench.model`)."""
-        shared_bench.ready()
-        return shared_bench
+    def bench(self, shared_bench: EngineBench) -> Iterator[EngineBench]:
+        """Awake, with the weights of some model (`bench.model`). The time is that of the test, too; after a hang nothing more is asked."""
+        if shared_bench.hung:
+            pytest.fail(f"not asked, for in an earlier test {shared_bench.hung}", pytrace=False)
+        with within(self.timeout_s, f"engine {self.plugin_name()!r}", then=shared_bench.abandon):
+            shared_bench.ready()
+            yield shared_bench
 
     def _is(self, bench: EngineBench, status: EngineStatus, after: str) -> None:
         found = bench.engine_as_it_is.status

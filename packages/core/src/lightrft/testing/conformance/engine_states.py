@@ -5,18 +5,50 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 
+from lightrft.config.load import make_config
 from lightrft.engine.base import ALL_TAGS
 from lightrft.errors import LightRFTError
 from lightrft.plugins.specs import Capability
 from lightrft.testing.conformance.engine_kit import EngineKit, Record, tokens
 from lightrft.testing.conformance.promise import promise
 from lightrft.testing.engine_bench import GREEDY, EngineBench, requests_of, weights_of
+from lightrft.testing.limits import left_over
 from lightrft.types import EngineStatus, SamplingParams
+
+SHARE, SLACK = 0.2, 0.05
+"""Of a GPU's memory: what an engine is given, and what its libraries and graphs may take beside it."""
 
 
 class States(EngineKit, kit=True):
     """Asleep, half awake, awake, shut down."""
+
+    @promise("capabilities", needs=Capability.MEM_UTIL)
+    def test_it_keeps_to_its_share_of_the_devices_memory(self, bench: EngineBench, record_property: Record) -> None:
+        """`engine_mem_util`: outside of (0, 1] refused; within, the engine comes up, and on a GPU takes no more than that share"""
+        for share in (0.0, -0.5, 1.01):
+            try:
+                make_config({"engine_type": bench.spec.name, "engine_mem_util": share})
+            except LightRFTError as error:
+                assert "engine_mem_util" in str(error), f"engine_mem_util={share} is refused without the setting's name: {str(error)!r}"
+                continue
+            raise AssertionError(f"engine_mem_util={share} was accepted; it is a share of the device's memory")
+        if not self._declared(bench, Capability.MEM_UTIL, record_property):
+            return
+        cuda = bench.device.type == "cuda"
+        bench.close()
+        before = torch.cuda.mem_get_info()[0] if cuda else 0
+        try:
+            bench.restart(mem_util=SHARE)
+        except Exception as error:
+            raise AssertionError(f"mem_util={SHARE} was not accepted, although 'mem_util' is declared: {error}") from error
+        found = tokens(bench.engine.generate(requests_of([bench.short], logprobs=False), GREEDY))
+        assert found == [[bench.greedy(bench.short)]], f"with mem_util={SHARE} the engine answers {found}"
+        if cuda:
+            free, total = torch.cuda.mem_get_info()
+            taken = (before - free) / total
+            assert taken < SHARE + SLACK, f"with mem_util={SHARE} the engine took {taken:.2f} of the device's memory"
 
     @promise("sleep")
     @pytest.mark.parametrize("level", [1, 2])
@@ -32,6 +64,7 @@ class States(EngineKit, kit=True):
                 return
             bench.close()
             raise AssertionError(f"sleep({level}) was silently accepted by an engine that does not declare {str(capability)!r}")
+        bench.sync(bench.models[1])  # not those of the folder, which an engine could read again
         for _ in range(2):
             engine.sleep(level)
             self._is(bench, EngineStatus.ASLEEP, f"sleep({level})")
@@ -50,11 +83,13 @@ class States(EngineKit, kit=True):
         for _ in range(2):
             engine.wake_up(ALL_TAGS)
             self._is(bench, EngineStatus.AWAKE, "wake_up(weights, kv_cache)")
-        found = tokens(engine.generate(requests_of(bench.prompts, logprobs=False), GREEDY))
+        outputs = engine.generate(requests_of(bench.prompts, logprobs=False), GREEDY)
         expected = [[bench.greedy(p)] for p in bench.prompts]
-        assert found == expected, (
-            f"after sleep({level}) and wake_up the engine does not have the weights that it had: it answers {found[0]}"
+        assert tokens(outputs) == expected, (
+            f"after sleep({level}) and wake_up the engine does not have the weights that it had: it answers {tokens(outputs)[0]}"
         )
+        versions = {c.weight_version for o in outputs for c in o.completions}
+        assert versions == {bench.version}, f"after sleep({level}) completions carry the version {sorted(versions)}, not {bench.version}"
 
     @promise("update_weights", needs=Capability.SLEEP_1)
     def test_weights_may_change_before_the_cache_is_back(self, bench: EngineBench, record_property: Record) -> None:
@@ -74,8 +109,10 @@ class States(EngineKit, kit=True):
 
     @promise("shutdown")
     def test_after_shutdown_every_call_is_refused(self, bench: EngineBench) -> None:
-        """UNUSABLE, twice over without harm; every other call is an EngineStateError"""
+        """UNUSABLE, twice over without harm; other calls are EngineStateErrors; no process is left, and the next engine begins anew"""
         engine = bench.engine
+        bench.sync(bench.models[1], version=bench.version + 7)
+        held = bench.version
         engine.shutdown()
         engine.shutdown()
         self._is(bench, EngineStatus.UNUSABLE, "shutdown")
@@ -89,6 +126,24 @@ class States(EngineKit, kit=True):
         for name, call in calls.items():
             if name != "sleep" or bench.can(Capability.SLEEP_1):
                 self._state_error(bench, name, call, "shut down")
+        left = left_over(bench.processes, within_s=min(30.0, self.timeout_s / 4))
+        assert not left, f"after shutdown {len(left)} processes of the engine still run: {', '.join(sorted(left.values()))[:200]}"
+        if bench.starts == 1:  # else tests after the second start saw it, and a start may take a minute
+            self._begins_anew(bench, held)
+
+    def _begins_anew(self, bench: EngineBench, version: int) -> None:
+        """Built after another was shut down, an engine has the folder's weights and version 0, and is awake."""
+        bench.restart()
+        self._is(bench, EngineStatus.AWAKE, "the start of another engine")
+        outputs = bench.engine.generate(requests_of(bench.prompts, logprobs=False), GREEDY)
+        versions = {c.weight_version for o in outputs for c in o.completions}
+        shared = tokens(outputs) != [[bench.greedy(p)] for p in bench.prompts] or versions != {0}
+        if shared:
+            bench.close()
+        assert not shared, (
+            f"an engine made after one that held version {version} was shut down carries version {sorted(versions)} and has not the "
+            "folder's weights: two engines share state"
+        )
 
     def _after_level_2(self, bench: EngineBench) -> None:
         engine = bench.engine
@@ -99,4 +154,4 @@ class States(EngineKit, kit=True):
             lambda: engine.generate(requests_of([bench.short], logprobs=False), GREEDY),
             "without weights (level 2 dropped them)",
         )
-        bench.sync(bench.models[1])
+        bench.sync(bench.models[2])

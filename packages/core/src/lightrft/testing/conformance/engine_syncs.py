@@ -17,12 +17,14 @@ from lightrft.testing.conformance.promise import promise
 from lightrft.testing.engine_bench import GREEDY, EngineBench, requests_of, weights_of
 from lightrft.types import EngineStatus
 
+FAULTS = ("a tensor is missing", "one too many", "an unknown name", "another shape", "another dtype")
+
 
 class Syncs(EngineKit, kit=True):
     """What a sync brings."""
 
     @promise("update_weights")
-    @pytest.mark.parametrize("fault", ["a tensor is missing", "an unknown name", "another shape", "another dtype"])
+    @pytest.mark.parametrize("fault", FAULTS)
     def test_weights_that_do_not_fit_are_refused_and_never_half_used(self, bench: EngineBench, fault: str) -> None:
         """A WeightSyncError that names the parameter; the old weights stay whole, or the engine is UNUSABLE and refuses to generate"""
         other = bench.models[1] if bench.model is not bench.models[1] else bench.models[2]
@@ -35,18 +37,24 @@ class Syncs(EngineKit, kit=True):
         else:
             bench.close()
             raise AssertionError(f"weights of which {fault} were accepted without a word")
-        if bench.engine_as_it_is.status is EngineStatus.UNUSABLE:
-            with pytest.raises(EngineStateError):
-                bench.engine_as_it_is.generate(requests_of([bench.short], logprobs=False), GREEDY)
+        self._old_or_unusable(bench, f"weights were refused ({fault})")
+
+    @promise("update_weights")
+    def test_a_sender_that_fails_half_way_leaves_no_half(self, bench: EngineBench) -> None:
+        """An error out of the iterator of buckets comes through; the old weights stay whole, or the engine is UNUSABLE"""
+        other = bench.models[1] if bench.model is not bench.models[1] else bench.models[2]
+
+        def failing() -> Iterator[WeightBucket]:
+            yield weights_of(other)[0]
+            raise ConnectionResetError("the sender is gone")
+
+        try:
+            bench.engine.update_weights(failing(), version=bench.version + 1)
+        except Exception:
+            self._old_or_unusable(bench, "the sender failed after half of the weights")
             return
-        self._is(bench, EngineStatus.AWAKE, f"weights that were refused ({fault})")
-        outputs = bench.engine.generate(requests_of(bench.prompts, logprobs=False), GREEDY)
-        expected = [[bench.greedy(p)] for p in bench.prompts]
-        assert tokens(outputs) == expected, (
-            f"after weights were refused ({fault}) the engine samples from half of them, and says it is awake"
-        )
-        versions = {c.weight_version for o in outputs for c in o.completions}
-        assert versions == {bench.version}, f"after weights were refused ({fault}) completions carry the version {versions}"
+        bench.close()
+        raise AssertionError("update_weights returned although its sender failed half-way: the engine holds half of the weights")
 
     @promise("update_weights")
     def test_buckets_are_read_once_and_may_be_used_again_by_the_sender(self, bench: EngineBench) -> None:
@@ -110,6 +118,22 @@ class Syncs(EngineKit, kit=True):
                 f"the sums of {', '.join(wrong[:3]) or 'nothing'} are not those of what was synced ({len(held)} tensors)"
             )
 
+    def _old_or_unusable(self, bench: EngineBench, what: str) -> None:
+        """Raises AssertionError where the engine is of neither kind."""
+        if bench.engine_as_it_is.status is EngineStatus.UNUSABLE:
+            with pytest.raises(EngineStateError):
+                bench.engine_as_it_is.generate(requests_of([bench.short], logprobs=False), GREEDY)
+            return
+        self._is(bench, EngineStatus.AWAKE, what)
+        outputs = bench.engine.generate(requests_of(bench.prompts, logprobs=False), GREEDY)
+        expected = [[bench.greedy(p)] for p in bench.prompts]
+        versions = {c.weight_version for o in outputs for c in o.completions}
+        wrong = tokens(outputs) != expected
+        if wrong or versions != {bench.version}:
+            bench.close()
+        assert not wrong, f"after {what} the engine samples from half of them, and says it is awake"
+        assert versions == {bench.version}, f"after {what} completions carry the version {versions}"
+
 
 def _once(names: Collection[str], bench: EngineBench) -> list[str]:
     """One name of each tensor among these: names of a tied one count once."""
@@ -126,6 +150,8 @@ def spoilt(buckets: list[WeightBucket], fault: str) -> list[WeightBucket]:
         for weight in bucket:
             if weight.names[0] != name:
                 changed.append(weight)
+            elif fault == "one too many":
+                changed += [weight, replace(weight, names=(name.replace("layers.0", "layers.9"),))]
             elif fault == "an unknown name":
                 changed.append(replace(weight, names=(name.replace("layers.0", "layers.9"),)))
             elif fault == "another shape":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,8 @@ import torch
 from lightrft.errors import CheckpointError, PeerError
 from lightrft.strategy.strategy_base import Optimizer
 from lightrft.testing.conformance.bench import StrategyBench, Tensors
-from lightrft.testing.conformance.promise import check
-from lightrft.testing.tiny import tiny_causal_lm, tiny_tokenizer
+from lightrft.testing.conformance.promise import NotAsked, check
+from lightrft.testing.tiny import tiny_causal_lm, tiny_lora, tiny_tokenizer
 from lightrft.testing.workload import SETTINGS, full_parameters, largest_difference, train
 
 SAVED, LATER = 2, 4
@@ -136,9 +137,12 @@ def a_save_that_fails_leaves_the_old_one_whole(bench: StrategyBench) -> None:
 def a_newer_save_replaces_the_older(bench: StrategyBench) -> None:
     """The same folder, saved again, holds the newer run and nothing of the older"""
     run, folder = Run(bench), bench.folder / "replaced"
+    there = _names(bench)
     run.save(folder, {"step": 0})
     run.train(0, 1)
     run.save(folder, {"step": 1})
+    beside = sorted(_names(bench) - there - {folder.name})
+    assert not beside, f"two saves left {beside} beside the checkpoint: a device would fill up"
     other = Run(bench, seed=3)
     step = other.load(folder)["step"]
     far = largest_difference(other.parameters(), run.parameters())
@@ -186,13 +190,39 @@ def a_saved_model_loads_in_transformers(bench: StrategyBench) -> None:
     folder = bench.folder / "hf"
     model, optimizer = bench.strategy.prepare_trainable(tiny_causal_lm(tie=True), optimizer=SETTINGS)
     train(bench.strategy, model, optimizer, last=1)
+    there = _names(bench)
     bench.strategy.save_model(model, folder, tokenizer=tiny_tokenizer())
+    beside = sorted(_names(bench) - there - {folder.name})
+    assert not beside, f"save_model left {beside} beside the folder: a device would fill up"
     expected = full_parameters(bench.strategy, model)
     loaded: Any = AutoModelForCausalLM.from_pretrained(folder)
     far = largest_difference({name: p.detach() for name, p in loaded.named_parameters()}, expected)
     assert far == 0, f"the saved folder differs by {far} from the trained model"
     assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight, "tied weights are no longer tied"
     assert len(AutoTokenizer.from_pretrained(folder)) == len(tiny_tokenizer()), "the tokenizer is not the one that was given"
+
+
+@check("save_adapter")
+def saved_adapters_load_in_peft(bench: StrategyBench) -> None:
+    """The folder that `PeftModel.from_pretrained` reads: with it the base model is the trained one; without adapters a ValueError"""
+    if importlib.util.find_spec("peft") is None:
+        raise NotAsked("peft is not installed: pip install 'lightrft[lora]'")
+    from peft import PeftModel
+
+    folder = bench.folder / "adapter"
+    model, optimizer = bench.strategy.prepare_trainable(tiny_lora(tiny_causal_lm()), optimizer=SETTINGS)
+    train(bench.strategy, model, optimizer, last=1)
+    bench.strategy.save_adapter(model, folder)
+    loaded: Any = PeftModel.from_pretrained(tiny_causal_lm(), folder).merge_and_unload()
+    far = largest_difference({n: p.detach() for n, p in loaded.named_parameters()}, full_parameters(bench.strategy, model))
+    assert far < NEAR, f"the base model with the saved adapters differs by {far:.1e} from the trained one"
+    plain, _ = bench.strategy.prepare_trainable(tiny_causal_lm(), optimizer=SETTINGS)
+    try:
+        bench.strategy.save_adapter(plain, bench.folder / "no-adapter")
+    except ValueError as error:
+        assert "no adapters" in str(error), f"save_adapter of a model without adapters says {str(error)!r}"
+        return
+    raise AssertionError("save_adapter took a model without adapters")
 
 
 def save_for_other_ranks(bench: StrategyBench, folder: Path) -> Tensors:
@@ -222,6 +252,14 @@ def refusal(what: Callable[[], object]) -> str | None:
     except (CheckpointError, PeerError) as error:
         return str(error)
     return None
+
+
+def _names(bench: StrategyBench) -> set[str]:
+    """What lies in the shared folder once all ranks are here."""
+    bench.strategy.all_reduce(0.0)
+    names = {p.name for p in bench.folder.iterdir()}
+    bench.strategy.all_reduce(0.0)
+    return names
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

@@ -17,10 +17,10 @@ import pytest
 from lightrft.errors import LightRFTError
 from lightrft.plugins.specs import Capability
 from lightrft.testing.conformance import saving
-from lightrft.testing.conformance.base import Conformance
+from lightrft.testing.conformance.base import Conformance, KitError
 from lightrft.testing.conformance.bench import MakeRegistry, StrategyBench, Subject, Tensors
 from lightrft.testing.conformance.promise import CHECKS, MARK, StrategyCheck, promise
-from lightrft.testing.conformance.world import KIT, Outcome, ask
+from lightrft.testing.conformance.world import END, KIT, Outcome, ask
 from lightrft.testing.spmd import run_spmd
 from lightrft.testing.workload import largest_difference
 
@@ -55,6 +55,10 @@ class StrategyConformance(Conformance, kit=True):
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "world" in metafunc.fixturenames:
+            if not type(self).ranks or any(type(n) is not int or n < 1 for n in type(self).ranks):
+                raise KitError(
+                    f"{type(self).__name__} sets ranks = {type(self).ranks!r}: nothing would be tested. Give world sizes, (1, 2)"
+                )
             asked = type(self).ranks if Capability.MULTI_RANK in type(self).spec().capabilities else (1,)
             metafunc.parametrize("world", asked, indirect=True, scope="class", ids=[f"{n} ranks" if n > 1 else "1 rank" for n in asked])
 
@@ -100,6 +104,11 @@ class StrategyConformance(Conformance, kit=True):
     def test_nothing_replaced_the_kit_on_the_ranks(self, world: World) -> None:
         """Where the plugin is loaded, it changed neither the kit nor the public side of the contracts"""
         _tell(world.outcome(KIT), None)
+
+    @promise("shutdown")
+    def test_it_ends_twice_over(self, world: World) -> None:
+        """After `shutdown` no process group is left, and a second call does no harm"""
+        _tell(world.outcome(END), None)
 
 
 def _test_of(check: StrategyCheck) -> Callable[..., None]:

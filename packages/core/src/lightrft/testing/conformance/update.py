@@ -83,10 +83,13 @@ def the_optimizer_is_adamw_with_the_settings_asked_for(bench: StrategyBench) -> 
 @check("prepare_trainable")
 def a_trained_model_is_in_eval_mode(bench: StrategyBench) -> None:
     """Dropout is off: the policy that is updated has to be the one that sampled"""
-    model, _ = bench.strategy.prepare_trainable(tiny_causal_lm().train(), optimizer=SETTINGS)
+    model, optimizer = bench.strategy.prepare_trainable(tiny_causal_lm().train(), optimizer=SETTINGS)
     inner = bench.strategy.unwrap(model)
-    training = [name or "the model" for name, module in inner.named_modules() if module.training]
-    assert not training, f"in training mode after prepare_trainable, so that dropout would be on: {', '.join(training[:3])}"
+    for when in ("prepare_trainable", "a step and an export"):
+        training = [name or "the model" for name, module in inner.named_modules() if module.training]
+        assert not training, f"in training mode after {when}, so that dropout would be on: {', '.join(training[:3])}"
+        train(bench.strategy, model, optimizer, last=1)
+        full_parameters(bench.strategy, model)
 
 
 @check("prepare_trainable")
@@ -114,13 +117,17 @@ def only_what_requires_gradients_is_trained(bench: StrategyBench) -> None:
 def max_norm_clips_0_is_off_and_none_is_the_configurations(bench: StrategyBench) -> None:
     """`max_norm` bounds the gradient that is stepped with; the reported norm is the one before"""
     expected = line_gradient(2.0)
-    for max_norm, kept in ((0.0, expected), (2 * expected, expected), (1.75, 1.75), (None, bench.strategy.config.max_norm)):
-        line = bench.line(GRADIENT_STEP)
+    for max_norm, kept, asked in ((0.0, expected, None), (2 * expected, expected, None), (1.75, 1.75, None), (None, 0.5, 0.5)):
+        line = bench.line(GRADIENT_STEP, strategy=bench.start(max_norm=asked) if asked else None)
         line.backward()
-        result = bench.strategy.optimizer_step(line.optimizer, line.model, None, "line", max_norm=max_norm)
-        moved = line.stepped_with
-        assert close(moved, kept, rel=1e-3), f"max_norm={max_norm} stepped with a gradient of {moved:.4f}, expected {kept:.4f} (0 is off)"
+        result = line.strategy.optimizer_step(line.optimizer, line.model, None, "line", max_norm=max_norm)
+        moved, configured = line.stepped_with, f" and {asked} in the configuration" if asked else ""
+        assert close(moved, kept, rel=1e-3), (
+            f"max_norm={max_norm}{configured} stepped with a gradient of {moved:.4f}, expected {kept:.4f} (0 is off)"
+        )
         assert close(result.grad_norm, expected, rel=1e-4), f"reported norm {result.grad_norm:.4f}; before clipping it is {expected:.4f}"
+        plain = type(result.grad_norm) is float and type(result.skipped) is bool
+        assert plain, f"a step reports {result}: a plain float and a plain bool, for a tensor holds on to its device"
 
 
 @check("optimizer_step")
@@ -267,7 +274,7 @@ def a_step_before_the_final_micro_batch_is_refused(bench: StrategyBench) -> None
 
 
 def _compare(bench: StrategyBench, case: str) -> None:
-    compare(bench.measure(PARITY[case]), bench.oracle[case], f"{case}: ")
+    compare(bench.measure(PARITY[case]), bench.oracle[case], case)
 
 
 def compare(found: Measured, expected: Measured, what: str, bound: Distance = BOUND) -> None:

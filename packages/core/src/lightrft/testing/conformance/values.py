@@ -30,6 +30,23 @@ def all_reduce_gives_mean_sum_max_and_min(bench: StrategyBench) -> None:
 
 
 @check("all_reduce")
+def all_reduce_keeps_kinds_and_digits(bench: StrategyBench) -> None:
+    """A tensor keeps its dtype and shape (integers become floats for a mean alone), a number stays one, and no digit is lost on the way"""
+    rank, world = bench.rank, bench.world_size
+    large = 2**40 + 1
+    for dtype in (torch.int64, torch.int32, torch.float64, torch.bfloat16):
+        found = bench.strategy.all_reduce(torch.ones(2, 1, dtype=dtype), "sum")
+        kept = (found.dtype, tuple(found.shape)) == (dtype, (2, 1))
+        assert kept, f"all_reduce of a tensor of {dtype} and shape (2, 1) gives {found.dtype} and {tuple(found.shape)}"
+    for what, data in (("a tensor", torch.tensor([large])), ("a number", large), ("a double", torch.tensor([large], dtype=torch.float64))):
+        found = bench.strategy.all_reduce(data, "max")
+        value = found.item() if isinstance(found, torch.Tensor) else found
+        assert value == large, f"all_reduce max of {what}, {large}, gives {value}: digits are lost on the way"
+    kinds = [type(bench.strategy.all_reduce(number, "sum")) for number in (rank + 1, float(rank))]
+    assert kinds == [int, float], f"all_reduce of an int and a float over {world} ranks gives {[k.__name__ for k in kinds]}"
+
+
+@check("all_reduce")
 def all_reduce_writes_nothing_into_its_input(bench: StrategyBench) -> None:
     """What is returned is new; the caller's tensors keep their values"""
     kept = {"a": torch.full((3,), float(bench.rank)), "c": torch.tensor(2.0)}
@@ -64,6 +81,21 @@ def all_gather_is_in_rank_order_and_takes_ragged_rows(bench: StrategyBench) -> N
         f"gathered scalars are {found['scalar'].tolist()}, in another order than the ranks'"
     )
     assert rows.shape == (rank, 2), "all_gather changed the tensor it was given"
+
+
+@check("all_gather")
+def all_gather_keeps_kinds_and_nesting(bench: StrategyBench) -> None:
+    """A tensor keeps its dtype and its other dimensions, a nested dict its nesting; a tensor may come alone"""
+    rank, world = bench.rank, bench.world_size
+    found = bench.strategy.all_gather({"deep": {"ids": torch.full((rank + 1, 2, 3), rank), "flag": torch.tensor([rank == 0])}, "n": 2.5})
+    shape = (world * (world + 1) // 2, 2, 3)
+    assert found.keys() == {"deep", "n"} and found["deep"].keys() == {"ids", "flag"}, f"all_gather of a nested dict gives {sorted(found)}"
+    ids, flag = found["deep"]["ids"], found["deep"]["flag"]
+    assert ids.dtype is torch.int64 and flag.dtype is torch.bool, f"all_gather of int64 and bool gives {ids.dtype} and {flag.dtype}"
+    assert tuple(ids.shape) == shape, f"all_gather of [k, 2, 3] with k = 1 to {world} has the shape {tuple(ids.shape)}, expected {shape}"
+    assert found["n"] == [2.5] * world, f"gathered numbers are {found['n']}"
+    alone = bench.strategy.all_gather(torch.tensor([2**40 + rank]))
+    assert alone.tolist() == [2**40 + r for r in range(world)], f"all_gather of int64 gives {alone.tolist()}: digits are lost on the way"
 
 
 @check("print")

@@ -27,6 +27,9 @@ from lightrft.testing.spmd import SpmdError, run_spmd
 Kind = Literal["held", "failed", "refused", "not asked"]
 
 KIT = "the_kit_is_whole"
+END = "it_ends_twice_over"
+"""The last question in a world: none can come after it."""
+
 GRACE_S = 3.0
 """How long ranks wait for one that is late in a check after another has failed in it."""
 
@@ -46,7 +49,7 @@ def ask(subject: Subject, ranks: int, names: Sequence[str], *, timeout_s: float)
     After a check that a rank did not come back from, the others are asked in another world.
     """
     cuda = torch.cuda.is_available() and torch.cuda.device_count() >= ranks
-    left, found = [*names, KIT], dict[str, Outcome]()
+    left, found = [*names, KIT, END], dict[str, Outcome]()
     while left:
         with tempfile.TemporaryDirectory(prefix="lightrft-conformance-") as name:
             folder, died = Path(name), ""
@@ -87,7 +90,6 @@ def _run(subject: Subject, names: Sequence[str], folder: str, oracle: str, timeo
         _wait(Path(folder), name, world, GRACE_S if outcome.kind == "failed" else timeout_s + GRACE_S)
         if outcome.kind == "failed":
             bench.forget()
-    bench.strategy.shutdown()
 
 
 def _one(bench: StrategyBench, name: str) -> Outcome:
@@ -100,6 +102,9 @@ def _one(bench: StrategyBench, name: str) -> Outcome:
         if name == KIT:
             names = replaced()
             return outcome("failed", complaint(names)) if names else outcome("held")
+        if name == END:
+            _end(bench)
+            return outcome("held")
         check = CHECKS[name]
         if check.needs is not None and not bench.can(check.needs):
             options.refuses(bench, check.needs)
@@ -113,6 +118,17 @@ def _one(bench: StrategyBench, name: str) -> Outcome:
         return outcome("failed", str(error) or traceback.format_exc())
     except Exception as error:  # whatever a plugin raises is its failure
         return outcome("failed", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+
+
+def _end(bench: StrategyBench) -> None:
+    """Raises AssertionError where a second shutdown does harm, or a process group is left."""
+    bench.strategy.shutdown()
+    try:
+        bench.strategy.shutdown()
+    except Exception as error:
+        raise AssertionError(f"shutdown raised {type(error).__name__} when it was called a second time: {error}") from error
+    left = torch.distributed.is_available() and torch.distributed.is_initialized()
+    assert not left, "after shutdown the process group is still there: _leave_world has to end what _join_world began"
 
 
 def _wait(folder: Path, name: str, world: int, seconds: float) -> None:

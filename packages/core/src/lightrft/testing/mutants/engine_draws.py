@@ -23,6 +23,8 @@ STOP = "a_stop_token_ends_a_completion_and_stays_in_it"
 END = "the_end_of_sequence_token_ends_unless_it_is_ignored"
 SEED = "a_seed_fixes_the_draw_whatever_else_is_in_the_batch"
 FILTERS = "filters_narrow_the_draw"
+GIVEN = "what_it_is_given_stays_as_it_was"
+KEPT = "filters_keep_as_many_tokens_as_they_say"
 
 
 def each(outputs: Outputs, change: Any) -> Outputs:
@@ -217,3 +219,95 @@ class EndCut(FakeEngine):
 class IgnoreEosIgnored(FakeEngine):
     def _complete(self, request: Request, sampling: SamplingParams, sample: int) -> Completion:
         return super()._complete(request, replace(sampling, ignore_eos=False), sample)
+
+
+@mutant("hf", "greedy log-probs are 0: the tempered distribution has one token", test=LOGPROBS, words="drawn with temperature 0")
+class GreedyLogprobsAreZero(HFEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        outputs = super().generate(requests, sampling)
+        if sampling.temperature > 0:
+            return outputs
+        return each(outputs, lambda c: replace(c, logprobs=c.logprobs and [0.0 for _ in c.logprobs]))
+
+
+@mutant("hf", "log-probs among the tokens that top_k keeps", test=LOGPROBS, words="top_k 3")
+class LogprobsAfterTopK(HFEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        share = 1.0 if sampling.top_k else 0.0
+        return each(super().generate(requests, sampling), lambda c: replace(c, logprobs=c.logprobs and [p + share for p in c.logprobs]))
+
+
+@mutant("hf", "token ids are tensors", test="completions_hold_plain_numbers", words="a completion holds Tensor")
+class TokensAreTensors(HFEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        return each(super().generate(requests, sampling), lambda c: replace(c, token_ids=list(torch.tensor(list(c.token_ids)))))
+
+
+@mutant("fake engine", "a finish reason of another library", test="completions_hold_plain_numbers", words="'max_tokens'; possible: stop")
+class ForeignFinishReason(FakeEngine):
+    def _complete(self, request: Request, sampling: SamplingParams, sample: int) -> Completion:
+        completion = super()._complete(request, sampling, sample)
+        reason: Any = "eos" if completion.token_ids[-1] == 1 else "max_tokens"
+        return replace(completion, finish_reason=reason)
+
+
+@mutant("fake engine", "grows the caller's prompts", test=GIVEN, words="wrote into the prompts of the requests")
+class GrowsThePrompts(FakeEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        outputs = super().generate(requests, sampling)
+        for request, output in zip(requests, outputs, strict=True):
+            prompt: Any = request.prompt_token_ids
+            prompt.extend(output.completions[0].token_ids)
+        return outputs
+
+
+@mutant("fake engine", "writes into the sampling parameters", test=GIVEN, words="the sampling parameters that it was given")
+class WritesIntoSampling(FakeEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        outputs = super().generate(requests, sampling)
+        object.__setattr__(sampling, "stop_token_ids", (1,))
+        return outputs
+
+
+@mutant("fake engine", "top_k is off by one", test=KEPT, words="top_k=3 keeps 3 tokens")
+class TopKOffByOne(FakeEngine):
+    def _next(self, request: Request, sampling: SamplingParams, sample: int, tokens: list[int]) -> int:
+        kept = max(1, sampling.top_k - 1) if sampling.top_k else 0
+        return super()._next(request, replace(sampling, top_k=kept), sample, tokens)
+
+
+@mutant("hf", "top_p keeps too many", test=KEPT, words="top_p=0.5 keeps")
+class TopPTooWide(HFEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        wider = (1 + sampling.top_p) / 2 if sampling.top_p > 0.1 else sampling.top_p
+        return super().generate(requests, replace(sampling, top_p=wider))
+
+
+@mutant(
+    "hf", "min_new_tokens keeps the caller's stop tokens away, not the model's own", test="min_new_tokens_keeps_stop_tokens_away",
+    words="and the end of sequence",
+)  # fmt: skip
+class MinNewTokensMissTheEnd(HFEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        least = sampling.min_new_tokens if sampling.stop_token_ids else 0
+        return super().generate(requests, replace(sampling, min_new_tokens=least))
+
+
+@mutant(
+    "hf", "stop strings are looked for in one token at a time", test="a_stop_string_ends_a_completion_with_the_token_that_completes_it",
+    words="with the stop string",
+)  # fmt: skip
+class StopStringsInOneToken(HFEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        return super().generate(requests, replace(sampling, stop=tuple(s for s in sampling.stop if len(s) == 1 or s.startswith("<"))))
+
+
+@mutant(
+    "fake engine", "unknown sampling parameters are left out in silence",
+    test="sampling_may_come_as_a_mapping_and_unknown_names_are_refused", words="read_sampling took temprature=0.5",
+)  # fmt: skip
+class UnknownSamplingIgnored(FakeEngine):
+    @classmethod
+    def read_sampling(cls, value: Any) -> SamplingParams:
+        known = SamplingParams.__dataclass_fields__
+        return super().read_sampling({k: v for k, v in value.items() if k in known} if isinstance(value, dict) else value)

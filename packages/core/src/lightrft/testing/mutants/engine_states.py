@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from lightrft.distributed.buckets import WeightBucket
-from lightrft.engine.base import WakeTag
+from lightrft.engine.base import EngineSetup, WakeTag
 from lightrft.engine.hf import HFEngine
 from lightrft.plugins.specs import Capability
 from lightrft.testing.fake_engine import FakeEngine
@@ -138,6 +140,64 @@ class GeneratesAfterShutdown(FakeEngine):
 class CrashesAfterShutdown(HFEngine):
     def reset_cache(self) -> None:
         self._model.generation_config.cache_implementation = None
+
+
+@mutant("fake engine", "wakes with the folder's weights", test=SLEEP, words="does not have the weights that it had")
+class WakesWithTheFolders(FakeEngine):
+    def wake_up(self, tags: Collection[WakeTag]) -> None:
+        slept = self._status is EngineStatus.ASLEEP and self._weights is not None
+        super().wake_up(tags)
+        if slept:
+            self._weights = type(self)(self.setup)._weights
+
+
+@mutant("fake engine", "sleep loses the version", test=SLEEP, words="after sleep(1) completions carry the version")
+class SleepLosesTheVersion(FakeEngine):
+    def sleep(self, level: int) -> None:
+        super().sleep(level)
+        self._version = 0
+
+
+@mutant("fake engine", "two engines share their weights", test=SHUTDOWN, words="two engines share state")
+class SharedWeights(FakeEngine):
+    held: int | None = None
+
+    def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        super().update_weights(buckets, version=version)
+        type(self).held = self._weights
+
+    def __init__(self, setup: EngineSetup) -> None:
+        super().__init__(setup)
+        self._weights = self.held or self._weights
+
+
+@mutant("fake engine", "a process outlives its engine", test=SHUTDOWN, words="processes of the engine still run: sleep 60")
+class LeavesAProcess(FakeEngine):
+    def __init__(self, setup: EngineSetup) -> None:
+        super().__init__(setup)
+        self.child = subprocess.Popen(["sleep", "60"])
+
+
+@mutant(
+    "fake engine", "generate hangs", test="greedy_completions_of_one_prompt_are_alike",
+    words="hangs: it did not come back within 20 s",
+)  # fmt: skip
+class GenerateHangs(FakeEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        while sampling.temperature == 0 and sampling.n == 3:
+            time.sleep(0.1)
+        return super().generate(requests, sampling)
+
+
+@mutant(
+    "fake engine", "its share of the memory is its own affair", test="it_keeps_to_its_share_of_the_devices_memory",
+    words="mem_util=0.2 was not accepted", declares=[Capability.MEM_UTIL],
+)  # fmt: skip
+class ShareOfItsOwn(FakeEngine):
+    def __init__(self, setup: EngineSetup) -> None:
+        if setup.mem_util < 0.25:
+            raise MemoryError("no room for the cache")
+        super().__init__(setup)
 
 
 @mutant("fake engine", "log-probs declared and absent", test=LOGPROBS, words="completions have them", declares=[Capability.LOGPROBS])

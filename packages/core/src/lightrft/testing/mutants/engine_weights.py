@@ -154,3 +154,25 @@ class NoSums(FakeEngine):
 class WrongShapes(FakeEngine):
     def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: (1, *shape) for name, shape in self._shapes.items()}
+
+
+@mutant("hf", "an unknown parameter beside all known ones is left out in silence", test=BAD_WEIGHTS, words="one too many were accepted")
+class OneTooManyIsIgnored(HFEngine):
+    def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        known = dict(self._model.named_parameters(remove_duplicate=False)).keys()
+        super().update_weights(([w for w in bucket if known & set(w.names)] for bucket in buckets), version=version)
+
+
+@mutant("hf", "weights are used as they come", test="a_sender_that_fails_half_way_leaves_no_half", words="samples from half of them")
+class UsedAsTheyCome(HFEngine):
+    @torch.no_grad()
+    def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        def used() -> Iterable[WeightBucket]:
+            mine = dict(self._model.named_parameters())
+            for bucket in buckets:
+                for weight in bucket:
+                    if weight.names[0] in mine and mine[weight.names[0]].shape == weight.tensor.shape:
+                        mine[weight.names[0]].copy_(weight.tensor)
+                yield bucket
+
+        super().update_weights(used(), version=version)

@@ -191,3 +191,9 @@ class FullDiskIsSecret(ShardedStrategy):
             if self.world.rank:
                 raise
             return folder
+
+
+@mutant("sharded", "the process group outlives the strategy", test="it_ends_twice_over", words="the process group is still there")
+class LeavesTheGroup(ShardedStrategy):
+    def _leave_world(self) -> None:
+        """Nothing."""

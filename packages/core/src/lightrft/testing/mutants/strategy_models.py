@@ -149,3 +149,43 @@ class ExportsTheStart(SingleStrategy):
         start: Mapping[str, torch.Tensor] = self.__dict__.get("start", {}).get(id(model), {})
         for bucket in super()._export_weights(model, dtype, max_bytes):
             yield [replace(w, tensor=start.get(w.names[0], w.tensor).to(w.tensor.dtype)) for w in bucket]
+
+
+# ---- values again ------------------------------------------------------------------------------------------------------------------------
+
+
+@mutant("fake strategy", "a gather loses the dtype", test="all_gather_keeps_kinds_and_nesting", words="all_gather of int64 and bool gives")
+class GatherLosesTheDtype(FakeStrategy):
+    def all_gather(self, data: Any) -> Any:
+        def floats(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: floats(one) for key, one in value.items()}
+            return value.float() if isinstance(value, torch.Tensor) else value
+
+        return floats(super().all_gather(data))
+
+
+@mutant("fake strategy", "a gather flattens nested dicts", test="all_gather_keeps_kinds_and_nesting", words="all_gather of a nested dict")
+class GatherFlattens(FakeStrategy):
+    def all_gather(self, data: Any) -> Any:
+        found, flat = super().all_gather(data), dict[str, Any]()
+        if not isinstance(found, dict):
+            return found
+        for key, value in found.items():
+            flat |= {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, dict) else {key: value}
+        return flat
+
+
+@mutant("fake strategy", "values are reduced in float32", test="all_reduce_keeps_kinds_and_digits", words="digits are lost on the way")
+class ReducesInFloat32(FakeStrategy):
+    def all_reduce(self, data: Any, op: Any = "mean") -> Any:
+        if isinstance(data, torch.Tensor):
+            return super().all_reduce(data.float(), op).to(data.dtype if op != "mean" else torch.float32)
+        return super().all_reduce(data, op)
+
+
+@mutant("fake strategy", "integers come back as floats", test="all_reduce_keeps_kinds_and_digits", words="gives ['float', 'float']")
+class IntegersComeBackAsFloats(FakeStrategy):
+    def all_reduce(self, data: Any, op: Any = "mean") -> Any:
+        found = super().all_reduce(data, op)
+        return float(found) if isinstance(found, int) else found

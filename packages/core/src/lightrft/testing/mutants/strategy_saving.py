@@ -221,3 +221,31 @@ class ReplacesTheKit(FakeStrategy):
 
         workload.largest_difference = lambda *_, **__: 0.0
         return super().report_memory(prefix)
+
+
+# ---- what is left behind -----------------------------------------------------------------------------------------------------------------
+
+
+@mutant("single", "a save leaves a temporary folder", test="a_newer_save_replaces_the_older", words="beside the checkpoint")
+class SaveLeavesAFolder(SingleStrategy):
+    def save_ckpt(self, folder: str | Path, **what: Any) -> Path:
+        (Path(folder).parent / f".{Path(folder).name}.left").mkdir(parents=True, exist_ok=True)
+        return super().save_ckpt(folder, **what)
+
+
+@mutant("single", "adapters are saved in bfloat16", test="saved_adapters_load_in_peft", words="with the saved adapters differs by")
+class AdaptersRounded(SingleStrategy):
+    def save_adapter(self, model: Module, folder: str | Path) -> Path:
+        import copy
+
+        rounded = copy.deepcopy(model)
+        for name, parameter in rounded.named_parameters():
+            parameter.data = parameter.data.bfloat16().float() if "lora_" in name else parameter.data
+        return super().save_adapter(rounded, folder)
+
+
+@mutant("single", "a second shutdown is an error", test="it_ends_twice_over", words="when it was called a second time")
+class EndsOnce(SingleStrategy):
+    def _leave_world(self) -> None:
+        super()._leave_world()
+        del self.skipped_steps

@@ -186,3 +186,80 @@ class StepsEarly(SingleStrategy):
     ) -> Any:
         self._unfinished.discard(model)
         return super().optimizer_step(optimizer, model, scheduler, name, max_norm=max_norm)
+
+
+@mutant("single", "max_norm of the configuration is ignored", test=MAX_NORM, words="and 0.5 in the configuration")
+class ConfiguredNormIgnored(SingleStrategy):
+    def optimizer_step(
+        self, optimizer: Optimizer, model: Module, scheduler: Any, name: str = "model", *, max_norm: float | None = None
+    ) -> Any:
+        return super().optimizer_step(optimizer, model, scheduler, name, max_norm=1.0 if max_norm is None else max_norm)
+
+
+@mutant("single", "clips to a little less than was asked", test=MAX_NORM, words="max_norm=1.75 stepped with")
+class ClipsWithALargeEps(SingleStrategy):
+    def _step(self, optimizer: Optimizer, model: Module, max_norm: float) -> StepResult:
+        return super()._step(optimizer, model, max_norm * 0.99)
+
+
+@mutant("single", "reports the norm as a tensor", test=MAX_NORM, words="a plain float and a plain bool")
+class NormIsATensor(SingleStrategy):
+    def _step(self, optimizer: Optimizer, model: Module, max_norm: float) -> StepResult:
+        result = super()._step(optimizer, model, max_norm)
+        norm: Any = torch.tensor(result.grad_norm)
+        return replace(result, grad_norm=norm)
+
+
+@mutant("single", "clips each parameter by itself", test="a_clipped_update_is_that_of_one_process", words="is not that of one process")
+class ClipsEachParameter(SingleStrategy):
+    def _step(self, optimizer: Optimizer, model: Module, max_norm: float) -> StepResult:
+        norms = [p.grad.norm().square() for p in model.parameters() if p.grad is not None]
+        for parameter in model.parameters():
+            if parameter.grad is not None and max_norm > 0 and bool(parameter.grad.isfinite().all()):
+                torch.nn.utils.clip_grad_norm_([parameter], max_norm)
+        result = super()._step(optimizer, model, 0.0)
+        return replace(result, grad_norm=math.sqrt(float(torch.stack(norms).sum())) if norms else 0.0)
+
+
+@mutant("single", "a step clears the gradients of every model", test="each_model_is_clipped_alone", words="is not that of one process")
+class ClearsEveryModel(SingleStrategy):
+    def _prepare_trainable(self, model: Module, settings: AdamWSettings, weights: WeightFiles | None) -> tuple[Module, Optimizer]:
+        self.__dict__.setdefault("all", []).append(model)
+        return super()._prepare_trainable(model, settings, weights)
+
+    def _step(self, optimizer: Optimizer, model: Module, max_norm: float) -> StepResult:
+        result = super()._step(optimizer, model, max_norm)
+        for other in self.__dict__["all"]:
+            other.zero_grad()
+        return result
+
+
+@mutant("single", "weights of one dimension do not decay", test="an_update_is_that_of_one_process", words="is not that of one process")
+class DecaysMatricesAlone(SingleStrategy):
+    def _prepare_trainable(self, model: Module, settings: AdamWSettings, weights: WeightFiles | None) -> tuple[Module, Optimizer]:
+        model, optimizer = super()._prepare_trainable(model, settings, weights)
+        flat = [p for p in model.parameters() if p.dim() == 1]
+        group = optimizer.param_groups[0]
+        group["params"] = [p for p in group["params"] if p.dim() > 1]
+        if flat:
+            optimizer.add_param_group({**{k: v for k, v in group.items() if k != "params"}, "params": flat, "weight_decay": 0.0})
+        return model, optimizer
+
+
+@mutant("single", "a step puts the model into training mode", test="a_trained_model_is_in_eval_mode", words="after a step and an export")
+class TrainsAfterAStep(SingleStrategy):
+    def _step(self, optimizer: Optimizer, model: Module, max_norm: float) -> StepResult:
+        result = super()._step(optimizer, model, max_norm)
+        model.train()
+        return result
+
+
+@mutant("single", "the schedule goes on twice in a step", test="a_schedule_reaches_the_optimizer", words="learning rate 0.125 / 2")
+class ScheduleTwice(SingleStrategy):
+    def optimizer_step(
+        self, optimizer: Optimizer, model: Module, scheduler: Any, name: str = "model", *, max_norm: float | None = None
+    ) -> Any:
+        result = super().optimizer_step(optimizer, model, scheduler, name, max_norm=max_norm)
+        if scheduler is not None and not result.skipped:
+            scheduler.step()
+        return result
