@@ -265,6 +265,8 @@ def _plugins(config: Config, registry: Registry, world_size: int) -> Iterator[st
         yield from _best_metric(config, registry)
     named = [("advantage", config.advantage_estimator), ("policy_loss", config.policy_loss)]
     named += [("logger", name) for name in config.loggers]
+    for name in sorted({name for name in config.loggers if config.loggers.count(name) > 1}):
+        yield f"loggers names {name!r} twice; name it once"
     for kind, name in named:
         try:
             registry.entry(kind, name)

@@ -17,12 +17,12 @@ from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.base_model import prepare_base_model
 from lightrft.trainer.build import build_trainer, read_eval_sets
+from lightrft.trainer.data_checks import check_data
 from lightrft.trainer.evaluate import evaluate as evaluate_sets
 from lightrft.trainer.evaluate import write_rows
 from lightrft.trainer.evaluate_samples import best_worst_median
 from lightrft.trainer.resume import check_resume, in_run
 from lightrft.trainer.reward_models import build_rewards
-from lightrft.trainer.routes import check_routes
 from lightrft.trainer.run_folder import open_run_folder
 
 
@@ -46,7 +46,7 @@ def evaluate(config: Config, *, registry: Registry | None = None) -> dict[str, A
     it. `eval_out` gets all completions.
     """
     strategy = get_strategy(config, registry=registry)
-    together(strategy, "preparing the evaluation", lambda: check_routes(config), rank_0_only=True)
+    together(strategy, "preparing the evaluation", lambda: check_data(config, training=False), rank_0_only=True)
     strategy.setup_inference_engine(config, engine_type=config.engine_type)
     tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
     sets = read_eval_sets(config, tokenizer=tokenizer, strategy=strategy)
@@ -84,7 +84,7 @@ def share_base_model(strategy: StrategyBase, make: Callable[[], Path]) -> str:
 
 def _base_model(config: Config, strategy: StrategyBase) -> Path:
     """Opens the run folder and gives the base model: of the run that is resumed, where that made one."""
-    check_routes(config)
+    check_data(config, training=True)
     source = check_resume(config) if config.resume_from else None
     goes_on = source is not None and in_run(source, Path(config.output_dir).expanduser())
     folder = open_run_folder(config, backend=strategy.describe(), goes_on=goes_on)

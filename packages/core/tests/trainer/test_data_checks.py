@@ -1,4 +1,4 @@
-"""Are rewards that the data name, and that are not there, told before a model loads?"""
+"""Are data that cannot be used, and rewards that they name and that are not there, told before a model loads?"""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from lightrft.config.load import make_config
-from lightrft.errors import ConfigError
+from lightrft.errors import ConfigError, DataError
 from lightrft.testing.fake_strategy import fake_registry
-from lightrft.trainer.routes import check_routes
+from lightrft.trainer.data_checks import check_data
 from lightrft.trainer.run import evaluate, train
 
 
@@ -26,14 +26,14 @@ def settings(folder: Path, *kinds: Any, **changes: Any) -> dict[str, Any]:
 
 
 def test_names_and_lists_of_them_and_no_value_are_fine(tmp_path: Path) -> None:
-    check_routes(make_config(settings(tmp_path, "judge", ["exact_match", "judge"], None)))
-    check_routes(make_config(settings(tmp_path, "anything", reward_key="")))
+    check_data(make_config(settings(tmp_path, "judge", ["exact_match", "judge"], None)), training=True)
+    check_data(make_config(settings(tmp_path, "anything", reward_key="")), training=True)
 
 
 def test_every_bad_row_is_told_with_its_place(tmp_path: Path) -> None:
     values = settings(tmp_path, "judge", "exact_mach", [], 7, eval_data=[str(tmp_path / "rows.jsonl")])
     with pytest.raises(ConfigError) as caught:
-        check_routes(make_config(values))
+        check_data(make_config(values), training=True)
     path = tmp_path / "rows.jsonl"
     assert caught.value.problems[:3] == [
         f"{path}:2: kind='exact_mach': there is no reward 'exact_mach'; did you mean 'exact_match'? (rewards: exact_match, judge)",
@@ -42,18 +42,39 @@ def test_every_bad_row_is_told_with_its_place(tmp_path: Path) -> None:
     ]
     assert len(caught.value.problems) == 6, "the evaluation's rows too"
     with pytest.raises(ConfigError) as caught:
-        check_routes(make_config(settings(tmp_path, *["nobody"] * 30)))
+        check_data(make_config(settings(tmp_path, *["nobody"] * 30)), training=True)
     assert len(caught.value.problems) == 21 and caught.value.problems[-1] == "10 more rows are wrong"
 
 
 def test_a_column_that_no_row_has(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="reward_key='kinds': no row has such a column; did you mean 'kind'"):
-        check_routes(make_config(settings(tmp_path, None, reward_key="kinds")))
+        check_data(make_config(settings(tmp_path, None, reward_key="kinds")), training=True)
 
 
 @pytest.mark.parametrize("command", [train, evaluate])
 def test_it_is_told_before_a_model_loads(tmp_path: Path, command: Any) -> None:
-    config = make_config(settings(tmp_path, "exact_mach"))
+    config = make_config(settings(tmp_path, "exact_mach", eval_data=str(tmp_path / "rows.jsonl")))
     with pytest.raises(ConfigError, match="there is no reward 'exact_mach'"):
         command(config, registry=fake_registry())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "rows.jsonl holds no rows; at least one is needed"),
+        ("\n \n", "rows.jsonl holds no rows; at least one is needed"),
+        ('{"promt": "1", "answer": "2"}\n', "rows.jsonl:1: no column 'prompt'; did you mean 'promt'"),
+        ('{"prompt": "1", "answer": "2"}\n{"prompt": "1"}\n', "rows.jsonl:2: no column 'answer'"),
+        ('{"prompt": "1", "answer": "2"}\nnope\n', "rows.jsonl:2: not JSON"),
+    ],
+)
+@pytest.mark.parametrize("setting", ["prompt_data", "eval_data"])
+def test_a_file_without_what_is_needed(tmp_path: Path, text: str, words: str, setting: str) -> None:
+    values = settings(tmp_path, "judge")
+    (tmp_path / "good.jsonl").write_text('{"prompt": "1", "answer": "2"}\n')
+    (tmp_path / "rows.jsonl").write_text(text)
+    values |= {"reward_key": "", "prompt_data": str(tmp_path / "good.jsonl"), setting: str(tmp_path / "rows.jsonl")}
+    with pytest.raises(DataError, match=words) as caught:
+        train(make_config(values), registry=fake_registry())
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()

@@ -1,0 +1,98 @@
+"""Is each wrong setting one line that says what was asked and what to do? The list of what people get wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightrft.config import make_config
+from lightrft.config.checks import check
+from lightrft.config.load import read_recipe
+from lightrft.errors import ConfigError
+from lightrft.testing.fake_strategy import fake_registry
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> dict[str, Any]:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "1", "answer": "2"}) + "\n")
+    return {
+        "strategy": "fake", "engine_type": "fake", "prompt_data": str(rows), "scratch_tokenizer": "char", "prompt_max_len": 8,
+        "generate_max_len": 8, "output_dir": str(tmp_path / "run"), "rollout_batch_size": 32,
+        "train_batch_size": 32, "logprob_gap_prompts": 0, "verify_sync_every": 0,
+    }  # fmt: skip
+
+
+def problems(settings: dict[str, Any]) -> list[str]:
+    try:
+        check(make_config(settings), registry=fake_registry(), world_size=1)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"advantage_estimator": "grop"}, "unknown advantage 'grop'; did you mean 'grpo'?"),
+        ({"policy_loss": "gpso"}, "unknown policy_loss 'gpso'; did you mean 'gspo'?"),
+        ({"loggers": ["tensorbord"]}, "unknown logger 'tensorbord'; did you mean 'tensorboard'?"),
+        ({"loggers": ["jsonl", "jsonl"]}, "loggers names 'jsonl' twice"),
+        ({"reward": ["exact_mach"]}, "did you mean 'exact_match'?"),
+        ({"reward": ["format", "format"]}, "two rewards are called 'format'"),
+        ({"reward": ["http://h:1/score", "https://h:1/score"]}, "two rewards are called 'h:1/score'"),
+        ({"lambd": 0.5}, "lambd=0.5 has no effect with advantage_estimator='grpo'; leave it out (gae would read it)"),
+        ({"critic_warmup_steps": 3}, "critic_warmup_steps=3 has no effect: advantage_estimator='grpo' has no critic"),
+        ({"n_samples_per_prompt": 1}, "n_samples_per_prompt=1 gives it nothing; use at least 2"),
+        ({"n_samples_per_prompt": 1, "advantage_estimator": "rloo"}, "n_samples_per_prompt=1 gives it nothing; use at least 2"),
+        ({"dual_clip": 0.5}, "dual_clip=0.5 is not above 1"),
+        ({"eval_k": [8], "eval_n": 4, "eval_data": "ROWS"}, "eval_k=8 is larger than eval_n=4: pass@8 needs 8 samples"),
+        ({"eval_data": "gone.jsonl"}, "eval_data='gone.jsonl': no such file or folder"),
+        ({"kl_coef": 0.1, "kl_estimator": "k1"}, "kl_estimator='k1' with kl_in='loss' has a gradient of zero mean"),
+        ({"overlong_buffer": 9}, "overlong_buffer=9 is more than generate_max_len=8"),
+        ({"train_batch_size": 24}, "train_batch_size=24 does not divide the samples of one rollout"),
+        ({"learning_rate": -1e-6}, "learning_rate=-1e-06: input should be greater than 0"),
+        ({"learning_rate": NAN}, "learning_rate=nan: input should be a finite number"),
+        ({"learning_rate": "nan"}, "learning_rate='nan': input should be a finite number"),
+        ({"kl_coef": -0.1}, "kl_coef=-0.1: input should be greater than or equal to 0"),
+        ({"entropy_coef": NAN}, "entropy_coef=nan: input should be a finite number"),
+        ({"temperature": 0}, "temperature=0: input should be greater than 0"),
+        ({"gamma": 1.5}, "gamma=1.5: input should be less than or equal to 1"),
+        ({"eps_clip": -0.2}, "eps_clip=-0.2: input should be greater than 0"),
+        ({"ema_beta": 1}, "ema_beta=1: input should be less than 1"),
+        ({"reward_weights": [NAN]}, "reward_weights.0=nan: input should be a finite number"),
+        ({"max_epochs": 0}, "max_epochs=0: input should be greater than or equal to 1"),
+        ({"seed": 1.5}, "seed=1.5: input should be a valid integer"),
+        ({"bf16": "perhaps"}, "bf16='perhaps'"),
+        ({"lerning_rate": 1}, "unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
+    ],
+)
+def test_one_line_for_one_mistake(good: dict[str, Any], changes: dict[str, Any], words: str) -> None:
+    assert problems(good) == []
+    changes = {name: good["prompt_data"] if value == "ROWS" else value for name, value in changes.items()}
+    [line] = problems(good | changes)
+    assert words in line and "\n" not in line
+
+
+def test_a_loss_of_sequences_beside_weights_of_tokens(good: dict[str, Any]) -> None:
+    lines = problems(good | {"policy_loss": "gspo", "logprob_gap_action": "correct"})
+    assert any("policy_loss='gspo' has one ratio for a whole completion" in line and "mismatch_level to sequence" in line for line in lines)
+    lines = problems(good | {"policy_loss": "gspo", "logprob_gap_action": "correct", "mismatch_level": "sequence"})
+    assert not any("one ratio for a whole completion" in line for line in lines)
+
+
+def test_a_recipe_with_several_unknown_keys_names_each(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("lerning_rate: 1\nadvantage_estimater: grpo\nkl_coeff: 0.1\n")
+    with pytest.raises(ConfigError) as caught:
+        make_config(read_recipe(recipe))
+    assert [line.partition(" (")[0] for line in caught.value.problems] == [
+        "unknown key 'lerning_rate'; did you mean 'learning_rate'?",
+        "unknown key 'advantage_estimater'; did you mean 'advantage_estimator'?",
+        "unknown key 'kl_coeff'; did you mean 'kl_coef'?",
+    ]
