@@ -141,11 +141,26 @@ def test_metrics_of_the_update_by_hand() -> None:
     metrics = update.run(experience(-0.4), seed=0)
     ratio = 2.718281828**0.4
     assert metrics["train/ratio"] == pytest.approx(ratio, rel=1e-5)
+    assert metrics["train/ess"] == pytest.approx(1.0, rel=1e-5), "all tokens have the same ratio"
     # clipped: rho > 1.2 with A > 0, which are completions 0, 2, 4, 6 with 4 + 2 + 2 + 1 tokens
     assert metrics["train/clip_fraction"] == pytest.approx(9 / 21)
     signed = sum(len(c) * a * (1.2 if a > 0 else ratio) for c, a in zip(COMPLETIONS, ADVANTAGES, strict=True))
     assert metrics["train/loss"] == pytest.approx(-signed / 21, rel=1e-5)
     assert metrics["train/lr"] == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("micro", [1, 3, 8])
+def test_the_effective_sample_size_by_hand(micro: int) -> None:
+    strategy = make_strategy(micro_train_batch_size=micro)
+    model, optimizer = strategy.prepare_trainable(tiny_causal_lm(seed=4, vocab_size=32), optimizer=AdamWSettings(learning_rate=1e-3))
+    update = PolicyUpdate(strategy=strategy, config=strategy.config, actor=model, optimizer=optimizer, scheduler=None, policy_loss=ppo_clip)
+    rows = experience()
+    for row in rows[1:]:
+        assert row.old_logprobs is not None
+        row.old_logprobs = row.old_logprobs - math.log(3.0)  # the ratio of their tokens is 3, that of the first completion 1
+    one, three = rows[0].num_tokens, sum(row.num_tokens for row in rows[1:])
+    expected = (one + 3 * three) ** 2 / ((one + three) * (one + 9 * three))
+    assert update.run(rows, seed=0)["train/ess"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])

@@ -57,6 +57,9 @@ METRICS = (
     Metric("train/kl_coef", "", "coefficient of the KL", "kl_target"),
     Metric("train/entropy", "nats per token", "exact, over the vocabulary", "entropy_coef"),
     Metric("train/ratio", "", "mean probability ratio of the updated policy to the one that sampled"),
+    Metric(
+        "train/ess", "share", "effective sample size of these ratios (Kish), over the tokens: 1 on-policy, less the staler a rollout is"
+    ),
     Metric("train/clip_fraction", "share", "tokens whose gradient the clip removed"),
     Metric("train/old_kl", "nats per token", "KL(policy that sampled, updated policy), k3: how far a rollout's later steps are off-policy"),
     Metric("train/grad_norm", "", "norm of the gradient before clipping, mean over the steps"),

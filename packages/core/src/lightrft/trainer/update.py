@@ -18,7 +18,7 @@ from lightrft.trainer.minibatches import Step, mini_batches
 
 PolicyLossFunction = Callable[[PolicyLossInput], PolicyLoss]
 
-SUMS = ("loss", "kl", "entropy", "clipped", "ratio", "old_kl")
+SUMS = ("loss", "kl", "entropy", "clipped", "ratio", "ratio_squared", "old_kl")
 """What is summed during a step, for the metrics: the share of the loss, then numbers of tokens."""
 
 
@@ -104,7 +104,8 @@ class PolicyUpdate:
         )
         loss = (per_token * weights).sum()
         log_ratio = (logprobs - old).detach()
-        columns = [kl.detach(), entropy.detach(), policy.clipped, log_ratio.exp(), torch.expm1(log_ratio) - log_ratio]
+        ratio = log_ratio.exp()
+        columns = [kl.detach(), entropy.detach(), policy.clipped, ratio, ratio**2, torch.expm1(log_ratio) - log_ratio]
         return loss, torch.stack([loss.detach().double(), *((column * batch.mask).double().sum() for column in columns)])
 
     def _forward(self, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,6 +136,7 @@ class PolicyUpdate:
             "train/loss": found["loss"],
             "train/clip_fraction": found["clipped"],
             "train/ratio": found["ratio"],
+            "train/ess": found["ratio"] ** 2 / found["ratio_squared"] if found["ratio_squared"] else 0.0,
             "train/old_kl": found["old_kl"],
             "train/grad_norm": sum(norms) / max(len(norms), 1),
             "train/lr": self.optimizer.param_groups[0]["lr"],
