@@ -1,4 +1,4 @@
-"""Do the pages of the algorithms show settings that can be run, and is every built-in estimator and loss on a page and in a tiny recipe?"""
+"""Do the pages of the algorithms show settings that can be run, and is every built-in estimator and loss on a page, in a tiny and in a real recipe?"""
 
 from __future__ import annotations
 
@@ -43,5 +43,6 @@ def test_every_algorithm_is_documented_and_has_a_recipe(kind: str, name: str) ->
     table = (ROOT / "docs/algorithms/README.md").read_text(encoding="utf-8")
     assert re.search(rf"[ |`]{name}[, |`]", table)
     field = {"advantage": "advantage_estimator", "policy_loss": "policy_loss"}[kind]
-    recipes = [make_config(read_recipe(path)) for path in (ROOT / "examples/recipes").glob("*-tiny.yaml")]
-    assert name in {getattr(config, field) for config in recipes}
+    for kind_of_recipe in ("*-tiny.yaml", "qwen*.yaml"):
+        recipes = [make_config(read_recipe(path)) for path in (ROOT / "examples/recipes").glob(kind_of_recipe)]
+        assert name in {getattr(config, field) for config in recipes}, kind_of_recipe
