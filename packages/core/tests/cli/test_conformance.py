@@ -58,6 +58,7 @@ def test_a_good_engine_keeps_its_promises_and_a_row_says_so_for_each() -> None:
     assert report["ok"] and report["counts"]["failed"] == 0 and report["counts"]["passed"] > 30
     refused = [row["name"] for row in report["promises"] if row["state"] == "refused"]
     assert sorted(refused) == [
+        "test_images_are_read_in_their_place",
         "test_it_keeps_to_its_share_of_the_devices_memory",
         "test_what_is_not_declared_is_refused[mem_util]",
         "test_what_is_not_declared_is_refused[multimodal]",

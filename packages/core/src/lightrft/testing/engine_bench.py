@@ -16,6 +16,7 @@ from lightrft.engine.base import ALL_TAGS, EngineSetup, InferenceEngine
 from lightrft.engine.controller import RolloutController
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, EngineSpec
+from lightrft.testing.image_text import END_ID, IMAGE_ID, START_ID, image_inputs, noise, tiny_image_folder, tiny_image_model
 from lightrft.testing.limits import descendants
 from lightrft.testing.tiny import EOS_ID, Family, tiny_causal_lm, tiny_model_folder
 from lightrft.types import Completion, EngineStatus, Request, RequestOutput, SamplingParams
@@ -25,6 +26,7 @@ NUM_MODELS = 3
 MEM_UTIL = 0.3
 
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=8)
+IMAGE_ANSWER = SamplingParams(temperature=0.0, max_new_tokens=4)
 
 
 class Judge(Protocol):
@@ -32,8 +34,10 @@ class Judge(Protocol):
 
     vocab_size: int
     eos_id: int
+    image_tokens: tuple[int, ...]
+    """Those that stand for an image in a prompt."""
 
-    def greedy(self, model: Any, prompt: Sequence[int], *, max_new_tokens: int) -> list[int]:
+    def greedy(self, model: Any, prompt: Sequence[int], *, max_new_tokens: int, images: Sequence[Any] = ()) -> list[int]:
         """The most likely token, again and again, up to the end of sequence and with it."""
 
     def distribution(self, model: Any, prompt: Sequence[int], *, temperature: float) -> torch.Tensor:
@@ -48,9 +52,10 @@ class TransformersJudge:
 
     vocab_size = 64
     eos_id = EOS_ID
+    image_tokens: tuple[int, ...] = (START_ID, IMAGE_ID, END_ID)
 
-    def greedy(self, model: Any, prompt: Sequence[int], *, max_new_tokens: int) -> list[int]:
-        return greedy_tokens(model, prompt, max_new_tokens=max_new_tokens)
+    def greedy(self, model: Any, prompt: Sequence[int], *, max_new_tokens: int, images: Sequence[Any] = ()) -> list[int]:
+        return greedy_tokens(model, prompt, max_new_tokens=max_new_tokens, images=images)
 
     @torch.no_grad()
     def distribution(self, model: Any, prompt: Sequence[int], *, temperature: float) -> torch.Tensor:
@@ -249,6 +254,32 @@ class EngineBench:
         )
 
 
+class ImageBench(EngineBench):
+    """The same with an image-text model in the place of the text model."""
+
+    def __init__(self, name: str, folder: Path, *, judge: Judge | None = None, registry: Registry | None = None) -> None:
+        super().__init__(name, folder / "text", judge=judge, registry=registry)
+        self.models = [tiny_image_model(seed=seed) for seed in range(2)]
+        self.folder = tiny_image_folder(folder / "images", self.models[0])
+        self.model = self.models[0]
+
+    def requests(self) -> list[Request]:
+        """Text alone; three images, each with the same tokens around it; two images in one prompt. Each answer of the model's differs."""
+        image, text = list(self.judge.image_tokens), [5, 6, 7]
+        prompts: list[tuple[list[int], list[Any]]] = [(text, [])]
+        answers = [self.answer(text, [])]
+        for seed in range(64):
+            if len(prompts) < 4 and (made := self.answer([*image, *text], [noise(seed)])) not in answers:
+                prompts.append(([*image, *text], [noise(seed)]))
+                answers.append(made)
+        prompts.append(([*image, 5, *image, 6], [prompts[1][1][0], prompts[2][1][0]]))
+        return [Request(id=i, prompt_token_ids=prompt, seed=100 + i, images=tuple(images)) for i, (prompt, images) in enumerate(prompts)]
+
+    def answer(self, prompt: Sequence[int], images: Sequence[Any]) -> list[int]:
+        """The model's own, three tokens: so early none of the tokens that stand for images comes."""
+        return self.judge.greedy(self.model, prompt, max_new_tokens=IMAGE_ANSWER.max_new_tokens, images=images)
+
+
 def drawn_with(sampling: SamplingParams) -> str:
     """What of it narrows or tempers the draw, in words."""
     return ", ".join(f"{name} {getattr(sampling, name):g}" for name in ("temperature", "top_k", "top_p", "min_p"))
@@ -271,10 +302,11 @@ def requests_of(prompts: Sequence[Sequence[int]], *, logprobs: bool | Sequence[b
     ]
 
 
-def greedy_tokens(model: Any, prompt: Sequence[int], *, max_new_tokens: int) -> list[int]:
+def greedy_tokens(model: Any, prompt: Sequence[int], *, max_new_tokens: int, images: Sequence[Any] = ()) -> list[int]:
     """What transformers' own greedy `generate` says."""
-    ids = torch.tensor([list(prompt)])
-    made = model.generate(ids, max_new_tokens=max_new_tokens, do_sample=False, attention_mask=torch.ones_like(ids))
+    inputs = image_inputs(prompt, images)
+    ids = inputs["input_ids"]
+    made = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, attention_mask=torch.ones_like(ids))
     tokens: list[int] = made[0, ids.shape[1] :].tolist()
     return tokens
 

@@ -28,7 +28,8 @@ Sums = dict[tuple[str, ...], WeightSum]
 class FakeEngine(InferenceEngine):
     """See `InferenceEngine`; vocabulary of 16 tokens, token 1 stops. Of its weights it keeps sums.
 
-    Names, shapes and values of version 0 come from the folder's `model.safetensors`; where there is none, from the first update.
+    Names, shapes and values of version 0 come from the folder's `model.safetensors`; where there is none, from the first update. Names
+    of an image-text model always do: its files have others than its modules. An image counts by its pixels, wherever its token stands.
     """
 
     def __init__(self, setup: EngineSetup) -> None:
@@ -42,7 +43,10 @@ class FakeEngine(InferenceEngine):
         file = Path(setup.model_path) / "model.safetensors"
         if setup.model_path and file.is_file():
             held = load_file(file)
-            self._shapes = {name: tuple(tensor.shape) for name, tensor in held.items()}
+            if "vision_config" not in (file.parent / "config.json").read_text(
+                encoding="utf-8"
+            ):  # its file has other names than its modules
+                self._shapes = {name: tuple(tensor.shape) for name, tensor in held.items()}
             self._hold({(name,): tensor.to(setup.dtype) for name, tensor in held.items()})
 
     @property
@@ -131,7 +135,8 @@ class FakeEngine(InferenceEngine):
 
     def _next(self, request: Request, sampling: SamplingParams, sample: int, tokens: list[int]) -> int:
         draw = (request.seed, sample) if sampling.temperature > 0 else None
-        return next_token(self._weights or 0, request.prompt_token_ids, tokens, draw=draw, support=support(sampling))
+        seen = digests(request.images)
+        return next_token(self._weights or 0, request.prompt_token_ids, tokens, draw=draw, support=support(sampling), images=seen)
 
 
 def fingerprint(sums: Mapping[tuple[str, ...], WeightSum]) -> int:
@@ -145,11 +150,24 @@ def support(sampling: SamplingParams) -> int:
     return min(kept, max(1, math.ceil(sampling.top_p * VOCAB_SIZE)))
 
 
-def next_token(weights: int, prompt: Sequence[int], tokens: Sequence[int], *, draw: tuple[int, int] | None, support: int) -> int:
-    """The greedy token where `draw` (seed, sample) is None, else one of the `support` tokens from it on."""
-    context = (weights, list(prompt), list(tokens))
+def next_token(
+    weights: int,
+    prompt: Sequence[int],
+    tokens: Sequence[int],
+    *,
+    draw: tuple[int, int] | None,
+    support: int,
+    images: Sequence[str] = (),
+) -> int:
+    """The greedy token where `draw` (seed, sample) is None, else one of the `support` tokens from it on; `images` are their digests."""
+    context = (weights, list(prompt), list(tokens), *images)
     first = _hash(context) % VOCAB_SIZE
     return first if draw is None else (first + _hash((*context, draw)) % support) % VOCAB_SIZE
+
+
+def digests(images: Sequence[Any]) -> list[str]:
+    """One of each PIL image's pixels."""
+    return [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
 
 
 def _hash(value: object) -> int:
@@ -161,11 +179,12 @@ class FakeJudge:
 
     vocab_size = VOCAB_SIZE
     eos_id = STOP_TOKEN
+    image_tokens: tuple[int, ...] = (2,)
 
-    def greedy(self, model: Any, prompt: Sequence[int], *, max_new_tokens: int) -> list[int]:
-        weights, tokens = self._weights(model), list[int]()
+    def greedy(self, model: Any, prompt: Sequence[int], *, max_new_tokens: int, images: Sequence[Any] = ()) -> list[int]:
+        weights, tokens, seen = self._weights(model), list[int](), digests(images)
         while len(tokens) < max_new_tokens and (not tokens or tokens[-1] != STOP_TOKEN):
-            tokens.append(next_token(weights, prompt, tokens, draw=None, support=VOCAB_SIZE))
+            tokens.append(next_token(weights, prompt, tokens, draw=None, support=VOCAB_SIZE, images=seen))
         return tokens
 
     def distribution(self, model: Any, prompt: Sequence[int], *, temperature: float) -> torch.Tensor:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from lightrft.testing.conformance.engine_draws import Draws
 from lightrft.testing.conformance.engine_ends import Ends
+from lightrft.testing.conformance.engine_images import Images
 from lightrft.testing.conformance.engine_states import States
 from lightrft.testing.conformance.engine_syncs import Syncs
 
 
-class EngineConformance(States, Syncs, Ends, Draws, kit=True):
+class EngineConformance(States, Images, Syncs, Ends, Draws, kit=True):
     """Set `engine_name`; subclass once more with another `family` and `tie` for other architectures.
 
     pytest runs the parts from the last to the first: version 0 is asked for while the engine is new, and the shutdown comes at the end, so
