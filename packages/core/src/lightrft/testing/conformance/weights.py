@@ -1,4 +1,4 @@
-"""Do weights leave whole: every one, once, bit by bit, under the names of the HF model, in buckets of bounded size?"""
+"""Do weights leave whole: every one, once, bit by bit, under the names of the HF model, in bounded buckets? And does an average follow?"""
 
 from __future__ import annotations
 
@@ -106,3 +106,29 @@ def frozen_models_leave_whole_too(bench: StrategyBench) -> None:
     expected = {name: p.detach().clone() for name, p in source.named_parameters()}
     far = largest_difference(full_parameters(bench.strategy, bench.strategy.prepare_model(source)), expected)
     assert far == 0, f"the export of a frozen model differs by {far} from what was prepared"
+
+
+@check("move_ema_model")
+def a_moving_average_follows_what_leaves(bench: StrategyBench) -> None:
+    """After two steps it is beta (beta w0 + (1 - beta) w1) + (1 - beta) w2 of the weights that left, in float32, alike on every rank"""
+    beta, strategy = 0.75, bench.strategy
+    model, optimizer = strategy.prepare_trainable(tiny_causal_lm(), optimizer=SETTINGS)
+    ema = strategy.prepare_ema_model(tiny_causal_lm())
+    expected = full_parameters(strategy, ema)
+    for step in (1, 2):
+        train(strategy, model, optimizer, first=step, last=step + 1)
+        strategy.move_ema_model(ema, model, beta=beta)
+        expected = {name: beta * expected[name] + (1 - beta) * value for name, value in full_parameters(strategy, model).items()}
+    far = largest_difference(full_parameters(strategy, ema), expected)
+    assert far <= 1e-6, f"the average differs by {far} from {beta} of itself and {1 - beta} of the exported weights after each step"
+
+
+@check("save_ema_model")
+def a_moving_average_comes_back_bit_by_bit(bench: StrategyBench) -> None:
+    """What `save_ema_model` wrote, `load_ema_model` gives another average, on every rank the part that it holds"""
+    saved = bench.strategy.prepare_ema_model(tiny_causal_lm(vocab_size=VOCABULARY, seed=3))
+    other = bench.strategy.prepare_ema_model(tiny_causal_lm(vocab_size=VOCABULARY, seed=4))
+    bench.strategy.save_ema_model(bench.folder / "average", saved)
+    bench.strategy.load_ema_model(bench.folder / "average", other)
+    far = largest_difference(full_parameters(bench.strategy, other), full_parameters(bench.strategy, saved))
+    assert far == 0, f"a restored average differs by {far} from the one that was saved"

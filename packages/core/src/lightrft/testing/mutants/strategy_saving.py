@@ -249,3 +249,15 @@ class EndsOnce(SingleStrategy):
     def _leave_world(self) -> None:
         super()._leave_world()
         del self.skipped_steps
+
+
+@mutant("single", "the average takes most of what is new", test="a_moving_average_follows_what_leaves", words="the average differs by")
+class AverageBackwards(SingleStrategy):
+    def move_ema_model(self, ema_model: Module, model: Module, *, beta: float) -> None:
+        super().move_ema_model(ema_model, model, beta=1 - beta)
+
+
+@mutant("single", "an average is not restored", test="a_moving_average_comes_back_bit_by_bit", words="a restored average differs by")
+class AverageNotRestored(SingleStrategy):
+    def load_ema_model(self, folder: str | Path, ema_model: Module) -> None:
+        pass
