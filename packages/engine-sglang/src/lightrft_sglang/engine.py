@@ -181,7 +181,9 @@ class SGLangEngine(InferenceEngine):
             device="cpu",
             attention_backend="torch_native",
             sampling_backend="pytorch",
-            mem_fraction_static=0.05,
+            # `max_total_tokens` says how large its cache is. This says how much of the memory other processes may take while it starts: the
+            # rest. SGLang looks at what is free before and after, and takes what others took in between for weights.
+            mem_fraction_static=0.95,
             max_total_tokens=max(CPU_KV_TOKENS, 4 * setup.max_model_len),
             max_running_requests=64,
             disable_overlap_schedule=True,

@@ -1,6 +1,6 @@
 """Does a run live beside another one, and die without leaving anything? Whole launches of a few ranks with an engine, as processes.
 
-python -m lightrft.testing.jobs MODEL_FOLDER SETTINGS OUT [--stay]    # one rank of a job
+python -m lightrft.testing.jobs MODEL_FOLDER SETTINGS OUT    # one rank of a job
 """
 
 from __future__ import annotations
@@ -34,19 +34,22 @@ from lightrft.distributed.launch import launch
 ranks, *command = sys.argv[1:]
 sys.exit(launch([sys.executable, *command], nproc_per_node=int(ranks)).exit_code)
 """
+STOP = "stop"
+"""A file of this name in a job's folder ends it."""
+
 SHM = Path("/dev/shm")
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11]]
 POLL_S = 0.1
 
 
 class Job:
-    """`ranks` ranks under a launcher of their own. With `stay` they generate until they are ended, else once, judged by transformers."""
+    """`ranks` ranks under a launcher of their own. They generate, judged by transformers, until they are told to end or are ended."""
 
-    def __init__(self, out: Path, *, model: Path, ranks: int, settings: Mapping[str, Any], stay: bool = False) -> None:
+    def __init__(self, out: Path, *, model: Path, ranks: int, settings: Mapping[str, Any]) -> None:
         self.out, self.ranks = out, ranks
         self._id = uuid.uuid4().hex
         out.mkdir(parents=True)
-        words = ["-m", __name__, str(model), json.dumps(dict(settings)), str(out), *(["--stay"] if stay else [])]
+        words = ["-m", __name__, str(model), json.dumps(dict(settings)), str(out)]
         with (out / "log").open("w", encoding="utf-8") as log:
             self.launcher = subprocess.Popen(
                 [sys.executable, "-c", LAUNCH, str(ranks), *words], env={**os.environ, MARK: self._id}, stdout=log, stderr=log
@@ -84,7 +87,8 @@ class Job:
             time.sleep(POLL_S)
 
     def finish(self, *, timeout_s: float) -> None:
-        """Waits for its end. Raises AssertionError unless every rank answered right and left with 0, and nothing of it is left."""
+        """Tells it to end. Raises AssertionError unless every rank answered right and left with 0, and nothing of it is left."""
+        (self.out / STOP).touch()
         code = self.launcher.wait(timeout_s)
         assert (code, self.answers()) == (0, [True] * self.ranks), self.log()
         self.check_gone()
@@ -159,7 +163,6 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("settings", type=json.loads)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--stay", action="store_true")
     args = parser.parse_args()
     config = make_config({"model_name_or_path": args.folder, "prompt_max_len": 32, "generate_max_len": 8} | args.settings)
     strategy = get_strategy(config)
@@ -167,14 +170,12 @@ def main() -> None:
     strategy.setup_inference_engine(config)
     judge = load_causal_lm(args.folder, dtype=torch.float32).train(False)
     expected = [greedy_tokens(judge, prompt, max_new_tokens=6) for prompt in PROMPTS]
-    while True:
+    while not strategy.all_reduce(int((args.out / STOP).exists()), "max"):
         outputs = strategy.gather_and_generate({"temperature": 0.0, "max_new_tokens": 6}, all_prompt_token_ids=PROMPTS)
         right = [list(output.completions[0].token_ids) for output in outputs] == expected
         written = args.out / f"{strategy.world.rank}.part"
         written.write_text(json.dumps(right), encoding="utf-8")
         written.rename(written.with_suffix(".json"))
-        if not args.stay:
-            break
     strategy.shutdown()
 
 
