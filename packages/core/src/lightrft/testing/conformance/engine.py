@@ -11,13 +11,14 @@ from __future__ import annotations
 from lightrft.testing.conformance.engine_draws import Draws
 from lightrft.testing.conformance.engine_ends import Ends
 from lightrft.testing.conformance.engine_images import Images
+from lightrft.testing.conformance.engine_ranks import Groups
 from lightrft.testing.conformance.engine_states import States
 from lightrft.testing.conformance.engine_syncs import Syncs
 
 
-class EngineConformance(States, Images, Syncs, Ends, Draws, kit=True):
+class EngineConformance(Groups, States, Images, Syncs, Ends, Draws, kit=True):
     """Set `engine_name`; subclass once more with another `family` and `tie` for other architectures.
 
-    pytest runs the parts from the last to the first: version 0 is asked for while the engine is new, and the shutdown comes at the end, so
-    that an engine that takes a minute to start is started once.
+    pytest runs the parts from the last to the first: version 0 is asked for while the engine is new, and the shutdown comes at the end,
+    before what needs no engine here, so that an engine that takes a minute to start is started once.
     """

@@ -20,6 +20,7 @@ Outputs = list[RequestOutput]
 LOGPROBS = "logprobs_are_untempered_unfiltered_and_only_where_asked"
 SLEEP = "asleep_it_refuses_and_awake_it_is_what_it_was"
 BAD_REQUEST = "a_bad_request_is_named_and_harms_nobody"
+GROUPS = "two_ranks_share_one_engine"
 SHUTDOWN = "after_shutdown_every_call_is_refused"
 FILTERS = "filters_narrow_the_draw"
 
@@ -198,6 +199,22 @@ class ShareOfItsOwn(FakeEngine):
         if setup.mem_util < 0.25:
             raise MemoryError("no room for the cache")
         super().__init__(setup)
+
+
+@mutant("fake engine", "tensor parallelism declared and absent", test=GROUPS, words="although 'tensor_parallel' is declared")
+class TensorParallelAbsent(FakeEngine):
+    def __init__(self, setup: EngineSetup) -> None:
+        if setup.group_size > 1:
+            raise NotImplementedError("this engine is one process")
+        super().__init__(setup)
+
+
+@mutant("fake engine", "with several ranks a sync is lost", test=GROUPS, words="after a sync; its prompts' answers are")
+class SyncLostOnRanks(FakeEngine):
+    def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        kept = self._weights
+        super().update_weights(buckets, version=version)
+        self._weights = kept if self.setup.group_size > 1 else self._weights
 
 
 @mutant("fake engine", "log-probs declared and absent", test=LOGPROBS, words="completions have them", declares=[Capability.LOGPROBS])

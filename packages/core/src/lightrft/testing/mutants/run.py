@@ -16,7 +16,11 @@ from lightrft.testing.mutants.mutant import MUTANTS, Mutant, mutant_registry
 TIMEOUT_S = 20.0
 SHARE_BY_NAME = 0.95
 
-SLOW = ("test_more_than_one_rank_is_run_or_refused", "test_a_run_is_resumed_on_another_number_of_ranks")
+SLOW = (
+    "test_more_than_one_rank_is_run_or_refused",
+    "test_a_run_is_resumed_on_another_number_of_ranks",
+    "test_two_ranks_share_one_engine",
+)
 """Tests that spawn ranks of their own: asked only of mutants that they are named for."""
 
 SOURCE = """
