@@ -44,7 +44,7 @@ def problems(settings: dict[str, Any]) -> list[str]:
         ({"loggers": ["tensorbord"]}, "unknown logger 'tensorbord'; did you mean 'tensorboard'?"),
         ({"loggers": ["jsonl", "jsonl"]}, "loggers names 'jsonl' twice"),
         ({"reward": ["exact_mach"]}, "did you mean 'exact_match'?"),
-        ({"reward": ["format", "format"]}, "two rewards are called 'format'"),
+        ({"reward": ["format", "format"]}, "reward 'format' is named twice"),
         ({"reward": ["http://h:1/score", "https://h:1/score"]}, "two rewards are called 'h:1/score'"),
         ({"lambd": 0.5}, "lambd=0.5 has no effect with advantage_estimator='grpo'; leave it out (gae would read it)"),
         ({"critic_warmup_steps": 3}, "critic_warmup_steps=3 has no effect: advantage_estimator='grpo' has no critic"),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lightrft.config.ignored import is_given
-from lightrft.config.reward_names import address_problem, called, model_folder, server_address
+from lightrft.config.reward_names import address_problem, model_folder, named_alike, server_address
 from lightrft.config.schema import Config
 from lightrft.errors import PluginError
 from lightrft.plugins.registry import Registry
@@ -29,9 +29,7 @@ def check_rewards(config: Config, *, registry: Registry) -> Iterator[str]:
         yield "reward='code' runs programs that the model wrote; set --allow_code_execution, in a container that may be lost"
     if config.allow_code_execution and "code" not in config.reward:
         yield "allow_code_execution=True has no effect without the reward code; leave it out"
-    shown = [called(reward) for reward in config.reward]
-    for name in sorted({name for name in shown if shown.count(name) > 1}):
-        yield f"two rewards are called {name!r}; name each once, servers and models by name=http://..., name=model:..."
+    yield from named_alike(config.reward)
     addresses = [address for reward in config.reward if (address := server_address(reward)) is not None]
     for reward in config.reward:
         yield from _one(reward, registry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -48,6 +49,18 @@ def called(reward: str) -> str:
 @dataclass(frozen=True)
 class _Plain:
     name: str
+
+
+def named_alike(rewards: Sequence[str]) -> list[str]:
+    """One line for each name that two of the rewards have: metrics could not tell them apart."""
+    shown = [called(reward) for reward in rewards]
+    return [
+        f"reward {name!r} is named twice; name it once and give it a weight in reward_weights"
+        if name in rewards
+        else f"two rewards are called {name!r}; give them names of their own: name=http://..., name=model:..."
+        for name in dict.fromkeys(shown)
+        if shown.count(name) > 1
+    ]
 
 
 def address_problem(reward: str, address: ServerAddress) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lightrft.config.reward_names import ModelFolder, address_problem, called, model_folder, server_address
+from lightrft.config.reward_names import ModelFolder, address_problem, called, model_folder, named_alike, server_address
 from lightrft.config.schema import Config
 from lightrft.errors import RewardError, nearest
 from lightrft.plugins.registry import Registry
@@ -65,21 +65,16 @@ def load_rewards(
         RewardError: no such module, file or attribute (nearest), not callable, import fails (chained), a name twice, wrong weights.
         PluginError: a name without a colon that no usable plugin has.
     """
-    twice = sorted({name for name in names if list(names).count(name) > 1})
-    if twice:
-        raise RewardError(f"reward {twice[0]!r} is named twice; name it once and give it a weight in reward_weights")
+    for problem in named_alike(names):
+        raise RewardError(problem)
     if weights and len(weights) != len(names):
         raise RewardError(f"reward_weights has {len(weights)} numbers for {len(names)} rewards ({', '.join(names)}); give one each")
     for weight in weights:
         if not math.isfinite(weight):
             raise RewardError(f"reward_weights holds {weight!r}; every weight must be a finite number")
     chosen = weights or [1.0] * len(names)
-    shown = [called(name) for name in names]
-    for name in shown:
-        if shown.count(name) > 1:
-            raise RewardError(f"two rewards are called {name!r}; give them names of their own: name=http://..., name=model:...")
     found = [_find(name, registry, remote or RemoteSettings(), models) for name in names]
-    return [NamedReward(name=n, function=f, weight=float(w)) for n, f, w in zip(shown, found, chosen, strict=True)]
+    return [NamedReward(name=n, function=f, weight=float(w)) for n, f, w in zip(map(called, names), found, chosen, strict=True)]
 
 
 def _find(name: str, registry: Registry, remote: RemoteSettings, models: ModelLoader | None) -> RewardFunction:
