@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from lightrft.distributed.buckets import WeightBucket
 from lightrft.engine.hf import HFEngine
-from lightrft.errors import CapabilityError, MismatchError, RewardError, WeightSyncError
+from lightrft.errors import CapabilityError, MismatchError, RewardError, UserError, WeightSyncError
 from lightrft.plugins.specs import Capability, EngineSpec
 from lightrft.testing.fake_engine import VOCAB_SIZE
 from lightrft.testing.fake_strategy import FakeStrategy, fake_registry
@@ -253,3 +254,17 @@ def test_completions_that_have_nothing_to_compare_with_are_reported_once(tmp_pat
     for _ in range(2):
         maker.add_advantages(maker.generate(prompts(2))[1:])
     assert capsys.readouterr().out.count("50% of this rollout's prompts have a single completion") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"policy_loss": "gspo", "logprob_gap_action": "correct"}, "policy_loss='gspo' has one ratio for a whole completion"),
+        ({"n_samples_per_prompt": 1, "train_batch_size": 4}, "n_samples_per_prompt=1 gives it nothing; use at least 2"),
+        ({"kl_coef": 0.1, "kl_estimator": "k1"}, "kl_estimator='k1' with kl_in='loss' has a gradient of zero mean"),
+        ({"advantage_estimator": "grop"}, "did you mean 'grpo'?"),
+    ],
+)
+def test_a_script_is_told_of_pairs_that_do_not_go_together_too(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        make_trainer(tmp_path, engine_type="hf", **changes)
