@@ -112,7 +112,9 @@ class Draws(EngineKit, kit=True):
     @promise("generate")
     def test_outputs_answer_the_requests_in_order(self, bench: EngineBench) -> None:
         """One output for each request, in the order of the requests, with its id and its prompt, and the tokens that belong to it"""
-        requests = [replace(r, id=7 + 3 * r.id) for r in requests_of([[3 + i % 11, 4, 5 + i // 11] for i in range(12)], logprobs=False)]
+        requests = [
+            replace(r, id=70_007 + 3 * r.id) for r in requests_of([[3 + i % 11, 4, 5 + i // 11] for i in range(12)], logprobs=False)
+        ]
         outputs = bench.engine.generate(requests, GREEDY)
         found = [(o.id, list(o.prompt_token_ids)) for o in outputs]
         expected = [(r.id, list(r.prompt_token_ids)) for r in requests]
@@ -197,8 +199,9 @@ class Draws(EngineKit, kit=True):
         together = tokens(bench.engine.generate(requests, sampling))
         alone = [tokens(bench.engine.generate([r], sampling))[0] for r in reversed(requests)][::-1]
         assert together == alone, "a request's draw depends on what else is in the batch, although 'seed' is declared"
-        others = tokens(bench.engine.generate(requests_of(bench.prompts, logprobs=False, first_seed=5), sampling))
-        assert together != others, "another seed gave the same draws: the seed of a request is not used"
+        for other in (5, 200, 100 + 2**20):
+            others = tokens(bench.engine.generate(requests_of(bench.prompts, logprobs=False, first_seed=other), sampling))
+            assert together != others, f"the seeds from 100 and from {other} on gave the same draws: the seed of a request is not used"
 
     @promise("generate")
     def test_filters_narrow_the_draw(self, bench: EngineBench, record_property: Record) -> None:
@@ -235,15 +238,15 @@ class Draws(EngineKit, kit=True):
 
     @promise("generate")
     def test_draws_follow_the_tempered_distribution(self, bench: EngineBench) -> None:
-        """First tokens of 600 draws at temperature 0.5 lie within five standard deviations of the distribution"""
+        """First tokens of 600 draws, at temperatures 0.5 and 1.5, lie within five standard deviations of the distribution"""
         bench.sync(bench.sharpened())
         requests = requests_of([bench.short], logprobs=False)
-        drawn = bench.engine.generate(requests, SamplingParams(temperature=0.5, n=600, max_new_tokens=1))[0]
-        counts = torch.zeros(bench.judge.vocab_size, dtype=torch.float64)
-        for completion in drawn.completions:
-            counts[completion.token_ids[0]] += 1
-        expected = bench.judge.distribution(bench.model, bench.short, temperature=0.5)
-        # 5 standard deviations of a binomial share, and one draw for the rarest
-        bound = 5 * (expected * (1 - expected) / 600).sqrt() + 1 / 600
-        far = float(((counts / 600 - expected).abs() / bound).max())
-        assert far <= 1, f"the share of one first token is {5 * far:.0f} standard deviations from its probability at temperature 0.5"
+        for heat in (0.5, 1.5):
+            drawn = bench.engine.generate(requests, SamplingParams(temperature=heat, n=600, max_new_tokens=1))[0].completions
+            assert len(drawn) == 600, f"asked were n=600 completions, found {len(drawn)}"
+            counts = torch.bincount(torch.tensor([c.token_ids[0] for c in drawn]), minlength=bench.judge.vocab_size).double()
+            expected = bench.judge.distribution(bench.model, bench.short, temperature=heat)
+            # 5 standard deviations of a binomial share, and one draw for the rarest
+            bound = 5 * (expected * (1 - expected) / 600).sqrt() + 1 / 600
+            far = float(((counts / 600 - expected).abs() / bound).max())
+            assert far <= 1, f"the share of one first token is {5 * far:.0f} standard deviations from its probability at temperature {heat}"

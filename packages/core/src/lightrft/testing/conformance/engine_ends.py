@@ -22,8 +22,8 @@ class Ends(EngineKit, kit=True):
         """`stop_token_ids`: the completion ends with the stop token, for the reason `stop`"""
         prompt = bench.talkative()
         greedy = bench.greedy(prompt)
-        stop = greedy[2]
-        [output] = bench.engine.generate(requests_of([prompt], logprobs=False), replace(GREEDY, stop_token_ids=(stop,)))
+        stop, absent = greedy[2], next(token for token in range(3, bench.judge.vocab_size) if token not in greedy)
+        [output] = bench.engine.generate(requests_of([prompt], logprobs=False), replace(GREEDY, stop_token_ids=(absent, stop)))
         [completion] = output.completions
         found, expected = (list(completion.token_ids), completion.finish_reason), (greedy[: greedy.index(stop) + 1], "stop")
         assert found == expected, (
@@ -82,7 +82,7 @@ class Ends(EngineKit, kit=True):
         for length in (1, 2):  # a text of one token, and one that lies over two
             text = str(tokenizer.decode(greedy[2 : 2 + length]))
             end = next(i for i in range(1, len(greedy) + 1) if text in str(tokenizer.decode(greedy[:i], skip_special_tokens=True)))
-            [output] = bench.engine.generate(requests_of([prompt], logprobs=False), replace(GREEDY, stop=(text,)))
+            [output] = bench.engine.generate(requests_of([prompt], logprobs=False), replace(GREEDY, stop=("no such text", text)))
             found = (list(output.completions[0].token_ids), output.completions[0].finish_reason)
             assert found == (greedy[:end], "stop"), (
                 f"with the stop string {text!r} the completion is {found}, expected {greedy[:end]}, 'stop'"

@@ -73,6 +73,8 @@ class States(EngineKit, kit=True):
             bench, "update_weights", lambda: engine.update_weights(weights_of(bench.models[1]), version=bench.version + 1), "asleep"
         )
         self._is(bench, EngineStatus.ASLEEP, "calls that were refused while asleep")
+        engine.wake_up(ALL_TAGS[1:])
+        self._is(bench, EngineStatus.ASLEEP, "wake_up(kv_cache) without the weights")
         engine.wake_up(ALL_TAGS[:1])
         self._is(bench, EngineStatus.WEIGHTS_ONLY, "wake_up(weights)")
         self._state_error(

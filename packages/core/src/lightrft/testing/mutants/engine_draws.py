@@ -1,4 +1,4 @@
-"""Which faults may an engine have with what it draws, its log-probs and its ends? One for each class here."""
+"""Which faults may an engine have with what it draws, and with its log-probs? One for each class here."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ Outputs = list[RequestOutput]
 LOGPROBS = "logprobs_are_untempered_unfiltered_and_only_where_asked"
 ORDER = "outputs_answer_the_requests_in_order"
 SAMPLES = "n_completions_belong_to_their_prompt_and_differ"
-LENGTH = "a_completion_cut_by_a_limit_says_length"
-STOP = "a_stop_token_ends_a_completion_and_stays_in_it"
-END = "the_end_of_sequence_token_ends_unless_it_is_ignored"
 SEED = "a_seed_fixes_the_draw_whatever_else_is_in_the_batch"
 FILTERS = "filters_narrow_the_draw"
 GIVEN = "what_it_is_given_stays_as_it_was"
@@ -181,46 +178,6 @@ class LogprobsForAll(HFEngine):
         return super().generate([replace(r, logprobs=any(q.logprobs for q in requests)) for r in requests], sampling)
 
 
-@mutant("fake engine", "the finish reason is `stop` on length", test=LENGTH, words="finish reason 'stop'")
-class StopOnLength(FakeEngine):
-    def _complete(self, request: Request, sampling: SamplingParams, sample: int) -> Completion:
-        return replace(super()._complete(request, sampling, sample), finish_reason="stop")
-
-
-@mutant("fake engine", "one token more than max_new_tokens", test=LENGTH, words="ended with 6 tokens")
-class OneTokenMore(FakeEngine):
-    def _complete(self, request: Request, sampling: SamplingParams, sample: int) -> Completion:
-        longer = sampling.max_new_tokens == 5
-        return super()._complete(request, replace(sampling, max_new_tokens=sampling.max_new_tokens + longer), sample)
-
-
-@mutant("fake engine", "the finish reason is `length` on a stop token", test=STOP, words="finish reason")
-class LengthOnStop(FakeEngine):
-    def _complete(self, request: Request, sampling: SamplingParams, sample: int) -> Completion:
-        completion = super()._complete(request, sampling, sample)
-        return replace(completion, finish_reason="length") if sampling.stop_token_ids else completion
-
-
-@mutant("fake engine", "a stop token is cut off", test=STOP, words="with the stop token")
-class StopTokenCut(FakeEngine):
-    def _complete(self, request: Request, sampling: SamplingParams, sample: int) -> Completion:
-        c = super()._complete(request, sampling, sample)
-        return replace(c, token_ids=list(c.token_ids)[:-1]) if c.token_ids[-1] in sampling.stop_token_ids else c
-
-
-@mutant("fake engine", "the end of sequence is cut off", test=END, words="it has to stay in them")
-class EndCut(FakeEngine):
-    def _complete(self, request: Request, sampling: SamplingParams, sample: int) -> Completion:
-        c = super()._complete(request, sampling, sample)
-        return replace(c, token_ids=list(c.token_ids)[:-1]) if sampling.temperature == 1.9 and c.finish_reason == "stop" else c
-
-
-@mutant("fake engine", "ignore_eos is ignored", test=END, words="with ignore_eos")
-class IgnoreEosIgnored(FakeEngine):
-    def _complete(self, request: Request, sampling: SamplingParams, sample: int) -> Completion:
-        return super()._complete(request, replace(sampling, ignore_eos=False), sample)
-
-
 @mutant("hf", "greedy log-probs are 0: the tempered distribution has one token", test=LOGPROBS, words="drawn with temperature 0")
 class GreedyLogprobsAreZero(HFEngine):
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
@@ -284,25 +241,6 @@ class TopPTooWide(HFEngine):
 
 
 @mutant(
-    "hf", "min_new_tokens keeps the caller's stop tokens away, not the model's own", test="min_new_tokens_keeps_stop_tokens_away",
-    words="and the end of sequence",
-)  # fmt: skip
-class MinNewTokensMissTheEnd(HFEngine):
-    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
-        least = sampling.min_new_tokens if sampling.stop_token_ids else 0
-        return super().generate(requests, replace(sampling, min_new_tokens=least))
-
-
-@mutant(
-    "hf", "stop strings are looked for in one token at a time", test="a_stop_string_ends_a_completion_with_the_token_that_completes_it",
-    words="with the stop string",
-)  # fmt: skip
-class StopStringsInOneToken(HFEngine):
-    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
-        return super().generate(requests, replace(sampling, stop=tuple(s for s in sampling.stop if len(s) == 1 or s.startswith("<"))))
-
-
-@mutant(
     "fake engine", "unknown sampling parameters are left out in silence",
     test="sampling_may_come_as_a_mapping_and_unknown_names_are_refused", words="read_sampling took temprature=0.5",
 )  # fmt: skip
@@ -311,3 +249,27 @@ class UnknownSamplingIgnored(FakeEngine):
     def read_sampling(cls, value: Any) -> SamplingParams:
         known = SamplingParams.__dataclass_fields__
         return super().read_sampling({k: v for k, v in value.items() if k in known} if isinstance(value, dict) else value)
+
+
+@mutant("fake engine", "ids are numbers of 16 bits", test=ORDER, words="in that order")
+class IdsOf16Bits(FakeEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        return [replace(o, id=o.id % 2**16) for o in super().generate(requests, sampling)]
+
+
+@mutant("fake engine", "seeds that differ by a hundred are alike", test=SEED, words="the seeds from 100 and from 200 on")
+class SeedOfTwoDigits(FakeEngine):
+    def _next(self, request: Request, sampling: SamplingParams, sample: int, tokens: list[int]) -> int:
+        return super()._next(replace(request, seed=request.seed % 100), sampling, sample, tokens)
+
+
+@mutant("hf", "a temperature over 1 is 1", test="draws_follow_the_tempered_distribution", words="at temperature 1.5")
+class TemperatureUpTo1(HFEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        return super().generate(requests, replace(sampling, temperature=min(sampling.temperature, 1.0)))
+
+
+@mutant("fake engine", "n is cut to 500", test="draws_follow_the_tempered_distribution", words="n=600 completions, found 500")
+class NIsCut(FakeEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        return super().generate(requests, replace(sampling, n=min(sampling.n, 500)))

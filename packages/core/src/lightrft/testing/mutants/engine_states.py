@@ -75,6 +75,14 @@ class WakesAll(FakeEngine):
         super().wake_up(("weights", "kv_cache"))
 
 
+@mutant("fake engine", "a cache without weights is awake", test=SLEEP, words="after wake_up(kv_cache) without the weights")
+class CacheAloneWakes(FakeEngine):
+    def wake_up(self, tags: Collection[WakeTag]) -> None:
+        super().wake_up(tags)
+        if list(tags) == ["kv_cache"] and self._status is EngineStatus.ASLEEP:
+            self._status = EngineStatus.AWAKE
+
+
 @mutant("fake engine", "wake_up loses the KV cache", test=SLEEP, words="the status is 'weights_only', expected 'awake'")
 class WakeLosesTheCache(FakeEngine):
     def wake_up(self, tags: Collection[WakeTag]) -> None:
