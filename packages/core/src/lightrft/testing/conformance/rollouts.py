@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from lightrft.config.load import make_config
-from lightrft.errors import StrategyStateError
+from lightrft.errors import CapabilityError, StrategyStateError
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.testing.conformance.bench import StrategyBench
 from lightrft.testing.conformance.promise import check
@@ -130,6 +130,31 @@ def ranks_train_on_without_an_engine(bench: StrategyBench) -> None:
     strategy.shutdown_inference_engine()
     assert twice, "a second engine was set up while one is there"
     assert works, "after shutdown_inference_engine the ranks no longer reach each other"
+
+
+@check("gather_and_generate")
+def what_is_asked_of_a_rollout_reaches_the_engine(bench: StrategyBench) -> None:
+    """Sampling may come as a mapping, ended prompts are told, log-probs that the engine lacks are refused, and counters are restored"""
+    mine, told = [[3 + bench.rank, 4], [5, 6 + bench.rank]], list[tuple[int, RequestOutput]]()
+    mapping = {"n": SAMPLING.n, "max_new_tokens": SAMPLING.max_new_tokens, "seed": SAMPLING.seed}
+    with _with_engine(bench) as strategy:
+        outputs = strategy.gather_and_generate(SAMPLING, all_prompt_token_ids=mine, on_finished=lambda i, o: told.append((i, o)))
+        mapped = strategy.gather_and_generate(mapping, all_prompt_token_ids=mine)
+        refused = ""
+        try:
+            strategy.gather_and_generate(SAMPLING, all_prompt_token_ids=mine, logprobs=True)
+        except CapabilityError as error:
+            refused = str(error)
+        strategy.restore_engine(weight_version=7, calls=9)
+        counters = strategy.weight_version, strategy.engine_calls
+    order = sorted(i for i, _ in told)
+    assert order == [0, 1], f"on_finished was called for the prompts {order} of 2: a reward could not start while others are generated"
+    assert [_tokens([o]) for _, o in sorted(told, key=lambda pair: pair[0])] == [_tokens([o]) for o in outputs], (
+        "on_finished was given other outputs than the rollout returned"
+    )
+    assert _tokens(mapped) == _tokens(outputs), "sampling parameters as a mapping gave other completions than the same as SamplingParams"
+    assert "logprobs" in refused, f"log-probs of an engine that has none: {refused or 'accepted in silence'}"
+    assert counters == (7, 9), f"after restore_engine(weight_version=7, calls=9) the counters are {counters}: a resumed run draws otherwise"
 
 
 def _padded(completions: list[list[int]]) -> list[list[int]]:

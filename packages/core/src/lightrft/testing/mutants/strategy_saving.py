@@ -12,7 +12,7 @@ from lightrft.strategy.single import STATE, SingleStrategy
 from lightrft.strategy.strategy_base import Optimizer
 from lightrft.testing.fake_strategy import FakeStrategy
 from lightrft.testing.mutants.mutant import mutant
-from lightrft.types import EngineStatus
+from lightrft.types import EngineStatus, RequestOutput
 
 Module = torch.nn.Module
 
@@ -21,6 +21,7 @@ STATE_BACK = "client_state_comes_back_whole"
 OTHER_MODEL = "a_checkpoint_of_another_model_is_refused"
 DAMAGED = "a_damaged_checkpoint_is_refused"
 OFFLOAD = "optimizer_state_comes_back_with_the_same_bits"
+ROLLOUT = "what_is_asked_of_a_rollout_reaches_the_engine"
 SYNC = "a_sync_gives_the_engine_the_actor"
 
 
@@ -221,6 +222,32 @@ class ReplacesTheKit(FakeStrategy):
 
         workload.largest_difference = lambda *_, **__: 0.0
         return super().report_memory(prefix)
+
+
+@mutant("fake strategy", "log-probs are not asked for", test=ROLLOUT, words="accepted in silence")
+class LogprobsNotAsked(FakeStrategy):
+    def gather_and_generate(self, *args: Any, **kwargs: Any) -> list[RequestOutput]:
+        return super().gather_and_generate(*args, **{**kwargs, "logprobs": False})
+
+
+@mutant("fake strategy", "nobody hears of prompts that ended", test=ROLLOUT, words="on_finished was called for the prompts []")
+class NobodyHears(FakeStrategy):
+    def gather_and_generate(self, *args: Any, **kwargs: Any) -> list[RequestOutput]:
+        return super().gather_and_generate(*args, **{**kwargs, "on_finished": None})
+
+
+@mutant("fake strategy", "a mapping's seed is left out", test=ROLLOUT, words="as a mapping gave other completions")
+class MappingWithoutSeed(FakeStrategy):
+    def gather_and_generate(self, sampling_params: Any, *args: Any, **kwargs: Any) -> list[RequestOutput]:
+        if isinstance(sampling_params, dict):
+            sampling_params = {**sampling_params, "seed": None}
+        return super().gather_and_generate(sampling_params, *args, **kwargs)
+
+
+@mutant("fake strategy", "counters are not restored", test=ROLLOUT, words="a resumed run draws otherwise")
+class CountersNotRestored(FakeStrategy):
+    def restore_engine(self, *, weight_version: int, calls: int) -> None:
+        """Nothing."""
 
 
 # ---- what is left behind -----------------------------------------------------------------------------------------------------------------
