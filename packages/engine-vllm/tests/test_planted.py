@@ -13,6 +13,7 @@ import torch
 from lightrft.errors import WeightSyncError
 from lightrft.testing.planted import PlantedFaults
 from lightrft.testing.planted_bench import LOWER_DOWN, PlantedBench, under_one_name
+from lightrft_vllm.engine import CPU_BATCH_TOKENS
 
 
 def own_copy_for_the_head(model: Any) -> None:
@@ -51,3 +52,12 @@ class TestPlanted(PlantedFaults):
             bench.sync()
         del llm.collective_rpc
         bench.heal()
+
+    def test_prompts_of_more_tokens_than_a_forward_takes_draw_what_they_draw_alone(self, bench: PlantedBench) -> None:
+        """Not planted: vLLM 0.32 itself fails where such a prompt is cut and its request has a seed"""
+        prompts = [[3 + (7 * i + 5 * number) % 50 for i in range(200)] for number in range(40)]
+        sampling = {"n": 2, "max_new_tokens": 4, "seed": 5}
+        together = bench.strategy.gather_and_generate(sampling, all_prompt_token_ids=prompts)
+        assert sum(map(len, prompts)) > CPU_BATCH_TOKENS and [len(o.completions) for o in together] == [2] * len(prompts)
+        [alone] = bench.strategy.gather_and_generate(sampling, all_prompt_token_ids=prompts[:1])
+        assert [list(c.token_ids) for c in alone.completions] == [list(c.token_ids) for c in together[0].completions]

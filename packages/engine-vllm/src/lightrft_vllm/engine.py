@@ -37,6 +37,9 @@ from lightrft_vllm.weights import WeightStream, pack_experts_again
 CPU_KV_CACHE_BYTES = 2**30
 """Of each rank, on the CPU, where VLLM_CPU_KVCACHE_SPACE does not say otherwise; vLLM would take a share of the whole memory."""
 
+CPU_BATCH_TOKENS = 4096
+"""Of one forward, at most, on the CPU; one prompt always fits."""
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
@@ -187,7 +190,10 @@ class VLLMEngine(InferenceEngine):
         if setup.device.type == "cuda":
             return arguments | {"gpu_memory_utilization": setup.mem_util, "enable_sleep_mode": True}
         own_size = {} if os.environ.get("VLLM_CPU_KVCACHE_SPACE") else {"kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}
-        return arguments | {"enforce_eager": True} | own_size
+        # A prompt that is cut over two forwards ends in vLLM 0.32 with an error where its request has a seed: a generator on the CPU cannot
+        # be set back by the draw that is thrown away.
+        whole_prompts = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(CPU_BATCH_TOKENS, setup.max_model_len)}
+        return arguments | {"enforce_eager": True} | own_size | whole_prompts
 
     @contextmanager
     def _as_they_end(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[dict[int, RequestOutput]]:
