@@ -238,6 +238,8 @@ class RolloutController:
 
     def _gather(self, mine: list[Request]) -> list[list[Request]]:
         """The requests of each rank of the group, where the engine runs; nothing elsewhere."""
+        if len(self.group.ranks) == 1:
+            return [mine]
         flats = gather_to_first(pack_requests(mine), group=self.group.group)
         if self.spec.topology == "spmd":
             flats = broadcast_object(flats, source=0, group=self.group.group)
@@ -298,6 +300,8 @@ class RolloutController:
                     raise EngineError(f"{name} returned {found} log-probs for {len(completion.token_ids)} tokens of request {request.id}")
 
     def _scatter(self, outputs: list[list[RequestOutput]], mine: list[Request]) -> list[RequestOutput]:
+        if len(self.group.ranks) == 1:
+            return outputs[0]
         packed = [pack_outputs(share) for share in outputs]
         if self.spec.topology == "spmd":
             self._check_in_step([p[0] for p in packed])
@@ -306,8 +310,6 @@ class RolloutController:
         return unpack_outputs(tokens, logprobs, mine)
 
     def _check_in_step(self, tokens: list[torch.Tensor]) -> None:
-        if len(self.group.ranks) == 1:
-            return
         digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in tokens)).hexdigest()
         digests = gather_objects(digest, group=self.group.group)
         different = [self.group.ranks[i] for i, d in enumerate(digests) if d != digests[0]]
