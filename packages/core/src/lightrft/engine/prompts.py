@@ -29,7 +29,7 @@ def collect_requests(source: PromptSource, *, tokenize: Callable[[str], list[int
     if (source.prompt_token_ids is None) == (source.prompts is None):
         raise ValueError("give all_prompt_token_ids or all_prompts, one of them (an empty list where this rank has none)")
     if source.prompt_token_ids is not None:
-        token_ids = [list(ids) for ids in source.prompt_token_ids]
+        token_ids = [list(ids) if isinstance(ids, (list, tuple)) else [int(token) for token in ids] for ids in source.prompt_token_ids]
     else:
         token_ids = [tokenize(text) for text in source.prompts or ()]
     count = len(token_ids)
