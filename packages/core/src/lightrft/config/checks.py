@@ -85,9 +85,19 @@ def check_engine(
     """The part of `check` that concerns the engine alone; on a rank also what depends on its device, and the model that it is to load."""
     problems = [*_tp_size(config, world_size), *_capabilities(config, registry, "engine", config.engine_type), *_sleep(config, registry)]
     problems += _engine_fit(config, registry, device_type=device_type, model_path=model_path)
-    problems += _on_this_device(config, registry, device_type)
     if problems:
         raise ConfigError(problems)
+
+
+def without_effect(config: Config, spec: EngineSpec, *, device_type: str) -> list[str]:
+    """What is set and engine `spec` honours on CUDA only, a sentence each: no error, so that a recipe for GPUs runs on a CPU as it is."""
+    lacking = spec.capabilities - spec.capabilities_on(device_type)
+    return [
+        f"{need.field}={getattr(config, need.field)!r} has no effect: engine {spec.name!r} has {str(need.capability)!r} on CUDA only, "
+        f"this rank runs on {device_type}"
+        for need in NEEDS
+        if need.kind == "engine" and need.capability in lacking and is_given(config, need.field)
+    ]
 
 
 def check_bisect(config: Config, *, registry: Registry, world_size: int) -> None:
@@ -355,19 +365,6 @@ def _engine_fit(config: Config, registry: Registry, *, device_type: str | None =
     spec = _spec(registry, "engine", config.engine_type)
     if isinstance(spec, EngineSpec):
         yield from engine_fit(config, spec, device_type=device_type, model_path=model_path)
-
-
-def _on_this_device(config: Config, registry: Registry, device_type: str | None) -> Iterator[str]:
-    """What the engine honours elsewhere."""
-    spec = _spec(registry, "engine", config.engine_type)
-    if not isinstance(spec, EngineSpec) or device_type is None:
-        return
-    lacking = spec.capabilities - spec.capabilities_on(device_type)
-    for need in NEEDS:
-        if need.kind == "engine" and need.capability in lacking and is_given(config, need.field):
-            value = getattr(config, need.field)
-            where = f"engine {spec.name!r} has {str(need.capability)!r} on CUDA only, this rank runs on {device_type}"
-            yield f"{need.field}={value!r} has no effect: {where}; leave it out"
 
 
 def _gap(config: Config, registry: Registry) -> Iterator[str]:
