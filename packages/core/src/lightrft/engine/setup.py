@@ -23,8 +23,9 @@ def make_controller(config: Config, *, registry: Registry, world: World, model_p
     path = model_path or config.model_name_or_path
     check_engine(config, registry=registry, world_size=world.world_size, device_type=world.device.type, model_path=path)
     spec: EngineSpec = registry.spec("engine", config.engine_type)
-    for line in without_effect(config, spec, device_type=world.device.type) if world.rank == 0 else ():
-        print(f"note: {line}", flush=True)
+    if world.rank == 0:
+        for line in without_effect(config, spec, device_type=world.device.type):
+            print(f"note: {line}", flush=True)
     group = contiguous_group(world, size=config.engine_tp_size)
     setup = _engine_setup(config, world=world, group=group, model_path=path)
 
