@@ -18,7 +18,7 @@ import pytest
 from lightrft.engine.base import ALL_TAGS
 from lightrft.errors import EngineError, WeightSyncError
 from lightrft.testing.engine_bench import GREEDY, EngineBench, requests_of, weights_of
-from lightrft.testing.jobs import segments, segments_left
+from lightrft.testing.jobs import still_there
 from lightrft.types import EngineStatus, SamplingParams
 
 AT_ONCE_S = 20.0
@@ -27,16 +27,18 @@ AT_ONCE_S = 20.0
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[EngineBench]:
     before = living_children()
-    before_it = segments()
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     bench = EngineBench("sglang", tmp_path / "model")
     yield bench
+    engine: Any = bench.engine_as_it_is
+    segments = {Path(path).name for path in engine._process._segments}
+    assert any(name.startswith("sgl") for name in segments)
     bench.close()
     assert bystander.poll() is None, "a child of the trainer's own lives on"
     bystander.kill()
     bystander.wait()
     assert living_children() <= before
-    assert segments_left(before_it) == set()
+    assert still_there(segments) == set()
 
 
 def living_children() -> set[int]:
@@ -96,11 +98,11 @@ def test_a_folder_that_cannot_be_loaded_is_an_error_and_leaves_no_child(tmp_path
     bench = EngineBench("sglang", tmp_path / "model")
     weights = bench.folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-5000])
-    before, before_it = living_children(), segments()
+    before, segments = living_children(), set(os.listdir("/dev/shm"))
     with pytest.raises(EngineError, match="SGLang did not start"):
         assert bench.engine
     assert living_children() <= before
-    assert segments_left(before_it) == set()
+    assert not still_there({name for name in set(os.listdir("/dev/shm")) - segments if name.startswith("sgl")})
 
 
 PARENT = """

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Job:
 
     def __init__(self, out: Path, *, model: Path, ranks: int, settings: Mapping[str, Any]) -> None:
         self.out, self.ranks = out, ranks
+        self.segments: set[str] = set()  # names in /dev/shm that its processes were seen with
         self._id = uuid.uuid4().hex
         out.mkdir(parents=True)
         words = ["-m", __name__, str(model), json.dumps(dict(settings)), str(out)]
@@ -85,6 +86,7 @@ class Job:
             if ended or time.monotonic() > deadline:
                 raise AssertionError(f"{what}: {'the job ended' if ended else f'not within {timeout_s:g} s'}\n{self.log()}")
             time.sleep(POLL_S)
+        self.segments |= segments_of(self.processes())
 
     def finish(self, *, timeout_s: float) -> None:
         """Tells it to end. Raises AssertionError unless every rank answered right and left with 0, and nothing of it is left."""
@@ -120,33 +122,26 @@ class Job:
         return (self.out / "log").read_text(encoding="utf-8", errors="replace")[-4000:]
 
 
-def segments() -> set[str]:
-    """Names of what there is in /dev/shm."""
-    return set(os.listdir(SHM))
-
-
-def segments_left(since: set[str], *, within_s: float = 10.0) -> set[str]:
-    """Those that came since and that nobody uses, even after that time. Those in use are another job's."""
-    deadline = time.monotonic() + within_s
-    while left := _unused(segments() - since):
-        if time.monotonic() > deadline:
-            break
-        time.sleep(POLL_S)
-    return left
-
-
-def _unused(names: set[str]) -> set[str]:
-    """By inode: a semaphore is mapped under a temporary name."""
-    found = {}
-    for name in names:
-        with suppress(FileNotFoundError):
-            found[name] = str((SHM / name).stat().st_ino)
-    used = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")) if found else ():
+def segments_of(pids: Iterable[int]) -> set[str]:
+    """Names in /dev/shm that these processes have mapped. By inode: a semaphore is mapped under a temporary name."""
+    inodes: set[str] = set()
+    for pid in pids:
         with suppress(OSError):
             lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines()
-            used |= {line.split()[4] for line in lines if f" {SHM}/" in line}
-    return {name for name, inode in found.items() if inode not in used}
+            inodes |= {line.split()[4] for line in lines if f" {SHM}/" in line}
+    found = set()
+    for name in os.listdir(SHM) if inodes else ():
+        with suppress(FileNotFoundError):
+            found |= {name} if str((SHM / name).stat().st_ino) in inodes else set()
+    return found
+
+
+def still_there(names: set[str], *, within_s: float = 10.0) -> set[str]:
+    """Those of them that are in /dev/shm even after that time; a resource tracker removes some a moment after the processes are gone."""
+    deadline = time.monotonic() + within_s
+    while (left := names & set(os.listdir(SHM))) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return left
 
 
 def _words_of(pid: int, what: str) -> list[str]:

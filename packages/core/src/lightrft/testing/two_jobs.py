@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import pytest
 
-from lightrft.testing.jobs import Job, segments, segments_left
+from lightrft.testing.jobs import Job, still_there
 from lightrft.testing.tiny import tiny_model_folder
 
 RANKS = 2
@@ -35,7 +35,6 @@ class TwoJobs:
     @pytest.fixture
     def start(self, tmp_path: Path) -> Iterator[Start]:
         jobs: list[Job] = []
-        before = segments()
         model = tiny_model_folder(tmp_path / "model", kv_heads=2)
         settings = {"engine_type": self.engine_name, "engine_tp_size": RANKS, "strategy": "fsdp"}
 
@@ -46,7 +45,7 @@ class TwoJobs:
         yield start
         for job in jobs:
             job.end()
-        left = segments_left(before)
+        left = still_there({name for job in jobs for name in job.segments})
         assert not left, f"shared memory that outlives its job: {sorted(left)}"
 
     def test_a_killed_job_leaves_nothing_and_two_at_once_do_not_meet(self, start: Start) -> None:
