@@ -41,6 +41,23 @@ def step_of(strategy: StrategyBase, folder: Path, trained: dict[str, Any]) -> in
     return int(strategy.load_ckpt(folder, **trained)["step"])
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "PytorchStreamWriter failed writing file data/3: file write failed",
+        "[enforce fail at inline_container.cc:672] . unexpected pos 128 vs 22",
+        "basic_ios::clear: iostream error",
+    ],
+)
+def test_a_full_device_is_one_line_whichever_byte_did_not_fit(
+    strategy: StrategyBase, trained: dict[str, Any], tmp_path: Path, words: str
+) -> None:
+    with mock.patch("torch.save", side_effect=RuntimeError(words)), pytest.raises(CheckpointError) as caught:
+        strategy.save_ckpt(tmp_path / "ckpt", **trained)
+    assert str(caught.value).endswith(f"a file cannot be written: {words}; what was there before is unchanged")
+    assert not list(tmp_path.iterdir())
+
+
 CALLS = ["pathlib.Path.mkdir", "torch.save", "pathlib.Path.write_text", "os.fsync", "pathlib.Path.rename", "shutil.rmtree"]
 
 

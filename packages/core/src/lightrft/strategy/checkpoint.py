@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 EXTRA = "extra.pt"
+OF_TORCHS_WRITER = ("PytorchStreamWriter", "inline_container", "iostream error")
+"""What its RuntimeErrors say where a file cannot be written: while it writes, in the last bytes, when it closes."""
 
 
 def save(
@@ -181,7 +183,7 @@ def _as_checkpoint_error(caught: Exception, doing: str) -> Exception:
     text = " ".join(str(caught).split())
     if isinstance(caught, OSError):
         reason = caught.strerror or text
-    elif isinstance(caught, SafetensorError) or "PytorchStreamWriter" in text or "inline_container" in text:
+    elif isinstance(caught, SafetensorError) or any(words in text for words in OF_TORCHS_WRITER):
         reason = f"a file cannot be written: {text}"
     else:
         return caught
