@@ -33,6 +33,7 @@ class Ends(EngineKit, kit=True):
     @promise("generate")
     def test_the_end_of_sequence_token_ends_unless_it_is_ignored(self, bench: EngineBench) -> None:
         """The model's own end of sequence is the last token of what it ends; with `ignore_eos` it ends nothing"""
+        self._flat(bench)
         requests = requests_of([bench.short], logprobs=False)
         sampling, end = SamplingParams(temperature=1.9, n=64, max_new_tokens=16), bench.judge.eos_id
         drawn = bench.engine.generate(requests, sampling)[0].completions
@@ -61,6 +62,7 @@ class Ends(EngineKit, kit=True):
         """Before so many tokens no stop token is drawn"""
         if not self._declared(bench, Capability.MIN_NEW_TOKENS, record_property):
             return
+        self._flat(bench)
         stop = bench.greedy(bench.short)[0]
         sampling = replace(GREEDY, stop_token_ids=(stop,), min_new_tokens=4)
         [output] = bench.engine.generate(requests_of([bench.short], logprobs=False), sampling)
@@ -93,6 +95,7 @@ class Ends(EngineKit, kit=True):
         """A stop string that is a special token's text ends a completion with `skip_special_tokens` off, and only then"""
         if not self._declared(bench, Capability.STOP_STRINGS, record_property):
             return
+        self._flat(bench)
         requests, end = requests_of([bench.short], logprobs=False), bench.judge.eos_id
         sampling = SamplingParams(temperature=1.9, n=64, max_new_tokens=16, ignore_eos=True, stop=(EOS,))
         unseen = {(len(c.token_ids), c.finish_reason) for c in bench.engine.generate(requests, sampling)[0].completions}
@@ -130,3 +133,7 @@ class Ends(EngineKit, kit=True):
             return
         self._refused(bench, capability)
         record_property("refused", str(capability))
+
+    def _flat(self, bench: EngineBench) -> None:
+        """A fresh model, of which each token comes up in a few draws; one that a test before this sharpened may never end."""
+        bench.sync(bench.models[1])
