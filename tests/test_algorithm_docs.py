@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import learn_pages
 from lightrft.config import make_config, read_recipe
 from lightrft.config.algorithm_checks import algorithm_problems
 from lightrft.config.ignored import ignored_settings
@@ -46,3 +47,33 @@ def test_every_algorithm_is_documented_and_has_a_recipe(kind: str, name: str) ->
     for kind_of_recipe in ("*-tiny.yaml", "qwen*.yaml"):
         recipes = [make_config(read_recipe(path)) for path in (ROOT / "examples/recipes").glob(kind_of_recipe)]
         assert name in {getattr(config, field) for config in recipes}, kind_of_recipe
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_shows_a_run_of_every_tiny_recipe_that_it_names(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    if page.stem == "README":
+        recipes = {path.name for path in (ROOT / "examples/recipes").glob("*-tiny.yaml") if "data/sort" in path.read_text(encoding="utf-8")}
+        assert {f"{name}-tiny.yaml" for name in re.findall(r"^\| (\w+) \| 0\.", text, re.MULTILINE)} == recipes
+    else:
+        assert set(re.findall(r"make learn ARGS='--only (\w+)'", text)) == set(learn_pages.RECIPE.findall(text)) != set()
+
+
+def test_what_is_measured_becomes_a_row_for_each_seed() -> None:
+    curves = [{"0": 0.25, "10": 0.5, "20": 0.75, "30": 0.95}, {"0": 0.375, "10": 0.5, "20": 0.625, "30": 0.75}]
+    rows = {
+        ("grpo", seed): {
+            "algorithm": "grpo", "seed": seed, "before": curve["0"], "after": curve["30"], "steps": 30, "curve": curve,
+            "steps_to_solved": None if seed else 30,
+        }
+        for seed, curve in enumerate(curves)
+    }  # fmt: skip
+    assert learn_pages.curve("grpo", rows).splitlines()[2:] == [
+        "| seed | step 0 | 20 | 30 | 0.9 at step |",
+        "|---|---|---|---|---|",
+        "| 0 | 0.250 | 0.750 | 0.950 | 30 |",
+        "| 1 | 0.375 | 0.625 | 0.750 | - |",
+    ]
+    assert learn_pages.table(rows).splitlines()[-1] == "| grpo | 0.250, 0.375 | 0.950, 0.750 | 30 | 30, - |"
+    with pytest.raises(SystemExit, match="no rows of 'ppo': run benchmarks/learn.py --only ppo"):
+        learn_pages.curve("ppo", rows)
