@@ -135,6 +135,12 @@ def test_text_prompts_are_tokenized() -> None:
     assert list(output.prompt_token_ids) == [1, 2]
 
 
+@pytest.mark.parametrize("ids", [torch.tensor([3, 4]), (3, 4), [torch.tensor(3), 4]], ids=["tensor", "tuple", "list of tensors"])
+def test_token_ids_reach_the_engine_as_plain_integers(ids: Any) -> None:
+    [output] = generate(controller(), [ids])
+    assert [(type(token), token) for token in output.prompt_token_ids] == [(int, 3), (int, 4)]
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
@@ -147,6 +153,8 @@ def test_text_prompts_are_tokenized() -> None:
         (dict(sampling=replace(SAMPLING, stop=("x",))), CapabilityError, "stop=.*'stop_strings'"),
         (dict(sampling=replace(SAMPLING, min_p=0.1)), CapabilityError, "min_p=0.1 needs"),
         (dict(prompt_token_ids=[[99]]), ValueError, "token id 99"),
+        (dict(prompt_token_ids=[[3], [4.5]]), ValueError, r"all_prompt_token_ids\[1\] is no sequence of token ids: 'float' object"),
+        (dict(prompt_token_ids=["ab"]), ValueError, r"all_prompt_token_ids\[0\] is no sequence of token ids: cannot use a str"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(changes: dict[str, Any], error: type[Exception], words: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,12 +25,12 @@ def collect_requests(source: PromptSource, *, tokenize: Callable[[str], list[int
     """This rank's requests; ids and seeds are set later.
 
     Raises:
-        ValueError: neither or both forms of prompts, or counts that do not fit together.
+        ValueError: neither or both forms of prompts, token ids that are no whole numbers, or counts that do not fit together.
     """
     if (source.prompt_token_ids is None) == (source.prompts is None):
         raise ValueError("give all_prompt_token_ids or all_prompts, one of them (an empty list where this rank has none)")
     if source.prompt_token_ids is not None:
-        token_ids = [list(ids) if isinstance(ids, (list, tuple)) else [int(token) for token in ids] for ids in source.prompt_token_ids]
+        token_ids = [_plain(ids, prompt) for prompt, ids in enumerate(source.prompt_token_ids)]
     else:
         token_ids = [tokenize(text) for text in source.prompts or ()]
     count = len(token_ids)
@@ -41,6 +42,14 @@ def collect_requests(source: PromptSource, *, tokenize: Callable[[str], list[int
         Request(id=i, prompt_token_ids=ids, seed=0, logprobs=asked, images=own)
         for i, (ids, asked, own) in enumerate(zip(token_ids, logprobs, images, strict=True))
     ]
+
+
+def _plain(token_ids: Sequence[int], prompt: int) -> list[int]:
+    """Python's own integers, for engines know no others: callers bring tensors and numpy's, too."""
+    try:
+        return array("q", token_ids).tolist()
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"all_prompt_token_ids[{prompt}] is no sequence of token ids: {error}") from error
 
 
 def _split_images(source: PromptSource, count: int) -> list[tuple[Any, ...]]:
