@@ -112,9 +112,10 @@ def rotated(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     """
     turned = []
     for prompt in prompts:
-        turns = [[*prompt[at:], *prompt[:at]] for at, token in enumerate(prompt) if token != prompt[0]]
-        if turns:
-            turned.append(min(turns, key=lambda turn: max(_alike_from_the_start(turn, given) for given in prompts)))
+        turns = ([*prompt[at:], *prompt[:at]] for at, token in enumerate(prompt) if token != prompt[0])  # one at a time: n of n tokens
+        least = min(turns, key=lambda turn: max(_alike_from_the_start(turn, given) for given in prompts), default=None)
+        if least is not None:
+            turned.append(least)
     return turned
 
 
