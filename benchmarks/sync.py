@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from lightrft.config.load import make_config
+from lightrft.diagnostics.sync_probe import SyncProbe
 from lightrft.engine.quiet import no_progress_bars
-from lightrft.experience.probe import SyncProbe
 from lightrft.models.load import load_causal_lm, load_tokenizer
 from lightrft.strategy import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings, StrategyBase

@@ -8,7 +8,7 @@ import torch
 
 from lightrft.config.load import make_config
 from lightrft.data.prompts import Prompt
-from lightrft.experience.maker import ExperienceMaker
+from lightrft.experience.pipeline import ExperienceMaker
 from lightrft.models.load import load_causal_lm, load_tokenizer
 from lightrft.rewards.load import NamedReward
 from lightrft.strategy import get_strategy

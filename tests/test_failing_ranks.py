@@ -16,11 +16,11 @@ LIMIT_S = 30
 PHASES = {
     "preparing": ("lightrft.trainer.run", "open_run_folder", 0),
     "generating": ("lightrft.engine.hf.HFEngine", "generate", 1),
-    "reward": ("lightrft.experience.maker.ExperienceMaker", "reward", 1),
+    "reward": ("lightrft.experience.pipeline.ExperienceMaker", "reward", 1),
     "backward": ("lightrft_fsdp.strategy.FSDPV2Strategy", "_backward", 1),
     "sync": ("lightrft.engine.hf.HFEngine", "update_weights", 1),
     "export": ("lightrft_fsdp.strategy.FSDPV2Strategy", "_export_weights", 1),
-    "saving": ("lightrft.strategy.hf_folder", "_write_shards", 0),
+    "saving": ("lightrft.strategy.hf_export", "_write_shards", 0),
 }
 """Where the planted error is raised: module or class, its function, and the rank."""
 

@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM
 from lightrft.config.load import make_config
 from lightrft.models.load import load_causal_lm, open_causal_lm
 from lightrft.strategy import get_strategy
-from lightrft.strategy.adapters import is_adapter
-from lightrft.strategy.weight_files import WeightFiles
 from lightrft.testing import run_spmd
 from lightrft.testing.parity import _own
 from lightrft.testing.tiny import tiny_causal_lm, tiny_lora, tiny_tokenizer
 from lightrft.testing.workload import SETTINGS, full_parameters, largest_difference, train
+from lightrft.weights.lora_merge import is_adapter
+from lightrft.weights.safetensors_reader import WeightFiles
 
 BACKENDS: dict[str, dict[str, Any]] = {
     "fsdp": {"fsdp": True},

@@ -15,7 +15,7 @@ from lightrft.experience.balance import balanced
 from lightrft.experience.dynamic import DynamicSampling
 from lightrft.experience.scored import score_everywhere
 from lightrft.experience.trajectory import Trajectory
-from lightrft.experience.warnings import Warnings
+from lightrft.observe.warnings_log import Warnings
 from lightrft.rewards.load import NamedReward
 from lightrft.rewards.remote import RemoteReward, RemoteSettings
 from lightrft.strategy.factory import get_strategy
@@ -81,7 +81,7 @@ def dynamically() -> tuple[list[str], float, int]:
 
     unit = DynamicSampling(
         strategy=strategy, config=config, next_prompts=next_prompts, rollout=rollout, reward=lambda rows: None,
-        warnings=Warnings(strategy=strategy), metrics=metrics,
+        warnings=Warnings(world=strategy.world), metrics=metrics,
     )  # fmt: skip
     rows = unit.collect()
     even = balanced(rows, strategy=strategy)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lightrft.config.load import make_config
-from lightrft.experience.probe import SyncProbe
+from lightrft.diagnostics.sync_probe import SyncProbe
 from lightrft.models.load import load_tokenizer, open_causal_lm
 from lightrft.strategy import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings, StrategyBase

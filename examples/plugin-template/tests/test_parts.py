@@ -10,7 +10,7 @@ import torch
 from lightrft.algorithms.inputs import AdvantageInput, PolicyLossInput
 from lightrft.config.load import make_config
 from lightrft.plugins import Registry
-from lightrft.trainer.loggers import LoggerSetup
+from lightrft.run.loggers import LoggerSetup
 from lightrft.types import Sample
 
 KINDS = ("strategy", "engine", "reward", "advantage", "policy_loss", "logger")

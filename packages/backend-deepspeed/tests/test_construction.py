@@ -14,10 +14,10 @@ from torch.profiler import ProfilerActivity, profile
 from lightrft.config.load import make_config
 from lightrft.models.load import load_causal_lm, open_causal_lm
 from lightrft.strategy import get_strategy
-from lightrft.strategy.weight_files import WeightFiles
 from lightrft.testing import run_spmd
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.testing.workload import SETTINGS, full_parameters, largest_difference, train
+from lightrft.weights.safetensors_reader import WeightFiles
 from lightrft_deepspeed import settings
 from lightrft_deepspeed.construct import cut
 from lightrft_deepspeed.fragments import trained

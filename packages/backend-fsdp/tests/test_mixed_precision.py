@@ -16,10 +16,10 @@ from lightrft.errors import CheckpointError, ConfigError
 from lightrft.models.load import open_causal_lm
 from lightrft.strategy import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings, StrategyBase
-from lightrft.strategy.weight_files import WeightFiles
 from lightrft.testing import run_spmd
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.testing.workload import SETTINGS, accumulate, full_parameters, largest_difference, train
+from lightrft.weights.safetensors_reader import WeightFiles
 from lightrft_fsdp import mixed_precision
 
 Optimizer = torch.optim.Optimizer

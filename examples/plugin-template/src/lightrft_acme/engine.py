@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from lightrft.distributed.buckets import WeightBucket, tied_names
-from lightrft.distributed.checksum import WeightSum, tensor_sum
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
 from lightrft.engine.filters import filter_logits
 from lightrft.engine.model_facts import model_facts
-from lightrft.engine.stage import stage
 from lightrft.errors import CapabilityError, EngineStateError
 from lightrft.types import Completion, EngineStatus, FinishReason, Request, RequestOutput, SamplingParams
+from lightrft.weights.buckets import WeightBucket, tied_names
+from lightrft.weights.checksum import WeightSum, tensor_sum
+from lightrft.weights.staging import stage
 
 
 class AcmeEngine(InferenceEngine):

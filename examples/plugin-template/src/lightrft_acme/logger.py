@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lightrft.trainer.loggers.base import LoggerSetup
+from lightrft.run.loggers.base import LoggerSetup
 
 
 class AcmeLogger:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from lightrft.distributed.buckets import Weight, WeightBucket, in_buckets, tied_names
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StepResult, StrategyBase
-from lightrft.strategy.weight_files import WeightFiles
+from lightrft.weights.buckets import Weight, WeightBucket, in_buckets, tied_names
+from lightrft.weights.safetensors_reader import WeightFiles
 
 STATE = "acme.pt"
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from lightrft.distributed.buckets import tied_names
-from lightrft.strategy.weight_files import WeightFiles
+from lightrft.weights.buckets import tied_names
+from lightrft.weights.safetensors_reader import WeightFiles
 from lightrft_deepspeed.fragments import Fragment, frozen, set_masters
 from lightrft_deepspeed.runtime import deepspeed
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lightrft.distributed.buckets import Weight, WeightBucket, in_buckets, tied_names
 from lightrft.strategy.shard_export import gather_flat
+from lightrft.weights.buckets import Weight, WeightBucket, in_buckets, tied_names
 from lightrft_deepspeed.fragments import held_once
 
 Item = tuple[str, torch.Tensor]

@@ -11,7 +11,6 @@ from weakref import WeakKeyDictionary
 import torch
 
 from lightrft.config.schema import Config
-from lightrft.distributed.buckets import WeightBucket
 from lightrft.errors import StrategyStateError
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import StrategySpec
@@ -19,7 +18,8 @@ from lightrft.strategy.shard_export import export_sharded
 from lightrft.strategy.shard_load import fill_shards
 from lightrft.strategy.sharding import Meshes, shard_frozen
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StepResult, StrategyBase
-from lightrft.strategy.weight_files import WeightFiles
+from lightrft.weights.buckets import WeightBucket
+from lightrft.weights.safetensors_reader import WeightFiles
 from lightrft_deepspeed import state
 from lightrft_deepspeed.construct import cut, fill
 from lightrft_deepspeed.export import export, export_masters

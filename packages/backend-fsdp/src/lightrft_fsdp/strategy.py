@@ -13,14 +13,14 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from lightrft.config.schema import Config
-from lightrft.distributed.buckets import WeightBucket
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import StrategySpec
 from lightrft.strategy.shard_export import export_sharded
 from lightrft.strategy.shard_load import fill_shards
 from lightrft.strategy.sharding import Kept, Meshes, reshard, shard, shard_frozen
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StepResult, StrategyBase
-from lightrft.strategy.weight_files import WeightFiles
+from lightrft.weights.buckets import WeightBucket
+from lightrft.weights.safetensors_reader import WeightFiles
 from lightrft_fsdp import offload, state
 from lightrft_fsdp.mixed_precision import MixedPrecisionAdamW
 from lightrft_fsdp.shards import local

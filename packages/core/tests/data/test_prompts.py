@@ -177,7 +177,7 @@ def test_chat_settings_that_do_not_fit(tmp_path: Path) -> None:
 def test_data_and_rewards_import_no_torch() -> None:
     code = (
         "import sys, lightrft.data.prompts, lightrft.data.sampler, lightrft.rewards.load, lightrft.rewards.score, lightrft.rewards.math, "
-        "lightrft.rewards.format, lightrft.rewards.exact_match, lightrft.rewards.dead\n"
+        "lightrft.rewards.format, lightrft.rewards.exact_match, lightrft.experience.reward_signal\n"
         "print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow', 'math_verify', 'sympy') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

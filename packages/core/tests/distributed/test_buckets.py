@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from lightrft.distributed.buckets import in_buckets, tied_names
+from lightrft.weights.buckets import in_buckets, tied_names
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import struct
 import pytest
 import torch
 
-from lightrft.distributed.checksum import CHUNK, MODULUS, WeightSum, tensor_sum, tensor_sums
+from lightrft.weights.checksum import CHUNK, MODULUS, WeightSum, tensor_sum, tensor_sums
 
 
 def test_bf16_by_hand() -> None:

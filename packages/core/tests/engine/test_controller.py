@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from lightrft.distributed.buckets import Weight, WeightBucket
 from lightrft.distributed.groups import EngineGroup
 from lightrft.distributed.world import World
 from lightrft.engine.base import EngineSetup, InferenceEngine
-from lightrft.engine.controller import RolloutController
 from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
 from lightrft.plugins.specs import Capability, EngineSpec
+from lightrft.rollout.controller import RolloutController
 from lightrft.testing.fake_engine import FakeEngine
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
+from lightrft.weights.buckets import Weight, WeightBucket
 
 SETUP = EngineSetup(
     model_path="",

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from lightrft.distributed.buckets import Weight
 from lightrft.distributed.groups import contiguous_group
 from lightrft.distributed.world import World
 from lightrft.engine.base import EngineSetup, InferenceEngine
-from lightrft.engine.controller import RolloutController
 from lightrft.errors import EngineError, PeerError, WeightSyncError
 from lightrft.plugins.specs import Capability, EngineSpec
+from lightrft.rollout.controller import RolloutController
 from lightrft.testing.fake_engine import FakeEngine
 from lightrft.testing.spmd import run_spmd
 from lightrft.types import EngineStatus, RequestOutput, SamplingParams
+from lightrft.weights.buckets import Weight
 
 PROMPTS = [[[3], [4, 5], [6, 7, 8]], [], [[9], [9]], [[10, 11]]]
 """Of each of four ranks; the second has none."""

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from lightrft.distributed.buckets import Weight, tied_names
-from lightrft.engine.file_names import FileNames
-from lightrft.engine.manifest import expected_shapes
 from lightrft.errors import ModelError
 from lightrft.testing.tiny import tiny_causal_lm, tiny_model_folder
+from lightrft.weights.buckets import Weight, tied_names
+from lightrft.weights.hf_names import FileNames
+from lightrft.weights.manifest import expected_shapes
 
 
 @pytest.mark.parametrize("tie", [False, True])

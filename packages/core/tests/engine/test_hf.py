@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lightrft.distributed.buckets import Weight, WeightBucket, tied_names
 from lightrft.engine.base import ALL_TAGS, EngineSetup
 from lightrft.engine.filters import filter_logits
 from lightrft.engine.hf import HFEngine
 from lightrft.errors import EngineStateError, WeightSyncError
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
+from lightrft.weights.buckets import Weight, WeightBucket, tied_names
 
 FAMILIES = [("qwen3", False), ("qwen3", True), ("qwen2", True), ("llama", False)]
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=8)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from lightrft.distributed.checksum import WeightSum, tensor_sum
-from lightrft.engine.own_sums import OwnSum, OwnSums, read_own_sums
-from lightrft.engine.proof import over_group
 from lightrft.testing.tiny import tiny_causal_lm
+from lightrft.weights.checksum import WeightSum, tensor_sum
+from lightrft.weights.fused_fingerprints import OwnSum, OwnSums, read_own_sums
+from lightrft.weights.verify import over_group
 
 LAYER = "model.layers.{}."
 

@@ -11,10 +11,10 @@ from lightrft.distributed.groups import EngineGroup
 from lightrft.distributed.world import World
 from lightrft.engine import progress
 from lightrft.engine.base import EngineSetup
-from lightrft.engine.controller import RolloutController
 from lightrft.engine.hf import HFEngine
 from lightrft.engine.progress import line, progress_line, unwatched
 from lightrft.plugins.specs import EngineSpec
+from lightrft.rollout.controller import RolloutController
 from lightrft.testing.fake_engine import FakeEngine
 from lightrft.testing.tiny import tiny_model_folder
 from lightrft.types import Request, SamplingParams

@@ -9,20 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from lightrft.distributed.buckets import Weight, WeightBucket, tied_names
-from lightrft.distributed.checksum import WeightSum, tensor_sum
 from lightrft.distributed.groups import EngineGroup
 from lightrft.distributed.world import World
 from lightrft.engine.base import EngineSetup
-from lightrft.engine.controller import RolloutController
 from lightrft.engine.hf import HFEngine
-from lightrft.engine.manifest import expected_shapes
-from lightrft.engine.proof import SentSums, over_group, shape_problems
 from lightrft.errors import EngineStateError, WeightSyncError
 from lightrft.plugins.builtin import HF_CAPABILITIES
 from lightrft.plugins.specs import Capability, EngineSpec
+from lightrft.rollout.controller import RolloutController
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.types import EngineStatus
+from lightrft.weights.buckets import Weight, WeightBucket, tied_names
+from lightrft.weights.checksum import WeightSum, tensor_sum
+from lightrft.weights.manifest import expected_shapes
+from lightrft.weights.verify import SentSums, over_group, shape_problems
 
 Q, K, V = (f"model.layers.1.self_attn.{name}_proj.weight" for name in "qkv")
 DOWN = "model.layers.0.mlp.down_proj.weight"

@@ -7,8 +7,8 @@ import torch
 
 from lightrft.config.load import make_config
 from lightrft.distributed.world import World
-from lightrft.engine.setup import make_controller
 from lightrft.plugins.specs import Capability
+from lightrft.rollout.setup import make_controller
 from lightrft.testing.fake_strategy import FAKE_ENGINE, fake_registry
 
 SPEC = replace(

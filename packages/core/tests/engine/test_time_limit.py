@@ -9,8 +9,8 @@ import torch
 from lightrft.distributed.groups import contiguous_group
 from lightrft.distributed.world import World
 from lightrft.engine.base import EngineSetup
-from lightrft.engine.controller import RolloutController
 from lightrft.plugins.specs import EngineSpec
+from lightrft.rollout.controller import RolloutController
 from lightrft.testing.fake_engine import FakeEngine
 from lightrft.testing.spmd import SpmdError, run_spmd
 from lightrft.types import SamplingParams

@@ -1,7 +1,7 @@
 """Do requests and completions survive their journey as flat tensors?"""
 
-from lightrft.engine.controller import derive_seed
-from lightrft.engine.transport import pack_outputs, pack_requests, unpack_outputs, unpack_requests
+from lightrft.rollout.controller import derive_seed
+from lightrft.rollout.transport import pack_outputs, pack_requests, unpack_outputs, unpack_requests
 from lightrft.types import Completion, Request, RequestOutput
 
 

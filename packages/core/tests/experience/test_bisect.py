@@ -12,10 +12,9 @@ import torch
 
 from lightrft.config.load import make_config
 from lightrft.data.prompts import Prompt
-from lightrft.distributed.buckets import Weight, WeightBucket
+from lightrft.diagnostics.mismatch_bisect import Bisector, Verdict
 from lightrft.engine.filters import filter_logits
 from lightrft.engine.hf import HFEngine
-from lightrft.experience.bisect import Bisector, Verdict
 from lightrft.plugins.builtin import HF_CAPABILITIES
 from lightrft.plugins.specs import Capability, EngineSpec
 from lightrft.strategy.factory import get_strategy
@@ -23,6 +22,7 @@ from lightrft.strategy.strategy_base import AdamWSettings
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.tiny import ALPHABET, tiny_causal_lm, tiny_model_folder, tiny_tokenizer
 from lightrft.types import Completion, Request, RequestOutput, SamplingParams
+from lightrft.weights.buckets import Weight, WeightBucket
 
 TEXTS = ["12+34=", "5", "what is 7?", "a b c d e f g h i j"]
 

@@ -15,7 +15,7 @@ from lightrft.experience.dynamic import DynamicSampling
 from lightrft.experience.groups import even_targets
 from lightrft.experience.overlong import soft_punishment, treat_overlong
 from lightrft.experience.trajectory import Trajectory
-from lightrft.experience.warnings import Warnings
+from lightrft.observe.warnings_log import Warnings
 from lightrft.strategy.factory import get_strategy
 from lightrft.testing.fake_strategy import FakeStrategy, fake_registry
 from lightrft.trainer.minibatches import mini_batches
@@ -59,7 +59,7 @@ def sampling(folder: Path, lives: Sequence[Sequence[bool]], **changes: object) -
 
     return DynamicSampling(
         strategy=strategy, config=config, next_prompts=lambda: [], rollout=rollout, reward=reward,
-        warnings=Warnings(strategy=strategy), metrics=metrics,
+        warnings=Warnings(world=strategy.world), metrics=metrics,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from lightrft.engine.hf import HFEngine
 from lightrft.engine.progress import nobody_waits
 from lightrft.errors import EngineError, RewardError
 from lightrft.experience.early import EarlyRewards
-from lightrft.experience.maker import ExperienceMaker, completions_of
+from lightrft.experience.pipeline import ExperienceMaker, completions_of
 from lightrft.experience.trajectory import Trajectory
 from lightrft.plugins.builtin import HF_CAPABILITIES
 from lightrft.plugins.specs import EngineSpec

@@ -8,7 +8,7 @@ import torch
 from lightrft.algorithms.remax import remax
 from lightrft.config.load import make_config
 from lightrft.data.prompts import Prompt
-from lightrft.experience.maker import ExperienceMaker
+from lightrft.experience.pipeline import ExperienceMaker
 from lightrft.rewards.load import NamedReward
 from lightrft.strategy.factory import get_strategy
 from lightrft.testing.fake_strategy import fake_registry

@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from lightrft.config.load import make_config
-from lightrft.distributed.buckets import Weight, WeightBucket
+from lightrft.diagnostics.logprob_agreement import FP32_CPU, Gap, bound_for
+from lightrft.diagnostics.sync_probe import SyncProbe, probe_prompts, rotated
 from lightrft.engine.hf import HFEngine
 from lightrft.errors import WeightSyncError
-from lightrft.experience.agreement import FP32_CPU, Gap, bound_for
-from lightrft.experience.probe import SyncProbe, probe_prompts, rotated
 from lightrft.plugins.builtin import HF_CAPABILITIES
 from lightrft.plugins.specs import Capability, EngineSpec
 from lightrft.strategy.factory import get_strategy
@@ -23,6 +22,7 @@ from lightrft.strategy.strategy_base import AdamWSettings
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.tiny import tiny_causal_lm, tiny_model_folder, tiny_tokenizer
 from lightrft.types import Request, RequestOutput, SamplingParams
+from lightrft.weights.buckets import Weight, WeightBucket
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12]]
 

@@ -14,8 +14,8 @@ from lightrft.experience.metrics import rollout_metrics
 from lightrft.experience.microbatch import micro_batches
 from lightrft.experience.scoring import score_logprobs
 from lightrft.experience.trajectory import Trajectory
-from lightrft.experience.warnings import Warnings
 from lightrft.models.logprobs import token_batch, token_logprobs
+from lightrft.observe.warnings_log import Warnings
 from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings
 from lightrft.testing.fake_strategy import fake_registry
@@ -222,7 +222,7 @@ def test_gap_by_hand_and_its_threshold(capsys: pytest.CaptureFixture[str]) -> No
         }
     )
     assert logprob_gap([trajectory(6)], [torch.zeros(1)], strategy=strategy) == {}
-    warnings = Warnings(strategy=strategy)
+    warnings = Warnings(world=strategy.world)
     act_on_gap(0.2, threshold=0.3, action="stop", warnings=warnings)
     assert capsys.readouterr().out == ""
     act_on_gap(0.2, threshold=0.1, action="warn", warnings=warnings)

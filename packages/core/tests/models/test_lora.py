@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightrft.distributed.buckets import Weight
 from lightrft.errors import ModelError
 from lightrft.models.load import parameters_on_meta
 from lightrft.models.lora import add_lora
-from lightrft.strategy.adapters import Adapter, is_adapter, merged, plain_name
 from lightrft.testing.tiny import tiny_causal_lm, tiny_lora
+from lightrft.weights.buckets import Weight
+from lightrft.weights.lora_merge import Adapter, is_adapter, merged, plain_name
 
 pytest.importorskip("peft", reason="the extra `lora` is not installed")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from lightrft.rewards.dead import DeadRewardMonitor
+from lightrft.experience.reward_signal import DeadRewardMonitor
 
 LIVE = [0.0, 1.0, 1.0, 1.0]
 SAME = [0.0] * 4

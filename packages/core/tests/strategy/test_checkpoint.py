@@ -13,8 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lightrft.config.load import make_config
+from lightrft.distributed import atomic_folder
 from lightrft.errors import CheckpointError
-from lightrft.strategy import checkpoint, get_strategy, hf_folder
+from lightrft.strategy import get_strategy, hf_export
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.tiny import tiny_causal_lm, tiny_tokenizer
@@ -68,7 +69,7 @@ def test_a_kill_at_any_moment_leaves_the_last_finished_save_or_the_new_one(
 ) -> None:
     folder = tmp_path / "ckpt"
     module, name = call.rsplit(".", 1)
-    target = {"pathlib.Path": Path, "torch": torch, "os": checkpoint.os, "shutil": shutil}[module]
+    target = {"pathlib.Path": Path, "torch": torch, "os": atomic_folder.os, "shutil": shutil}[module]
     real = getattr(target, name)
     cut_offs = 0
     for moment in range(12):
@@ -106,9 +107,9 @@ def test_the_copy_between_two_renames_survives_a_second_kill(strategy: StrategyB
     with mock.patch("pathlib.Path.rename", side_effect=Killed), pytest.raises(Killed):
         strategy.save_ckpt(folder, client_state={"step": 2}, **trained)
     assert step_of(strategy, folder, trained) == 1
-    assert checkpoint.find(folder) == tmp_path / ".ckpt.old"
+    assert atomic_folder.find(folder) == tmp_path / ".ckpt.old"
     strategy.save_ckpt(folder, client_state={"step": 3}, **trained)
-    assert checkpoint.find(folder) == folder
+    assert atomic_folder.find(folder) == folder
     assert step_of(strategy, folder, trained) == 3
 
 
@@ -142,11 +143,11 @@ def test_loading_never_unpickles_code(strategy: StrategyBase, trained: dict[str,
 
 
 @pytest.mark.parametrize("tie", [False, True])
-@pytest.mark.parametrize("shard_bytes", [hf_folder.SHARD_BYTES, 50_000])
+@pytest.mark.parametrize("shard_bytes", [hf_export.SHARD_BYTES, 50_000])
 def test_the_model_folder_equals_the_model(
     strategy: StrategyBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tie: bool, shard_bytes: int
 ) -> None:
-    monkeypatch.setattr(hf_folder, "SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(hf_export, "SHARD_BYTES", shard_bytes)
     model, _ = strategy.prepare_trainable(tiny_causal_lm(tie=tie), optimizer=SETTINGS)
     strategy.save_model(model, tmp_path / "m", tokenizer=tiny_tokenizer())
     files = sorted(p.name for p in (tmp_path / "m").glob("*.safetensors"))

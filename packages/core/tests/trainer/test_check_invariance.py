@@ -10,8 +10,8 @@ from lightrft.config.load import make_config
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.tiny import tiny_model_folder
 from lightrft.trainer import update
-from lightrft.trainer.check_invariance import check_invariance
 from lightrft.trainer.invariance import cuts, share
+from lightrft.trainer.invariance_command import check_invariance
 
 
 def run(folder: Path, **changes: Any) -> dict[str, Any]:

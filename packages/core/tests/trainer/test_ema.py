@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from lightrft.run.checkpoint_folder import folder_of
 from lightrft.strategy.strategy_base import StepResult
 from lightrft.testing.fake_engine import VOCAB_SIZE
 from lightrft.testing.small_trainer import make_trainer, odd_tokens
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.trainer import SPMDPPOTrainer
-from lightrft.trainer.checkpoint_folder import folder_of
 
 BETA = 0.9
 

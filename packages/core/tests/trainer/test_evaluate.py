@@ -14,11 +14,11 @@ from lightrft.config.checks import check_eval
 from lightrft.config.eval_files import eval_files
 from lightrft.config.load import make_config
 from lightrft.errors import ConfigError
+from lightrft.run.evaluate_samples import best_worst_median
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.small_trainer import make_trainer, prompts
 from lightrft.trainer.eval_metrics import majority_at_k, pass_at_k, vote_of
 from lightrft.trainer.evaluate import eval_ks
-from lightrft.trainer.evaluate_samples import best_worst_median
 from lightrft.types import Sample
 
 

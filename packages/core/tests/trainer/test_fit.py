@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from lightrft.distributed.buckets import WeightBucket
 from lightrft.engine.hf import HFEngine
 from lightrft.errors import CapabilityError, MismatchError, RewardError, UserError, WeightSyncError
 from lightrft.plugins.specs import Capability, EngineSpec
@@ -21,6 +20,7 @@ from lightrft.testing.small_trainer import make_trainer, odd_tokens, prompts
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.trainer import SPMDPPOTrainer
 from lightrft.types import Completion, Request, RequestOutput, Sample, SamplingParams
+from lightrft.weights.buckets import WeightBucket
 
 
 class StaleEngine(HFEngine):

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from lightrft.experience.trajectory import Trajectory
+from lightrft.observe.phase_clock import PHASES, PhaseClock
 from lightrft.testing.fake_strategy import FakeStrategy
 from lightrft.testing.small_trainer import make_trainer
 from lightrft.trainer import SPMDPPOTrainer
-from lightrft.trainer.phases import PHASES, PhaseClock
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ def test_an_unknown_phase_names_the_nearest(tmp_path: Path) -> None:
 def test_calls_of_a_step_add_up_and_a_phase_may_give_its_own_time(tmp_path: Path) -> None:
     strategy = make_trainer(tmp_path).strategy
     assert isinstance(strategy, FakeStrategy)
-    clock = PhaseClock(strategy)
+    clock = PhaseClock(strategy.world)
     clock.start()
     sleep = clock.measured("rollout", lambda: time.sleep(0.02))
     for _ in range(2):

@@ -11,7 +11,7 @@ import pytest
 
 from lightrft.config.load import make_config
 from lightrft.data.prompts import Prompt
-from lightrft.experience.monitors import Monitors
+from lightrft.diagnostics.monitors import Monitors
 from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings
 from lightrft.testing.fake_engine import VOCAB_SIZE

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from lightrft.errors import CheckpointError, RewardError
+from lightrft.run.checkpoint_folder import find, folder_of, read, saved_in
 from lightrft.testing.small_trainer import make_trainer, odd_tokens
 from lightrft.trainer import SPMDPPOTrainer
-from lightrft.trainer.checkpoint_folder import find, folder_of, read, saved_in
 from lightrft.trainer.resume import check_resume
 from lightrft.types import Sample
 
@@ -152,9 +152,9 @@ def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
 
 
 def test_a_save_that_fails_leaves_the_older_one_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightrft.strategy import checkpoint
+    from lightrft.distributed import atomic_folder
 
-    replace, seen = checkpoint.replace, []
+    replace, seen = atomic_folder.replace, []
 
     def full(temporary: Path, folder: Path) -> None:
         seen.append(folder.name)
@@ -162,7 +162,7 @@ def test_a_save_that_fails_leaves_the_older_one_and_no_rest(tmp_path: Path, monk
             raise OSError(28, "No space left on device")
         replace(temporary, folder)
 
-    monkeypatch.setattr(checkpoint, "replace", full)
+    monkeypatch.setattr(atomic_folder, "replace", full)
     with pytest.raises(CheckpointError, match="step-2': No space left on device"):
         make_trainer(tmp_path, save_every=1).fit()
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-1"]

@@ -15,10 +15,10 @@ from lightrft.config.load import make_config
 from lightrft.config.reward_checks import check_rewards
 from lightrft.data.prompts import Prompt
 from lightrft.errors import RewardError
-from lightrft.experience.reward_model import RewardModel
-from lightrft.experience.reward_template import Rendering, template_fault
 from lightrft.plugins.registry import Registry
 from lightrft.rewards.load import NamedReward, load_rewards
+from lightrft.rewards.models.classifier import RewardModel
+from lightrft.rewards.models.template import Rendering, template_fault
 from lightrft.rewards.score import score
 from lightrft.strategy.factory import get_strategy
 from lightrft.testing.fake_strategy import fake_registry

@@ -16,8 +16,8 @@ import torch
 from lightrft.errors import RewardServerError
 from lightrft.rewards.load import NamedReward
 from lightrft.rewards.remote import RemoteReward, RemoteSettings
+from lightrft.run.checkpoint_folder import find, saved_in
 from lightrft.testing.small_trainer import make_trainer
-from lightrft.trainer.checkpoint_folder import find, saved_in
 
 STEPS = 4
 RUN: dict[str, Any] = dict(max_steps=STEPS, num_episodes=9, n_samples_per_prompt=4, train_batch_size=8)

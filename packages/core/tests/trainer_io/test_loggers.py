@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from lightrft.config import make_config
-from lightrft.trainer.loggers import LoggerSetup
-from lightrft.trainer.loggers.console import HEADER_EVERY, ConsoleLogger
-from lightrft.trainer.loggers.jsonl import JsonlLogger
+from lightrft.run.loggers import LoggerSetup
+from lightrft.run.loggers.console import HEADER_EVERY, ConsoleLogger
+from lightrft.run.loggers.jsonl import JsonlLogger
 
 METRICS = {
     "rollout/reward": 0.5,
@@ -101,7 +101,7 @@ def test_tensorboard_has_every_metric_of_every_step(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="the extra lightrft[tensorboard] is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from lightrft.trainer.loggers.tensorboard import TensorBoardLogger
+    from lightrft.run.loggers.tensorboard import TensorBoardLogger
 
     logger = TensorBoardLogger(setup(tmp_path))
     logger.log(1, {"rollout/reward": 0.5, "train/grad_norm": float("nan")})
@@ -115,7 +115,7 @@ def test_tensorboard_has_every_metric_of_every_step(tmp_path: Path) -> None:
 
 def test_wandb_offline_keeps_what_was_logged_and_a_resumed_run_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="the extra lightrft[wandb] is not installed")
-    from lightrft.trainer.loggers.wandb import WandbLogger
+    from lightrft.run.loggers.wandb import WandbLogger
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

@@ -15,9 +15,9 @@ from lightrft.config.checks import check
 from lightrft.config.load import make_config
 from lightrft.config.metric_names import METRICS, metric_named, never_logged
 from lightrft.errors import ConfigError
+from lightrft.observe.phase_clock import PHASES
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.small_trainer import make_trainer, prompts
-from lightrft.trainer.phases import PHASES
 
 SOURCES = Path(lightrft.__file__).parent
 GROUPS = "rollout|reward|sampling|verify|train|critic|eval|time|memory|tokens"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightrft.errors import UserError
-from lightrft.trainer.plots import plot_curves, plot_lengths
+from lightrft.run.plots import plot_curves, plot_lengths
 
 PNG = b"\x89PNG"
 

@@ -15,11 +15,11 @@ from matplotlib.image import imread
 
 from lightrft.cli.report import write_report
 from lightrft.errors import RunFolderError
+from lightrft.run.report_page import page
+from lightrft.run.run_data import read_run
+from lightrft.run.run_folder import open_run_folder
+from lightrft.run.svg import chart, histogram
 from lightrft.testing.small_trainer import make_trainer
-from lightrft.trainer.report_page import page
-from lightrft.trainer.run_data import read_run
-from lightrft.trainer.run_folder import open_run_folder
-from lightrft.trainer.svg import chart, histogram
 
 BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), "")
 

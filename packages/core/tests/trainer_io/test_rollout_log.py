@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from lightrft.run.plots import plot_rewards
+from lightrft.run.rollout_log import append_distributions, chosen
 from lightrft.testing.small_trainer import make_trainer
-from lightrft.trainer.plots import plot_rewards
-from lightrft.trainer.rollout_log import append_distributions, chosen
 
 
 def test_a_run_keeps_a_few_completions_of_each_step_and_its_distributions(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from lightrft.config import make_config, read_recipe
 from lightrft.config.schema import Config
 from lightrft.errors import RunFolderError
-from lightrft.trainer.run_folder import log_folder, open_run_folder, write_summary
+from lightrft.run.run_folder import log_folder, open_run_folder, write_summary
 
 BACKEND = {"strategy": "fake", "world_size": 1}
 

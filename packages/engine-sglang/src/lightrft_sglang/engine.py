@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from lightrft.distributed.buckets import Weight, WeightBucket
-from lightrft.distributed.checksum import WeightSum
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
-from lightrft.engine.file_names import FileNames
-from lightrft.engine.manifest import expected_shapes
 from lightrft.engine.model_facts import model_facts
-from lightrft.engine.own_sums import OwnSum, OwnSums
-from lightrft.engine.proof import over_group
 from lightrft.engine.stop_text import cut_at_stop
 from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
 from lightrft.types import Completion, EngineStatus, FinishReason, Request, RequestOutput, SamplingParams
+from lightrft.weights.buckets import Weight, WeightBucket
+from lightrft.weights.checksum import WeightSum
+from lightrft.weights.fused_fingerprints import OwnSum, OwnSums
+from lightrft.weights.hf_names import FileNames
+from lightrft.weights.manifest import expected_shapes
+from lightrft.weights.verify import over_group
 from lightrft_sglang.process import SGLangProcess
 from lightrft_sglang.sampling import left_to_us, read_sampling, to_sglang
 from lightrft_sglang.sums import LOADER, question, read

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lightrft.engine.own_sums import OwnSum, read_own_sums
+from lightrft.weights.fused_fingerprints import OwnSum, read_own_sums
 
 LOADER = "lightrft_sglang.sums.write"
 """The name under which SGLang imports it, in each scheduler."""

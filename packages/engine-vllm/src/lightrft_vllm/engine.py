@@ -12,17 +12,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lightrft.distributed.buckets import WeightBucket
-from lightrft.distributed.checksum import WeightSum
 from lightrft.distributed.collectives import gather_objects
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
-from lightrft.engine.file_names import FileNames
-from lightrft.engine.manifest import expected_shapes
 from lightrft.engine.model_facts import model_facts
-from lightrft.engine.own_sums import OwnSum, OwnSums, read_own_sums
 from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
 from lightrft.types import Completion, EngineStatus, FinishReason, Request, RequestOutput, SamplingParams
+from lightrft.weights.buckets import WeightBucket
+from lightrft.weights.checksum import WeightSum
+from lightrft.weights.fused_fingerprints import OwnSum, OwnSums, read_own_sums
+from lightrft.weights.hf_names import FileNames
+from lightrft.weights.manifest import expected_shapes
 from lightrft_vllm.guests import (
     as_it_was,
     default_group_kept,

@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable, Iterator
 
 import torch
 
-from lightrft.distributed.buckets import WeightBucket
-from lightrft.engine.file_names import FileNames
 from lightrft.errors import WeightSyncError
+from lightrft.weights.buckets import WeightBucket
+from lightrft.weights.hf_names import FileNames
 
 
 class WeightStream:

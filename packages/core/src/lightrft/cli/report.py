@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lightrft.errors import RunFolderError
-from lightrft.trainer.report_page import page
-from lightrft.trainer.run_data import read_run
+from lightrft.run.report_page import page
+from lightrft.run.run_data import read_run
 
 
 def write_report(run: str, *, out: str | None) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from typing import Any
 
 from lightrft.config.schema import Config
 from lightrft.experience.offline import score_file
-from lightrft.experience.reward_model import RewardModel
-from lightrft.experience.warnings import Warnings
+from lightrft.observe.warnings_log import Warnings
 from lightrft.plugins.registry import Registry
+from lightrft.rewards.models.classifier import RewardModel
 from lightrft.strategy.factory import get_strategy
 from lightrft.trainer.reward_models import build_rewards
 
@@ -23,7 +23,7 @@ def score_with_models(config: Config, data: str, *, out: str, registry: Registry
     strategy = get_strategy(config, registry=registry)
     rewards = build_rewards(config, strategy)
     result = score_file(data, out=out, rewards=rewards, reward_key=config.reward_key)
-    warnings = Warnings(strategy=strategy)
+    warnings = Warnings(world=strategy.world)
     for reward in rewards:
         if isinstance(reward.function, RewardModel):
             reward.function.tell(warnings)

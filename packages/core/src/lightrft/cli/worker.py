@@ -34,11 +34,11 @@ def main() -> None:
 def work(config: Config, *, mode: str) -> dict[str, Any]:
     """Trains, evaluates, looks for a mismatch or checks the update in this process, which is one rank."""
     if mode == "bisect":
-        from lightrft.trainer.bisect import bisect
+        from lightrft.trainer.bisect_command import bisect
 
         return bisect(config)
     if mode == "invariance":
-        from lightrft.trainer.check_invariance import check_invariance
+        from lightrft.trainer.invariance_command import check_invariance
 
         return check_invariance(config)
     from lightrft.trainer.run import evaluate, train  # imports torch: inside, so that a failing import is reported too

@@ -1,1 +1,1 @@
-"""Ranks, groups, collectives and weight buckets; knows no model, no engine, no strategy."""
+"""Ranks, groups, collectives, time limits and failures; knows no model, no engine, no strategy."""

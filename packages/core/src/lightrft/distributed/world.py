@@ -22,6 +22,11 @@ class World:
     device: torch.device
     group: dist.ProcessGroup | None
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the world's first rank."""
+        return self.rank == 0
+
     @classmethod
     def alone(cls) -> World:
         """One rank without a process group."""

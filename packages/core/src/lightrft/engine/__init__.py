@@ -1,1 +1,1 @@
-"""Inference engines: the contract, the reference engine, and the controller that a strategy composes."""
+"""The contract of inference engines, and the reference engine `hf`."""

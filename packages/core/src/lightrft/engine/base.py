@@ -10,12 +10,12 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from lightrft.distributed.buckets import WeightBucket
-from lightrft.distributed.checksum import WeightSum
-from lightrft.engine.manifest import expected_shapes
 from lightrft.engine.progress import Finished, Report, nobody_waits, unwatched
 from lightrft.errors import CapabilityError
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
+from lightrft.weights.buckets import WeightBucket
+from lightrft.weights.checksum import WeightSum
+from lightrft.weights.manifest import expected_shapes
 
 WakeTag = Literal["weights", "kv_cache"]
 ALL_TAGS: tuple[WakeTag, ...] = ("weights", "kv_cache")

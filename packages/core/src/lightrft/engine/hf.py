@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightrft.distributed.buckets import WeightBucket, tied_names
-from lightrft.distributed.checksum import WeightSum, tensor_sum
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
 from lightrft.engine.hf_generate import Cut, generate, unchanged
 from lightrft.engine.model_facts import model_facts
 from lightrft.engine.quiet import no_progress_bars
-from lightrft.engine.stage import stage
 from lightrft.engine.stop_text import cut_at_stop
 from lightrft.errors import EngineStateError
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
+from lightrft.weights.buckets import WeightBucket, tied_names
+from lightrft.weights.checksum import WeightSum, tensor_sum
+from lightrft.weights.staging import stage
 
 
 class HFEngine(InferenceEngine):

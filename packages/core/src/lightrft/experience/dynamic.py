@@ -13,7 +13,7 @@ from lightrft.data.prompts import Prompt
 from lightrft.distributed.collectives import gather_objects
 from lightrft.experience.groups import by_group, even_targets, exchange, has_signal
 from lightrft.experience.trajectory import Trajectory
-from lightrft.experience.warnings import Warnings
+from lightrft.observe.warnings_log import Warnings
 from lightrft.strategy.strategy_base import StrategyBase
 
 Group = list[Trajectory]

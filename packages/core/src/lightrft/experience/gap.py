@@ -10,7 +10,7 @@ import torch
 from lightrft.algorithms.mismatch import Beyond, MismatchLevel, correction_weights, log_weights, mismatch_metrics, mismatch_sums
 from lightrft.errors import MismatchError
 from lightrft.experience.trajectory import Trajectory
-from lightrft.experience.warnings import Warnings
+from lightrft.observe.warnings_log import Warnings
 from lightrft.strategy.strategy_base import StrategyBase
 
 

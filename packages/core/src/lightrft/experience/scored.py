@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from lightrft.distributed.collectives import agree
 from lightrft.errors import PeerError, RewardError
-from lightrft.experience.reward_model import RewardModel
 from lightrft.rewards.load import NamedReward
+from lightrft.rewards.models.classifier import RewardModel
 from lightrft.rewards.score import Scores, checked, concerned, score, spread, summed
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.types import Sample

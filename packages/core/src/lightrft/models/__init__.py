@@ -1,1 +1,1 @@
-"""Where do models come from? Loaded from a folder, or made on the spot; knows no strategy, no engine."""
+"""Models: loaded from a folder or made on the spot, and their log-probs, values and adapters."""

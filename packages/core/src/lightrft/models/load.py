@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from lightrft.engine.quiet import no_progress_bars
 from lightrft.errors import ModelError
-from lightrft.strategy.weight_files import WeightFiles
+from lightrft.weights.safetensors_reader import WeightFiles
 
 T = TypeVar("T")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")

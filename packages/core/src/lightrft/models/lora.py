@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from lightrft.distributed.buckets import tied_names
 from lightrft.errors import ModelError
-from lightrft.strategy.adapters import ADAPTER, A, B, is_adapter
+from lightrft.weights.buckets import tied_names
+from lightrft.weights.lora_merge import ADAPTER, A, B, is_adapter
 
 ALL_LINEAR = "all-linear"
 MAX_NAMED = 10

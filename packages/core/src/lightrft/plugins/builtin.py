@@ -93,18 +93,18 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
         RewardSpec(name="math", target="lightrft.rewards.math:math_reward", summary="1 if the answer equals the reference as mathematics"),
         *ADVANTAGES,
         *POLICY_LOSSES,
-        LoggerSpec(name="console", target="lightrft.trainer.loggers.console:ConsoleLogger", summary="a live table on rank 0"),
+        LoggerSpec(name="console", target="lightrft.run.loggers.console:ConsoleLogger", summary="a live table on rank 0"),
         LoggerSpec(
             name="tensorboard",
-            target="lightrft.trainer.loggers.tensorboard:TensorBoardLogger",
+            target="lightrft.run.loggers.tensorboard:TensorBoardLogger",
             runtime=Runtime(distributions=("tensorboard",), versions=">=2.18,<3", extra="tensorboard"),
             summary="scalars for TensorBoard in the log folder",
         ),
         LoggerSpec(
             name="wandb",
-            target="lightrft.trainer.loggers.wandb:WandbLogger",
+            target="lightrft.run.loggers.wandb:WandbLogger",
             runtime=Runtime(distributions=("wandb",), versions=">=0.19,<1", extra="wandb"),
             summary="Weights & Biases, also offline (WANDB_MODE)",
         ),
-        LoggerSpec(name="jsonl", target="lightrft.trainer.loggers.jsonl:JsonlLogger", summary="metrics.jsonl in the log folder"),
+        LoggerSpec(name="jsonl", target="lightrft.run.loggers.jsonl:JsonlLogger", summary="metrics.jsonl in the log folder"),
     ]

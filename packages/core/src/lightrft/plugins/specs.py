@@ -184,7 +184,7 @@ class PolicyLossSpec(PluginSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class LoggerSpec(PluginSpec):
-    """A logger; the target is a class with the methods of `lightrft.trainer.loggers.Logger`."""
+    """A logger; the target is a class with the methods of `lightrft.run.loggers.Logger`."""
 
     kind: ClassVar[str] = "logger"
 

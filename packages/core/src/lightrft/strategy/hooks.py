@@ -10,11 +10,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from lightrft.distributed.buckets import WeightBucket
 from lightrft.distributed.world import World
-from lightrft.strategy.weight_files import WeightFiles
+from lightrft.plugins.specs import StrategySpec
+from lightrft.weights.buckets import WeightBucket
+from lightrft.weights.safetensors_reader import WeightFiles
 
 Optimizer = torch.optim.Optimizer
+Scheduler = torch.optim.lr_scheduler.LRScheduler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class StrategyHooks(ABC):
     """Whether the backend needs a process group even for one rank."""
 
     world: World
+    spec: StrategySpec
 
     def _join_world(self) -> World:
         """Joins the ranks; override for a backend that starts the process group itself."""

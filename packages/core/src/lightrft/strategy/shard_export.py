@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.distributed.tensor import DTensor, Shard
 
-from lightrft.distributed.buckets import Weight, WeightBucket, in_buckets, tied_names
+from lightrft.weights.buckets import Weight, WeightBucket, in_buckets, tied_names
 
 # torch below 2.13 knows only the older name, 2.13 warns of it; keep `all_gather_single` alone once 2.12 is out of range.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, Shard
 
-from lightrft.distributed.buckets import tied_names
-from lightrft.strategy.weight_files import WeightFiles
+from lightrft.weights.buckets import tied_names
+from lightrft.weights.safetensors_reader import WeightFiles
 
 
 @torch.no_grad()

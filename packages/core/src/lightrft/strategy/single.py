@@ -9,11 +9,11 @@ from typing import Literal
 
 import torch
 
-from lightrft.distributed.buckets import Weight, WeightBucket, in_buckets, tied_names
 from lightrft.distributed.world import World
 from lightrft.errors import CapabilityError
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StepResult, StrategyBase
-from lightrft.strategy.weight_files import WeightFiles
+from lightrft.weights.buckets import Weight, WeightBucket, in_buckets, tied_names
+from lightrft.weights.safetensors_reader import WeightFiles
 
 STATE = "state.pt"
 

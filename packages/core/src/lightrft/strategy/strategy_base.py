@@ -11,23 +11,22 @@ import torch
 
 from lightrft.config.schema import Config
 from lightrft.distributed import collectives
-from lightrft.distributed.buckets import WeightBucket, tied_names
 from lightrft.distributed.memory import memory_report
 from lightrft.errors import CapabilityError, StrategyStateError
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, StrategySpec
-from lightrft.strategy import average, checkpoint, hf_folder
-from lightrft.strategy.adapters import adapters_of, is_adapter, merged, plain_name
-from lightrft.strategy.engine_side import EngineSide
-from lightrft.strategy.hooks import AdamWSettings, Optimizer, StepResult, StrategyHooks
+from lightrft.strategy import checkpoint, ema, hf_export
+from lightrft.strategy.hooks import AdamWSettings, Optimizer, Scheduler, StepResult, StrategyHooks
 from lightrft.strategy.recompute import recompute_activations
+from lightrft.strategy.rollout_facade import EngineSide
 from lightrft.strategy.shard_export import export_sharded
 from lightrft.strategy.sharding import sharded_modules
-from lightrft.strategy.weight_files import WeightFiles
+from lightrft.weights.buckets import WeightBucket, tied_names
+from lightrft.weights.lora_merge import ADAPTER, adapters_of, is_adapter, merged, plain_name
+from lightrft.weights.safetensors_reader import WeightFiles
 
 __all__ = ["AdamWSettings", "Optimizer", "Scheduler", "StepResult", "StrategyBase"]
 
-Scheduler = torch.optim.lr_scheduler.LRScheduler
 T = TypeVar("T")
 
 
@@ -134,7 +133,7 @@ class StrategyBase(StrategyHooks, EngineSide):
         """
         if weights is not None:
             weights.fill_buffers(model)
-        prepared = average.prepare(model, world=self.world, weights=weights)
+        prepared = ema.prepare(model, world=self.world, weights=weights)
         self._averages.add(prepared)
         return prepared
 
@@ -224,9 +223,9 @@ class StrategyBase(StrategyHooks, EngineSide):
         """
         if not 0 <= beta < 1:
             raise ValueError(f"beta={beta} of a moving average is not in [0, 1)")
-        if problem := average.problem(self, model, ema_model):
+        if problem := ema.problem(ema_model, shapes=self._exported_shapes(model)):
             raise ValueError(f"ema_model cannot follow the model: {problem}")
-        average.move(self, model, ema_model, beta=beta)
+        ema.move(ema_model, self._unwrap(model), buckets=lambda: self.export_weights(model, dtype=torch.float32), beta=beta)
 
     def maybe_load_optimizer(self, optimizer: Optimizer) -> None:
         """Brings offloaded optimizer state back to the device. Idempotent; nothing to do where offloading is not asked for."""
@@ -288,7 +287,9 @@ class StrategyBase(StrategyHooks, EngineSide):
 
     def save_model(self, model: torch.nn.Module, folder: str | Path, *, tokenizer: Any = None) -> Path:
         """Writes a HF folder (config, safetensors, tokenizer) on rank 0, under a temporary name first; adapters are merged."""
-        return hf_folder.save_hf_folder(self, model, Path(folder), tokenizer=tokenizer)
+        return hf_export.save_hf_folder(
+            Path(folder), hf_model=self.unwrap(model), buckets=self.export_weights(model), tokenizer=tokenizer, world=self.world
+        )
 
     def save_adapter(self, model: torch.nn.Module, folder: str | Path) -> Path:
         """Writes the adapters of a model that peft wrapped, as the folder that `PeftModel.from_pretrained` reads.
@@ -296,9 +297,11 @@ class StrategyBase(StrategyHooks, EngineSide):
         Raises:
             ValueError: the model has none.
         """
-        if not adapters_of(self._unwrap(model)):
+        adapted: Any = self._unwrap(model)
+        if not adapters_of(adapted):
             raise ValueError("save_adapter: the model has no adapters; use save_model")
-        return hf_folder.save_adapter_folder(self, model, Path(folder))
+        buckets = self._export_weights(model, None, self.config.weight_bucket_mb * 2**20)
+        return hf_export.save_adapter_folder(Path(folder), config=adapted.peft_config[ADAPTER], buckets=buckets, world=self.world)
 
     def export_weights(self, model: torch.nn.Module, *, dtype: torch.dtype | None = None) -> Iterator[WeightBucket]:
         """All parameters, full, as buckets of at most `weight_bucket_mb`, under HF names, cast to `dtype` (None: their own).

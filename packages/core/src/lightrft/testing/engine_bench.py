@@ -9,17 +9,17 @@ from typing import Any, Protocol
 
 import torch
 
-from lightrft.distributed.buckets import Weight, WeightBucket, tied_names
 from lightrft.distributed.groups import EngineGroup
 from lightrft.distributed.world import World
 from lightrft.engine.base import ALL_TAGS, EngineSetup, InferenceEngine
-from lightrft.engine.controller import RolloutController
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, EngineSpec
+from lightrft.rollout.controller import RolloutController
 from lightrft.testing.image_text import END_ID, IMAGE_ID, START_ID, image_inputs, noise, tiny_image_folder, tiny_image_model
 from lightrft.testing.limits import descendants
 from lightrft.testing.tiny import EOS_ID, Family, tiny_causal_lm, tiny_model_folder
 from lightrft.types import Completion, EngineStatus, Request, RequestOutput, SamplingParams
+from lightrft.weights.buckets import Weight, WeightBucket, tied_names
 
 MAX_MODEL_LEN = 256
 NUM_MODELS = 3

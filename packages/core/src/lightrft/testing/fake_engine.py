@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from lightrft.distributed.buckets import Weight, WeightBucket, tied_names
-from lightrft.distributed.checksum import WeightSum, tensor_sum
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
-from lightrft.engine.proof import shape_problems
 from lightrft.errors import EngineStateError, WeightSyncError
 from lightrft.types import Completion, EngineStatus, Request, RequestOutput, SamplingParams
+from lightrft.weights.buckets import Weight, WeightBucket, tied_names
+from lightrft.weights.checksum import WeightSum, tensor_sum
+from lightrft.weights.verify import shape_problems
 
 VOCAB_SIZE = 16
 STOP_TOKEN = 1

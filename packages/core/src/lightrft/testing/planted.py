@@ -16,7 +16,6 @@ from typing import ClassVar
 
 import pytest
 
-from lightrft.distributed.buckets import WeightBucket
 from lightrft.errors import EngineError, EngineStateError, WeightSyncError
 from lightrft.testing.planted_bench import (
     DOWN,
@@ -39,6 +38,7 @@ from lightrft.testing.planted_bench import (
     without,
 )
 from lightrft.types import EngineStatus, RequestOutput
+from lightrft.weights.buckets import WeightBucket
 
 Fault = Callable[[PlantedBench], AbstractContextManager[None]]
 

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from lightrft.config.load import make_config
-from lightrft.distributed.buckets import Weight, WeightBucket
-from lightrft.experience.probe import SyncProbe
+from lightrft.diagnostics.sync_probe import SyncProbe
 from lightrft.models.load import load_causal_lm
 from lightrft.plugins.registry import Registry
 from lightrft.strategy.factory import get_strategy
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.tiny import Family, tiny_causal_lm, tiny_model_folder, tiny_tokenizer
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
+from lightrft.weights.buckets import Weight, WeightBucket
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12]]
 LAYER = "model.layers.1."

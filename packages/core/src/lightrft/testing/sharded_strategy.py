@@ -14,14 +14,14 @@ from weakref import WeakKeyDictionary
 import torch
 
 from lightrft.config.schema import Config
-from lightrft.distributed.buckets import Weight, WeightBucket, in_buckets, tied_names
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, StrategySpec
 from lightrft.strategy.shard_export import export_sharded
 from lightrft.strategy.shard_load import fill_shards
 from lightrft.strategy.sharding import Meshes, shard_frozen, sharded_modules
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StepResult, StrategyBase
-from lightrft.strategy.weight_files import WeightFiles
+from lightrft.weights.buckets import Weight, WeightBucket, in_buckets, tied_names
+from lightrft.weights.safetensors_reader import WeightFiles
 
 SHARDED_STRATEGY = StrategySpec(
     name="sharded",

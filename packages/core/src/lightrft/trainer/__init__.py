@@ -1,4 +1,4 @@
-"""The SPMD loop: rollout, reward, advantage, update, sync; evaluation, logging and what a run leaves behind. Torch comes on first use."""
+"""The SPMD loop: rollout, reward, advantage, update, sync; evaluation, saving and resuming. Torch comes on first use."""
 
 from __future__ import annotations
 

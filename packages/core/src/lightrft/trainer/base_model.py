@@ -19,7 +19,7 @@ from lightrft.data.rows import load_rows
 from lightrft.engine.hf_generate import generate
 from lightrft.engine.quiet import no_progress_bars
 from lightrft.errors import DataError
-from lightrft.experience.maker import completions_of
+from lightrft.experience.pipeline import completions_of
 from lightrft.models.load import load_causal_lm, load_tokenizer
 from lightrft.models.scratch import bpe_tokenizer, char_tokenizer, scratch_model
 from lightrft.plugins.registry import Registry

@@ -13,7 +13,7 @@ import torch
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.distributed.collectives import gather_objects
-from lightrft.experience.maker import completions_of, sampling_params
+from lightrft.experience.pipeline import completions_of, sampling_params
 from lightrft.experience.scored import score_everywhere
 from lightrft.experience.trajectory import Trajectory
 from lightrft.rewards.load import NamedReward

@@ -12,7 +12,7 @@ from lightrft.config.load import make_config
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.errors import CheckpointError, ConfigError
-from lightrft.trainer.checkpoint_folder import find, read, saved_in
+from lightrft.run.checkpoint_folder import find, read, saved_in
 
 BELONG_TO_STATE = (
     "seed",

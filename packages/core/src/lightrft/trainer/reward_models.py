@@ -9,10 +9,10 @@ from transformers import AutoModelForSequenceClassification
 
 from lightrft.config.reward_names import ModelFolder
 from lightrft.config.schema import Config
-from lightrft.experience.reward_model import RewardModel, check_labels, padding_id
-from lightrft.experience.reward_template import Rendering
 from lightrft.models.load import load_tokenizer, open_causal_lm
 from lightrft.rewards.load import NamedReward, rewards_of
+from lightrft.rewards.models.classifier import RewardModel, check_labels, padding_id
+from lightrft.rewards.models.template import Rendering
 from lightrft.strategy.strategy_base import StrategyBase
 
 

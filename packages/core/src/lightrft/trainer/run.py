@@ -9,10 +9,12 @@ from typing import Any
 from lightrft.config.checks import check_engine
 from lightrft.config.schema import Config
 from lightrft.distributed.collectives import agree, broadcast_object
+from lightrft.distributed.consensus import together
 from lightrft.errors import ModelError
 from lightrft.models.load import load_tokenizer
 from lightrft.plugins.registry import Registry
-from lightrft.strategy.checkpoint import together
+from lightrft.run.evaluate_samples import best_worst_median
+from lightrft.run.run_folder import open_run_folder
 from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.base_model import prepare_base_model
@@ -20,10 +22,8 @@ from lightrft.trainer.build import build_trainer, read_eval_sets
 from lightrft.trainer.data_checks import check_data
 from lightrft.trainer.evaluate import evaluate as evaluate_sets
 from lightrft.trainer.evaluate import write_rows
-from lightrft.trainer.evaluate_samples import best_worst_median
 from lightrft.trainer.resume import check_resume, in_run
 from lightrft.trainer.reward_models import build_rewards
-from lightrft.trainer.run_folder import open_run_folder
 
 
 def train(config: Config, *, registry: Registry | None = None) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def evaluate(config: Config, *, registry: Registry | None = None) -> dict[str, A
     it. `eval_out` gets all completions.
     """
     strategy = get_strategy(config, registry=registry)
-    together(strategy, "preparing the evaluation", lambda: check_data(config, training=False), rank_0_only=True)
+    together(strategy.world, "preparing the evaluation", lambda: check_data(config, training=False), rank_0_only=True)
     strategy.setup_inference_engine(config, engine_type=config.engine_type)
     tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
     sets = read_eval_sets(config, tokenizer=tokenizer, strategy=strategy)

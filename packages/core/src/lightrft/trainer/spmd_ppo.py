@@ -10,15 +10,15 @@ import torch
 
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
+from lightrft.diagnostics.monitors import leak
 from lightrft.experience.balance import balanced
 from lightrft.experience.metrics import rollout_metrics
-from lightrft.experience.monitors import leak
 from lightrft.experience.trajectory import Trajectory
+from lightrft.observe.phase_clock import PhaseFunction
+from lightrft.run.checkpoint_folder import find
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
-from lightrft.trainer.checkpoint_folder import find
 from lightrft.trainer.evaluate import EvalSets
-from lightrft.trainer.phases import PhaseFunction
-from lightrft.trainer.saving import EMA_MODEL, StopRun, latest_value
+from lightrft.trainer.saver import EMA_MODEL, StopRun, latest_value
 from lightrft.trainer.steps import due
 from lightrft.trainer.trainer_parts import Given, TrainerParts
 

@@ -13,29 +13,29 @@ from lightrft.config.algorithm_checks import algorithm_problems
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.data.sampler import PromptSampler
+from lightrft.diagnostics.monitors import Finding, Monitors
+from lightrft.diagnostics.sync_probe import SyncProbe
 from lightrft.errors import ConfigError
 from lightrft.experience.advantages import AdvantageEstimator
 from lightrft.experience.dynamic import DynamicSampling
-from lightrft.experience.maker import ExperienceMaker
-from lightrft.experience.monitors import Finding, Monitors
-from lightrft.experience.probe import SyncProbe
+from lightrft.experience.pipeline import ExperienceMaker
 from lightrft.experience.trajectory import Trajectory
-from lightrft.experience.warnings import Warnings
+from lightrft.observe.phase_clock import PHASES, PhaseClock, PhaseFunction, check_phase_names
+from lightrft.observe.warnings_log import Warnings
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import AdvantageSpec
-from lightrft.strategy import average
+from lightrft.run.report import RunReport
+from lightrft.run.run_folder import log_folder
+from lightrft.strategy import ema
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.critic_update import CriticUpdate
 from lightrft.trainer.evaluate import EvalSets
 from lightrft.trainer.learner import Learner
-from lightrft.trainer.phases import PHASES, PhaseClock, PhaseFunction, check_phase_names
 from lightrft.trainer.refusals import refuse
-from lightrft.trainer.report import RunReport
 from lightrft.trainer.resume import PromptsDigest
 from lightrft.trainer.reward_models import as_rewards
-from lightrft.trainer.run_folder import log_folder
 from lightrft.trainer.run_state import EngineState, RandomState, RunState, SkippedSteps
-from lightrft.trainer.saving import Saver, Trained
+from lightrft.trainer.saver import Saver, Trained
 from lightrft.trainer.steps import num_rollouts
 from lightrft.trainer.trainer_phases import TrainerPhases
 from lightrft.trainer.update import PolicyUpdate
@@ -65,7 +65,7 @@ class Given:
             critic_scheduler=self.critic_scheduler,
             ema_model=self.ema_model,
         )
-        if self.ema_model is not None and (problem := average.problem(strategy, self.actor, self.ema_model)):
+        if self.ema_model is not None and (problem := ema.problem(self.ema_model, shapes=strategy._exported_shapes(self.actor))):
             raise ValueError(f"ema_model cannot follow the actor: {problem}")
 
     @property
@@ -121,9 +121,9 @@ class TrainerParts(TrainerPhases):
             world_size=strategy.world.world_size,
             seed=config.seed,
         )
-        self.warnings = Warnings(strategy=strategy, folder=log_folder(config))
+        self.warnings = Warnings(world=strategy.world, folder=log_folder(config))
         self.monitors = Monitors(config)
-        self.clock = PhaseClock(strategy)
+        self.clock = PhaseClock(strategy.world)
         self.experience_maker = self._make_experience_maker(strategy.registry)
         self.sampling = self._make_sampling()
         self.probe = self._make_probe()

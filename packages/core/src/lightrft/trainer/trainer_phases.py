@@ -9,15 +9,15 @@ import torch
 
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
-from lightrft.experience.maker import ExperienceMaker
-from lightrft.experience.probe import SyncProbe
+from lightrft.diagnostics.sync_probe import SyncProbe
+from lightrft.experience.pipeline import ExperienceMaker
 from lightrft.experience.trajectory import Trajectory
+from lightrft.observe.phase_clock import PhaseClock
 from lightrft.rewards.load import NamedReward
+from lightrft.run.run_folder import log_folder
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.evaluate import EvalSets, evaluate, write_rows
 from lightrft.trainer.learner import Learner
-from lightrft.trainer.phases import PhaseClock
-from lightrft.trainer.run_folder import log_folder
 
 
 class TrainerPhases:

@@ -9,9 +9,9 @@ import torch
 
 from lightrft.config.load import make_config
 from lightrft.distributed.world import World
-from lightrft.engine.setup import make_controller
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability
+from lightrft.rollout.setup import make_controller
 from lightrft.testing.conformance.engine_kit import EngineKit, Record, tokens
 from lightrft.testing.conformance.promise import promise
 from lightrft.testing.engine_bench import GREEDY, MEM_UTIL, EngineBench, weights_of

@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lightrft.distributed.buckets import WeightBucket
-from lightrft.distributed.checksum import WeightSum, tensor_sum
 from lightrft.errors import CapabilityError, EngineStateError, WeightSyncError
 from lightrft.plugins.specs import Capability
 from lightrft.testing.conformance.engine_kit import EngineKit, tokens
 from lightrft.testing.conformance.promise import promise
 from lightrft.testing.engine_bench import GREEDY, EngineBench, requests_of, weights_of
 from lightrft.types import EngineStatus
+from lightrft.weights.buckets import WeightBucket
+from lightrft.weights.checksum import WeightSum, tensor_sum
 
 FAULTS = ("a tensor is missing", "one too many", "an unknown name", "another shape", "another dtype")
 

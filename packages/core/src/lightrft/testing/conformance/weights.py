@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from lightrft.distributed.buckets import tied_names
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.testing.conformance.bench import StrategyBench, Tensors
 from lightrft.testing.conformance.promise import check
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.testing.workload import SETTINGS, full_parameters, largest_difference, train
+from lightrft.weights.buckets import tied_names
 
 VOCABULARY = 61
 """Divisible by no number of ranks: padding has to be cut off again."""

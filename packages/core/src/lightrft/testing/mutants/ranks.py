@@ -14,10 +14,10 @@ import torch.distributed as dist
 
 from lightrft.plugins.specs import Capability
 from lightrft.strategy.strategy_base import Optimizer, StepResult
-from lightrft.strategy.weight_files import WeightFiles
 from lightrft.testing.mutants.mutant import mutant
 from lightrft.testing.sharded_strategy import ShardedStrategy
 from lightrft.types import RequestOutput
+from lightrft.weights.safetensors_reader import WeightFiles
 
 T = TypeVar("T")
 Module = torch.nn.Module

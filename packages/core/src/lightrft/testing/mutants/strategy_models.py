@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from lightrft.distributed.buckets import WeightBucket
 from lightrft.strategy.single import SingleStrategy
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer
-from lightrft.strategy.weight_files import WeightFiles
 from lightrft.testing.fake_strategy import FakeStrategy
 from lightrft.testing.mutants.mutant import mutant
+from lightrft.weights.buckets import WeightBucket
+from lightrft.weights.safetensors_reader import WeightFiles
 
 Module = torch.nn.Module
 

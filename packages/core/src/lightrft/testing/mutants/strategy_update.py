@@ -10,8 +10,8 @@ import torch
 
 from lightrft.strategy.single import SingleStrategy
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StepResult
-from lightrft.strategy.weight_files import WeightFiles
 from lightrft.testing.mutants.mutant import mutant
+from lightrft.weights.safetensors_reader import WeightFiles
 
 Module = torch.nn.Module
 

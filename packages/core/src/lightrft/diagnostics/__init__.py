@@ -1,0 +1,1 @@
+"""What a run watches and what finds a fault: monitors, the sync probe, log-prob agreement, the search for a mismatch."""

@@ -1,0 +1,1 @@
+"""Reward models: sequence classifiers that give one number for each completion."""

@@ -1,0 +1,116 @@
+"""What does a reward model say about a completion? A sequence classifier with one output, asked in its own template, over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lightrft.distributed.collectives import gather_objects
+from lightrft.errors import RewardError
+from lightrft.observe.warnings_log import Warnings
+from lightrft.rewards.models.template import Rendering, template_fault
+from lightrft.strategy.strategy_base import StrategyBase
+from lightrft.types import Sample
+
+SHOWN = 8
+"""Texts of the first call that are looked at for a wrong template."""
+
+
+@dataclass
+class RewardModel:
+    """`model` is what `strategy.prepare_model` returned of a sequence classifier with one label, `tokenizer` its own.
+
+    Its input is written anew: in the tokenizer's chat template where it has one, else prompt and completion as they are. Texts of more than
+    `max_len` tokens lose their beginning. Padding is on the right; the model must see it (`pad_token_id` in its config).
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    strategy: StrategyBase
+    rendering: Rendering
+    micro_batch_size: int = 8
+    max_len: int = 0
+    _asked: bool = field(default=False, init=False)
+    _found: dict[str, str] = field(default_factory=dict, init=False)
+
+    @torch.no_grad()
+    def __call__(self, samples: Sequence[Sample]) -> list[float]:
+        """One number for each sample of this rank, in order. Collective: a rank without samples takes part in every pass.
+
+        Raises:
+            RewardError: a number is not finite; on this rank alone.
+        """
+        texts = [self.rendering.text(sample, tokenizer=self.tokenizer) for sample in samples]
+        self._look(texts)
+        ids = self._tokenized(texts)
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        size = self.micro_batch_size
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        passes: int = self.strategy.all_reduce(len(batches), "max")
+        found = [0.0] * len(ids)
+        for batch in batches + [[] for _ in range(passes - len(batches))]:
+            for index, value in zip(batch, self._forward([ids[index] for index in batch]), strict=False):
+                found[index] = value
+        return found
+
+    def tell(self, warnings: Warnings) -> None:
+        """Says once what was found wrong with the first texts. Local; the same on every rank."""
+        for name, text in self._found.items():
+            warnings.say(name, text)
+        self._found = {}
+
+    def _forward(self, rows: Sequence[Sequence[int]]) -> list[float]:
+        shown = [list(row) for row in rows] or [[self._pad + 1 if self._pad == 0 else 0]]
+        width = max(len(row) for row in shown)
+        device = self.strategy.world.device
+        ids = torch.tensor([row + [self._pad] * (width - len(row)) for row in shown], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in shown], device=device)
+        logits = self.model(input_ids=ids, attention_mask=mask).logits
+        values: list[float] = logits[:, 0].float().cpu().tolist()
+        return values[: len(rows)]
+
+    @property
+    def _pad(self) -> int:
+        found: int = self.model.config.pad_token_id
+        return found
+
+    def _tokenized(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        rows: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=not self.tokenizer.chat_template)["input_ids"]
+        return [row[-self.max_len :] if self.max_len else row for row in rows]
+
+    def _look(self, texts: Sequence[str]) -> None:
+        if self._asked:
+            return
+        self._asked = True
+        mine = template_fault(texts[:SHOWN], tokenizer=self.tokenizer, chats=self.rendering.chats)
+        first = next((fault for fault in gather_objects(mine, group=self.strategy.world.group) if fault), "")
+        if first:
+            self._found["reward_model_template"] = f"reward model {self.name!r} on the wrong template: {first}"
+
+
+def padding_id(config: Any, tokenizer: Any) -> int:
+    """A token to pad with that no text ends with: transformers takes the last token that is not it as the end of a text.
+
+    Raises:
+        RewardError: the vocabulary has no such token.
+    """
+    taken = {tokenizer.eos_token_id, tokenizer.sep_token_id}
+    size = int(config.get_text_config().vocab_size)
+    for candidate in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, size - 1):
+        if candidate is not None and candidate not in taken and 0 <= candidate < size:
+            return int(candidate)
+    raise RewardError("the reward model's tokenizer has no token to pad with; give it a pad token that is not its end of sequence")
+
+
+def check_labels(config: Any, *, name: str) -> None:
+    """Raises RewardError where the model gives more or less than one number."""
+    if config.num_labels != 1:
+        raise RewardError(
+            f"reward model {name!r} has {config.num_labels} outputs (num_labels), expected 1: a sequence classifier that gives one score"
+        )

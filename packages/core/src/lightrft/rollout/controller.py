@@ -1,0 +1,379 @@
+"""How do all ranks generate through the engines of their groups? Gather, generate, scatter; sleep and wake; weight sync."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+
+from lightrft.distributed.collectives import (
+    agree,
+    broadcast_object,
+    gather_objects,
+    gather_to_first,
+    in_words,
+    raise_together,
+    scatter_from_first,
+)
+from lightrft.distributed.groups import EngineGroup
+from lightrft.distributed.watchdog import ends_after
+from lightrft.distributed.world import World
+from lightrft.engine.base import ALL_TAGS, InferenceEngine, WakeTag
+from lightrft.engine.checks import needed_capabilities
+from lightrft.engine.progress import Finished, nobody_waits, on_terminal, progress_line, unwatched
+from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
+from lightrft.plugins.specs import Capability, EngineSpec
+from lightrft.rollout.prompts import PromptSource, collect_requests
+from lightrft.rollout.transport import pack_outputs, pack_requests, unpack_outputs, unpack_requests
+from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
+from lightrft.weights.buckets import WeightBucket
+from lightrft.weights.checksum import WeightSum
+from lightrft.weights.verify import SentSums, first_names, over_group, shape_problems
+
+T = TypeVar("T")
+
+
+class RolloutController:
+    """One per rank. Every method is collective over the world; an error on one rank is raised on all of them, together.
+
+    Status: AWAKE after construction. `maybe_sleep` gives ASLEEP; `update_weights` needs weights only, so it leaves a sleeping engine
+    WEIGHTS_ONLY, its KV cache coming back with `wake_up`. An engine that fails while its weights change is UNUSABLE from then on.
+    """
+
+    def __init__(
+        self,
+        make_engine: Callable[[], InferenceEngine],
+        *,
+        spec: EngineSpec,
+        world: World,
+        group: EngineGroup,
+        dtype: torch.dtype,
+        sleep_level: int | None,
+        verify_sums: bool = True,
+        seed: int,
+        tokenize: Callable[[str], list[int]],
+        read_sampling: Callable[[Any], SamplingParams] = SamplingParams.coerce,
+        generate_timeout_s: float = 0.0,
+    ) -> None:
+        self.spec = spec
+        self.read_sampling = read_sampling
+        self.group = group
+        self.dtype = dtype
+        self.version = 0
+        self._world = world
+        self._sleep_level = sleep_level
+        self.takes_images = Capability.MULTIMODAL in spec.capabilities_on(world.device.type)
+        self.gives_sums = Capability.WEIGHT_SUMS in spec.capabilities_on(world.device.type)
+        self._verify_sums = verify_sums and self.gives_sums
+        self.unproven: list[str] = []
+        self._seed = seed
+        self._calls = 0
+        self._tokenize = tokenize
+        self._generate_timeout_s = generate_timeout_s
+        self._status = EngineStatus.AWAKE
+        here = spec.topology == "spmd" or group.is_first
+        self.engine: InferenceEngine | None = self._together("starting the engine", lambda: make_engine() if here else None)
+
+    @property
+    def status(self) -> EngineStatus:
+        """Where the engine's memory is. Not collective."""
+        return self._status
+
+    def gather_and_generate(
+        self,
+        sampling: SamplingParams,
+        *,
+        prompt_token_ids: Sequence[Sequence[int]] | None,
+        prompts: Sequence[str] | None,
+        images: Sequence[Any] | None,
+        images_num: Sequence[int] | None,
+        sleep_engine: bool,
+        logprobs: Sequence[bool] | bool,
+        on_finished: Callable[[int, RequestOutput], None] | None = None,
+    ) -> list[RequestOutput]:
+        """See `StrategyBase.gather_and_generate`."""
+        self._usable()
+        source = PromptSource(prompt_token_ids=prompt_token_ids, prompts=prompts, images=images, images_num=images_num, logprobs=logprobs)
+        mine, numbers = self._together_counting("collecting prompts", lambda: self._requests(source, sampling))
+        first = sum(numbers[: self._world.rank])
+        call_seed = self._seed + self._calls if sampling.seed is None else sampling.seed
+        self._calls += 1
+        mine = [replace(r, id=first + i, seed=derive_seed(call_seed, first + i)) for i, r in enumerate(mine)]
+        shares = self._gather(mine)
+        self.wake_up()
+        finished = nobody_waits if on_finished is None else _of_range(on_finished, first=first, count=len(mine))
+        outputs = self._together("generating", lambda: self._generate(shares, sampling, finished))
+        answers = self._scatter(outputs, mine)
+        if sleep_engine:
+            self.maybe_sleep()
+        return answers
+
+    def update_weights(self, buckets: Iterable[WeightBucket], *, shapes: Mapping[tuple[str, ...], tuple[int, ...]] | None = None) -> None:
+        """Wakes the weights, gives the engine every bucket, resets its caches; `version` rises by one. `buckets` is collective: all ranks
+        read it to the end even where an engine raises.
+
+        `shapes` (all names of each weight, its full shape) is compared with what the engine needs before the first bucket is asked for;
+        afterwards the engine's own tensors with what was sent, by their sums. `unproven` names the weights that it gives no sum for.
+
+        Raises:
+            WeightSyncError: names or shapes do not fit (nothing has changed); or the engine refused the weights; or does not hold them
+                (UNUSABLE from then on).
+        """
+        self._usable()
+        self._together("comparing names and shapes", lambda: self._check_shapes(shapes))
+        self._wake(("weights",))
+        sent = SentSums()
+        stream = sent.watch(buckets) if self._verify_sums and self.engine is not None else iter(buckets)
+        error: Exception | None = None
+        try:
+            if self.engine is not None:
+                self.engine.update_weights(stream, version=self.version + 1)
+                left = sum(1 for _ in stream)
+                if left:
+                    raise WeightSyncError(f"engine {self.spec.name!r} returned from update_weights with {left} buckets unread")
+                self.engine.reset_cache()
+        except Exception as caught:  # raised below, on all ranks together, once the collective iterator is drained
+            error = caught
+        deque(stream, maxlen=0)
+        self._agree(error, "updating the engine's weights")
+        if self._verify_sums:
+            self._prove(sent)
+        self.version += 1
+
+    def differing_weights(self, buckets: Iterable[WeightBucket]) -> list[str] | None:
+        """The names of the engine's tensors that do not hold these weights, alike on every rank; None where the engine gives no sums.
+
+        `buckets` is collective and is read to the end.
+        """
+        self._usable()
+        self._wake(("weights",))
+        sent = SentSums()
+        deque(sent.watch(buckets) if self.gives_sums else buckets, maxlen=0)
+        if not self.gives_sums:
+            return None
+        found = gather_objects(sent.differing(self._held_sums()) if self.engine is not None else [], group=self._world.group)
+        return list(dict.fromkeys(name for names in found for name in names))
+
+    @property
+    def calls(self) -> int:
+        """Calls of `gather_and_generate` so far, from which seeds follow. Not collective."""
+        return self._calls
+
+    def restore(self, *, version: int, calls: int) -> None:
+        """Goes on counting where another controller stopped. The engine's own version follows with the next update. Not collective."""
+        self.version, self._calls = version, calls
+
+    def reset_cache(self) -> None:
+        """The engine forgets what it computed before."""
+        self._usable()
+        self._together("resetting the engine's caches", lambda: self.engine.reset_cache() if self.engine else None)
+
+    def wake_up(self) -> None:
+        """To AWAKE. Idempotent."""
+        self._usable()
+        self._wake(ALL_TAGS)
+
+    def maybe_sleep(self) -> None:
+        """To ASLEEP, where sleep is enabled and the engine can. Idempotent."""
+        self._usable()
+        level = self._sleep_level
+        if level is None or self._status is EngineStatus.ASLEEP:
+            return
+        self._together("putting the engine to sleep", lambda: self.engine.sleep(level) if self.engine else None)
+        self._status = EngineStatus.ASLEEP
+
+    def shutdown(self) -> None:
+        """Ends this rank's engine. Idempotent. Not collective."""
+        if self.engine is not None:
+            self.engine.shutdown()
+            self.engine = None
+        self._status = EngineStatus.UNUSABLE
+
+    # ---- parts ---------------------------------------------------------------------------------------------------------------------------
+
+    def _check_shapes(self, shapes: Mapping[tuple[str, ...], tuple[int, ...]] | None) -> None:
+        held = self.engine.weight_shapes() if self.engine is not None and shapes is not None else {}
+        problems = shape_problems(shapes or {}, held) if held else []
+        if problems:
+            raise WeightSyncError(f"the actor's weights do not fit engine {self.spec.name!r}, the old ones stay: {'; '.join(problems)}")
+
+    def _prove(self, sent: SentSums) -> None:
+        held = self._held_sums()
+        wrong = sent.differing(held) if self.engine is not None else []
+        self.unproven = sent.unproven(held) if self.engine is not None else []
+        error = (
+            WeightSyncError(
+                f"engine {self.spec.name!r} does not hold the actor after sync {self.version + 1}: the checksum differs of "
+                f"{first_names(wrong)}; compared were {len(held)} tensors"
+            )
+            if wrong
+            else None
+        )
+        words = gather_objects(in_words(error), group=self._world.group)
+        if any(words):
+            self._status = EngineStatus.UNUSABLE
+        raise_together(error, words, doing="verifying the engine's weights")
+
+    def _held_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+        """The engine's, of the whole group; nothing on ranks without an engine."""
+        engine = self.engine
+        mine = self._together("reading the engine's sums", lambda: engine.weight_sums() if engine is not None else {})
+        if self.spec.topology == "spmd":
+            return over_group(gather_objects(mine, group=self.group.group))
+        return mine
+
+    def _requests(self, source: PromptSource, sampling: SamplingParams) -> list[Request]:
+        requests = collect_requests(source, tokenize=self._tokenize)
+        asked = needed_capabilities(sampling, logprobs=any(r.logprobs for r in requests), images=any(r.images for r in requests))
+        for what, capability in asked:
+            if capability not in self.spec.capabilities_on(self._world.device.type):
+                raise CapabilityError(
+                    f"{what} needs the capability {str(capability)!r}, which engine {self.spec.name!r} does not have here"
+                )
+        return requests
+
+    def _gather(self, mine: list[Request]) -> list[list[Request]]:
+        """The requests of each rank of the group, where the engine runs; nothing elsewhere."""
+        if len(self.group.ranks) == 1:
+            return [mine]
+        flats = gather_to_first(pack_requests(mine), group=self.group.group)
+        if self.spec.topology == "spmd":
+            flats = broadcast_object(flats, source=0, group=self.group.group)
+        shares = [unpack_requests(flat) for flat in flats]
+        if self.takes_images and any(gather_objects(any(r.images for r in mine), group=self.group.group)):
+            images = gather_objects([r.images for r in mine], group=self.group.group)
+            shares = [[replace(r, images=i) for r, i in zip(s, p, strict=True)] for s, p in zip(shares, images, strict=False)]
+        return shares
+
+    def _generate(self, shares: list[list[Request]], sampling: SamplingParams, finished: Finished) -> list[list[RequestOutput]]:
+        if self.engine is None:
+            return []
+        requests = [request for share in shares for request in share]
+        self.engine.finished = finished
+        try:
+            outputs = self._in_time(requests, sampling) if requests else []
+        finally:
+            self.engine.finished = nobody_waits
+        self._check_outputs(requests, outputs, sampling)
+        stream = iter(outputs)
+        return [[next(stream) for _ in share] for share in shares]
+
+    def _in_time(self, requests: list[Request], sampling: SamplingParams) -> list[RequestOutput]:
+        """What the engine answers. This process ends where that takes longer than `generate_timeout_s`."""
+        assert self.engine is not None
+        limit, rank = self._generate_timeout_s, self._world.rank
+        held = f"{len(requests)} prompts outstanding (requests {requests[0].id} to {requests[-1].id})"
+        late = EngineError(
+            f"engine {self.spec.name!r} on rank {rank} did not return from generate within {limit:g} s (generate_timeout_s), {held}; "
+            "raise it if they need longer, 0 = no limit"
+        )
+        with ends_after(limit, error=late, where="generate", rank=rank):
+            if not on_terminal(rank):
+                return self.engine.generate(requests, sampling)
+            with progress_line(len(requests) * sampling.n) as report:
+                self.engine.report = report
+                try:
+                    return self.engine.generate(requests, sampling)
+                finally:
+                    self.engine.report = unwatched
+
+    def _check_outputs(self, requests: list[Request], outputs: list[RequestOutput], sampling: SamplingParams) -> None:
+        name = f"engine {self.spec.name!r}"
+        if [r.id for r in requests] != [o.id for o in outputs]:
+            raise EngineError(f"{name} was given {len(requests)} requests and returned {len(outputs)} outputs, or in another order")
+        for request, output in zip(requests, outputs, strict=True):
+            if len(output.completions) != sampling.n:
+                raise EngineError(
+                    f"{name} returned {len(output.completions)} completions for request {request.id}, asked were {sampling.n}"
+                )
+            for completion in output.completions:
+                if completion.weight_version != self.version:
+                    raise WeightSyncError(
+                        f"{name} sampled from weights version {completion.weight_version}, the actor is at {self.version}"
+                    )
+                if request.logprobs and (completion.logprobs is None or len(completion.logprobs) != len(completion.token_ids)):
+                    found = None if completion.logprobs is None else len(completion.logprobs)
+                    raise EngineError(f"{name} returned {found} log-probs for {len(completion.token_ids)} tokens of request {request.id}")
+
+    def _scatter(self, outputs: list[list[RequestOutput]], mine: list[Request]) -> list[RequestOutput]:
+        if len(self.group.ranks) == 1:
+            return outputs[0]
+        packed = [pack_outputs(share) for share in outputs]
+        if self.spec.topology == "spmd":
+            self._check_in_step([p[0] for p in packed])
+        tokens = scatter_from_first([p[0] for p in packed], dtype=torch.int32, group=self.group.group)
+        logprobs = scatter_from_first([p[1] for p in packed], dtype=torch.float32, group=self.group.group)
+        return unpack_outputs(tokens, logprobs, mine)
+
+    def _check_in_step(self, tokens: list[torch.Tensor]) -> None:
+        digest = hashlib.sha256(b"".join(t.numpy().tobytes() for t in tokens)).hexdigest()
+        digests = gather_objects(digest, group=self.group.group)
+        different = [self.group.ranks[i] for i, d in enumerate(digests) if d != digests[0]]
+        error = (
+            EngineError(f"ranks {different} of the engine group {self.group.ranks} sampled other tokens than its first rank")
+            if different
+            else None
+        )
+        agree(error, group=self._world.group, doing="generating")
+
+    def _wake(self, tags: tuple[WakeTag, ...]) -> None:
+        target = EngineStatus.AWAKE if "kv_cache" in tags else EngineStatus.WEIGHTS_ONLY
+        if self._status is EngineStatus.AWAKE or self._status is target:
+            return
+        self._together("waking the engine", lambda: self.engine.wake_up(tags) if self.engine else None)
+        self._status = target
+
+    def _usable(self) -> None:
+        if self._status is EngineStatus.UNUSABLE:
+            raise EngineStateError("the engine is unusable: it was shut down or failed while its weights changed; start a new one")
+
+    def _together(self, doing: str, work: Callable[[], T]) -> T:
+        result, error = _attempt(work)
+        self._agree(error, doing)
+        return result  # type: ignore[return-value]  # without an error, work() returned a T
+
+    def _together_counting(self, doing: str, work: Callable[[], list[T]]) -> tuple[list[T], list[int]]:
+        """As `_together`; and how many each rank got, which travels along."""
+        result, error = _attempt(work)
+        numbers = self._agree(error, doing, number=len(result or ()))
+        return result or [], numbers
+
+    def _agree(self, error: Exception | None, doing: str, *, number: int = 0) -> list[int]:
+        """In one message of each rank: whether its engine is unusable, its error, and a number; returns the numbers."""
+        told = gather_objects((self._engine_unusable(), in_words(error), number), group=self._world.group)
+        if any(unusable for unusable, _, _ in told):
+            self._status = EngineStatus.UNUSABLE
+        raise_together(error, [words for _, words, _ in told], doing=doing)
+        return [count for _, _, count in told]
+
+    def _engine_unusable(self) -> bool:
+        engine = getattr(self, "engine", None)
+        return engine is not None and engine.status is EngineStatus.UNUSABLE
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """What it returns, or what it raises, to be raised on all ranks together."""
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
+
+
+def _of_range(on_finished: Callable[[int, RequestOutput], None], *, first: int, count: int) -> Finished:
+    """Passes on this rank's outputs alone, with the position of their prompt."""
+
+    def finished(output: RequestOutput, /) -> None:
+        if first <= output.id < first + count:
+            on_finished(output.id - first, output)
+
+    return finished
+
+
+def derive_seed(seed: int, index: int) -> int:
+    """A seed below 2**62 for the request of that index in a call; far apart for neighbours, as some engines add the sample's number."""
+    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2

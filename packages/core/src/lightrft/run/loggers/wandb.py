@@ -1,0 +1,41 @@
+"""How do metrics get to Weights & Biases? Under their names; `WANDB_PROJECT`, `WANDB_MODE` and the other variables are wandb's own."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightrft.run.loggers.base import LoggerSetup
+
+ID_FILE = "wandb-id.txt"
+"""In the log folder: a run that is resumed goes on as the same one."""
+
+
+class WandbLogger:
+    """The project is `WANDB_PROJECT`, else `lightrft`; the run is named by its folder; `WANDB_MODE=offline` needs no network."""
+
+    def __init__(self, setup: LoggerSetup) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "lightrft"),
+            name=Path(setup.config.output_dir).name,
+            id=_run_id(setup.log_dir / ID_FILE),
+            resume="allow",
+            dir=str(setup.log_dir),
+            config=setup.config.model_dump(),
+        )
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _run_id(path: Path) -> str:
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()

@@ -1,0 +1,131 @@
+"""What does a run leave behind? Metrics to the loggers, plots, samples of lengths, the summary. Only rank 0 writes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightrft.config.checks import strategy_name
+from lightrft.config.schema import Config
+from lightrft.distributed.memory import memory_report
+from lightrft.experience.trajectory import Trajectory
+from lightrft.observe.warnings_log import Warnings
+from lightrft.run.loggers import Logger, LoggerSetup
+from lightrft.run.plots import plot_curves, plot_lengths, plot_rewards
+from lightrft.run.rewind import rewind_logs
+from lightrft.run.rollout_log import append_distributions, append_samples
+from lightrft.run.run_folder import log_folder, write_summary
+from lightrft.strategy.strategy_base import StrategyBase
+
+SUMMARY_METRICS = ("rollout/reward", "rollout/length_mean", "rollout/logprob_gap", "time/step_s")
+
+
+class RunReport:
+    """Collects what happened. `start`, `step` and `finish` are collective."""
+
+    def __init__(self, *, strategy: StrategyBase, config: Config, total_steps: int, warnings: Warnings) -> None:
+        self.warnings = warnings
+        self.strategy = strategy
+        self.config = config
+        self.loggers = _make_loggers(strategy, config, total_steps) if strategy.is_rank_0 else []
+        self.plots = log_folder(config) / "plots"
+        self.rows: list[dict[str, float]] = []
+        self.before: dict[str, float] = {}
+        self.after: dict[str, float] = {}
+        self.started = time.time()
+
+    def start(self, metrics: Mapping[str, float]) -> None:
+        """Step 0: the first proof of the engine's weights, and the evaluation before training."""
+        self.before = self.after = _parts(metrics)
+        if metrics:
+            self._log(0, metrics)
+
+    def step(self, step: int, metrics: Mapping[str, float], experience: Sequence[Trajectory]) -> None:
+        """One step's metrics to the loggers, some completions to `samples.jsonl` and, every `plot_every` steps, distributions and plots."""
+        self._log(step, metrics)
+        self.after = _parts(metrics) or self.after
+        if self.config.save_samples and self.strategy.is_rank_0:
+            append_samples(log_folder(self.config), step, experience, number=self.config.save_samples)
+        if self.config.plot_every and (step % self.config.plot_every == 0 or step == 1):
+            self._plot(step, experience)
+
+    def finish(
+        self, *, steps: int, model: Path | None, ema_model: Path | None = None, stopped: str = "", checkpoint: Path | None = None
+    ) -> dict[str, Any]:
+        """The curves and `summary.json`; returns the summary on every rank. `stopped` says what ended the run before its last step."""
+        peaks = self.strategy.all_gather(memory_report(self.strategy.world.device)["host_peak_gib"])
+        last = next((row for row in reversed(self.rows) if "rollout/reward" in row), {})
+        summary = {
+            "steps": steps,
+            "stopped": stopped,
+            "seconds": round(time.time() - self.started, 2),
+            "seed": self.config.seed,
+            "world_size": self.strategy.world.world_size,
+            "strategy": strategy_name(self.config),
+            "engine": self.config.engine_type,
+            "run_dir": str(Path(self.config.output_dir)),
+            "model_dir": str(model) if model else None,
+            "ema_model_dir": str(ema_model) if ema_model else None,
+            "checkpoint": str(checkpoint) if checkpoint else None,
+            "eval_before": self.before,
+            "eval_after": self.after,
+            "last": {name: last[name] for name in SUMMARY_METRICS if name in last},
+            "warnings": [asdict(row) for row in self.warnings.rows],
+            "skipped_steps": sum(self.strategy.skipped_steps.values()),
+            "peak_memory_gib": [round(p, 3) for p in peaks],
+        }
+        self.close()
+        if self.strategy.is_rank_0:
+            if self.config.plot_every and any("rollout/reward" in row or "eval/reward" in row for row in self.rows):
+                plot_curves(self.rows, path=self.plots / "curves.png")
+            write_summary(self.config, summary)
+        return summary
+
+    def _plot(self, step: int, experience: Sequence[Trajectory]) -> None:
+        """Collective."""
+        lengths = self.strategy.all_gather(torch.tensor([t.num_tokens for t in experience], dtype=torch.int64)).tolist()
+        rewards = self.strategy.all_gather(torch.tensor([t.reward for t in experience], dtype=torch.float64)).tolist()
+        if not self.strategy.is_rank_0 or not lengths:
+            return
+        append_distributions(log_folder(self.config), step, lengths=lengths, rewards=rewards)
+        plot_lengths(lengths, path=self.plots / f"lengths-{step:06d}.png", step=step, max_len=self.config.generate_max_len)
+        plot_rewards(rewards, path=self.plots / f"rewards-{step:06d}.png", step=step)
+        plot_curves(self.rows, path=self.plots / "curves.png")
+
+    def close(self) -> None:
+        """Closes the loggers. Idempotent. Local."""
+        for logger in self.loggers:
+            logger.close()
+        self.loggers = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been reported so far."""
+        rows, seconds = list(self.rows), time.time() - self.started
+        return {"rows": rows, "before": dict(self.before), "after": dict(self.after), "seconds": seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there; what the log folder holds of later steps, which will come again, is taken out."""
+        self.rows, self.before, self.after = list(state["rows"]), dict(state["before"]), dict(state["after"])
+        self.started = time.time() - state["seconds"]
+        if self.strategy.is_rank_0:
+            rewind_logs(log_folder(self.config), self.rows, keeps_metrics="jsonl" in self.config.loggers)
+
+    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.rows.append({"step": float(step), **metrics})
+        for logger in self.loggers:
+            logger.log(step, metrics)
+
+
+def _parts(evaluation: Mapping[str, float]) -> dict[str, float]:
+    return {name.removeprefix("eval/"): value for name, value in evaluation.items() if name.startswith("eval/")}
+
+
+def _make_loggers(strategy: StrategyBase, config: Config, total_steps: int) -> list[Logger]:
+    setup = LoggerSetup(log_dir=log_folder(config), config=config, total_steps=total_steps)
+    setup.log_dir.mkdir(parents=True, exist_ok=True)
+    return [strategy.registry.load("logger", name)(setup) for name in config.loggers]

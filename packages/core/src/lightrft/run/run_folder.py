@@ -1,0 +1,105 @@
+"""What is in the folder of a run, and when may it be used? The configuration in it is the sign that it holds a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightrft.config.schema import Config
+from lightrft.errors import RunFolderError
+from lightrft.observe.warnings_log import WARNINGS_FILE
+from lightrft.plugins.registry import Registry
+from lightrft.run.checkpoint_folder import FOLDER
+
+CONFIG_FILE = "config.yaml"
+ENVIRONMENT_FILE = "environment.json"
+SUMMARY_FILE = "summary.json"
+BACKEND_FILE = "backend.json"
+OWN_FILES = (CONFIG_FILE, ENVIRONMENT_FILE, BACKEND_FILE, SUMMARY_FILE, "model", "adapter", "base", FOLDER)
+OWN_LOGS = (
+    "metrics.jsonl",
+    "plots",
+    WARNINGS_FILE,
+    "samples.jsonl",
+    "distributions.jsonl",
+    "eval_samples-*.jsonl",
+    "tensorboard",
+    "wandb-id.txt",
+)
+"""What a run writes into its folder and its log folder, and what an overwriting run removes; `data/` stays: the demo puts it there
+before.
+"""
+
+
+def open_run_folder(config: Config, *, backend: Mapping[str, Any], registry: Registry | None = None, goes_on: bool = False) -> Path:
+    """Makes the run folder and writes the resolved configuration, the environment and what the training backend was told into it.
+
+    For rank 0 alone. `backend` is `StrategyBase.describe()`; `goes_on` says that the run in the folder is resumed.
+
+    Raises:
+        RunFolderError: it holds another run and `overwrite_output_dir` is not set, or it cannot be written.
+    """
+    folder = Path(config.output_dir).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / CONFIG_FILE).exists() and not goes_on:
+            _make_room(config)
+        (folder / SUMMARY_FILE).unlink(missing_ok=True)
+        log_folder(config).mkdir(parents=True, exist_ok=True)
+        _write(folder / ENVIRONMENT_FILE, json.dumps(_environment(registry or Registry.discover()), indent=2) + "\n")
+        _write(folder / BACKEND_FILE, json.dumps(dict(backend), indent=2) + "\n")
+        _write(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
+    except OSError as error:
+        raise RunFolderError(f"output_dir={config.output_dir!r} cannot be written: {error.strerror or error}") from error
+    return folder
+
+
+def log_folder(config: Config) -> Path:
+    """Where logs and plots go: `log_dir`, else the run folder."""
+    return Path(config.log_dir or config.output_dir).expanduser()
+
+
+def write_summary(config: Config, summary: Mapping[str, Any]) -> Path:
+    """Writes `summary.json` into the run folder, whole or not at all."""
+    path = Path(config.output_dir).expanduser() / SUMMARY_FILE
+    _write(path, json.dumps(dict(summary), indent=2) + "\n")
+    return path
+
+
+def _make_room(config: Config) -> None:
+    if not config.overwrite_output_dir:
+        remedies = "choose another folder, set --overwrite_output_dir, or --resume_from latest"
+        raise RunFolderError(f"output_dir={config.output_dir!r} holds another run; {remedies}")
+    folder, logs = Path(config.output_dir).expanduser(), log_folder(config)
+    for path in (*(folder / name for name in OWN_FILES), *(path for name in OWN_LOGS for path in logs.glob(name))):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _environment(registry: Registry) -> dict[str, Any]:
+    plugins = {f"{e.kind}:{e.name}": str(e.provider) for e in registry.entries() if e.state == "ok"}
+    return {
+        "lightrft": version("lightrft"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "plugins": plugins,
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

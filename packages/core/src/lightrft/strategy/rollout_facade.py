@@ -1,0 +1,170 @@
+"""How does a strategy speak to the inference engine beside it? Each method delegates to the `RolloutController` that it composes."""
+
+from __future__ import annotations
+
+import argparse
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from lightrft.config.load import as_config
+from lightrft.config.schema import Config
+from lightrft.distributed.world import World
+from lightrft.engine.base import InferenceEngine
+from lightrft.errors import StrategyStateError
+from lightrft.plugins.registry import Registry
+from lightrft.rollout.controller import RolloutController
+from lightrft.rollout.setup import make_controller
+from lightrft.types import EngineStatus, RequestOutput
+from lightrft.weights.buckets import WeightBucket
+
+
+class EngineSide(ABC):
+    """The half of `StrategyBase` that a backend's author never touches. Collective where nothing else is said."""
+
+    registry: Registry
+    world: World
+    _controller: RolloutController | None = None
+
+    @abstractmethod
+    def export_weights(self, model: torch.nn.Module, *, dtype: torch.dtype | None = None) -> Iterator[WeightBucket]:
+        """See `StrategyBase`."""
+
+    @abstractmethod
+    def _exported_shapes(self, model: torch.nn.Module) -> dict[tuple[str, ...], tuple[int, ...]]:
+        """All names, and the full shape, of each weight of `export_weights`."""
+
+    def setup_inference_engine(
+        self, args: Config | argparse.Namespace, engine_type: str | None = None, *, model_path: str | None = None
+    ) -> None:
+        """Builds this rank's share of the engine, awake, with the weights of `model_path` (default: `args.model_name_or_path`) as version
+        0.
+
+        `engine_type` overrides `args.engine_type`.
+
+        Raises:
+            ConfigError: the engine is unknown, not installed, or cannot do what the settings ask.
+        """
+        if self._controller is not None:
+            raise StrategyStateError("setup_inference_engine was called before; a strategy has one engine")
+        config = as_config(args)
+        if engine_type is not None:
+            config = config.model_copy(update={"engine_type": engine_type})
+        self._controller = make_controller(config, registry=self.registry, world=self.world, model_path=model_path)
+
+    @property
+    def inference_engine(self) -> InferenceEngine | None:
+        """This rank's engine object; None on ranks that another rank's engine serves. Not collective."""
+        return self._engine().engine
+
+    @property
+    def inference_engine_status(self) -> EngineStatus:
+        """Where the engine's memory is. Not collective."""
+        return self._engine().status
+
+    @property
+    def engine_group(self) -> Any:
+        """The process group of the ranks that share this engine (None: one rank). Not collective."""
+        return self._engine().group.group
+
+    @property
+    def weight_version(self) -> int:
+        """Number of weight updates so far; every completion carries the number that it was sampled at. Not collective."""
+        return self._engine().version
+
+    @property
+    def engine_calls(self) -> int:
+        """Number of generations so far, from which the seeds of the next follow. Not collective."""
+        return self._engine().calls
+
+    def restore_engine(self, *, weight_version: int, calls: int) -> None:
+        """Goes on counting where a run was saved. An update of the weights has to follow before anything is generated. Not collective."""
+        self._engine().restore(version=weight_version, calls=calls)
+
+    def gather_and_generate(
+        self,
+        sampling_params: Any,
+        all_prompt_token_ids: Sequence[Sequence[int]] | None = None,
+        all_prompts: Sequence[str] | None = None,
+        all_images: Sequence[Any] | None = None,
+        images_num: Sequence[int] | None = None,
+        sleep_engine: bool = True,
+        *,
+        logprobs: Sequence[bool] | bool = False,
+        on_finished: Callable[[int, RequestOutput], None] | None = None,
+    ) -> list[RequestOutput]:
+        """Generates for this rank's prompts through its group's engine; outputs in the order of the prompts, n completions each.
+
+        `sampling_params`: our SamplingParams, a mapping of its fields, or what the engine's `read_sampling` takes beside them. Ranks may
+        bring different numbers of prompts, or none. `logprobs` asks for sampled-token log-probs, for all prompts or one by one.
+        Wakes the engine before and, with `sleep_engine`, puts it to sleep after.
+
+        `on_finished(i, output)` is called, in this thread, for prompts of this rank that have ended while others still generate: on ranks
+        that hold an engine, where the engine says so, in any order. It has to return at once.
+        """
+        controller = self._engine()
+        return controller.gather_and_generate(
+            controller.read_sampling(sampling_params),
+            prompt_token_ids=all_prompt_token_ids,
+            prompts=all_prompts,
+            images=all_images,
+            images_num=images_num,
+            sleep_engine=sleep_engine,
+            logprobs=logprobs,
+            on_finished=on_finished,
+        )
+
+    def update_engine_weights(self, actor: torch.nn.Module) -> None:
+        """Gives the engine the actor's weights, raises `weight_version`, and resets the engine's caches.
+
+        Raises:
+            WeightSyncError: they do not fit the engine's model (nothing was sent), or it refused them, or does not hold them afterwards; on
+                all ranks together.
+        """
+        controller = self._engine()
+        controller.update_weights(self.export_weights(actor, dtype=controller.dtype), shapes=self._exported_shapes(actor))
+
+    def differing_engine_weights(self, actor: torch.nn.Module, *, rounded_to: torch.dtype | None = None) -> list[str] | None:
+        """The names of the engine's tensors that are not bitwise the actor's, alike on every rank; None where the engine gives no sums.
+
+        `rounded_to` asks for the actor as it would be after a cast to that dtype and back.
+        """
+        controller = self._engine()
+        buckets = self.export_weights(actor, dtype=rounded_to or controller.dtype)
+        return controller.differing_weights([replace(w, tensor=w.tensor.to(controller.dtype)) for w in bucket] for bucket in buckets)
+
+    def reset_engine_cache(self) -> None:
+        """The engine forgets what it computed before; a sync does this by itself."""
+        self._engine().reset_cache()
+
+    @property
+    def engine_dtype(self) -> torch.dtype:
+        """The dtype in which the engine is given the weights. Not collective."""
+        return self._engine().dtype
+
+    @property
+    def engine_gives_sums(self) -> bool:
+        """Whether syncs can be proved by checksums of the engine's own tensors. Not collective."""
+        return self._engine().gives_sums
+
+    def wakeup_inference_engine(self) -> None:
+        """Makes the engine ready to generate. Idempotent."""
+        self._engine().wake_up()
+
+    def maybe_sleep_inference_engine(self) -> None:
+        """Puts the engine to sleep where `enable_engine_sleep` says so and the engine can. Idempotent."""
+        self._engine().maybe_sleep()
+
+    def shutdown_inference_engine(self) -> None:
+        """Ends this rank's share of the engine; its ranks train on. Idempotent. Not collective."""
+        if self._controller is not None:
+            self._controller.shutdown()
+            self._controller = None
+
+    def _engine(self) -> RolloutController:
+        if self._controller is None:
+            raise StrategyStateError("no inference engine; call setup_inference_engine first")
+        return self._controller

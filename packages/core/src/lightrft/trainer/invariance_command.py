@@ -1,0 +1,126 @@
+"""How does a recipe become a check of its own update? Its model, engine and algorithm, one recorded rollout, cut several ways."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightrft.config.schema import Config
+from lightrft.distributed.collectives import gather_objects
+from lightrft.experience.pipeline import ExperienceMaker
+from lightrft.experience.trajectory import Trajectory
+from lightrft.models.load import load_tokenizer
+from lightrft.plugins.registry import Registry
+from lightrft.rewards.load import NamedReward
+from lightrft.strategy.factory import get_strategy
+from lightrft.strategy.strategy_base import StrategyBase
+from lightrft.trainer.base_model import prepare_base_model
+from lightrft.trainer.build import build_actor, build_critic, build_initial_model, read_prompts
+from lightrft.trainer.invariance import Models, cuts, difference, gradients
+from lightrft.trainer.run import share_base_model
+from lightrft.types import Sample
+
+NUM_PROMPTS, NUM_SAMPLES = 8, 4
+"""Of the recorded rollout, over all ranks, and of each prompt, at most."""
+BOUND, BF16_BOUND = 1e-5, 3e-2
+"""Float32 rounds by 1e-6 in a small model, and by more in a deep one; a wrong denominator shows in the second digit."""
+SHIFT = 0.3
+"""Old log-probs are moved by up to this, so that ratios are not all 1 and clips bite as they do in a run's later steps."""
+
+
+def check_invariance(config: Config, *, registry: Registry | None = None) -> dict[str, Any]:
+    """The differences as plain data, the same on every rank. Every rank of the world calls it; nothing is kept."""
+    config = config.model_copy(
+        update={"max_norm": 0.0, "verify_sync_every": 0, "n_samples_per_prompt": min(config.n_samples_per_prompt, NUM_SAMPLES)}
+    )
+    strategy = get_strategy(config, registry=registry)
+    with tempfile.TemporaryDirectory(prefix="lightrft-invariance-") as folder:
+        make = partial(prepare_base_model, config, folder=Path(folder), registry=strategy.registry, log=strategy.print)
+        path = share_base_model(strategy, make)
+        strategy.setup_inference_engine(config, engine_type=config.engine_type, model_path=path)
+        groups = _recorded(config, strategy, model_path=path)
+        strategy.shutdown_inference_engine()
+        make_critic = partial(build_critic, config, strategy, model_path=path) if _has_critic(config, strategy) else None
+        models = Models(actor=partial(build_actor, config, strategy, model_path=path), critic=make_critic)
+        rows = _rows(groups, config=config, strategy=strategy, models=models)
+        strategy.all_reduce(0, "sum")  # rank 0's folder stays until every rank has read it
+    bound = BF16_BOUND if config.bf16 else BOUND
+    found = {
+        "advantage_estimator": config.advantage_estimator,
+        "policy_loss": config.policy_loss,
+        "loss_aggregation": config.loss_aggregation,
+        "world_size": strategy.world.world_size,
+        "completions": sum(map(len, groups)),
+        "tokens": sum(t.num_tokens for group in groups for t in group),
+        "bound": bound,
+        "cuts": rows,
+        "invariant": all(row["difference"] <= bound for row in rows),
+    }
+    strategy.shutdown()
+    return found
+
+
+def _rows(groups: list[list[Trajectory]], *, config: Config, strategy: StrategyBase, models: Models) -> list[dict[str, Any]]:
+    """Each cut and its distance from the first one."""
+    first, *others = cuts(config, world_size=strategy.world.world_size)
+    expected = gradients(groups, first, strategy=strategy, config=config, models=models)
+    rows = [{"ranks": first.spread, "micro_train_batch_size": first.micro, "difference": 0.0}]
+    for cut in others:
+        found = gradients(groups, cut, strategy=strategy, config=config, models=models)
+        rows.append({"ranks": cut.spread, "micro_train_batch_size": cut.micro, "difference": difference(found, expected)})
+    return rows
+
+
+def _recorded(config: Config, strategy: StrategyBase, *, model_path: str) -> list[list[Trajectory]]:
+    """All groups of one rollout, with all that the update reads, alike on every rank. Rewards are made up: a model that earns one reward
+    for everything would have no advantages, and any two updates of nothing agree.
+    """
+    tokenizer = load_tokenizer(model_path, trust_remote_code=config.trust_remote_code)
+    prompts = read_prompts(config, config.prompt_data, tokenizer=tokenizer, strategy=strategy, limit=NUM_PROMPTS).prompts
+    actor, _ = build_actor(config, strategy, model_path=model_path)
+    maker = ExperienceMaker(
+        strategy=strategy,
+        config=config,
+        tokenizer=tokenizer,
+        actor=actor,
+        initial_model=build_initial_model(config, strategy, model_path=model_path),
+        rewards=[NamedReward(name="made_up", function=_made_up)],
+        advantage_estimator=strategy.registry.load("advantage", config.advantage_estimator),
+        critic=build_critic(config, strategy, model_path=model_path)[0] if _has_critic(config, strategy) else None,
+        greedy=strategy.registry.spec("advantage", config.advantage_estimator).greedy,
+    )
+    mine = maker.generate(prompts[strategy.world.rank :: strategy.world.world_size])
+    maker.reward(mine)
+    maker.add_logprobs(mine)
+    groups: dict[int, list[Trajectory]] = {}
+    for trajectory in mine:
+        groups.setdefault(trajectory.group_id, []).append(trajectory)
+    every = [group for rank in gather_objects(list(groups.values()), group=strategy.world.group) for group in rank]
+    for number, group in enumerate(every):
+        _shift(group, number)
+    return every
+
+
+def _shift(group: Sequence[Trajectory], number: int) -> None:
+    """Other group ids than another rank's, and old log-probs a little off."""
+    generator = torch.Generator().manual_seed(number)
+    for trajectory in group:
+        trajectory.group_id = number
+        assert trajectory.old_logprobs is not None
+        trajectory.old_logprobs = trajectory.old_logprobs + SHIFT * (2 * torch.rand(trajectory.num_tokens, generator=generator) - 1)
+
+
+def _made_up(samples: Sequence[Sample]) -> list[float]:
+    """Numbers from 0 to 1 that differ with the text."""
+    return [hashlib.sha256(sample.completion.encode()).digest()[0] / 255.0 for sample in samples]
+
+
+def _has_critic(config: Config, strategy: StrategyBase) -> bool:
+    critic: bool = strategy.registry.spec("advantage", config.advantage_estimator).critic
+    return critic

@@ -1,5 +1,0 @@
-"""Where the metrics go: the contract of a logger, and the two that core brings."""
-
-from lightrft.trainer.loggers.base import Logger, LoggerSetup
-
-__all__ = ["Logger", "LoggerSetup"]

@@ -1,0 +1,182 @@
+"""When and how is a run saved, so that it can go on as the same run? At its cadence, when it is told to stop, before an error ends it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightrft.config.schema import Config
+from lightrft.distributed import atomic_folder
+from lightrft.distributed.consensus import together
+from lightrft.distributed.stop import StopRequests
+from lightrft.errors import EngineError, LightRFTError, PeerError, RewardError
+from lightrft.run.checkpoint_folder import STATE_FILE, folder_of, read, remove, saved_in, to_remove, whole
+from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
+from lightrft.trainer.resume import changed_settings
+from lightrft.trainer.run_state import RunState, State
+
+EMA_MODEL = "ema_model"
+"""The folder of the moving average in a checkpoint; in the run folder, of its HF files."""
+
+RAISED_TOGETHER = (RewardError, EngineError, PeerError)
+"""Errors that come on all ranks at the same place, so that saving, which is collective, is still possible."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What is trained: a model, its optimizer, its schedule."""
+
+    model: torch.nn.Module
+    optimizer: Optimizer
+    scheduler: Scheduler | None = None
+
+
+class StopRun(LightRFTError):
+    """The run was told to stop; raised on all ranks together."""
+
+
+class Saver:
+    """Writes and reads `checkpoints/step-N`. `trained` is read at every save, so models may be added to it before the first.
+
+    Between `mark` and `changing` the models are those of the marked step, and `save` gives a checkpoint of it, whatever has happened to
+    the other parts since. Methods are collective unless they say otherwise.
+    """
+
+    def __init__(
+        self,
+        *,
+        strategy: StrategyBase,
+        config: Config,
+        state: RunState,
+        trained: Mapping[str, Trained],
+        ema_model: torch.nn.Module | None = None,
+    ) -> None:
+        self.strategy = strategy
+        self.config = config
+        self.state = state
+        self.trained = trained
+        self.ema_model = ema_model
+        self.requests = StopRequests()
+        self.seconds = 0.0
+        self._run = Path(config.output_dir).expanduser()
+        self._marked: tuple[int, State] | None = None
+        self._value: float | None = None
+        self._on_disk = -1
+
+    def mark(self, step: int, *, value: float | None = None) -> None:
+        """All parts are those of the end of this step; `value` is what the best are chosen by, where it was measured. Local."""
+        self._marked, self._value = (step, self.state.snapshot()), value
+
+    def changing(self) -> None:
+        """The models are about to change: what was marked can no longer be saved. Local."""
+        self._marked = None
+
+    @property
+    def marked(self) -> bool:
+        """Whether `save` is possible."""
+        return self._marked is not None
+
+    def taken(self) -> dict[str, float]:
+        """The seconds of the last save as a metric, once. Local."""
+        seconds, self.seconds = self.seconds, 0.0
+        return {"time/save_s": seconds} if seconds else {}
+
+    @property
+    def marked_step(self) -> int:
+        """The step that is marked."""
+        return self._marked[0] if self._marked else 0
+
+    def stop_if_asked(self) -> None:
+        """Raises StopRun on all ranks where one was told to stop."""
+        if self.strategy.all_reduce(int(self.requests.asked), "max"):
+            raise StopRun("SIGTERM")
+
+    def save(self) -> Path:
+        """The checkpoint of the marked step, written beside its place and renamed; then those that need not stay are removed.
+
+        Raises:
+            CheckpointError: it cannot be written (PeerError on the other ranks); older ones stay.
+        """
+        assert self._marked is not None, "nothing is marked"
+        step, snapshot = self._marked
+        folder = folder_of(self._run, step)
+        if step == self._on_disk:
+            return folder
+        start = time.perf_counter()
+        state = self.state.gathered(snapshot)
+        temporary = atomic_folder.fresh_beside(self.strategy.world, folder)
+        with atomic_folder.removed_on_failure(self.strategy.world, temporary):
+            for name, one in self.trained.items():
+                self.strategy.maybe_load_optimizer(one.optimizer)
+                client = state if name == next(iter(self.trained)) else {}
+                self.strategy.save_ckpt(
+                    temporary / name, model=one.model, optimizer=one.optimizer, scheduler=one.scheduler, client_state=client
+                )
+                self.strategy.maybe_offload_optimizer(one.optimizer)
+            if self.ema_model is not None:
+                self.strategy.save_ema_model(temporary / EMA_MODEL, self.ema_model)
+            finish = lambda: self._finish(step, temporary, folder)  # noqa: E731
+            together(self.strategy.world, f"saving {str(folder)!r}", finish, rank_0_only=True)
+        self._on_disk = step
+        self.seconds = time.perf_counter() - start
+        return folder
+
+    def rescue(self, error: Exception) -> Path | None:
+        """After an error: the checkpoint of the marked step, where there is one and all ranks are here together; else None."""
+        together = self.strategy.world.world_size == 1 or isinstance(error, (*RAISED_TOGETHER, StopRun))
+        if self._marked is None or not together:
+            return None
+        try:
+            folder = self.save()
+        except Exception as failed:  # the first error is the one to tell
+            self.strategy.print(f"no checkpoint could be saved: {failed}")
+            return None
+        self.strategy.print(f"saved {folder} before the run stops; go on with --resume_from {folder}")
+        return folder
+
+    def load(self, folder: Path) -> int:
+        """Restores models, optimizers, schedules and all parts; returns the step. What differs from the saved run is told.
+
+        Raises:
+            CheckpointError: damaged, of another model, other data or other settings that belong to the state.
+        """
+        about = read(folder)
+        changes = changed_settings(about["config"], self.config)
+        state: State = {}
+        for name, one in self.trained.items():
+            client = self.strategy.load_ckpt(whole(folder) / name, model=one.model, optimizer=one.optimizer, scheduler=one.scheduler)
+            state |= client
+        if self.ema_model is not None:
+            self.strategy.load_ema_model(whole(folder) / EMA_MODEL, self.ema_model)
+        left_out = self.state.load(state)
+        for line in [*(f"changed since the checkpoint: {change}" for change in changes), *left_out]:
+            self.strategy.print(f"resume: {line}")
+        step: int = about["step"]
+        if folder.resolve() == folder_of(self._run, step).resolve():
+            self._on_disk = step
+        return step
+
+    def _finish(self, step: int, temporary: Path, folder: Path) -> None:
+        about = {
+            "step": step,
+            "metric": self.config.best_metric,
+            "value": self._value,
+            "world_size": self.strategy.world.world_size,
+            "config": self.config.model_dump(),
+        }
+        (temporary / STATE_FILE).write_text(json.dumps(about, indent=2), encoding="utf-8")
+        atomic_folder.replace(temporary, folder)
+        keep, keep_best, mode = self.config.keep_checkpoints, self.config.keep_best, self.config.best_mode
+        remove(to_remove(saved_in(self._run), keep=keep, keep_best=keep_best, mode=mode))
+
+
+def latest_value(metrics: Mapping[str, Any], name: str) -> float | None:
+    """The value of a metric in one step's metrics, if it was measured there and is a number."""
+    value = metrics.get(name)
+    return float(value) if value is not None and value == value else None

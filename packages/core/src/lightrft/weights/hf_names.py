@@ -1,0 +1,52 @@
+"""Under which names does a model's folder hold a tensor that its modules call otherwise? Engines read and update by the folder's names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lightrft.weights.buckets import Weight, WeightBucket
+
+
+class FileNames:
+    """Turns weights under module names into weights under file names, such as experts that transformers stacks and files hold one by one.
+
+    transformers' own conversion, the one of `save_pretrained`; a tensor whose name the folder knows passes as it is.
+    """
+
+    def __init__(self, model_path: str, known: Iterable[str], *, trust_remote_code: bool = False) -> None:
+        self._model_path = model_path
+        self._known = frozenset(known)
+        self._trust_remote_code = trust_remote_code
+        self._model: Any = None
+
+    def convert(self, bucket: WeightBucket) -> WeightBucket:
+        """The same values; views of the tensors where they are cut."""
+        return [converted for weight in bucket for converted in self._convert(weight)]
+
+    def module_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and full shapes of the modules' parameters, a tied one once: what `convert` takes."""
+        return {name: tuple(p.shape) for name, p in self.model().named_parameters()}
+
+    def _convert(self, weight: Weight) -> Iterator[Weight]:
+        if not self._known or any(name in self._known for name in weight.names):
+            yield weight
+            return
+        # What transformers calls private may move; tests/test_file_names.py fails then. 5.12 to 5.19 have it here.
+        from transformers.core_model_loading import revert_weight_conversion
+
+        each = [list(revert_weight_conversion(self.model(), {name: weight.tensor}).items()) for name in weight.names]
+        for same in zip(*each, strict=True):
+            yield Weight(tuple(name for name, _ in same), same[0][1])
+
+    def model(self) -> Any:
+        """The folder's model without values, on the meta device."""
+        if self._model is None:
+            config = AutoConfig.from_pretrained(self._model_path, trust_remote_code=self._trust_remote_code)
+            factory: Any = AutoModelForCausalLM  # transformers does not annotate from_config
+            with torch.device("meta"):
+                self._model = factory.from_config(config, trust_remote_code=self._trust_remote_code)
+        return self._model

@@ -1,0 +1,85 @@
+"""Does the engine hold what was sent? Names and shapes before a byte moves, sums of bit patterns after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from lightrft.weights.buckets import WeightBucket
+from lightrft.weights.checksum import NOTHING, WeightSum, tensor_sums
+
+Shape = tuple[int, ...]
+MAX_NAMED = 3
+
+
+def shape_problems(sent: Mapping[tuple[str, ...], Shape], held: Mapping[str, Shape]) -> list[str]:
+    """What is wrong with weights of these names (all names of a tied one) and shapes for an engine that was built from `held`."""
+    unknown, misshapen = [], []
+    for names, shape in sent.items():
+        known = [name for name in names if name in held]
+        if not known:
+            unknown.append(names[0])
+        misshapen += [f"{name} (the engine has {held[name]}, the actor {shape})" for name in known if held[name] != shape]
+    covered = {name for names in sent for name in names}
+    missing = [name for name in held if name not in covered]
+    return [
+        f"{what}: {first_names(found)}"
+        for what, found in (("the actor lacks", missing), ("the engine does not know", unknown), ("of another shape", misshapen))
+        if found
+    ]
+
+
+class SentSums:
+    """The sums of all weights of one sync, taken as their buckets pass by, and the comparison with the engine's own."""
+
+    def __init__(self) -> None:
+        self._sums: list[WeightSum] = []
+        self._index: dict[str, int] = {}
+
+    def watch(self, buckets: Iterable[WeightBucket]) -> Iterator[WeightBucket]:
+        """The same buckets; each one's sums are taken before it is handed on."""
+        for bucket in buckets:
+            for weight, (bits, squares) in zip(bucket, tensor_sums([weight.tensor for weight in bucket]), strict=True):
+                self._index |= dict.fromkeys(weight.names, len(self._sums))
+                self._sums.append(WeightSum(bits, squares))
+            yield bucket
+
+    def differing(self, held: Mapping[tuple[str, ...], WeightSum]) -> list[str]:
+        """The engine's tensors that are not what was sent, by their names, in the order of sending."""
+        found: list[tuple[int, str]] = []
+        for names, value in held.items():
+            parts = {self._index[name] for name in names if name in self._index}
+            complete = all(name in self._index for name in names)
+            expected = sum((self._sums[part] for part in parts), start=NOTHING)
+            if not complete or not value.same_as(expected):
+                found.append((min(parts, default=-1), " + ".join(names)))
+        return [name for _, name in sorted(found)]
+
+    def unproven(self, held: Mapping[tuple[str, ...], WeightSum]) -> list[str]:
+        """What was sent and the engine gives no sum for, by first names."""
+        proven = {self._index[name] for names in held for name in names if name in self._index}
+        first: dict[int, str] = {}
+        for name, part in self._index.items():
+            first.setdefault(part, name)
+        return [name for part, name in first.items() if part not in proven]
+
+
+def over_group(found: list[Mapping[tuple[str, ...], WeightSum]]) -> dict[tuple[str, ...], WeightSum]:
+    """The sums of a group of ranks: sharded ones added up; of the others the first that differs from the first rank's, if any does."""
+    whole: dict[tuple[str, ...], WeightSum] = {}
+    for held in found:
+        for names, value in held.items():
+            if names not in whole:
+                whole[names] = value
+            elif value.sharded:
+                whole[names] = whole[names] + value
+            elif value.same_as(found[0].get(names, NOTHING)):
+                continue
+            else:
+                whole[names] = value
+    return whole
+
+
+def first_names(names: list[str]) -> str:
+    """The first few, and how many there are in all."""
+    more = f" ({len(names)} in all)" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
