@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightrft.distributed.groups import EngineGroup
+from lightrft.distributed.mesh import Axis
 from lightrft.distributed.world import World
 from lightrft.engine.base import EngineSetup, InferenceEngine
 from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
@@ -41,7 +41,7 @@ def controller(make: Callable[[], InferenceEngine] | None = None, *, sleep_level
         make or (lambda: FakeEngine(SETUP)),
         spec=SPEC,
         world=World(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), group=None),
-        group=EngineGroup(ranks=(0,), rank=0, group=None),
+        group=Axis(ranks=(0,), rank=0, group=None),
         dtype=torch.float32,
         sleep_level=sleep_level,
         seed=3,

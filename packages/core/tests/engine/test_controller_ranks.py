@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightrft.distributed.groups import contiguous_group
+from lightrft.distributed.mesh import neighbours
 from lightrft.distributed.world import World
 from lightrft.engine.base import EngineSetup, InferenceEngine
 from lightrft.errors import EngineError, PeerError, WeightSyncError
@@ -38,7 +38,7 @@ class RefusingEngine(FakeEngine):
 
 
 def make(world: World, size: int, topology: str, cls: type[FakeEngine] = FakeEngine) -> RolloutController:
-    group = contiguous_group(world, size=size)
+    group = neighbours(world, size=size)
     setup = EngineSetup(
         model_path="", dtype=torch.float32, device=world.device, seed=0, max_model_len=32, max_batch_size=4, mem_util=0.85,
         trust_remote_code=False, rank=group.rank, group_size=size, group=group.group,

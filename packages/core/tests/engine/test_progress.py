@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.live import Live
 
-from lightrft.distributed.groups import EngineGroup
+from lightrft.distributed.mesh import Axis
 from lightrft.distributed.world import World
 from lightrft.engine import progress
 from lightrft.engine.base import EngineSetup
@@ -43,7 +43,7 @@ def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 def generate(rank: int = 0, cls: type[FakeEngine] = FakeEngine) -> RolloutController:
     unit = RolloutController(
-        lambda: cls(SETUP), spec=EngineSpec(name="fake", target="a:b"), group=EngineGroup(ranks=(rank,), rank=0, group=None),
+        lambda: cls(SETUP), spec=EngineSpec(name="fake", target="a:b"), group=Axis(ranks=(rank,), rank=0, group=None),
         world=World(rank=rank, world_size=1, local_rank=0, device=torch.device("cpu"), group=None), dtype=torch.float32, sleep_level=None,
         seed=3, tokenize=lambda text: [1],
     )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightrft.distributed.groups import EngineGroup
+from lightrft.distributed.mesh import Axis
 from lightrft.distributed.world import World
 from lightrft.engine.base import EngineSetup
 from lightrft.engine.hf import HFEngine
@@ -95,7 +95,7 @@ def controller(folder: Path, engine: type[HFEngine] = HFEngine, *, tie: bool = F
     values: dict[str, Any] = dict(
         spec=EngineSpec(name="planted", target="a:b", capabilities=HF_CAPABILITIES),
         world=World(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), group=None),
-        group=EngineGroup(ranks=(0,), rank=0, group=None),
+        group=Axis(ranks=(0,), rank=0, group=None),
         dtype=torch.float32,
         sleep_level=1,
         seed=3,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightrft.distributed.groups import contiguous_group
+from lightrft.distributed.mesh import neighbours
 from lightrft.distributed.world import World
 from lightrft.engine.base import EngineSetup
 from lightrft.plugins.specs import EngineSpec
@@ -27,7 +27,7 @@ class HangingEngine(FakeEngine):
 
 def generate(limit_s: float) -> int:
     world = World.join(need_group=True)
-    group = contiguous_group(world, size=1)
+    group = neighbours(world, size=1)
     setup = EngineSetup(
         model_path="", dtype=torch.float32, device=world.device, seed=0, max_model_len=32, max_batch_size=4, mem_util=0.85,
         trust_remote_code=False, rank=group.rank, group_size=1, group=group.group,

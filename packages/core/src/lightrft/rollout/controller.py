@@ -19,7 +19,7 @@ from lightrft.distributed.collectives import (
     raise_together,
     scatter_from_first,
 )
-from lightrft.distributed.groups import EngineGroup
+from lightrft.distributed.mesh import Axis
 from lightrft.distributed.watchdog import ends_after
 from lightrft.distributed.world import World
 from lightrft.engine.base import ALL_TAGS, InferenceEngine, WakeTag
@@ -50,7 +50,7 @@ class RolloutController:
         *,
         spec: EngineSpec,
         world: World,
-        group: EngineGroup,
+        group: Axis,
         dtype: torch.dtype,
         sleep_level: int | None,
         verify_sums: bool = True,
@@ -238,7 +238,7 @@ class RolloutController:
 
     def _gather(self, mine: list[Request]) -> list[list[Request]]:
         """The requests of each rank of the group, where the engine runs; nothing elsewhere."""
-        if len(self.group.ranks) == 1:
+        if self.group.size == 1:
             return [mine]
         flats = gather_to_first(pack_requests(mine), group=self.group.group)
         if self.spec.topology == "spmd":
@@ -300,7 +300,7 @@ class RolloutController:
                     raise EngineError(f"{name} returned {found} log-probs for {len(completion.token_ids)} tokens of request {request.id}")
 
     def _scatter(self, outputs: list[list[RequestOutput]], mine: list[Request]) -> list[RequestOutput]:
-        if len(self.group.ranks) == 1:
+        if self.group.size == 1:
             return outputs[0]
         packed = [pack_outputs(share) for share in outputs]
         if self.spec.topology == "spmd":

@@ -8,7 +8,7 @@ import torch
 
 from lightrft.config.checks import check_engine, without_effect
 from lightrft.config.schema import Config
-from lightrft.distributed.groups import EngineGroup, contiguous_group
+from lightrft.distributed.mesh import Axis, neighbours
 from lightrft.distributed.world import World
 from lightrft.engine.base import EngineSetup, InferenceEngine
 from lightrft.errors import CapabilityError
@@ -26,7 +26,7 @@ def make_controller(config: Config, *, registry: Registry, world: World, model_p
     if world.rank == 0:
         for line in without_effect(config, spec, device_type=world.device.type):
             print(f"note: {line}", flush=True)
-    group = contiguous_group(world, size=config.engine_tp_size)
+    group = neighbours(world, size=config.engine_tp_size)
     setup = _engine_setup(config, world=world, group=group, model_path=path)
 
     def make_engine() -> InferenceEngine:
@@ -61,7 +61,7 @@ def make_controller(config: Config, *, registry: Registry, world: World, model_p
     )
 
 
-def _engine_setup(config: Config, *, world: World, group: EngineGroup, model_path: str) -> EngineSetup:
+def _engine_setup(config: Config, *, world: World, group: Axis, model_path: str) -> EngineSetup:
     return EngineSetup(
         model_path=model_path,
         dtype=torch.bfloat16 if config.bf16 else torch.float32,
@@ -72,7 +72,7 @@ def _engine_setup(config: Config, *, world: World, group: EngineGroup, model_pat
         mem_util=config.engine_mem_util,
         trust_remote_code=config.trust_remote_code,
         rank=group.rank,
-        group_size=len(group.ranks),
+        group_size=group.size,
         group=group.group,
     )
 

@@ -12,6 +12,7 @@ import torch
 
 from lightrft.config.load import as_config
 from lightrft.config.schema import Config
+from lightrft.distributed.mesh import Mesh
 from lightrft.distributed.world import World
 from lightrft.engine.base import InferenceEngine
 from lightrft.errors import StrategyStateError
@@ -27,6 +28,7 @@ class EngineSide(ABC):
 
     registry: Registry
     world: World
+    mesh: Mesh
     _controller: RolloutController | None = None
 
     @abstractmethod
@@ -54,6 +56,7 @@ class EngineSide(ABC):
         if engine_type is not None:
             config = config.model_copy(update={"engine_type": engine_type})
         self._controller = make_controller(config, registry=self.registry, world=self.world, model_path=model_path)
+        self.mesh = replace(self.mesh, engine=self._controller.group)
 
     @property
     def inference_engine(self) -> InferenceEngine | None:

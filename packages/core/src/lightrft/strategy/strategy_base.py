@@ -12,6 +12,7 @@ import torch
 from lightrft.config.schema import Config
 from lightrft.distributed import collectives
 from lightrft.distributed.memory import memory_report
+from lightrft.distributed.mesh import Mesh
 from lightrft.errors import CapabilityError, StrategyStateError
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, StrategySpec
@@ -45,6 +46,7 @@ class StrategyBase(StrategyHooks, EngineSide):
         self.spec = spec
         self.registry = registry
         self.world = self._join_world()
+        self.mesh = Mesh.of(self.world, sequence=config.sp_size)
         self.skipped_steps: dict[str, int] = {}
         self._offloaded: set[int] = set()
         self._unfinished: WeakSet[torch.nn.Module] = WeakSet()

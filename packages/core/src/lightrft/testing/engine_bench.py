@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from lightrft.distributed.groups import EngineGroup
+from lightrft.distributed.mesh import Axis
 from lightrft.distributed.world import World
 from lightrft.engine.base import ALL_TAGS, EngineSetup, InferenceEngine
 from lightrft.plugins.registry import Registry
@@ -208,7 +208,7 @@ class EngineBench:
 
     def through_controller(self, sampling: SamplingParams, *, logprobs: bool = False) -> list[RequestOutput]:
         """A rollout of one prompt as core asks for it, on one rank."""
-        group = EngineGroup(ranks=(0,), rank=0, group=None)
+        group = Axis(ranks=(0,), rank=0, group=None)
         world = World(rank=0, world_size=1, local_rank=0, device=self.device, group=None)
         controller = RolloutController(
             lambda: self.engine,

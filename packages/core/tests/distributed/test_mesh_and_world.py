@@ -1,4 +1,4 @@
-"""Which ranks form a group, and how does a process join the world?"""
+"""The ranks of each axis, and how a process joins the world."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lightrft.distributed.groups import contiguous_group
+from lightrft.distributed.collectives import all_reduce
 from lightrft.distributed.memory import memory_report
+from lightrft.distributed.mesh import Mesh, neighbours
 from lightrft.distributed.world import World
 from lightrft.testing import run_spmd
 
@@ -19,7 +20,7 @@ def world_of(rank: int, world_size: int) -> World:
 
 
 def test_eight_ranks_in_groups_of_four_as_in_the_guide() -> None:
-    groups = [contiguous_group(world_of(rank, 8), size=4) for rank in range(8)]
+    groups = [neighbours(world_of(rank, 8), size=4) for rank in range(8)]
     assert [g.ranks for g in groups] == [(0, 1, 2, 3)] * 4 + [(4, 5, 6, 7)] * 4
     assert [g.rank for g in groups] == [0, 1, 2, 3, 0, 1, 2, 3]
     assert [g.is_first for g in groups] == [True, False, False, False] * 2
@@ -28,19 +29,40 @@ def test_eight_ranks_in_groups_of_four_as_in_the_guide() -> None:
 @pytest.mark.parametrize(("size", "world_size"), [(3, 8), (0, 8), (16, 8)])
 def test_a_size_that_does_not_divide_the_world_is_refused(size: int, world_size: int) -> None:
     with pytest.raises(ValueError, match=f"group size {size} does not divide the world size {world_size}"):
-        contiguous_group(world_of(0, world_size), size=size)
+        neighbours(world_of(0, world_size), size=size)
 
 
-def group_of_two() -> tuple[tuple[int, ...], float]:
+def sums_along(sequence: int) -> tuple[list[tuple[int, ...]], list[float]]:
     world = World.join(need_group=True)
-    group = contiguous_group(world, size=2)
-    total = torch.tensor(float(world.rank))
-    dist.all_reduce(total, group=group.group)
-    return group.ranks, total.item()
+    mesh = Mesh.of(world, sequence=sequence)
+    totals = []
+    for axis in (mesh.data, mesh.sequence, mesh.engine):
+        assert axis.ranks[axis.rank] == world.rank and axis.size == len(axis.ranks) and axis.is_first == (axis.rank == 0)
+        totals.append(all_reduce(float(world.rank), op="sum", group=axis.group, device=world.device))
+    return [mesh.data.ranks, mesh.sequence.ranks], totals
 
 
-def test_the_groups_collectives_stay_inside_the_group() -> None:
-    assert run_spmd(group_of_two, 4) == [((0, 1), 1.0), ((0, 1), 1.0), ((2, 3), 5.0), ((2, 3), 5.0)]
+def test_collectives_stay_inside_an_axis() -> None:
+    found = run_spmd(sums_along, 4, 2)
+    assert [ranks for ranks, _ in found] == [[(0, 2), (0, 1)], [(1, 3), (0, 1)], [(0, 2), (2, 3)], [(1, 3), (2, 3)]]
+    assert [totals for _, totals in found] == [[2.0, 1.0, 0.0], [4.0, 1.0, 1.0], [2.0, 5.0, 2.0], [4.0, 5.0, 3.0]]
+
+
+def test_a_sequence_may_take_all_ranks() -> None:
+    found = run_spmd(sums_along, 2, 2)
+    assert [ranks for ranks, _ in found] == [[(0,), (0, 1)], [(1,), (0, 1)]]
+    assert [totals for _, totals in found] == [[0.0, 1.0, 0.0], [1.0, 1.0, 1.0]]
+
+
+def groups_made() -> tuple[int, bool]:
+    world = World.join(need_group=True)
+    before = dist.get_pg_count()
+    mesh = Mesh.of(world)
+    return dist.get_pg_count() - before, mesh.data.group is world.group and mesh.data.rank == world.rank
+
+
+def test_without_sequence_groups_the_data_axis_is_the_world_itself() -> None:
+    assert run_spmd(groups_made, 2) == [(0, True)] * 2
 
 
 def joined(need_group: bool) -> tuple[int, int, int, bool]:
