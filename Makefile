@@ -92,7 +92,7 @@ test-slow: $(STAMP) $(CORE_STAMP)  ## the tests marked slow; CI runs them after 
 lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy packages/core/src packages/backend-fsdp/src packages/backend-deepspeed/src packages/engine-vllm/src packages/engine-sglang/src examples/plugin-template/src
+	$(BIN)/mypy packages/core/src packages/backend-fsdp/src packages/backend-deepspeed/src packages/engine-vllm/src packages/engine-sglang/src examples/plugin-template/src packages/core/tests/mutants
 	PYTHONPATH=examples/plugin-template/src $(BIN)/lint-imports
 
 test-core: $(CORE_STAMP)  ## core's tests where nothing but core is installed: no plugin

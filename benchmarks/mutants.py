@@ -1,4 +1,4 @@
-"""Does the conformance kit see every planted fault, by the test that is named for it? A table of all mutants, and a verdict."""
+"""Every planted fault, and the test of the conformance kit that sees it: a table of all mutants, and a verdict."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import argparse
 import json
 import sys
 import time
+from pathlib import Path
 
-from lightrft.testing.mutants.mutant import BASES, MUTANTS, mutant_registry
-from lightrft.testing.mutants.run import Row, good_enough, run_mutants
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "packages/core/tests/mutants"))
+
+from kit_mutants.mutant import BASES, MUTANTS, mutant_registry
+from kit_mutants.run import Row, good_enough, run_mutants
 
 WIDTHS = (26, 15, 8, 62)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from kit_mutants.mutant import MUTANTS, mutant_registry
 from lightrft.cli import conformance
 from lightrft.cli.conformance import run_conformance
 from lightrft.errors import PluginBrokenError, PluginNotInstalledError, UserError
 from lightrft.testing.conformance import EngineConformance, KitError
 from lightrft.testing.conformance.run import run_kit
-from lightrft.testing.mutants.mutant import MUTANTS, mutant_registry
 
 PLUGIN = """
 from lightrft.plugins import Capability, EngineSpec, hookimpl

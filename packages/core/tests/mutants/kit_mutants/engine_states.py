@@ -7,11 +7,11 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
+from kit_mutants.mutant import mutant
 from lightrft.engine.base import EngineSetup, WakeTag
 from lightrft.engine.hf import HFEngine
 from lightrft.plugins.specs import Capability
 from lightrft.testing.fake_engine import FakeEngine
-from lightrft.testing.mutants.mutant import mutant
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import WeightBucket
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from kit_mutants.mutant import MUTANTS, Mutant, mutant_registry
 from lightrft.testing.conformance.run import Verdict, run_kit
-from lightrft.testing.mutants.mutant import MUTANTS, Mutant, mutant_registry
 
 TIMEOUT_S = 20.0
 SHARE_BY_NAME = 0.95
@@ -26,7 +26,7 @@ SLOW = (
 SOURCE = """
 from lightrft.testing.conformance import EngineConformance, StrategyConformance
 from lightrft.testing.fake_engine import FakeJudge
-from lightrft.testing.mutants.mutant import MUTANTS, mutant_registry
+from kit_mutants.mutant import MUTANTS, mutant_registry
 
 mutant_registry()
 NAMES = {names!r}

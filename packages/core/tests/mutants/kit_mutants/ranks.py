@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from kit_mutants.mutant import mutant
 from lightrft.plugins.specs import Capability
 from lightrft.strategy.strategy_base import Optimizer, StepResult
-from lightrft.testing.mutants.mutant import mutant
 from lightrft.testing.sharded_strategy import ShardedStrategy
 from lightrft.types import RequestOutput
 from lightrft.weights.safetensors_reader import WeightFiles

@@ -75,7 +75,7 @@ def mutant(
 
 def mutant_registry() -> Registry:
     """What core brings, the fakes, and every mutant."""
-    from lightrft.testing.mutants import (  # noqa: F401  # registered by import
+    from kit_mutants import (  # noqa: F401  # registered by import
         engine_draws,
         engine_ends,
         engine_images,

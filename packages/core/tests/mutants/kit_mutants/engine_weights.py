@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
+from kit_mutants.mutant import mutant
 from lightrft.engine.base import EngineSetup
 from lightrft.engine.hf import HFEngine
 from lightrft.testing.fake_engine import FakeEngine
-from lightrft.testing.mutants.mutant import mutant
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import Weight, WeightBucket
 from lightrft.weights.checksum import WeightSum

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from kit_mutants.mutant import mutant
 from lightrft.strategy.single import SingleStrategy
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer
 from lightrft.testing.fake_strategy import FakeStrategy
-from lightrft.testing.mutants.mutant import mutant
 from lightrft.weights.buckets import WeightBucket
 from lightrft.weights.safetensors_reader import WeightFiles
 

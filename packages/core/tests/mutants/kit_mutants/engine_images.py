@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from kit_mutants.mutant import mutant
 from lightrft.plugins.specs import Capability
 from lightrft.testing.fake_engine import FakeEngine
-from lightrft.testing.mutants.mutant import mutant
 from lightrft.types import Request, RequestOutput, SamplingParams
 
 IMAGES = "images_are_read_in_their_place"

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from kit_mutants.mutant import mutant
 from lightrft.engine.hf import HFEngine
 from lightrft.testing.fake_engine import VOCAB_SIZE, FakeEngine
-from lightrft.testing.mutants.mutant import mutant
 from lightrft.types import Completion, Request, RequestOutput, SamplingParams
 
 Outputs = list[RequestOutput]

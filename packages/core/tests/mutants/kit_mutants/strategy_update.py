@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from kit_mutants.mutant import mutant
 from lightrft.strategy.single import SingleStrategy
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StepResult
-from lightrft.testing.mutants.mutant import mutant
 from lightrft.weights.safetensors_reader import WeightFiles
 
 Module = torch.nn.Module

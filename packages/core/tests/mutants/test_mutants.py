@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lightrft.testing.mutants.mutant import mutant_registry
-from lightrft.testing.mutants.run import good_enough, run_mutants
+from kit_mutants.mutant import mutant_registry
+from kit_mutants.run import good_enough, run_mutants
 
 SAMPLE = ["StaleWeights", "SamplesInterleaved", "StopOnLength", "GeneratesAsleep", "LogprobsShifted", "UsedAsTheyCome", "DoubleDivision"]
 

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import torch
 
+from kit_mutants.mutant import mutant
 from lightrft.plugins.specs import Capability
 from lightrft.strategy.single import STATE, SingleStrategy
 from lightrft.strategy.strategy_base import Optimizer
 from lightrft.testing.fake_strategy import FakeStrategy
-from lightrft.testing.mutants.mutant import mutant
 from lightrft.types import EngineStatus, RequestOutput
 
 Module = torch.nn.Module
