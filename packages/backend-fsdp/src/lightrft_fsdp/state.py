@@ -1,4 +1,4 @@
-"""How is training state written so that another number of ranks can read it? Sharded tensors by DCP, the rest by rank 0."""
+"""Training state that another number of ranks can read: sharded tensors by DCP (with our own index), the rest by rank 0."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from lightrft.errors import CheckpointError
+from lightrft_fsdp.dcp_files import JsonIndexReader, JsonIndexWriter, read_tensors
 
 Optimizer = torch.optim.Optimizer
 
@@ -20,13 +19,13 @@ GROUPS = "groups.pt"
 
 
 def save(folder: Path, model: torch.nn.Module, optimizer: Optimizer, *, is_rank_0: bool) -> None:
-    """Collective. Only tensors go to DCP, which reads anything else with pickle."""
+    """Collective. Only tensors go to DCP, which pickles anything else."""
     moments = {
         f"{OPTIMIZER}{key}/{name}": value
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
-    _guarded(lambda: state_dict_saver.save(_model_state(model) | moments, checkpoint_id=folder))
+    _guarded(lambda: state_dict_saver.save(_model_state(model) | moments, storage_writer=JsonIndexWriter(folder)))
     if is_rank_0:
         groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         torch.save(groups, folder / GROUPS)
@@ -36,20 +35,18 @@ def load(folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
     """Collective. The model's parameters are overwritten in place; the optimizer's state is made anew, as it was saved."""
     parameters = dict(model.named_parameters())
     _check_dtypes(folder, parameters)
-    metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
     moments: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
     wanted: dict[str, torch.Tensor] = _model_state(model)
-    for path, about in metadata.items():
+    for path, about in read_tensors(folder).items():
         if not path.startswith(OPTIMIZER):
             continue
-        assert isinstance(about, TensorStorageMetadata), path
         key, name = path.removeprefix(OPTIMIZER).split("/", 1)
         parameter = parameters[name]
         alike = about.size == parameter.shape
         dtype = about.properties.dtype  # not the parameter's, which may be held in less
         value = torch.zeros_like(parameter, dtype=dtype) if alike else torch.zeros(about.size, dtype=dtype)
         wanted[path] = moments.setdefault(parameter, {})[key] = value.detach()
-    _guarded(lambda: state_dict_loader.load(wanted, checkpoint_id=folder))
+    _guarded(lambda: state_dict_loader.load(wanted, storage_reader=JsonIndexReader(folder)))
     optimizer.state.clear()
     optimizer.state.update(moments)
     groups = torch.load(folder / GROUPS, weights_only=True, map_location="cpu")
@@ -59,11 +56,9 @@ def load(folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
 
 def _check_dtypes(folder: Path, parameters: Mapping[str, torch.Tensor]) -> None:
     """Values that were rounded are no masters, and masters that nobody steps on would be lost."""
-    metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
+    tensors = read_tensors(folder)
     for name, parameter in parameters.items():
-        about = metadata[f"{MODEL}{name}"]
-        assert isinstance(about, TensorStorageMetadata), name
-        saved = about.properties.dtype
+        saved = tensors[f"{MODEL}{name}"].properties.dtype
         if saved is not parameter.dtype:
             how = {torch.bfloat16: "with", torch.float32: "without"}
             raise CheckpointError(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,64 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path: Path, whole: tuple[Path, SPM
     with pytest.raises(CheckpointError, match="is damaged") as caught:
         make_trainer(tmp_path, **SAME | {"resume_from": str(copy)}).fit()
     assert "\n" not in str(caught.value)
+
+
+def altered(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    about = json.loads((folder / "trainer.json").read_text())
+    change(about)
+    (folder / "trainer.json").write_text(json.dumps(about, indent=2))
+
+
+def test_every_flipped_bit_of_trainer_json_is_refused(tmp_path: Path, whole: tuple[Path, SPMDPPOTrainer]) -> None:
+    copy = folder_of(tmp_path / "copy", 4)
+    shutil.copytree(folder_of(whole[0] / "run", 4), copy)
+    path = copy / "trainer.json"
+    before = path.read_bytes()
+    saved = read(copy)
+    draw = random.Random(0)
+    for place in [before.index(b'"step"') + 8, *draw.sample(range(len(before)), 200)]:
+        flipped = bytearray(before)
+        flipped[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(flipped)
+        assert read_or_words(copy) in (saved, "is damaged")  # saved: white space, or an escape for the same character
+
+
+def read_or_words(folder: Path) -> dict[str, Any] | str:
+    try:
+        return read(folder)
+    except CheckpointError as error:
+        return "is damaged" if "is damaged" in str(error) else str(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda folder: altered(folder, lambda about: about.update(step=3)), "trainer.json is not what was saved"),
+        (lambda folder: altered(folder, lambda about: about["config"].update(kl_coef=50)), "trainer.json is not what was saved"),
+        (lambda folder: altered(folder, lambda about: about.pop("checksum")), "trainer.json cannot be read"),
+        (lambda folder: folder.rename(folder_of(folder.parents[1], 9)), "its name says step 9, its trainer.json step 4"),
+        (lambda folder: shutil.rmtree(folder / "actor"), "actor/manifest.json is missing"),
+        (lambda folder: shutil.copytree(folder / "actor", folder / "critic"), "critic/manifest.json is not what was saved"),
+        (lambda folder: exchange(folder, folder.parents[2] / "other"), "actor/manifest.json is not what was saved"),
+        (lambda folder: (folder / "actor" / "rank-00009.pt").write_bytes(b""), "rank-00009.pt was not saved with it"),
+    ],
+)
+def test_name_step_and_content_of_a_checkpoint_agree(
+    tmp_path: Path, whole: tuple[Path, SPMDPPOTrainer], change: Callable[[Path], object], words: str
+) -> None:
+    shutil.copytree(folder_of(whole[0] / "run", 2) / "actor", tmp_path / "other")
+    copy = folder_of(tmp_path / "copy", 4)
+    shutil.copytree(folder_of(whole[0] / "run", 4), copy)
+    change(copy)
+    changed = next(copy.parent.iterdir())
+    with pytest.raises(CheckpointError, match="is damaged") as caught:
+        make_trainer(tmp_path, **SAME | {"resume_from": str(changed)}).fit()
+    assert words in str(caught.value)
+
+
+def exchange(folder: Path, other: Path) -> None:
+    shutil.rmtree(folder / "actor")
+    shutil.copytree(other, folder / "actor")
 
 
 def test_latest_survives_a_kill_between_two_renames(tmp_path: Path, whole: tuple[Path, SPMDPPOTrainer]) -> None:

@@ -1,18 +1,22 @@
-"""Where are a run's checkpoints, and which of them stay? Folders `checkpoints/step-N` in the run folder. No torch."""
+"""A run's checkpoints: folders `checkpoints/step-N` in the run folder, which of them are whole, and which stay. No torch.
+
+`trainer.json` carries a checksum of itself and those of the manifests in the folder, which carry those of all other files.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lightrft.errors import CheckpointError
 
-FOLDER, STATE_FILE = "checkpoints", "trainer.json"
+FOLDER, STATE_FILE, MANIFESTS = "checkpoints", "trainer.json", "*/manifest.json"
 LATEST = "latest"
 
 
@@ -63,6 +67,13 @@ def remove(saved: Sequence[Saved]) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
+def seal(folder: Path, about: Mapping[str, Any]) -> None:
+    """Writes `trainer.json` into a folder in which everything else is written: `about`, and the checksums."""
+    content = dict(about) | {"manifests": _manifests(folder)}
+    content["checksum"] = _checksum(content)
+    (folder / STATE_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
 def find(resume_from: str, *, run: Path) -> Path:
     """The checkpoint that the setting names: a folder, or `latest`, the newest of the run folder.
 
@@ -89,15 +100,42 @@ def whole(folder: Path) -> Path:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What `trainer.json` says: step, value, config, world_size. Raises CheckpointError: missing or damaged."""
+    """What `trainer.json` says: step, value, config, world_size.
+
+    Raises:
+        CheckpointError: it is damaged or altered, is of another step than the folder's name says, or other manifests lie beside it.
+    """
     path = whole(folder) / STATE_FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not (isinstance(found["step"], int) and isinstance(found["config"], dict)):
+        found = dict(json.loads(path.read_text(encoding="utf-8")))
+        checksum = found.pop("checksum")
+        if not (isinstance(found["step"], int) and isinstance(found["config"], dict) and isinstance(found["manifests"], dict)):
             raise ValueError
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{str(folder)!r} is damaged: {STATE_FILE} cannot be read{_another(folder)}") from error
-    return dict(found)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(folder, f"{STATE_FILE} cannot be read") from error
+    if checksum != _checksum(found):
+        raise _damaged(folder, f"{STATE_FILE} is not what was saved")
+    named = re.fullmatch(r"step-(\d+)", folder.name)
+    if named and int(named[1]) != found["step"]:
+        raise _damaged(folder, f"its name says step {named[1]}, its {STATE_FILE} step {found['step']}")
+    here = _manifests(whole(folder))
+    for name in sorted({*here, *found["manifests"]}):
+        if here.get(name) != found["manifests"].get(name):
+            raise _damaged(folder, f"{name} is {'not what was saved' if name in here else 'missing'}")
+    return found
+
+
+def _damaged(folder: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{str(folder)!r} is damaged: {what}{_another(folder)}")
+
+
+def _manifests(folder: Path) -> dict[str, str]:
+    found = sorted(folder.glob(MANIFESTS))
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in found if path.is_file()}
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _another(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""How are checkpoints written so that nothing saved is ever lost, and how are they read back?"""
+"""Checkpoints of one model: written beside their place and renamed, with the checksum of every file, and verified before they are read."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def _check(strategy: StrategyHooks, folder: Path, model: torch.nn.Module) -> Non
         raise CheckpointError(f"{str(folder)!r} is not a checkpoint: it has no {MANIFEST}")
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        saved_by, files, theirs = manifest["strategy"], manifest["files"], manifest["parameters"]
-    except (ValueError, KeyError) as error:
+        saved_by, files, theirs = manifest["strategy"], dict(manifest["files"]), dict(manifest["parameters"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{str(folder)!r} is damaged: {MANIFEST} cannot be read") from error
     if saved_by != strategy.spec.name:
         raise CheckpointError(f"{str(folder)!r} was saved by strategy {saved_by!r}, this is {strategy.spec.name!r}")
@@ -105,9 +105,10 @@ def _check(strategy: StrategyHooks, folder: Path, model: torch.nn.Module) -> Non
     if different:
         first = ", ".join(f"{n} (saved {theirs.get(n)}, here {mine.get(n)})" for n in different[:3])
         raise CheckpointError(f"{str(folder)!r} is of another model: {len(different)} parameters differ, first: {first}")
-    missing = [name for name in files if not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError(f"{str(folder)!r} is damaged: {missing[0]} is missing")
+    here = {*_files(folder)} - {MANIFEST}
+    for name in sorted({*here} ^ {*files}):
+        what = "is missing" if name in files else f"was not saved with it ({MANIFEST} does not name it)"
+        raise CheckpointError(f"{str(folder)!r} is damaged: {name} {what}")
     for name, digest in _digests(strategy, folder, list(files)).items():
         if digest != files[name]:
             raise CheckpointError(f"{str(folder)!r} is damaged: {name} is not what was saved")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from lightrft.distributed import atomic_folder
 from lightrft.distributed.consensus import together
 from lightrft.distributed.stop import StopRequests
 from lightrft.errors import EngineError, LightRFTError, PeerError, RewardError
-from lightrft.run.checkpoint_folder import STATE_FILE, folder_of, read, remove, saved_in, to_remove, whole
+from lightrft.run.checkpoint_folder import folder_of, read, remove, saved_in, seal, to_remove, whole
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.resume import changed_settings
 from lightrft.trainer.run_state import RunState, State
@@ -170,7 +169,7 @@ class Saver:
             "world_size": self.strategy.world.world_size,
             "config": self.config.model_dump(),
         }
-        (temporary / STATE_FILE).write_text(json.dumps(about, indent=2), encoding="utf-8")
+        seal(temporary, about)
         atomic_folder.replace(temporary, folder)
         keep, keep_best, mode = self.config.keep_checkpoints, self.config.keep_best, self.config.best_mode
         remove(to_remove(saved_in(self._run), keep=keep, keep_best=keep_best, mode=mode))
