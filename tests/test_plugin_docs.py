@@ -12,7 +12,7 @@ from lightrft.engine.base import InferenceEngine
 from lightrft.plugins import Capability
 from lightrft.plugins.api import API_VERSION, problem_with_api
 from lightrft.strategy.strategy_base import StrategyBase
-from lightrft.testing.conformance import promises
+from lightrft.testing.conformance import requirements
 
 TEXT = plugin_tables.PAGE.read_text(encoding="utf-8")
 
@@ -37,16 +37,16 @@ def test_a_table_that_nobody_makes_or_that_is_missing_is_an_error(change):
         plugin_tables.brought_up_to_date(TEXT.replace(*change))
 
 
-@pytest.mark.parametrize(("name", "contract"), [("strategy promises", StrategyBase), ("engine promises", InferenceEngine)])
-def test_every_public_method_of_a_contract_has_a_promise(name, contract):
+@pytest.mark.parametrize(("name", "contract"), [("strategy requirements", StrategyBase), ("engine requirements", InferenceEngine)])
+def test_every_public_method_of_a_contract_has_a_requirement(name, contract):
     public = {method for method in plugin_tables.members(contract) if not method.startswith("_")} - {"needs_process_group"}
     told = {row[0].strip("`"): row[1] for row in rows(name)}
     assert public <= told.keys()
     assert all(told.values())
 
 
-def test_every_promise_of_the_kit_is_told_with_its_test():
-    asked = list(promises())
+def test_every_requirement_of_the_kit_is_told_with_its_test():
+    asked = list(requirements())
     assert len(asked) > 60
     assert [p.test for p in asked if f"`{p.test.rpartition('::')[2]}`" not in TEXT] == []
 

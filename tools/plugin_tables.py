@@ -19,8 +19,8 @@ from lightrft.plugins.builtin import lightrft_plugins
 from lightrft.plugins.specs import SPEC_TYPES
 from lightrft.strategy.hooks import StrategyHooks
 from lightrft.strategy.strategy_base import StrategyBase
-from lightrft.testing.conformance import EngineConformance, Promise, StrategyConformance, promises
-from lightrft.testing.conformance.promise import CHECKS
+from lightrft.testing.conformance import EngineConformance, Requirement, StrategyConformance, requirements
+from lightrft.testing.conformance.requirement import CHECKS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/plugin-author.md"
 MARKED = re.compile(r"(<!-- table: ([a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -39,19 +39,19 @@ def capabilities() -> list[str]:
     declared = {spec.name: spec.capabilities for spec in lightrft_plugins() if spec.capabilities}
     rows = []
     for capability in Capability:
-        tests = [promise for promise in promises() if promise.capability is capability]
+        tests = [requirement for requirement in requirements() if requirement.capability is capability]
         setting = code(asked[capability].field) if capability in asked else ""
         cores = ", ".join(code(name) for name, having in declared.items() if capability in having)
         rows.append((code(capability), capability.meaning, setting, "<br>".join(map(test_of, tests)), cores))
     return table(("capability", "declared, it can do", "asked for by", "held by, besides others", "in core"), rows)
 
 
-def strategy_promises() -> list[str]:
-    return promised("strategy", StrategyBase)
+def strategy_requirements() -> list[str]:
+    return required("strategy", StrategyBase)
 
 
-def engine_promises() -> list[str]:
-    return promised("engine", InferenceEngine)
+def engine_requirements() -> list[str]:
+    return required("engine", InferenceEngine)
 
 
 def strategy_hooks() -> list[str]:
@@ -78,28 +78,28 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "kinds": kinds,
     "capabilities": capabilities,
     "strategy hooks": strategy_hooks,
-    "strategy promises": strategy_promises,
+    "strategy requirements": strategy_requirements,
     "engine methods": engine_methods,
-    "engine promises": engine_promises,
+    "engine requirements": engine_requirements,
     "api numbers": api_numbers,
 }
 
 
-def promised(kind: str, contract: type) -> list[str]:
-    """Every promise of a contract, in the order of its methods; then the methods that the kit calls on the way, from their docstrings."""
+def required(kind: str, contract: type) -> list[str]:
+    """The requirements of a contract, in the order of its methods; then the methods that the kit calls on the way, by their docstrings."""
     order = [name for name, member in members(contract).items() if not name.startswith("_") and is_part(member)]
-    asked = sorted((p for p in promises() if p.kind == kind), key=lambda p: order.index(p.method) if p.method in order else -1)
+    asked = sorted((p for p in requirements() if p.kind == kind), key=lambda p: order.index(p.method) if p.method in order else -1)
     rows = [(code(p.method), sentence(p), test_of(p)) for p in asked]
     for name in order:
         if name not in {p.method for p in asked}:
             callers = [test_of(p) for p in asked if re.search(rf"\.{name}\b", inspect.getsource(asking(p)))]
             rows.append((code(name), first_line(members(contract)[name]), "<br>".join(callers[:3])))
-    return table(("method", "promise", "test"), rows)
+    return table(("method", "requirement", "test"), rows)
 
 
-def asking(promise: Promise) -> Callable[..., object]:
+def asking(requirement: Requirement) -> Callable[..., object]:
     """The code behind a test: of a strategy it is a check that runs on the ranks."""
-    kit, _, name = promise.test.partition("::")
+    kit, _, name = requirement.test.partition("::")
     found = CHECKS.get(name.removeprefix("test_"))
     return (
         found.run
@@ -120,12 +120,12 @@ def is_part(member: object) -> bool:
     return isinstance(member, (FunctionType, property, classmethod))
 
 
-def sentence(promise: Promise) -> str:
-    return f"{promise.text} (with {code(promise.capability)})" if promise.capability else promise.text
+def sentence(requirement: Requirement) -> str:
+    return f"{requirement.text} (with {code(requirement.capability)})" if requirement.capability else requirement.text
 
 
-def test_of(promise: Promise) -> str:
-    return code(promise.test.rpartition("::")[2])
+def test_of(requirement: Requirement) -> str:
+    return code(requirement.test.rpartition("::")[2])
 
 
 def is_abstract(member: object) -> bool:

@@ -1,4 +1,4 @@
-"""Does this plugin keep every promise of a strategy and of an engine? The tests are inherited; the specs say which are asked for."""
+"""Every requirement of a strategy and of an engine. The tests are inherited; the specs say which are asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the strategy `deepspeed` keep every promise of its contract, on one and on two ranks?"""
+"""The strategy `deepspeed` meets every requirement of its contract, on one and on two ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the strategy `fsdp` keep every promise of its contract, on one and on two ranks?"""
+"""The strategy `fsdp` meets every requirement of its contract, on one and on two ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does SGLang keep every promise of an engine, with tokens and log-probs of transformers, on each architecture?"""
+"""SGLang meets every requirement of an engine, with tokens and log-probs of transformers, on each architecture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does vLLM keep every promise of an engine, with tokens and log-probs of transformers, on each architecture?"""
+"""vLLM meets every requirement of an engine, with tokens and log-probs of transformers, on each architecture."""
 
 from __future__ import annotations
 

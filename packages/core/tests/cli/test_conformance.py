@@ -53,25 +53,25 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plant]:
         sys.modules.pop(name, None)
 
 
-def test_a_good_engine_keeps_its_promises_and_a_row_says_so_for_each() -> None:
+def test_a_good_engine_meets_its_requirements_and_a_row_says_so_for_each() -> None:
     report = run_conformance("engine", "hf", ranks=None)
     assert report["ok"] and report["counts"]["failed"] == 0 and report["counts"]["passed"] > 30
-    refused = [row["name"] for row in report["promises"] if row["state"] == "refused"]
+    refused = [row["name"] for row in report["requirements"] if row["state"] == "refused"]
     assert sorted(refused) == [
         "test_images_are_read_in_their_place",
         "test_it_keeps_to_its_share_of_the_devices_memory",
         "test_what_is_not_declared_is_refused[mem_util]",
         "test_what_is_not_declared_is_refused[multimodal]",
     ]
-    assert all(row["method"] and row["text"] for row in report["promises"])
+    assert all(row["method"] and row["text"] for row in report["requirements"])
     assert report["plugin"]["provider"].startswith("lightrft ") and "torch" in report["environment"]
 
 
-def test_a_broken_promise_is_told_in_the_words_of_the_kit(plant: Plant) -> None:
+def test_a_requirement_that_is_not_met_is_told_in_the_words_of_the_kit(plant: Plant) -> None:
     plant("    def update_weights(self, buckets, *, version):\n        super().update_weights(buckets, version=version - 1)\n")
     report = run_conformance("engine", "planted", ranks=None)
     assert not report["ok"]
-    messages = [row["message"] for row in report["promises"] if row["state"] == "failed"]
+    messages = [row["message"] for row in report["requirements"] if row["state"] == "failed"]
     assert any("completions carry the weight version" in message for message in messages)
 
 
@@ -125,7 +125,7 @@ def test_an_engine_that_hangs_is_named_and_asked_no_more(plant: Plant, monkeypat
     monkeypatch.setattr(EngineConformance, "timeout_s", 3.0)
     plant("    def generate(self, requests, sampling):\n        import time\n        time.sleep(1e6)\n")
     report = run_conformance("engine", "planted", ranks=None)
-    messages = [row["message"] for row in report["promises"] if row["state"] == "failed"]
+    messages = [row["message"] for row in report["requirements"] if row["state"] == "failed"]
     assert messages[0].startswith("engine 'planted' hangs: it did not come back within 3 s; it is in ") and "in generate" in messages[0]
     assert all(message.startswith("not asked, for in an earlier test engine 'planted' hangs") for message in messages[1:])
     assert len(messages) > 40 and report["seconds"] < 60
@@ -138,7 +138,7 @@ def test_a_class_without_world_sizes_tests_nothing_and_is_refused(ranks: tuple[i
     assert verdicts == [] and any("nothing would be tested. Give world sizes" in problem for problem in problems)
 
 
-def test_a_class_that_overrides_a_promise_or_names_nothing_is_no_test() -> None:
+def test_a_class_that_overrides_a_requirement_or_names_nothing_is_no_test() -> None:
     with pytest.raises(KitError, match="overrides test_no_requests_give_no_outputs of the kit"):
         type("TestMine", (EngineConformance,), {"engine_name": "hf", "test_no_requests_give_no_outputs": lambda self: None})
     with pytest.raises(KitError, match="overrides test_no_requests_give_no_outputs of the kit"):
@@ -148,11 +148,11 @@ def test_a_class_that_overrides_a_promise_or_names_nothing_is_no_test() -> None:
 
 
 def test_every_mutant_names_a_test_that_there_is() -> None:
-    from lightrft.testing.conformance import promises
+    from lightrft.testing.conformance import requirements
 
     mutant_registry()
-    known = {(p.kind, p.test.rpartition("::")[2]) for p in promises()} | {
-        ("engine", p.test.rpartition("::")[2]) for p in promises() if p.test.startswith("Conformance::")
+    known = {(p.kind, p.test.rpartition("::")[2]) for p in requirements()} | {
+        ("engine", p.test.rpartition("::")[2]) for p in requirements() if p.test.startswith("Conformance::")
     }
     assert len(MUTANTS) >= 60
     assert [m.name for m in MUTANTS.values() if (m.kind, m.test) not in known] == []

@@ -1,4 +1,4 @@
-"""Do core's own strategies and engines keep every promise of their contracts?"""
+"""Core's own strategies and engines meet every requirement of their contracts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does an installed plugin keep its promises? The conformance kit on a strategy or an engine by name, and a report for an issue."""
+"""The conformance kit on a strategy or an engine by name, and a report for an issue."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RANKS = "    ranks = {ranks!r}\n"
 
 
 def run_conformance(kind: str, name: str, *, ranks: int | None) -> dict[str, Any]:
-    """Plain data: `plugin`, `environment`, `promises` (one row for each test), `counts` by state, and `ok`.
+    """Plain data: `plugin`, `environment`, `requirements` (one row for each test), `counts` by state, and `ok`.
 
     Raises:
         UserError: pytest is missing; the plugin cannot be had; or no verdict can be given: it declares nothing, nothing was asked of it, or
@@ -37,7 +37,7 @@ def run_conformance(kind: str, name: str, *, ranks: int | None) -> dict[str, Any
     entry = registry.entry(kind, name)
     assert entry.spec is not None
     asked = _ranks(entry.spec, ranks)
-    registry.load(kind, name)  # what cannot be imported is one sentence, not one for each promise
+    registry.load(kind, name)  # what cannot be imported is one sentence, not one for each requirement
     source = SOURCE.format(kit=kind.capitalize(), kind=kind, name=name) + (RANKS.format(ranks=asked) if kind == "strategy" else "")
     verdicts, problems = run_kit(source)
     if problems or not any(v.state == "passed" for v in verdicts):
@@ -56,7 +56,7 @@ def run_conformance(kind: str, name: str, *, ranks: int | None) -> dict[str, Any
             "ranks": list(asked),
         },
         "environment": _environment(registry),
-        "promises": [{k: v for k, v in asdict(verdict).items() if k != "kit"} for verdict in verdicts],
+        "requirements": [{k: v for k, v in asdict(verdict).items() if k != "kit"} for verdict in verdicts],
         "counts": counts,
         "seconds": sum(v.seconds for v in verdicts),
         "ok": not counts["failed"],

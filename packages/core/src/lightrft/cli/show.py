@@ -75,7 +75,7 @@ def new_plugin(made: Mapping[str, Any]) -> None:
     print(f"  cd {made['folder']}")
     print("  pip install -e '.[test]'    the new plugins, beside this lightrft")
     print("  lightrft plugins            shows them")
-    print("  pytest -m 'not slow'        every promise, on 1 and 2 ranks; `pytest` alone asks 4 as well")
+    print("  pytest -m 'not slow'        every requirement, on 1 and 2 ranks; `pytest` alone asks 4 as well")
     print("  README.md                   what is where, and what to change", flush=True)
 
 
@@ -92,7 +92,7 @@ def doctor(found: Mapping[str, Any]) -> None:
 
 
 def conformance(report: Mapping[str, Any]) -> None:
-    """The report of `lightrft conformance`: every promise, what failed in full, the environment, and the verdict."""
+    """The report of `lightrft conformance`: every requirement, what failed in full, the environment, and the verdict."""
     plugin, counts = report["plugin"], report["counts"]
     print(f"{plugin['kind']} {plugin['name']!r} of {plugin['provider']}, plugin API {plugin['api']}, ranks {plugin['ranks']}")
     print(f"declares: {', '.join(plugin['capabilities'])}")
@@ -104,17 +104,17 @@ def conformance(report: Mapping[str, Any]) -> None:
             f"[{styles.get(s := p['state'], 'yellow')}]{s}[/]",
             f"{p['seconds']:.1f}",
         )
-        for p in report["promises"]
+        for p in report["requirements"]
     ]
-    table(("of", "promise", "verdict", "s"), rows)
-    for promise in report["promises"]:
-        if promise["state"] == "failed":
-            print(f"FAILED {promise['name']}: {promise['text']}\n  {promise['message'].rstrip()}\n")
+    table(("of", "requirement", "verdict", "s"), rows)
+    for requirement in report["requirements"]:
+        if requirement["state"] == "failed":
+            print(f"FAILED {requirement['name']}: {requirement['text']}\n  {requirement['message'].rstrip()}\n")
     environment = [
         f"{name} {', '.join(value) if isinstance(value, list) else value}" for name, value in report["environment"].items() if value
     ]
     print("environment: " + "; ".join(environment))
-    verdict = "keeps every promise that it was asked for" if report["ok"] else f"breaks {counts['failed']} promises"
+    verdict = "meets every requirement that it was asked for" if report["ok"] else f"fails {counts['failed']} requirements"
     numbers = ", ".join(f"{number} {state}" for state, number in counts.items())
     print(f"{plugin['kind']} {plugin['name']!r} {verdict}: {numbers}, {report['seconds']:.0f} s", flush=True)
 

@@ -96,7 +96,7 @@ class PlantedFaults:
     def test_without_a_fault_every_tensor_is_proved(self, bench: PlantedBench) -> None:
         for _ in range(2):
             bench.sync()
-            assert bench.unproven == []
+            assert bench.unverified == []
 
     @pytest.mark.parametrize("change", [the_other_way_round, under_one_name])
     def test_what_is_no_fault_passes(self, bench: PlantedBench, change: Callable[..., list[object]]) -> None:

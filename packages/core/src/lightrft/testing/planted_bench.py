@@ -82,7 +82,7 @@ def under_one_name(sent: list[Weight], old: Old) -> list[Weight]:
 
 
 class PlantedBench:
-    """A trainer's strategy (one process), a tiny actor and the engine `name`, and a sync as the trainer does it, every proof on."""
+    """A trainer's strategy (one process), a tiny actor and the engine `name`, and a sync as the trainer does it, every verification on."""
 
     def __init__(self, name: str, folder: Path, *, family: Family = "qwen3", tie: bool = False) -> None:
         tiny_model_folder(folder, family=family, tie=tie)
@@ -102,7 +102,7 @@ class PlantedBench:
         return self.strategy.inference_engine
 
     @property
-    def unproven(self) -> list[str]:
+    def unverified(self) -> list[str]:
         """The weights of the last sync that the engine gives no sum for."""
         controller: Any = self.strategy._controller
         return list(controller.unproven)
@@ -128,7 +128,7 @@ class PlantedBench:
 
     @contextmanager
     def spoilt(self, spoil: Spoil) -> Iterator[None]:
-        """In here weights reach the engine as `spoil` leaves them; the proofs know what was sent."""
+        """In here weights reach the engine as `spoil` leaves them; the verification knows what was sent."""
 
         def update_weights(buckets: Iterable[WeightBucket], *, version: int) -> None:
             sent = [Weight(w.names, w.tensor.detach().clone()) for bucket in buckets for w in bucket]

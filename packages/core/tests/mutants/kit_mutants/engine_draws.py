@@ -81,7 +81,9 @@ class DrawDependsOnTheBatch(FakeEngine):
         return super().generate([replace(r, seed=r.seed + 7 * (len(requests) - i - 1)) for i, r in enumerate(requests)], sampling)
 
 
-@mutant("fake engine", "greedy completions of one prompt differ", test="greedy_completions_of_one_prompt_are_alike", words="three times")
+@mutant(
+    "fake engine", "greedy completions of one prompt differ", test="greedy_completions_of_one_prompt_are_identical", words="three times"
+)
 class GreedyDiffers(FakeEngine):
     def _next(self, request: Request, sampling: SamplingParams, sample: int, tokens: list[int]) -> int:
         return (super()._next(request, sampling, sample, tokens) + (sample if sampling.temperature == 0 else 0)) % VOCAB_SIZE
@@ -257,7 +259,7 @@ class IdsOf16Bits(FakeEngine):
         return [replace(o, id=o.id % 2**16) for o in super().generate(requests, sampling)]
 
 
-@mutant("fake engine", "seeds that differ by a hundred are alike", test=SEED, words="the seeds from 100 and from 200 on")
+@mutant("fake engine", "seeds that differ by a hundred are identical", test=SEED, words="the seeds from 100 and from 200 on")
 class SeedOfTwoDigits(FakeEngine):
     def _next(self, request: Request, sampling: SamplingParams, sample: int, tokens: list[int]) -> int:
         return super()._next(replace(request, seed=request.seed % 100), sampling, sample, tokens)

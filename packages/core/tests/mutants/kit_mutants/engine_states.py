@@ -188,7 +188,7 @@ class LeavesAProcess(FakeEngine):
 
 
 @mutant(
-    "fake engine", "generate hangs", test="greedy_completions_of_one_prompt_are_alike",
+    "fake engine", "generate hangs", test="greedy_completions_of_one_prompt_are_identical",
     words="hangs: it did not come back within 20 s",
 )  # fmt: skip
 class GenerateHangs(FakeEngine):

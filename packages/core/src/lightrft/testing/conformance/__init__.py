@@ -1,4 +1,4 @@
-"""Does a plugin keep the promises of its contract? Test classes to inherit: a plugin's `tests/test_conformance.py` names it, no more.
+"""Test classes to inherit: the requirements of the contracts, asked of a plugin that `tests/test_conformance.py` names and no more.
 
     from lightrft.testing.conformance import EngineConformance, StrategyConformance
 
@@ -23,17 +23,17 @@ pytest.register_assert_rewrite(*(f"lightrft.testing.conformance.{part}" for part
 from lightrft.testing.conformance.base import Conformance, KitError  # noqa: E402  # after the rewriting of their assertions is asked for
 from lightrft.testing.conformance.engine import EngineConformance  # noqa: E402
 from lightrft.testing.conformance.integrity import remember  # noqa: E402
-from lightrft.testing.conformance.promise import Promise, promises_of  # noqa: E402
+from lightrft.testing.conformance.requirement import Requirement, requirements_of  # noqa: E402
 from lightrft.testing.conformance.strategy import StrategyConformance  # noqa: E402
 
-__all__ = ["EngineConformance", "KitError", "Promise", "StrategyConformance", "promises"]
+__all__ = ["EngineConformance", "KitError", "Requirement", "StrategyConformance", "requirements"]
 
 
-def promises() -> Iterator[Promise]:
-    """Every promise that the kit asks for: contract method, promise, test, and the capability that it belongs to."""
-    yield from promises_of(Conformance, kind="strategy")
-    yield from promises_of(StrategyConformance, kind="strategy", beyond=Conformance)
-    yield from promises_of(EngineConformance, kind="engine", beyond=Conformance)
+def requirements() -> Iterator[Requirement]:
+    """Every requirement that the kit asks for: contract method, requirement, test, and the capability that it belongs to."""
+    yield from requirements_of(Conformance, kind="strategy")
+    yield from requirements_of(StrategyConformance, kind="strategy", beyond=Conformance)
+    yield from requirements_of(EngineConformance, kind="engine", beyond=Conformance)
 
 
 remember()

@@ -9,7 +9,7 @@ from lightrft.errors import UserError
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import PluginSpec
 from lightrft.testing.conformance.integrity import complaint, replaced
-from lightrft.testing.conformance.promise import promise
+from lightrft.testing.conformance.requirement import requirement
 
 
 class KitError(UserError):
@@ -21,7 +21,7 @@ _KITS: set[type] = set()
 
 
 class Conformance:
-    """Base of both kits. A subclass sets the attributes of `WIRING`, and nothing else: a promise that is overridden is not asked for."""
+    """Base of both kits. A subclass sets the attributes of `WIRING`, and nothing else: what is overridden is not asked for."""
 
     kind: ClassVar[str]
     WIRING: ClassVar[frozenset[str]] = frozenset()
@@ -39,7 +39,7 @@ class Conformance:
         changed = sorted({name for base in others for name in vars(base)} & asked - cls.WIRING)
         if changed:
             raise KitError(
-                f"{cls.__name__} overrides {', '.join(changed)} of the kit: a promise that is overridden is not asked for. "
+                f"{cls.__name__} overrides {', '.join(changed)} of the kit: a requirement that is overridden is not asked for. "
                 f"It may set {', '.join(sorted(cls.WIRING))}; tests of its own have other names"
             )
 
@@ -60,12 +60,12 @@ class Conformance:
         """The plugin's spec. Raises as `Registry.entry`."""
         return cls.registry().spec(cls.kind, cls.plugin_name())
 
-    @promise("spec")
+    @requirement("spec")
     def test_the_plugin_declares_what_it_can_do(self) -> None:
         """A spec with capabilities, each known to this version: what is not declared is only asked to be refused"""
         refuse_empty(type(self).spec())
 
-    @promise("spec")
+    @requirement("spec")
     def test_nothing_replaced_the_kit(self) -> None:
         """The plugin changed neither the kit nor the public side of the contracts"""
         names = replaced()

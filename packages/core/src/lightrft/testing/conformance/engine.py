@@ -1,4 +1,4 @@
-"""Does an inference engine keep every promise of `InferenceEngine`? A class to inherit: name the engine, and each promise is a test.
+"""Every requirement of `InferenceEngine` as a test. A class to inherit: name the engine.
 
     class TestMine(EngineConformance):
         engine_name = "mine"

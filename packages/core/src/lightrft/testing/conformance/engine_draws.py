@@ -12,7 +12,7 @@ import torch
 from lightrft.engine.progress import nobody_waits, unwatched
 from lightrft.plugins.specs import Capability
 from lightrft.testing.conformance.engine_kit import EngineKit, Record, tokens
-from lightrft.testing.conformance.promise import promise
+from lightrft.testing.conformance.requirement import requirement
 from lightrft.testing.engine_bench import GREEDY, EngineBench, requests_of
 from lightrft.types import FinishReason, RequestOutput, SamplingParams
 
@@ -23,7 +23,7 @@ FP32_ERROR = 1e-5
 class Draws(EngineKit, kit=True):
     """What is drawn."""
 
-    @promise("generate")
+    @requirement("generate")
     def test_greedy_tokens_are_those_of_the_model_before_and_after_each_sync(self, bench: EngineBench) -> None:
         """Version 0 is the folder's weights; after `update_weights` no token comes from older ones"""
         bench.with_the_folders_weights()
@@ -37,7 +37,7 @@ class Draws(EngineKit, kit=True):
                 old = "; these are those of the weights before: stale weights" if found == bench.greedy_before(prompt) else ""
                 assert found == expected, f"after sync {bench.version} greedy tokens are {found}, of the synced weights {expected}{old}"
 
-    @promise("reset_cache")
+    @requirement("reset_cache")
     def test_nothing_computed_with_older_weights_is_used_again(self, bench: EngineBench) -> None:
         """Prompts longer than a block of any cache, asked again after a sync and `reset_cache`: the answer is that of the new weights"""
         for model in (bench.models[1], bench.models[2]):
@@ -50,7 +50,7 @@ class Draws(EngineKit, kit=True):
                     f"a prompt asked before answers {found[0][0]} after sync {bench.version}, not {expected[0][0]}: stale cache"
                 )
 
-    @promise("generate", needs=Capability.LOGPROBS)
+    @requirement("generate", needs=Capability.LOGPROBS)
     def test_logprobs_are_untempered_unfiltered_and_only_where_asked(self, bench: EngineBench, record_property: Record) -> None:
         """Natural logs of the model's own distribution, one for each token, whatever the temperature and filters"""
         if not self._declared(bench, Capability.LOGPROBS, record_property):
@@ -66,7 +66,7 @@ class Draws(EngineKit, kit=True):
                     if completion.logprobs is not None:
                         bench.judge_logprobs(output, completion, sampling, bound=FP32_ERROR)
 
-    @promise("generate")
+    @requirement("generate")
     def test_completions_hold_plain_numbers(self, bench: EngineBench) -> None:
         """Token ids and versions are ints, log-probs floats, finish reasons the contract's: no tensors, no numbers of another library"""
         logprobs = bench.can(Capability.LOGPROBS)
@@ -80,7 +80,7 @@ class Draws(EngineKit, kit=True):
                     f"the finish reason is {completion.finish_reason!r}; possible: {', '.join(get_args(FinishReason))}"
                 )
 
-    @promise("generate")
+    @requirement("generate")
     def test_what_it_is_given_stays_as_it_was(self, bench: EngineBench) -> None:
         """Requests, their prompts and the sampling parameters are the caller's: nothing is written into them"""
         requests = requests_of(bench.prompts, logprobs=False)
@@ -93,7 +93,7 @@ class Draws(EngineKit, kit=True):
         told = [list(o.prompt_token_ids) for o in outputs]
         assert told == [list(r.prompt_token_ids) for r in before[0]], "an output holds another prompt than its request had"
 
-    @promise("read_sampling")
+    @requirement("read_sampling")
     def test_sampling_may_come_as_a_mapping_and_unknown_names_are_refused(self, bench: EngineBench) -> None:
         """Our dataclass as it is, or a mapping of its fields; an unknown name or a value without meaning is a ValueError that names it"""
         fields = {"temperature": 0.5, "n": 2, "max_new_tokens": 4, "top_k": 3}
@@ -109,7 +109,7 @@ class Draws(EngineKit, kit=True):
                 continue
             raise AssertionError(f"read_sampling took {name}={value} without a word: {read}")
 
-    @promise("generate")
+    @requirement("generate")
     def test_outputs_answer_the_requests_in_order(self, bench: EngineBench) -> None:
         """One output for each request, in the order of the requests, with its id and its prompt, and the tokens that belong to it"""
         requests = [
@@ -124,7 +124,7 @@ class Draws(EngineKit, kit=True):
         mixed = [o.id for o in outputs if list(o.completions[0].token_ids) != bench.greedy(o.prompt_token_ids)]
         assert not mixed, f"the completions of requests {mixed} answer other prompts: outputs were reordered"
 
-    @promise("generate")
+    @requirement("generate")
     def test_n_completions_belong_to_their_prompt_and_differ(self, bench: EngineBench) -> None:
         """`sampling.n` completions each, different draws, in the order of their sample index; none of another prompt"""
         requests = requests_of(bench.prompts, logprobs=False)
@@ -133,7 +133,7 @@ class Draws(EngineKit, kit=True):
         numbers = [len(o.completions) for o in outputs]
         assert numbers == [4] * len(requests), f"asked were n=4 completions for each prompt, found {numbers}"
         assert all(len({tuple(t) for t in group}) > 1 for group in tokens(outputs)), (
-            "the n completions of a prompt are all alike: one draw, copied"
+            "the n completions of a prompt are all identical: one draw, copied"
         )
         if bench.can(Capability.SEED):
             alone = [tokens(bench.engine.generate([r], sampling))[0] for r in requests]
@@ -142,14 +142,14 @@ class Draws(EngineKit, kit=True):
             )
             assert tokens(outputs) == alone, "the completions of a prompt stand in another order when other prompts are in the batch"
 
-    @promise("generate")
-    def test_greedy_completions_of_one_prompt_are_alike(self, bench: EngineBench) -> None:
+    @requirement("generate")
+    def test_greedy_completions_of_one_prompt_are_identical(self, bench: EngineBench) -> None:
         """Temperature 0 with n > 1 gives n times the same"""
         [output] = bench.engine.generate(requests_of([bench.short], logprobs=False), replace(GREEDY, n=3))
         expected = [bench.greedy(bench.short)] * 3
         assert tokens([output]) == [expected], f"three greedy completions are {tokens([output])[0]}, expected three times {expected[0]}"
 
-    @promise("generate")
+    @requirement("generate")
     def test_completions_carry_the_version_of_their_weights(self, bench: EngineBench) -> None:
         """The version is that of the last `update_weights`, whatever its number"""
         bench.sync(bench.models[1], version=bench.version + 41)
@@ -157,7 +157,7 @@ class Draws(EngineKit, kit=True):
         found = {c.weight_version for o in outputs for c in o.completions}
         assert found == {bench.version}, f"completions carry the weight version {sorted(found)} after a sync with version {bench.version}"
 
-    @promise("report")
+    @requirement("report")
     def test_it_reports_all_that_it_returns_or_nothing(self, bench: EngineBench) -> None:
         """Tokens and completions told while it generates add up to what is returned"""
         told = {"tokens": 0, "completions": 0}
@@ -173,7 +173,7 @@ class Draws(EngineKit, kit=True):
         assert told["tokens"] in (0, all_tokens), f"reported {told['tokens']} tokens, returned {all_tokens}"
         assert told["completions"] in (0, 3 * len(bench.prompts)), f"reported {told['completions']} completions of {3 * len(bench.prompts)}"
 
-    @promise("finished")
+    @requirement("finished")
     def test_it_hands_over_what_it_returns_each_once_or_nothing(self, bench: EngineBench) -> None:
         """Outputs handed over while it generates are those that it returns, each once; or none are"""
         early: list[RequestOutput] = []
@@ -183,13 +183,13 @@ class Draws(EngineKit, kit=True):
         handed = sorted(early, key=lambda o: o.id)
         assert handed in ([], outputs), f"handed over early: {[o.id for o in handed]}, returned: {[o.id for o in outputs]}"
 
-    @promise("generate")
+    @requirement("generate")
     def test_no_requests_give_no_outputs(self, bench: EngineBench) -> None:
         """An empty list returns an empty list"""
         found = bench.engine.generate([], GREEDY)
         assert found == [], f"no requests gave {found!r}"
 
-    @promise("generate", needs=Capability.SEED)
+    @requirement("generate", needs=Capability.SEED)
     def test_a_seed_fixes_the_draw_whatever_else_is_in_the_batch(self, bench: EngineBench) -> None:
         """The same request gives the same completions alone, among others, and in another order; another seed gives others"""
         if not bench.can(Capability.SEED):
@@ -203,7 +203,7 @@ class Draws(EngineKit, kit=True):
             others = tokens(bench.engine.generate(requests_of(bench.prompts, logprobs=False, first_seed=other), sampling))
             assert together != others, f"the seeds from 100 and from {other} on gave the same draws: the seed of a request is not used"
 
-    @promise("generate")
+    @requirement("generate")
     def test_filters_narrow_the_draw(self, bench: EngineBench, record_property: Record) -> None:
         """`top_k` 1 and a tiny `top_p` are greedy, whatever the temperature; `min_p` near 1 is, too"""
         greedy = [[bench.greedy(bench.short)]]
@@ -214,7 +214,7 @@ class Draws(EngineKit, kit=True):
             found = tokens(bench.engine.generate(requests_of([bench.short], logprobs=False), SamplingParams(max_new_tokens=8, **filters)))
             assert found == greedy, f"{filters} leaves the most likely token alone and drew {found[0][0]}, greedy is {greedy[0][0]}"
 
-    @promise("generate")
+    @requirement("generate")
     def test_filters_keep_as_many_tokens_as_they_say(self, bench: EngineBench) -> None:
         """`top_k` keeps the k most likely tokens, `top_p` the fewest whose share is at least p, `min_p` those near the likeliest"""
         bench.sync(bench.sharpened())
@@ -236,7 +236,7 @@ class Draws(EngineKit, kit=True):
                 f"{what} keeps {number} tokens, {sure} of them with a share over 0.05; 400 draws are of {sorted(found)}"
             )
 
-    @promise("generate")
+    @requirement("generate")
     def test_draws_follow_the_tempered_distribution(self, bench: EngineBench) -> None:
         """First tokens of 600 draws, at temperatures 0.5 and 1.5, lie within five standard deviations of the distribution"""
         bench.sync(bench.sharpened())

@@ -8,7 +8,7 @@ import pytest
 
 from lightrft.plugins.specs import Capability
 from lightrft.testing.conformance.engine_kit import SAMPLING_THAT_ASKS, SETTINGS_THAT_ASK, EngineKit, Record, tokens
-from lightrft.testing.conformance.promise import promise
+from lightrft.testing.conformance.requirement import requirement
 from lightrft.testing.engine_bench import GREEDY, MAX_MODEL_LEN, EngineBench, requests_of
 from lightrft.testing.tiny import ALPHABET, EOS, tiny_tokenizer
 from lightrft.types import EngineStatus, SamplingParams
@@ -17,7 +17,7 @@ from lightrft.types import EngineStatus, SamplingParams
 class Ends(EngineKit, kit=True):
     """Why a completion ends, and which are never begun."""
 
-    @promise("generate")
+    @requirement("generate")
     def test_a_stop_token_ends_a_completion_and_stays_in_it(self, bench: EngineBench) -> None:
         """`stop_token_ids`: the completion ends with the stop token, for the reason `stop`"""
         prompt = bench.talkative()
@@ -30,7 +30,7 @@ class Ends(EngineKit, kit=True):
             f"with the stop token {stop} the completion is {found}, expected {expected}: tokens, then the finish reason"
         )
 
-    @promise("generate")
+    @requirement("generate")
     def test_the_end_of_sequence_token_ends_unless_it_is_ignored(self, bench: EngineBench) -> None:
         """The model's own end of sequence is the last token of what it ends; with `ignore_eos` it ends nothing"""
         self._flat(bench)
@@ -45,7 +45,7 @@ class Ends(EngineKit, kit=True):
         found = {(len(c.token_ids), c.finish_reason) for c in ignoring}
         assert found == {(16, "length")}, f"with ignore_eos completions end as {sorted(found)}, expected 16 tokens and 'length'"
 
-    @promise("generate")
+    @requirement("generate")
     def test_a_completion_cut_by_a_limit_says_length(self, bench: EngineBench) -> None:
         """`max_new_tokens`, or the end of the context: exactly so many tokens, finish reason `length`"""
         for prompt, limit, kept in ((bench.short, 5, 5), (bench.filling(MAX_MODEL_LEN - 3), 64, 3)):
@@ -57,7 +57,7 @@ class Ends(EngineKit, kit=True):
                 f"tokens and finish reason {found[1]!r}; expected {kept} and 'length'"
             )
 
-    @promise("generate", needs=Capability.MIN_NEW_TOKENS)
+    @requirement("generate", needs=Capability.MIN_NEW_TOKENS)
     def test_min_new_tokens_keeps_stop_tokens_away(self, bench: EngineBench, record_property: Record) -> None:
         """Before so many tokens no stop token is drawn"""
         if not self._declared(bench, Capability.MIN_NEW_TOKENS, record_property):
@@ -73,7 +73,7 @@ class Ends(EngineKit, kit=True):
         early = [list(c.token_ids) for c in drawn if len(c.token_ids) < 8 or bench.judge.eos_id in list(c.token_ids)[:8]]
         assert not early, f"min_new_tokens=8 and the end of sequence {bench.judge.eos_id} before: {early[0]}"
 
-    @promise("generate", needs=Capability.STOP_STRINGS)
+    @requirement("generate", needs=Capability.STOP_STRINGS)
     def test_a_stop_string_ends_a_completion_with_the_token_that_completes_it(self, bench: EngineBench, record_property: Record) -> None:
         """`stop`: the token that completes the text is the last, finish reason `stop`"""
         if not self._declared(bench, Capability.STOP_STRINGS, record_property):
@@ -90,7 +90,7 @@ class Ends(EngineKit, kit=True):
                 f"with the stop string {text!r} the completion is {found}, expected {greedy[:end]}, 'stop'"
             )
 
-    @promise("generate", needs=Capability.STOP_STRINGS)
+    @requirement("generate", needs=Capability.STOP_STRINGS)
     def test_special_tokens_are_text_for_stop_strings_only_where_that_is_asked(self, bench: EngineBench, record_property: Record) -> None:
         """A stop string that is a special token's text ends a completion with `skip_special_tokens` off, and only then"""
         if not self._declared(bench, Capability.STOP_STRINGS, record_property):
@@ -107,7 +107,7 @@ class Ends(EngineKit, kit=True):
         assert ended, f"the stop string {EOS!r} ended no completion although special tokens are text"
         assert all(t.index(end) == len(t) - 1 for t in ended), f"a completion went on after the stop string {EOS!r}"
 
-    @promise("generate")
+    @requirement("generate")
     @pytest.mark.parametrize("fault", ["no tokens", "outside the vocabulary", "below the vocabulary", "no room"])
     def test_a_bad_request_is_named_and_harms_nobody(self, bench: EngineBench, fault: str) -> None:
         """An empty prompt, an unknown token, no room for a completion: a ValueError with the request's id; the engine goes on"""
@@ -125,7 +125,7 @@ class Ends(EngineKit, kit=True):
         found = tokens(bench.engine.generate(requests_of([bench.short], logprobs=False), GREEDY))
         assert found == [[bench.greedy(bench.short)]], f"after a refused request the engine answers {found}"
 
-    @promise("capabilities")
+    @requirement("capabilities")
     @pytest.mark.parametrize("capability", sorted({**SETTINGS_THAT_ASK, **SAMPLING_THAT_ASKS}))
     def test_what_is_not_declared_is_refused(self, bench: EngineBench, record_property: Record, capability: Capability) -> None:
         """Before an engine is started where a setting asks for it, before it is called where a request does"""

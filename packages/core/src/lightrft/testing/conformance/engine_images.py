@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightrft.plugins.specs import Capability
 from lightrft.testing.conformance.engine_kit import EngineKit, Record
-from lightrft.testing.conformance.promise import promise
+from lightrft.testing.conformance.requirement import requirement
 from lightrft.testing.engine_bench import IMAGE_ANSWER, EngineBench, ImageBench
 from lightrft.types import Request
 
@@ -15,7 +15,7 @@ from lightrft.types import Request
 class Images(EngineKit, kit=True):
     """Prompts with images."""
 
-    @promise("generate", needs=Capability.MULTIMODAL)
+    @requirement("generate", needs=Capability.MULTIMODAL)
     def test_images_are_read_in_their_place(self, bench: EngineBench, tmp_path: Path, record_property: Record) -> None:
         """Prompts of text, of an image and of two, in one batch: the answers are the model's own, before and after a sync"""
         if not self._declared(bench, Capability.MULTIMODAL, record_property):

@@ -13,7 +13,7 @@ from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability
 from lightrft.rollout.setup import make_controller
 from lightrft.testing.conformance.engine_kit import EngineKit, Record, tokens
-from lightrft.testing.conformance.promise import promise
+from lightrft.testing.conformance.requirement import requirement
 from lightrft.testing.engine_bench import GREEDY, MEM_UTIL, EngineBench, weights_of
 from lightrft.testing.spmd import SpmdError, run_spmd
 from lightrft.testing.tiny import tiny_causal_lm
@@ -28,7 +28,7 @@ Answers = list[list[list[list[int]]]]
 class Groups(EngineKit, kit=True):
     """Several ranks and one engine."""
 
-    @promise("generate", needs=Capability.TENSOR_PARALLEL)
+    @requirement("generate", needs=Capability.TENSOR_PARALLEL)
     def test_two_ranks_share_one_engine(self, shared_bench: EngineBench, record_property: Record) -> None:
         """`engine_tp_size` 2: each rank gets the answers to its own prompts, the model's own, before and after a sync"""
         bench = shared_bench

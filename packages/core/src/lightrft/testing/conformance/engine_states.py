@@ -12,7 +12,7 @@ from lightrft.engine.base import ALL_TAGS
 from lightrft.errors import LightRFTError
 from lightrft.plugins.specs import Capability
 from lightrft.testing.conformance.engine_kit import EngineKit, Record, tokens
-from lightrft.testing.conformance.promise import promise
+from lightrft.testing.conformance.requirement import requirement
 from lightrft.testing.engine_bench import GREEDY, EngineBench, requests_of, weights_of
 from lightrft.testing.limits import left_over
 from lightrft.types import EngineStatus, SamplingParams
@@ -24,7 +24,7 @@ SHARE, SLACK = 0.2, 0.05
 class States(EngineKit, kit=True):
     """Asleep, half awake, awake, shut down."""
 
-    @promise("capabilities", needs=Capability.MEM_UTIL)
+    @requirement("capabilities", needs=Capability.MEM_UTIL)
     def test_it_keeps_to_its_share_of_the_devices_memory(self, bench: EngineBench, record_property: Record) -> None:
         """`engine_mem_util`: outside of (0, 1] refused; within, the engine comes up, and on a GPU takes no more than that share"""
         for share in (0.0, -0.5, 1.01):
@@ -50,7 +50,7 @@ class States(EngineKit, kit=True):
             taken = (before - free) / total
             assert taken < SHARE + SLACK, f"with mem_util={SHARE} the engine took {taken:.2f} of the device's memory"
 
-    @promise("sleep")
+    @requirement("sleep")
     @pytest.mark.parametrize("level", [1, 2])
     def test_asleep_it_refuses_and_awake_it_is_what_it_was(self, bench: EngineBench, record_property: Record, level: int) -> None:
         """Asleep, `generate` and `update_weights` are refused; awake again it has its weights (level 2: of the next sync)"""
@@ -93,7 +93,7 @@ class States(EngineKit, kit=True):
         versions = {c.weight_version for o in outputs for c in o.completions}
         assert versions == {bench.version}, f"after sleep({level}) completions carry the version {sorted(versions)}, not {bench.version}"
 
-    @promise("update_weights", needs=Capability.SLEEP_1)
+    @requirement("update_weights", needs=Capability.SLEEP_1)
     def test_weights_may_change_before_the_cache_is_back(self, bench: EngineBench, record_property: Record) -> None:
         """With its weights awake alone it takes a sync; then the cache comes back, and the new weights answer"""
         level = next((n for n, c in ((1, Capability.SLEEP_1), (2, Capability.SLEEP_2)) if bench.can(c)), None)
@@ -109,7 +109,7 @@ class States(EngineKit, kit=True):
         found = tokens(bench.engine.generate(requests_of(bench.prompts, logprobs=False), again))
         assert found == [[bench.greedy(p)] for p in bench.prompts], "a sync while the cache was away was lost when it came back"
 
-    @promise("shutdown")
+    @requirement("shutdown")
     def test_after_shutdown_every_call_is_refused(self, bench: EngineBench) -> None:
         """UNUSABLE, twice over without harm; other calls are EngineStateErrors; no process is left, and the next engine begins anew"""
         engine = bench.engine

@@ -11,7 +11,7 @@ import torch
 from lightrft.errors import CapabilityError, EngineStateError, WeightSyncError
 from lightrft.plugins.specs import Capability
 from lightrft.testing.conformance.engine_kit import EngineKit, tokens
-from lightrft.testing.conformance.promise import promise
+from lightrft.testing.conformance.requirement import requirement
 from lightrft.testing.engine_bench import GREEDY, EngineBench, requests_of, weights_of
 from lightrft.types import EngineStatus
 from lightrft.weights.buckets import WeightBucket
@@ -23,7 +23,7 @@ FAULTS = ("a tensor is missing", "one too many", "an unknown name", "another sha
 class Syncs(EngineKit, kit=True):
     """What a sync brings."""
 
-    @promise("update_weights")
+    @requirement("update_weights")
     @pytest.mark.parametrize("fault", FAULTS)
     def test_weights_that_do_not_fit_are_refused_and_never_half_used(self, bench: EngineBench, fault: str) -> None:
         """A WeightSyncError that names the parameter; the old weights stay whole, or the engine is UNUSABLE and refuses to generate"""
@@ -39,7 +39,7 @@ class Syncs(EngineKit, kit=True):
             raise AssertionError(f"weights of which {fault} were accepted without a word")
         self._old_or_unusable(bench, f"weights were refused ({fault})")
 
-    @promise("update_weights")
+    @requirement("update_weights")
     def test_a_sender_that_fails_half_way_leaves_no_half(self, bench: EngineBench) -> None:
         """An error out of the iterator of buckets comes through; the old weights stay whole, or the engine is UNUSABLE"""
         other = bench.models[1] if bench.model is not bench.models[1] else bench.models[2]
@@ -56,7 +56,7 @@ class Syncs(EngineKit, kit=True):
         bench.close()
         raise AssertionError("update_weights returned although its sender failed half-way: the engine holds half of the weights")
 
-    @promise("update_weights")
+    @requirement("update_weights")
     def test_buckets_are_read_once_and_may_be_used_again_by_the_sender(self, bench: EngineBench) -> None:
         """A bucket's tensors may be overwritten as soon as the next bucket is asked for"""
 
@@ -76,7 +76,7 @@ class Syncs(EngineKit, kit=True):
             "the engine keeps the sender's tensors instead of copies: what is written into them later is in its weights"
         )
 
-    @promise("update_weights")
+    @requirement("update_weights")
     def test_every_tensor_of_a_sync_arrives(self, bench: EngineBench) -> None:
         """One parameter of another value changes what the engine answers or holds: fused and tied ones, each by itself"""
         bench.sync(bench.models[0])
@@ -87,7 +87,7 @@ class Syncs(EngineKit, kit=True):
             expected = [[bench.greedy(p)] for p in bench.prompts]
             assert found == expected, f"a sync that changes only {ending} does not change what the engine samples from: half of a module"
 
-    @promise("weight_shapes")
+    @requirement("weight_shapes")
     def test_needed_weights_are_named_with_their_shapes(self, bench: EngineBench) -> None:
         """Names and full shapes of what `update_weights` needs, as the folder has them; or nothing where that is not known"""
         found = dict(bench.engine.weight_shapes())
@@ -98,7 +98,7 @@ class Syncs(EngineKit, kit=True):
         lacking = [names[0] for names in firsts if found and not set(names) & found.keys()]
         assert not lacking, f"weight_shapes lacks {', '.join(lacking[:3])}: a sync without it would not be stopped"
 
-    @promise("weight_sums", needs=Capability.WEIGHT_SUMS)
+    @requirement("weight_sums", needs=Capability.WEIGHT_SUMS)
     def test_sums_are_of_the_tensors_that_it_holds(self, bench: EngineBench) -> None:
         """`weight_sums`: of every tensor, as it was sent in the last sync; without the capability a CapabilityError"""
         if not bench.can(Capability.WEIGHT_SUMS):

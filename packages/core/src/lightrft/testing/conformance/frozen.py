@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from lightrft.plugins.specs import Capability
 from lightrft.testing.conformance.bench import StrategyBench
-from lightrft.testing.conformance.promise import check
+from lightrft.testing.conformance.requirement import check
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.testing.workload import SETTINGS, full_parameters, largest_difference
 from lightrft.weights.safetensors_reader import WeightFiles

@@ -49,7 +49,7 @@ def complaint(names: list[str]) -> str:
     """For the author of whatever did that."""
     return (
         f"{REPLACED}: {', '.join(names[:5])} ({len(names)} in all). A plugin overrides hooks of its own; a kit that "
-        "was changed proves nothing"
+        "was changed verifies nothing"
     )
 
 

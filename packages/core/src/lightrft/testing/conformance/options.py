@@ -9,7 +9,7 @@ import torch
 from lightrft.errors import CapabilityError, LightRFTError, StrategyStateError
 from lightrft.plugins.specs import Capability
 from lightrft.testing.conformance.bench import StrategyBench
-from lightrft.testing.conformance.promise import Refused, check
+from lightrft.testing.conformance.requirement import Refused, check
 from lightrft.testing.conformance.update import PARITY, compare
 from lightrft.testing.parity import BOUND, Distance
 from lightrft.testing.tiny import tiny_causal_lm
@@ -134,24 +134,24 @@ def a_step_while_offloaded_is_refused(bench: StrategyBench) -> None:
 
 @check("get_strategy", needs=Capability.PACKING)
 def packing_is_tested_elsewhere(bench: StrategyBench) -> None:
-    """`packing_samples` has no promise in this contract yet: nobody may declare it"""
+    """`packing_samples` has no requirement in this contract yet: nobody may declare it"""
     _untested(Capability.PACKING)
 
 
 @check("get_strategy", needs=Capability.FUSED_LOGPROB)
 def fused_logprobs_are_tested_elsewhere(bench: StrategyBench) -> None:
-    """`fused_linear_logprob` has no promise in this contract yet: nobody may declare it"""
+    """`fused_linear_logprob` has no requirement in this contract yet: nobody may declare it"""
     _untested(Capability.FUSED_LOGPROB)
 
 
 @check("get_strategy", needs=Capability.SEQUENCE_PARALLEL)
 def sequence_parallelism_is_tested_elsewhere(bench: StrategyBench) -> None:
-    """`sp_size` has no promise in this contract yet: nobody may declare it"""
+    """`sp_size` has no requirement in this contract yet: nobody may declare it"""
     _untested(Capability.SEQUENCE_PARALLEL)
 
 
 def _untested(capability: Capability) -> None:
-    raise AssertionError(f"{str(capability)!r} is declared, and this version's contract promises nothing about it: nothing could test it")
+    raise AssertionError(f"{str(capability)!r} is declared, and this version's contract requires nothing of it: nothing could test it")
 
 
 def _same(bench: StrategyBench, case: str, **settings: Any) -> None:

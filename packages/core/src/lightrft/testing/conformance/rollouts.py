@@ -1,4 +1,4 @@
-"""Does the strategy drive an inference engine as promised? With the fake engine: prompts, order, versions, states, whatever ranks bring."""
+"""How the strategy drives an inference engine, the fake one: prompts, order, versions, states, whatever ranks bring."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightrft.config.load import make_config
 from lightrft.errors import CapabilityError, StrategyStateError
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.testing.conformance.bench import StrategyBench
-from lightrft.testing.conformance.promise import check
+from lightrft.testing.conformance.requirement import check
 from lightrft.testing.fake_strategy import with_fake_engine
 from lightrft.testing.tiny import tiny_causal_lm, tiny_model_folder
 from lightrft.testing.workload import SETTINGS, train

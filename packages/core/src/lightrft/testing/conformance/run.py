@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import pytest
 
-from lightrft.testing.conformance.promise import MARK
+from lightrft.testing.conformance.requirement import MARK
 
 State = Literal["passed", "failed", "refused", "not asked"]
 
@@ -23,7 +23,7 @@ State = Literal["passed", "failed", "refused", "not asked"]
 class Verdict:
     """Of one test (`name` with its parameters in brackets) of one class; `refused`: what is not declared is refused, as it has to be.
 
-    `message` is the reason where it failed, or was not asked. `method` of the contract made the promise `text`.
+    `message` is the reason where it failed, or was not asked. `method` of the contract has the requirement `text`.
     """
 
     kit: str
@@ -46,13 +46,13 @@ class _Reporter:
     def __init__(self) -> None:
         self.verdicts: list[Verdict] = []
         self.problems: list[str] = []
-        self._promises: dict[str, tuple[str, str]] = {}
+        self._requirements: dict[str, tuple[str, str]] = {}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
             function = getattr(item, "function", None)
             method, _ = getattr(function, MARK, ("", None))
-            self._promises[item.nodeid] = (method, (function.__doc__ or "").strip().split("\n")[0] if function else "")
+            self._requirements[item.nodeid] = (method, (function.__doc__ or "").strip().split("\n")[0] if function else "")
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
@@ -71,7 +71,7 @@ class _Reporter:
             state = "refused"
         _, kit, name = report.nodeid.rsplit("::", 2)
         seconds = known.get("seconds", report.duration)
-        method, text = self._promises.get(report.nodeid, ("", ""))
+        method, text = self._requirements.get(report.nodeid, ("", ""))
         message = "" if report.passed else _message(report)
         self.verdicts.append(Verdict(kit, name, state, message, float(str(seconds)), method, text))
 

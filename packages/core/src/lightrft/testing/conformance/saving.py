@@ -14,7 +14,7 @@ import torch
 from lightrft.errors import CheckpointError, PeerError
 from lightrft.strategy.strategy_base import Optimizer
 from lightrft.testing.conformance.bench import StrategyBench, Tensors
-from lightrft.testing.conformance.promise import NotAsked, check
+from lightrft.testing.conformance.requirement import NotAsked, check
 from lightrft.testing.tiny import tiny_causal_lm, tiny_lora, tiny_tokenizer
 from lightrft.testing.workload import SETTINGS, full_parameters, largest_difference, train
 

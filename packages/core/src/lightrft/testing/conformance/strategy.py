@@ -1,4 +1,4 @@
-"""Does a training backend keep every promise of `StrategyBase`? A class to inherit: name the strategy, and each promise is a test.
+"""Every requirement of `StrategyBase` as a test. A class to inherit: name the strategy.
 
     class TestMine(StrategyConformance):
         strategy_name = "mine"
@@ -19,7 +19,7 @@ from lightrft.plugins.specs import Capability
 from lightrft.testing.conformance import saving
 from lightrft.testing.conformance.base import Conformance, KitError
 from lightrft.testing.conformance.bench import MakeRegistry, StrategyBench, Subject, Tensors
-from lightrft.testing.conformance.promise import CHECKS, MARK, StrategyCheck, promise
+from lightrft.testing.conformance.requirement import CHECKS, MARK, StrategyCheck, requirement
 from lightrft.testing.conformance.world import END, KIT, Outcome, ask
 from lightrft.testing.spmd import run_spmd
 from lightrft.testing.workload import largest_difference
@@ -74,7 +74,7 @@ class StrategyConformance(Conformance, kit=True):
         make: MakeRegistry = cls.registry
         return Subject(cls.plugin_name(), make, dict(cls.settings))
 
-    @promise("get_strategy", needs=Capability.MULTI_RANK)
+    @requirement("get_strategy", needs=Capability.MULTI_RANK)
     def test_more_than_one_rank_is_run_or_refused(self) -> None:
         """`multi_rank`: declared, two ranks start and reach each other; not declared, they are refused before anything starts"""
         subject, declared = self._subject(), Capability.MULTI_RANK in type(self).spec().capabilities
@@ -84,7 +84,7 @@ class StrategyConformance(Conformance, kit=True):
             else:
                 assert "multi_rank" in said, f"2 ranks were silently accepted without 'multi_rank' declared (rank {rank}: {said})"
 
-    @promise("load_ckpt", needs=Capability.MULTI_RANK)
+    @requirement("load_ckpt", needs=Capability.MULTI_RANK)
     def test_a_run_is_resumed_on_another_number_of_ranks(self, world: World, tmp_path: Path) -> None:
         """What is loaded is bitwise what was saved; two steps later it is near, for sums are in another order"""
         if Capability.MULTI_RANK not in type(self).spec().capabilities:
@@ -100,12 +100,12 @@ class StrategyConformance(Conformance, kit=True):
                 "not dealt out again as it was"
             )
 
-    @promise("spec")
+    @requirement("spec")
     def test_nothing_replaced_the_kit_on_the_ranks(self, world: World) -> None:
         """Where the plugin is loaded, it changed neither the kit nor the public side of the contracts"""
         _tell(world.outcome(KIT), None)
 
-    @promise("shutdown")
+    @requirement("shutdown")
     def test_it_ends_twice_over(self, world: World) -> None:
         """After `shutdown` no process group is left, and a second call does no harm"""
         _tell(world.outcome(END), None)

@@ -10,7 +10,7 @@ import torch
 from lightrft.errors import StrategyStateError
 from lightrft.strategy.strategy_base import AdamWSettings
 from lightrft.testing.conformance.bench import POINTS, StrategyBench, close, line_gradient
-from lightrft.testing.conformance.promise import NotAsked, check
+from lightrft.testing.conformance.requirement import NotAsked, check
 from lightrft.testing.parity import BOUND, CASES, GRADIENT_STEP, Distance, Measured, distance
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.testing.workload import SETTINGS, accumulate, full_parameters, largest_difference, loss_sum, ragged_rows, train

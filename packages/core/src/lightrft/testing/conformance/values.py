@@ -1,4 +1,4 @@
-"""Do values meet across ranks as promised? Reductions and gathers by hand."""
+"""Values across ranks: reductions and gathers by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 import torch
 
 from lightrft.testing.conformance.bench import StrategyBench
-from lightrft.testing.conformance.promise import check
+from lightrft.testing.conformance.requirement import check
 
 
 @check("all_reduce")

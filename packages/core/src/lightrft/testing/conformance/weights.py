@@ -6,7 +6,7 @@ import torch
 
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.testing.conformance.bench import StrategyBench, Tensors
-from lightrft.testing.conformance.promise import check
+from lightrft.testing.conformance.requirement import check
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.testing.workload import SETTINGS, full_parameters, largest_difference, train
 from lightrft.weights.buckets import tied_names
@@ -110,7 +110,7 @@ def frozen_models_leave_whole_too(bench: StrategyBench) -> None:
 
 @check("move_ema_model")
 def a_moving_average_follows_what_leaves(bench: StrategyBench) -> None:
-    """After two steps it is beta (beta w0 + (1 - beta) w1) + (1 - beta) w2 of the weights that left, in float32, alike on every rank"""
+    """After two steps it is beta (beta w0 + (1 - beta) w1) + (1 - beta) w2 of the weights that left, in float32, identical on every rank"""
     beta, strategy = 0.75, bench.strategy
     model, optimizer = strategy.prepare_trainable(tiny_causal_lm(), optimizer=SETTINGS)
     ema = strategy.prepare_ema_model(tiny_causal_lm())

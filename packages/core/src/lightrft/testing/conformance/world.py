@@ -20,7 +20,7 @@ from lightrft.distributed.failure import LOST_PEER
 from lightrft.testing.conformance import frozen, options, rollouts, saving, update, values, weights  # noqa: F401  # registered by import
 from lightrft.testing.conformance.bench import StrategyBench, Subject
 from lightrft.testing.conformance.integrity import complaint, replaced
-from lightrft.testing.conformance.promise import CHECKS, NotAsked, Refused
+from lightrft.testing.conformance.requirement import CHECKS, NotAsked, Refused
 from lightrft.testing.parity import CASES, Measured, measure
 from lightrft.testing.spmd import SpmdError, run_spmd
 
@@ -75,7 +75,7 @@ def ask(subject: Subject, ranks: int, names: Sequence[str], *, timeout_s: float)
 
 def _run(subject: Subject, names: Sequence[str], folder: str, oracle: str, timeout_s: float) -> None:
     """On each rank: all checks, one after the other, all ranks in step."""
-    torch.use_deterministic_algorithms(torch.cuda.is_available(), warn_only=True)  # bitwise promises hold on a GPU, too
+    torch.use_deterministic_algorithms(torch.cuda.is_available(), warn_only=True)  # bitwise requirements hold on a GPU, too
     expected: dict[str, Measured] = pickle.loads(Path(oracle).read_bytes())
     shared = Path(folder) / "files"
     shared.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What is a promise? One line of a contract, the code that asks for it, and the name of the test that a plugin sees fail."""
+"""A requirement: one line of a contract, the code that asks for it, and the name of the test that a plugin sees fail."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 Check = Callable[["StrategyBench"], None]
 
-MARK = "_lightrft_promise"
+MARK = "_lightrft_requirement"
 
 
 class NotAsked(Exception):
@@ -26,8 +26,8 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class Promise:
-    """`method` of the contract promises `text`; `test` (`Class::name`) asks for it, where `capability` is declared or None."""
+class Requirement:
+    """`method` of the contract requirements `text`; `test` (`Class::name`) asks for it, where `capability` is declared or None."""
 
     kind: Literal["strategy", "engine"]
     method: str
@@ -69,8 +69,8 @@ def check(method: str, *, needs: Capability | None = None) -> Callable[[Check], 
     return register
 
 
-def promise(method: str, *, needs: Capability | None = None) -> Callable[[F], F]:
-    """Marks a test method as one that asks for a promise of `method`; the docstring's first line, or the name, says which."""
+def requirement(method: str, *, needs: Capability | None = None) -> Callable[[F], F]:
+    """Marks a test method as one that asks for a requirement of `method`; the docstring's first line, or the name, says which."""
 
     def mark(test: F) -> F:
         setattr(test, MARK, (method, needs))
@@ -79,13 +79,13 @@ def promise(method: str, *, needs: Capability | None = None) -> Callable[[F], F]
     return mark
 
 
-def promises_of(kit: type, *, kind: Literal["strategy", "engine"], beyond: type = object) -> Iterator[Promise]:
+def requirements_of(kit: type, *, kind: Literal["strategy", "engine"], beyond: type = object) -> Iterator[Requirement]:
     """Those of a class of tests and of its bases that are not `beyond`'s, in the order of the classes."""
     for part in (part for part in kit.__mro__ if part not in beyond.__mro__):
         for name, test in vars(part).items():
             if name.startswith("test_"):
                 method, needs = getattr(test, MARK)
-                yield Promise(kind, method, _text(test, name.removeprefix("test_")), f"{kit.__name__}::{name}", needs)
+                yield Requirement(kind, method, _text(test, name.removeprefix("test_")), f"{kit.__name__}::{name}", needs)
 
 
 def _text(function: Callable[..., Any], name: str) -> str:
