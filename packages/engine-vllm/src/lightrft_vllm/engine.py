@@ -150,11 +150,9 @@ class VLLMEngine(InferenceEngine):
     def wake_up(self, tags: Collection[WakeTag]) -> None:
         self._alive()
         if self._status is EngineStatus.ASLEEP and "weights" in tags:
-            self._llm.wake_up(tags=["weights"])
-            self._status = EngineStatus.WEIGHTS_ONLY
+            self._wake("weights", EngineStatus.WEIGHTS_ONLY)
         if self._status is EngineStatus.WEIGHTS_ONLY and "kv_cache" in tags:
-            self._llm.wake_up(tags=["kv_cache"])
-            self._status = EngineStatus.AWAKE
+            self._wake("kv_cache", EngineStatus.AWAKE)
 
     def shutdown(self) -> None:
         self._status = EngineStatus.UNUSABLE
@@ -165,6 +163,14 @@ class VLLMEngine(InferenceEngine):
             llm.llm_engine.engine_core.shutdown()
 
     # ---- parts ---------------------------------------------------------------------------------------------------------------------------
+
+    def _wake(self, tag: WakeTag, then: EngineStatus) -> None:
+        try:
+            self._llm.wake_up(tags=[tag])
+        except Exception:  # too little memory, for one: a part of it is mapped, and nobody knows which
+            self._status = EngineStatus.UNUSABLE
+            raise
+        self._status = then
 
     def _read_sums(self) -> dict[str, OwnSum]:
         [found] = self._llm.apply_model(partial(read_own_sums, dtype=self.setup.dtype))

@@ -81,7 +81,11 @@ METRICS = (
     Metric("time/verify_s", "s", "the proof of a sync; not in time/sync_s", "verify_sync_every"),
     Metric("time/save_s", "s", "the checkpoint before this step", "save_every"),
     Metric("time/PHASE_s", "s", "one phase, of the slowest rank: rollout, reward, logprob, advantage, update, sync, evaluate"),
-    Metric("memory/PHASE_gib", "GiB", "of the fullest rank: the peak on the GPU in that phase, else what the process holds after it"),
+    Metric(
+        "memory/PHASE_gib",
+        "GiB",
+        "of the fullest rank: the most that was mapped on its GPU in that phase, by anybody; else what the process holds after it",
+    ),
     Metric("tokens/PHASE", "tokens", "that the phase dealt with, all ranks: completions, in logprob and update with their prompts"),
 )
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
+
+from lightrft.distributed.memory import PeakMemory
 
 DEFAULT_TIMEOUT_S = 1800
 
@@ -26,6 +29,11 @@ class World:
     def is_first(self) -> bool:
         """Whether this is the world's first rank."""
         return self.rank == 0
+
+    @cached_property
+    def memory(self) -> PeakMemory:
+        """The peak of this rank's memory, which whoever maps some beside torch's allocator keeps up to date."""
+        return PeakMemory(self.device)
 
     @classmethod
     def alone(cls) -> World:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from lightrft.distributed.collectives import ReduceOp, all_reduce
-from lightrft.distributed.memory import memory_now_gib
 from lightrft.distributed.world import World
 from lightrft.errors import nearest
 
@@ -54,9 +53,7 @@ class PhaseClock:
 
         @wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            device = self.world.device
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
+            self.world.memory.restart()
             self._running.append(name)
             start = time.perf_counter()
             try:
@@ -68,7 +65,7 @@ class PhaseClock:
                 self.metrics.update(result)
                 seconds = float(result.get(f"time/{name}_s", seconds))
             self._seconds[name] = self._seconds.get(name, 0.0) + seconds
-            self._memory_gib[name] = max(self._memory_gib.get(name, 0.0), memory_now_gib(device))
+            self._memory_gib[name] = max(self._memory_gib.get(name, 0.0), self.world.memory.gib())
             return result
 
         return call

@@ -19,6 +19,7 @@ from lightrft.distributed.collectives import (
     raise_together,
     scatter_from_first,
 )
+from lightrft.distributed.memory import release_cached
 from lightrft.distributed.mesh import Axis
 from lightrft.distributed.watchdog import ends_after
 from lightrft.distributed.world import World
@@ -29,6 +30,7 @@ from lightrft.errors import CapabilityError, EngineError, EngineStateError, Weig
 from lightrft.plugins.specs import Capability, EngineSpec
 from lightrft.rollout.prompts import PromptSource, collect_requests
 from lightrft.rollout.transport import pack_outputs, pack_requests, unpack_outputs, unpack_requests
+from lightrft.rollout.waking import wake
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import WeightBucket
 from lightrft.weights.checksum import WeightSum
@@ -58,6 +60,7 @@ class RolloutController:
         tokenize: Callable[[str], list[int]],
         read_sampling: Callable[[Any], SamplingParams] = SamplingParams.coerce,
         generate_timeout_s: float = 0.0,
+        make_room: str = "lower engine_mem_util",
     ) -> None:
         self.spec = spec
         self.read_sampling = read_sampling
@@ -74,6 +77,7 @@ class RolloutController:
         self._calls = 0
         self._tokenize = tokenize
         self._generate_timeout_s = generate_timeout_s
+        self._make_room = make_room
         self._status = EngineStatus.AWAKE
         here = spec.topology == "spmd" or group.is_first
         self.engine: InferenceEngine | None = self._together("starting the engine", lambda: make_engine() if here else None)
@@ -183,7 +187,9 @@ class RolloutController:
         level = self._sleep_level
         if level is None or self._status is EngineStatus.ASLEEP:
             return
+        self._world.memory.note()
         self._together("putting the engine to sleep", lambda: self.engine.sleep(level) if self.engine else None)
+        self._world.memory.note()
         self._status = EngineStatus.ASLEEP
 
     def shutdown(self) -> None:
@@ -324,7 +330,11 @@ class RolloutController:
         target = EngineStatus.AWAKE if "kv_cache" in tags else EngineStatus.WEIGHTS_ONLY
         if self._status is EngineStatus.AWAKE or self._status is target:
             return
-        self._together("waking the engine", lambda: self.engine.wake_up(tags) if self.engine else None)
+        if self.spec.topology == "single_leader" and self.group.size > 1:
+            # The leader's engine is on the GPUs of ranks that have none: they make room before it wakes.
+            self._together("giving torch's cache back", lambda: release_cached(self._world.device))
+        self._together("waking the engine", lambda: wake(self.engine, tags, world=self._world, make_room=self._make_room))
+        self._world.memory.note()
         self._status = target
 
     def _usable(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lightrft.config.checks import check_engine, without_effect
+from lightrft.config.checks import check_engine, strategy_name, without_effect
 from lightrft.config.schema import Config
 from lightrft.distributed.mesh import Axis, neighbours
 from lightrft.distributed.world import World
@@ -15,6 +15,7 @@ from lightrft.errors import CapabilityError
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, EngineSpec
 from lightrft.rollout.controller import RolloutController
+from lightrft.rollout.waking import how_to_make_room
 from lightrft.types import SamplingParams
 
 
@@ -58,6 +59,7 @@ def make_controller(config: Config, *, registry: Registry, world: World, model_p
         tokenize=tokenize,
         read_sampling=read_sampling,
         generate_timeout_s=config.generate_timeout_s,
+        make_room=how_to_make_room(config, registry.spec("strategy", strategy_name(config)).capabilities),
     )
 
 
