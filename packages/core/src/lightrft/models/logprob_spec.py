@@ -1,0 +1,52 @@
+"""What log-probabilities are asked of an output layer, and what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """What a model does to its output layer's result before it calls it logits: x -> cap * tanh(scale * x / cap)."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        scaled = raw if self.scale == 1.0 else raw * self.scale
+        return scaled if self.softcap is None else torch.tanh(scaled / self.softcap) * self.softcap
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogprobSpec:
+    """What is computed, and how. Logits are divided by each of `temperatures` in turn.
+
+    `chunk_size` None is the plain implementation; a number, the fused one with so many tokens at a time.
+    """
+
+    temperatures: tuple[float, ...] = (1.0,)
+    entropy: bool = False
+    transform: LogitTransform = LogitTransform()
+    chunk_size: int | None = None
+
+
+@dataclass(frozen=True)
+class LogprobColumns:
+    """One tensor [S] for each temperature, float32 (float64 for float64 weights), natural logs; no `entropies` where not asked for."""
+
+    logprobs: tuple[Tensor, ...]
+    entropies: tuple[Tensor, ...] = ()
+
+
+def chunks_of(labels: Tensor, size: int) -> list[slice]:
+    """Slices of at most `size` that cover the labels; one empty slice where there are none."""
+    return [slice(start, start + size) for start in range(0, max(len(labels), 1), size)]
+
+
+def sum_dtype(tensor: Tensor) -> torch.dtype:
+    """float32, or float64 for float64."""
+    return torch.promote_types(tensor.dtype, torch.float32)
