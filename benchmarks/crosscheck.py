@@ -28,7 +28,10 @@ from lightrft.algorithms.gspo import gspo
 from lightrft.algorithms.inputs import PolicyLoss, PolicyLossInput
 from lightrft.algorithms.kl import kl_per_token
 from lightrft.algorithms.ppo_clip import ppo_clip
-from lightrft.models.logprobs import token_batch, token_logprobs_and_entropy
+from lightrft.batch.micro_batch import padded
+from lightrft.batch.stages import Sampled
+from lightrft.models.score import score_tokens
+from lightrft.testing.batches import batch_of
 from lightrft.testing.tiny import tiny_causal_lm
 
 Loss = Callable[[PolicyLossInput], PolicyLoss]
@@ -136,8 +139,10 @@ def log_probs_and_entropy() -> dict[str, Any]:
     """Of a tiny model's completion; the gradient is that of their sum, in the model's last layer."""
     prompt, completion, temperature = [3, 4, 5], [6, 7, 1], 0.7
     model: Any = tiny_causal_lm(seed=4, vocab_size=32)
-    batch = token_batch([(prompt, completion)], device=torch.device("cpu"))
-    mine = torch.stack(token_logprobs_and_entropy(model, batch, temperature=temperature))
+    batch = batch_of(Sampled, [(prompt, completion)])
+    micro = padded(batch, torch.arange(1), device=torch.device("cpu"))
+    scores = score_tokens(model, micro, temperatures=(temperature,), entropy=True)
+    mine = torch.stack([scores.logprobs[0], scores.entropy])[:, None]
     logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[:, 2:-1] / temperature
     theirs = torch.stack([selective_log_softmax(logits, torch.tensor([completion])), entropy_from_logits(logits)])
     gradients = [torch.autograd.grad(found.sum(), model.lm_head.weight)[0] for found in (mine, theirs)]

@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 import torch
 
+from lightrft.batch.stages import Scored
 from lightrft.config.load import make_config
-from lightrft.experience.trajectory import Trajectory
 from lightrft.models.critic import make_critic
 from lightrft.plugins.registry import Registry
 from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StrategyBase
+from lightrft.testing.batches import batch_of
 from lightrft.testing.spmd import run_spmd
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.trainer.invariance import BOUND, Cut, Models, Tensors, difference, gradients
-from lightrft.types import Completion, Sample
 
+BY_TOKEN = ("old_logprobs", "reference_logprobs", "corrections", "values")
 SIZES = (3, 1, 4, 2)
 """Groups of unequal size, one of them alone."""
 
@@ -48,7 +49,7 @@ def small(seed: int) -> Any:
     return tiny_causal_lm(seed=seed, vocab_size=32, layers=1, hidden=32, heads=1)
 
 
-def groups() -> list[list[Trajectory]]:
+def rollout() -> Scored:
     """Ten completions of 1 to 9 tokens, with everything that an update may want."""
     generator = torch.Generator().manual_seed(5)
     model = small(4)
@@ -60,28 +61,25 @@ def groups() -> list[list[Trajectory]]:
     def noise(length: int, size: float) -> torch.Tensor:
         return size * torch.randn(length, generator=generator)
 
-    found = []
+    pairs = []
+    columns: dict[str, list[Any]] = {name: [] for name in ("group_ids", "rewards", "baselines", *BY_TOKEN)}
     for number, size in enumerate(SIZES):
         prompt = ids(1, 5)
-        found.append([])
         for _ in range(size):
             completion = ids(1, 10)
-            row = Trajectory(
-                prompt_ids=prompt,
-                completion=Completion(token_ids=completion, finish_reason="stop", weight_version=0),
-                sample=Sample(prompt="", completion=""),
-                group_id=number,
-                reward=float(noise(1, 1.0)),
-                baseline=0.25 * number,
-            )
             logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1].detach()
             logprobs = logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
-            row.old_logprobs = logprobs + noise(len(completion), 0.3)
-            row.initial_logprobs = logprobs + noise(len(completion), 0.3)
-            row.correction = 1.0 + noise(len(completion), 0.3).clamp(-0.9, 1.0)
-            row.values = noise(len(completion), 0.5)
-            found[-1].append(row)
-    return found
+            pairs.append((prompt, completion))
+            row = {"group_ids": number, "rewards": float(noise(1, 1.0)), "baselines": 0.25 * number}
+            by_token = (
+                logprobs + noise(len(completion), 0.3),
+                logprobs + noise(len(completion), 0.3),
+                1.0 + noise(len(completion), 0.3).clamp(-0.9, 1.0),
+                noise(len(completion), 0.5),
+            )
+            for name, value in (row | dict(zip(BY_TOKEN, by_token, strict=True))).items():
+                columns[name].append(value)
+    return batch_of(Scored, pairs, **columns)
 
 
 def models(strategy: StrategyBase, *, critic: bool) -> Models:
@@ -113,7 +111,7 @@ def measure(backend: dict[str, Any], shown: list[Cut]) -> dict[str, Measured]:
     for name, changes in CASES.items():
         config = make_config({**backend, "max_norm": 0.0, "generate_max_len": 16, **changes})
         made = models(strategy, critic=config.advantage_estimator == "gae")
-        first, *others = [gradients(groups(), cut, strategy=strategy, config=config, models=made) for cut in shown]
+        first, *others = [gradients(rollout(), cut, strategy=strategy, config=config, models=made) for cut in shown]
         found[name] = Measured(first, {cut: difference(other, first) for cut, other in zip(shown[1:], others, strict=True)})
     strategy.shutdown()
     return found

@@ -7,22 +7,24 @@ from pathlib import Path
 
 import torch
 
+from lightrft.batch.exchange import balanced
+from lightrft.batch.stages import Rewarded
 from lightrft.config.load import make_config
 from lightrft.data.prompts import Prompt
 from lightrft.data.sampler import PromptSampler
 from lightrft.errors import RewardError
-from lightrft.experience.balance import balanced
 from lightrft.experience.dynamic import DynamicSampling
 from lightrft.experience.scored import score_everywhere
-from lightrft.experience.trajectory import Trajectory
+from lightrft.observe.metrics import StepMetrics
 from lightrft.observe.warnings_log import Warnings
 from lightrft.rewards.load import NamedReward
 from lightrft.rewards.remote import RemoteReward, RemoteSettings
 from lightrft.strategy.factory import get_strategy
+from lightrft.testing.batches import batch_of
 from lightrft.testing.spmd import run_spmd
 from lightrft.testing.tiny import tiny_reward_folder
 from lightrft.trainer.reward_models import build_rewards
-from lightrft.types import Completion, Sample
+from lightrft.types import Sample
 
 
 def one_rank_without_its_server() -> tuple[str, float]:
@@ -60,34 +62,33 @@ def dynamically() -> tuple[list[str], float, int]:
     world = strategy.world
     strategy.maybe_sleep_inference_engine = lambda: None  # type: ignore[method-assign]
     sampler = PromptSampler(64, batch_size=8, rank=world.rank, world_size=world.world_size, seed=3)
-    metrics: dict[str, float] = {}
+    metrics = StepMetrics()
 
     def next_prompts() -> list[Prompt]:
         return [Prompt(index=i, text=str(i), token_ids=(1,), answer=None, row={}) for i in sampler.next_batch()]
 
-    def rollout(prompts: Sequence[Prompt]) -> list[Trajectory]:
+    def rollout(prompts: Sequence[Prompt]) -> Rewarded:
         first = world.rank * len(prompts)
-        return [
-            Trajectory(
-                prompt_ids=[1],
-                completion=Completion(token_ids=[1] * (1 + prompt.index), finish_reason="stop", weight_version=1),
-                sample=Sample(prompt=prompt.text, completion="c"),
-                group_id=first + index,
-                reward=float(prompt.index % 3 == 0 and sample),
-            )
-            for index, prompt in enumerate(prompts)
-            for sample in range(2)
-        ]
+        rows = [(index, prompt, sample) for index, prompt in enumerate(prompts) for sample in range(2)]
+        return batch_of(
+            Rewarded,
+            [([1], [1] * (1 + prompt.index)) for _, prompt, _ in rows],
+            group_ids=[first + index for index, _, _ in rows],
+            samples=[Sample(prompt=prompt.text, completion="c") for _, prompt, _ in rows],
+            rewards=[float(prompt.index % 3 == 0 and sample) for _, prompt, sample in rows],
+        )
 
     unit = DynamicSampling(
-        strategy=strategy, config=config, next_prompts=next_prompts, rollout=rollout, reward=lambda rows: None,
+        strategy=strategy, config=config, next_prompts=next_prompts, rollout=rollout, reward=lambda rewarded: rewarded,
         warnings=Warnings(world=strategy.world), metrics=metrics,
     )  # fmt: skip
     rows = unit.collect()
-    even = balanced(rows, strategy=strategy)
-    tokens = strategy.all_gather(torch.tensor([sum(t.num_tokens for t in even)])).tolist()
+    even = balanced(rows, group=world.group)
+    tokens = strategy.all_gather(even.num_sampled.sum()).tolist()
+    # What arrives is whole: each sequence's tokens, mask and group are those of its prompt.
+    assert all(int(n) == int(length) - 1 for n, length in zip(even.num_sampled, even.lengths, strict=True))
     assert len(even) == len(rows) == 16 // world.world_size and max(tokens) - min(tokens) <= 64
-    return sorted({t.sample.prompt for t in rows}), metrics["sampling/rollouts"], len(rows)
+    return sorted({sample.prompt for sample in rows.samples}), metrics.reduce(world)["sampling/rollouts"], len(rows)
 
 
 def test_dynamic_sampling_takes_the_same_prompts_on_any_number_of_ranks() -> None:

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
+from lightrft.batch.collect import sequences_of
 from lightrft.config.load import make_config
 from lightrft.data.prompts import Prompt
 from lightrft.engine.hf import HFEngine
 from lightrft.engine.progress import nobody_waits
 from lightrft.errors import EngineError, RewardError
 from lightrft.experience.early import EarlyRewards
-from lightrft.experience.pipeline import ExperienceMaker, completions_of
-from lightrft.experience.trajectory import Trajectory
+from lightrft.experience.pipeline import ExperienceMaker
+from lightrft.experience.samples import samples_of
 from lightrft.plugins.builtin import HF_CAPABILITIES
 from lightrft.plugins.specs import EngineSpec
 from lightrft.rewards.load import NamedReward
@@ -84,11 +85,11 @@ def maker(folder: Path, engine: type[HFEngine], reward: Any = length, **settings
 
 def test_rewards_begin_while_the_engine_generates(tmp_path: Path) -> None:
     made, prompts = maker(tmp_path, Waiting)
-    trajectories = made.generate(prompts)
-    made.reward(trajectories)
-    metrics = made.metrics
-    expected = [2 * (t.num_tokens + 0.25 * len(t.sample.prompt)) for t in trajectories]
-    assert [t.reward for t in trajectories] == expected
+    batch = made.generate(prompts)
+    rewarded = made.reward(batch)
+    metrics = made.metrics.reduce(made.strategy.world)
+    expected = [2 * (sample.num_tokens + 0.25 * len(sample.prompt)) for sample in batch.samples]
+    assert rewarded.rewards.tolist() == expected
     assert metrics["reward/length"] == pytest.approx(sum(expected) / 2 / len(expected))
 
 
@@ -126,12 +127,14 @@ def test_completions_of_a_prompt_stay_together_and_those_left_are_scored_at_the_
         RequestOutput(id=40 + i, prompt_token_ids=(3,), completions=(answer([4] * (i + 1)), answer([5] * (i + 2)))) for i in range(3)
     ]
 
-    def scored(trajectories: list[Trajectory]) -> Scores:
-        calls.append([t.group_id for t in trajectories])
-        return score([t.sample for t in trajectories], rewards=[NamedReward(name="n", function=length)])
+    def scored(samples: Sequence[Sample]) -> Scores:
+        calls.append([sample.num_tokens for sample in samples])
+        return score(samples, rewards=[NamedReward(name="n", function=length)])
 
-    early = EarlyRewards(complete=lambda i, output: completions_of([prompts[i]], [output], tokenizer=tiny_tokenizer()), score=scored)
+    early = EarlyRewards(read=lambda i, output: samples_of([prompts[i]], [output], tokenizer=tiny_tokenizer()), score=scored)
     early.finished(1, outputs[1])
-    found = early.scores(completions_of(prompts, outputs, tokenizer=tiny_tokenizer()))
+    pairs = [((3,), completion) for output in outputs for completion in output.completions]
+    samples = samples_of(prompts, outputs, tokenizer=tiny_tokenizer())
+    found = early.scores(sequences_of(pairs, group_ids=[40, 40, 41, 41, 42, 42], samples=samples))
     assert found.total == found.parts["n"] == [1.0, 2.0, 2.0, 3.0, 3.0, 4.0]
-    assert calls == [[41, 41], [40, 40, 42, 42]]
+    assert calls == [[2, 3], [1, 2, 3, 4]]

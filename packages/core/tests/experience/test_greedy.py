@@ -47,14 +47,12 @@ def test_the_baseline_is_the_greedy_completion_s_reward(tmp_path: Any) -> None:
     )
     texts = ["1 + 1 =", "7 + 2 ="]
     prompts = [Prompt(index=i, text=t, token_ids=tuple(tokenizer(t)["input_ids"]), answer="", row={}) for i, t in enumerate(texts)]
-    rows = maker.generate(prompts)
-    maker.reward(rows)
+    rows = maker.reward(maker.generate(prompts))
     expected = strategy.gather_and_generate({"temperature": 0.0, "max_new_tokens": 6}, [list(p.token_ids) for p in prompts])
-    assert [t.greedy and list(t.greedy.completion.token_ids) for t in rows] == [
-        list(o.completions[0].token_ids) for o in expected for _ in "ab"
-    ]
+    texts = tokenizer.batch_decode([list(o.completions[0].token_ids) for o in expected for _ in "ab"], skip_special_tokens=True)
+    assert [sample and sample.completion for sample in rows.greedy] == texts
     assert [len(samples) for samples in seen] == [4, 2], "four samples, and each prompt's greedy completion once"
-    maker.add_advantages(rows)
-    for row in rows:
-        assert row.greedy is not None and row.baseline == len(row.greedy.sample.completion)
-        torch.testing.assert_close(row.advantages, torch.full((row.num_tokens,), row.reward - row.baseline))
+    assert rows.baselines.tolist() == [len(text) for text in texts]
+    trained = maker.advantages(maker.score(rows))
+    for advantages, reward, baseline in zip(trained.by_sequence(trained.advantages), rows.rewards, rows.baselines, strict=True):
+        torch.testing.assert_close(advantages, torch.full((len(advantages),), float(reward - baseline)))

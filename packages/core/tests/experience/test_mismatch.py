@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 import torch
 
+from lightrft.batch.stages import Sampled
 from lightrft.config.load import make_config
 from lightrft.data.prompts import Prompt
 from lightrft.distributed.world import World
 from lightrft.engine.hf import HFEngine
 from lightrft.errors import CapabilityError, MismatchError
-from lightrft.experience.gap import add_corrections, logprob_gap
-from lightrft.experience.trajectory import Trajectory
+from lightrft.experience.gap import add_gap, corrections
+from lightrft.observe.metrics import StepMetrics
 from lightrft.plugins.specs import Capability, EngineSpec
 from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings
+from lightrft.testing.batches import batch_of, rows_of
 from lightrft.testing.fake_engine import VOCAB_SIZE
 from lightrft.testing.fake_strategy import FakeStrategy, fake_registry
 from lightrft.testing.spmd import run_spmd
@@ -101,16 +103,13 @@ def gradient_by_hand(trainer: SPMDPPOTrainer, weights: Callable[[int], list[floa
     """Of the token mean of -w A rho + kl_coef k2; rho is 1 at the first step and its gradient that of log pi."""
     model = tiny_causal_lm(seed=2, vocab_size=VOCAB_SIZE)
     terms = []
-    for row in trainer.experience:
-        ids = torch.tensor([[*row.prompt_ids, *row.completion.token_ids]])
+    for row in rows_of(trainer.experience):
+        ids = torch.tensor([[*row.prompt_ids, *row.completion_ids]])
         logits = model(input_ids=ids).logits[0] / trainer.config.temperature
         logprobs = logits.log_softmax(-1)[torch.arange(len(row.prompt_ids) - 1, ids.shape[1] - 1), ids[0, len(row.prompt_ids) :]]
-        assert row.advantages is not None
-        terms += list(-torch.tensor(weights(row.num_tokens)) * row.advantages * logprobs)
-        if row.initial_logprobs is not None:
-            terms += list(kl_coef * (row.initial_logprobs - logprobs) ** 2 / 2)
-    num_tokens = sum(row.num_tokens for row in trainer.experience)
-    (sum(terms[1:], terms[0]) / num_tokens).backward()
+        terms += list(-torch.tensor(weights(len(row.completion_ids))) * row.advantages * logprobs)
+        terms += list(kl_coef * (row.reference_logprobs - logprobs) ** 2 / 2)
+    (sum(terms[1:], terms[0]) / int(trainer.experience.loss_mask.sum())).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -143,15 +142,15 @@ def test_the_update_is_weighted_as_by_hand(tmp_path: Path, changes: dict[str, An
     trainer = make_trainer(tmp_path, **changes)
     trainer.strategy.update_engine_weights(trainer.actor)
     metrics = trainer.make_experience()
-    assert any(row.num_tokens > 2 for row in trainer.experience) and any(float(row.advantages.abs().max()) for row in trainer.experience)  # type: ignore[union-attr]
+    lengths = trainer.experience.num_sampled.tolist()
+    assert max(lengths) > 2 and bool(trainer.experience.advantages.any())
     if changes["logprob_gap_action"] == "correct":
-        for row in trainer.experience:
-            assert row.correction is not None
-            assert row.correction.tolist() == pytest.approx(weights(row.num_tokens), rel=1e-5)
-        beyond = sum(math.exp(-sum(map(shift, range(r.num_tokens)))) > 2 for r in trainer.experience for _ in range(r.num_tokens))
+        for values in trainer.experience.by_sequence(trainer.experience.corrections):
+            assert values.tolist() == pytest.approx(weights(len(values)), rel=1e-5)
+        beyond = sum(math.exp(-sum(map(shift, range(n)))) > 2 for n in lengths for _ in range(n))
         if weights is by_token:
-            beyond = sum((r.num_tokens + 1) // 3 for r in trainer.experience)  # the second of each three tokens has e^1 > 2
-        assert metrics["rollout/mismatch_clipped"] == pytest.approx(beyond / sum(r.num_tokens for r in trainer.experience))
+            beyond = sum((n + 1) // 3 for n in lengths)  # the second of each three tokens has e^1 > 2
+        assert metrics["rollout/mismatch_clipped"] == pytest.approx(beyond / sum(lengths))
     expected = gradient_by_hand(trainer, weights, trainer.config.kl_coef)
     got = gradient_of_the_update(trainer)
     assert got.keys() == expected.keys()
@@ -165,7 +164,7 @@ def test_a_correction_asks_for_every_prompt_and_a_warning_for_some(tmp_path: Pat
         trainer = make_trainer(tmp_path / action, logprob_gap_action=action, **changes)
         trainer.strategy.update_engine_weights(trainer.actor)
         trainer.make_experience()
-        assert [row.completion.logprobs is not None for row in trainer.experience] == expected
+        assert trainer.experience.has_logprobs.tolist() == expected
 
 
 def test_warn_warns_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,9 +192,8 @@ def test_an_honest_engine_is_corrected_by_ones(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, engine_type="hf", logprob_gap_action="correct", mismatch_level="sequence")
     trainer.strategy.update_engine_weights(trainer.actor)
     metrics = trainer.make_experience()
-    for row in trainer.experience:
-        assert row.correction is not None
-        assert row.correction.tolist() == pytest.approx([1.0] * row.num_tokens, abs=1e-4)
+    for values in trainer.experience.by_sequence(trainer.experience.corrections):
+        assert values.tolist() == pytest.approx([1.0] * len(values), abs=1e-4)
     assert metrics["rollout/mismatch_ess"] == pytest.approx(1.0, abs=1e-6)
     assert metrics["rollout/mismatch_kl"] == pytest.approx(0.0, abs=1e-6)
     assert metrics["rollout/mismatch_clipped"] == 0.0
@@ -205,15 +203,10 @@ def test_no_correction_without_log_probs(tmp_path: Path) -> None:
     with pytest.raises(CapabilityError, match="logprobs needs the capability"):
         make_trainer(tmp_path, engine_type="fake", logprob_gap_action="correct").fit()
     with pytest.raises(MismatchError, match="every completion, found one without"):
-        add_corrections([row([3])], [torch.zeros(1)], level="token", cap=2.0)
+        corrections(batch_of(Sampled, [([3], [3])]), torch.zeros(2), level="token", cap=2.0)
 
 
 # ---- several ranks -----------------------------------------------------------------------------------------------------------------------
-
-
-def row(token_ids: list[int], logprobs: list[float] | None = None) -> Trajectory:
-    completion = Completion(token_ids=token_ids, finish_reason="stop", weight_version=0, logprobs=logprobs)
-    return Trajectory(prompt_ids=[3], completion=completion, sample=Sample(prompt="", completion=""), group_id=0)
 
 
 class RanksStrategy(FakeStrategy):
@@ -227,9 +220,14 @@ def gap_of_a_rank() -> dict[str, float]:
     """Rank 0 knows two tokens, rank 1 none, rank 2 one."""
     registry = fake_registry()
     strategy = RanksStrategy(make_config({"strategy": "fake"}), spec=registry.spec("strategy", "fake"), registry=registry)
-    rows = {0: [row([5, 6], [-1.0, -2.0])], 1: [row([5, 6])], 2: [row([7], [-0.5])]}[strategy.world.rank]
-    mine = {0: [torch.tensor([-2.0, -2.0])], 1: [torch.tensor([-9.0, -9.0])], 2: [torch.tensor([0.5])]}[strategy.world.rank]
-    return logprob_gap(rows, mine, strategy=strategy)
+    tokens, engine, mine = [
+        ([5, 6], [-1.0, -2.0], [-2.0, -2.0]),
+        ([5, 6], None, [-9.0, -9.0]),
+        ([7], [-0.5], [0.5]),
+    ][strategy.world.rank]
+    batch, metrics = batch_of(Sampled, [([3], tokens)], engine_logprobs=[engine]), StepMetrics()
+    add_gap(metrics, batch, batch.on_tokens(torch.tensor(mine)))
+    return metrics.reduce(strategy.world)
 
 
 def test_the_gap_of_three_ranks_is_that_of_all_their_known_tokens() -> None:

@@ -1,28 +1,28 @@
-"""Is the update a function of the batch alone? Against the loss written out by hand, for every way to cut the batch."""
+"""The update is a function of the batch alone: against the loss written out by hand, for every way to partition the batch."""
 
-import itertools
 import math
 
 import pytest
 import torch
 
 from lightrft.algorithms.ppo_clip import ppo_clip
+from lightrft.batch.micro_batch import padded
+from lightrft.batch.planning import by_length, mini_batches
+from lightrft.batch.stages import Sampled, Scored, Trainable
 from lightrft.config.load import make_config
 from lightrft.errors import MismatchError
-from lightrft.experience.gap import act_on_gap, logprob_gap
-from lightrft.experience.metrics import rollout_metrics
-from lightrft.experience.microbatch import micro_batches
+from lightrft.experience.gap import act_on_gap, add_gap
+from lightrft.experience.metrics import add_rollout_metrics
 from lightrft.experience.scoring import score_logprobs
-from lightrft.experience.trajectory import Trajectory
-from lightrft.models.logprobs import token_batch, token_logprobs
+from lightrft.models.score import score_tokens
+from lightrft.observe.metrics import StepMetrics
 from lightrft.observe.warnings_log import Warnings
 from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings
+from lightrft.testing.batches import batch_of, rows_of
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.tiny import tiny_causal_lm
-from lightrft.trainer.minibatches import mini_batches
 from lightrft.trainer.update import PolicyUpdate
-from lightrft.types import Completion, Sample
 
 PROMPTS = [[3, 4], [5, 6, 7], [8], [9, 10], [11, 3, 4], [5], [6, 7], [8, 9]]
 COMPLETIONS = [[12, 13, 14, 1], [2], [15, 16], [3, 3, 3, 3, 3, 3], [4, 1], [7, 8, 9], [10], [11, 12]]
@@ -38,36 +38,32 @@ def make_strategy(**values: object):  # type: ignore[no-untyped-def]
     return get_strategy(config(**values), registry=fake_registry())
 
 
-def trajectory(index: int, *, logprobs: list[float] | None = None, reward: float = 0.0, group: int = 0) -> Trajectory:
-    ids = COMPLETIONS[index]
-    return Trajectory(
-        prompt_ids=PROMPTS[index],
-        completion=Completion(token_ids=ids, finish_reason="length" if index == 3 else "stop", weight_version=0, logprobs=logprobs),
-        sample=Sample(prompt="", completion=""),
-        group_id=group,
-        reward=reward,
-    )
+PAIRS = list(zip(PROMPTS, COMPLETIONS, strict=True))
 
 
-def experience(old_shift: float = 0.0) -> list[Trajectory]:
+def experience(old_shift: float = 0.0, *, shifts: list[float] | None = None, advantages: list[float] = ADVANTAGES) -> Trainable:
     """Old log-probs are the model's own plus a shift, so the ratio is exp(-shift)."""
     model = tiny_causal_lm(seed=4, vocab_size=32)
-    made = [trajectory(index) for index in range(8)]
-    for row, advantage in zip(made, ADVANTAGES, strict=True):
-        row.old_logprobs = by_hand(model, row).detach() + old_shift
-        row.initial_logprobs = row.old_logprobs - 0.3
-        row.advantages = torch.full((row.num_tokens,), advantage)
-    return made
+    own = [by_hand(model, prompt, completion).detach() for prompt, completion in PAIRS]
+    old = [values + shift for values, shift in zip(own, shifts or [old_shift] * 8, strict=True)]
+    return batch_of(
+        Trainable, PAIRS, reasons=["length" if index == 3 else "stop" for index in range(8)],
+        old_logprobs=old, reference_logprobs=[values - 0.3 for values in old], advantages=advantages,
+    )  # fmt: skip
 
 
-def by_hand(model: torch.nn.Module, row: Trajectory) -> torch.Tensor:
+def by_hand(model: torch.nn.Module, prompt: list[int], completion: list[int]) -> torch.Tensor:
     """Log-probs of one completion, without padding or batching."""
-    ids = torch.tensor([[*row.prompt_ids, *row.completion.token_ids]])
-    logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
-    return torch.stack([logprobs[len(row.prompt_ids) - 1 + t, token] for t, token in enumerate(row.completion.token_ids)])
+    logprobs = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
+    return torch.stack([logprobs[len(prompt) - 1 + t, token] for t, token in enumerate(completion)])
 
 
-def gradient_after(strategy, rows: list[Trajectory]) -> dict[str, torch.Tensor]:  # type: ignore[no-untyped-def]
+def steps_of(batch: Trainable, strategy, *, seed: int = 1):  # type: ignore[no-untyped-def]
+    settings = {"train_batch_size": strategy.config.train_batch_size, "max_epochs": strategy.config.max_epochs}
+    return mini_batches(batch, **settings, world=strategy.world, seed=seed)
+
+
+def gradient_after(strategy, rows: Trainable) -> dict[str, torch.Tensor]:  # type: ignore[no-untyped-def]
     """The gradient that the strategy's step sees: taken just before it."""
     model, optimizer = strategy.prepare_trainable(tiny_causal_lm(seed=4, vocab_size=32), optimizer=AdamWSettings(learning_rate=1e-3))
     seen: dict[str, torch.Tensor] = {}
@@ -83,16 +79,16 @@ def gradient_after(strategy, rows: list[Trajectory]) -> dict[str, torch.Tensor]:
     return seen
 
 
-def expected_gradient(rows: list[Trajectory], kl_coef: float = 0.0) -> dict[str, torch.Tensor]:
+def expected_gradient(batch: Trainable, kl_coef: float = 0.0) -> dict[str, torch.Tensor]:
     """Token mean of -min(rho A, clip(rho) A) + kl_coef * k2, written out token by token, in float64: the reference rounds nothing."""
     model = tiny_causal_lm(seed=4, vocab_size=32).double()
     terms = []
-    for row in rows:
-        for t, logprob in enumerate(by_hand(model, row)):
-            ratio = (logprob - row.old_logprobs[t]).exp()  # type: ignore[index]
-            advantage = float(row.advantages[t])  # type: ignore[index]
+    for row in rows_of(batch):
+        for t, logprob in enumerate(by_hand(model, row.prompt_ids, row.completion_ids)):
+            ratio = (logprob - row.old_logprobs[t]).exp()
+            advantage = float(row.advantages[t])
             terms.append(-torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage))
-            terms[-1] = terms[-1] + kl_coef * (logprob - row.initial_logprobs[t]) ** 2 / 2  # type: ignore[index]
+            terms[-1] = terms[-1] + kl_coef * (logprob - row.reference_logprobs[t]) ** 2 / 2
     (sum(terms) / 21).backward()  # 4 + 1 + 2 + 6 + 2 + 3 + 1 + 2 tokens
     return {name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -123,12 +119,11 @@ def test_several_steps_use_every_completion_once() -> None:
     model, optimizer = strategy.prepare_trainable(tiny_causal_lm(seed=4, vocab_size=32), optimizer=AdamWSettings(learning_rate=1e-3))
     update = PolicyUpdate(strategy=strategy, config=strategy.config, actor=model, optimizer=optimizer, scheduler=None, policy_loss=ppo_clip)
     rows = experience()
-    cut = mini_batches(rows, config=strategy.config, strategy=strategy, seed=1)
-    steps = [step.rows for step in cut]
-    assert [len(s) for s in steps] == [2, 2, 2, 2]
-    assert [step.num_tokens for step in cut] == [sum(t.num_tokens for t in s) for s in steps]
-    assert sorted(map(id, itertools.chain(*steps))) == sorted(map(id, rows))
-    assert [id(t) for t in itertools.chain(*steps)] != [id(t) for t in rows], "shuffled"
+    steps = steps_of(rows, strategy)
+    assert [len(step.index) for step in steps] == [2, 2, 2, 2]
+    assert [step.num_tokens for step in steps] == [sum(len(COMPLETIONS[at]) for at in step.index) for step in steps]
+    order = torch.cat([step.index for step in steps]).tolist()
+    assert sorted(order) == list(range(8)) and order != list(range(8)), "shuffled"
     metrics = update.run(rows, seed=1)
     assert strategy.calls.count("optimizer_step") == 4
     assert metrics["train/skipped_steps"] == 0
@@ -154,11 +149,8 @@ def test_the_effective_sample_size_by_hand(micro: int) -> None:
     strategy = make_strategy(micro_train_batch_size=micro)
     model, optimizer = strategy.prepare_trainable(tiny_causal_lm(seed=4, vocab_size=32), optimizer=AdamWSettings(learning_rate=1e-3))
     update = PolicyUpdate(strategy=strategy, config=strategy.config, actor=model, optimizer=optimizer, scheduler=None, policy_loss=ppo_clip)
-    rows = experience()
-    for row in rows[1:]:
-        assert row.old_logprobs is not None
-        row.old_logprobs = row.old_logprobs - math.log(3.0)  # the ratio of their tokens is 3, that of the first completion 1
-    one, three = rows[0].num_tokens, sum(row.num_tokens for row in rows[1:])
+    rows = experience(shifts=[0.0] + [-math.log(3.0)] * 7)  # the ratio of their tokens is 3, that of the first completion 1
+    one, three = len(COMPLETIONS[0]), sum(map(len, COMPLETIONS[1:]))
     expected = (one + 3 * three) ** 2 / ((one + three) * (one + 9 * three))
     assert update.run(rows, seed=0)["train/ess"] == pytest.approx(expected, rel=1e-5)
 
@@ -167,13 +159,13 @@ def test_the_effective_sample_size_by_hand(micro: int) -> None:
 @pytest.mark.parametrize("micro", [1, 3, 8])
 def test_log_probs_do_not_depend_on_padding(micro: int, temperature: float) -> None:
     model = tiny_causal_lm(seed=4, vocab_size=32)
-    rows = [trajectory(index) for index in range(8)]
-    got = score_logprobs(model, rows, strategy=make_strategy(), micro_batch_size=micro, temperature=temperature)
-    for row, values in zip(rows, got, strict=True):
-        ids = torch.tensor([[*row.prompt_ids, *row.completion.token_ids]])
-        logprobs = (model(input_ids=ids).logits[0].detach() / temperature).log_softmax(-1)
-        expected = [float(logprobs[len(row.prompt_ids) - 1 + t, token]) for t, token in enumerate(row.completion.token_ids)]
-        assert values.tolist() == pytest.approx(expected, abs=1e-5)
+    batch = batch_of(Sampled, PAIRS)
+    got = score_logprobs(model, batch, strategy=make_strategy(), micro_batch_size=micro, temperatures=(temperature, 1.0))
+    for at, used in enumerate((temperature, 1.0)):
+        for (prompt, completion), values in zip(PAIRS, batch.by_sequence(got[at]), strict=True):
+            logprobs = (model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].detach() / used).log_softmax(-1)
+            expected = [float(logprobs[len(prompt) - 1 + t, token]) for t, token in enumerate(completion)]
+            assert values.tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_dropout_does_not_part_the_trained_policy_from_the_sampled_one() -> None:
@@ -188,29 +180,29 @@ def test_dropout_does_not_part_the_trained_policy_from_the_sampled_one() -> None
 
 
 def test_a_rank_without_rows_takes_part_with_weight_zero() -> None:
-    batch = token_batch([], device=torch.device("cpu"))
+    micro = padded(experience(), torch.zeros(0, dtype=torch.int64), device=torch.device("cpu"))
     model = tiny_causal_lm(seed=4, vocab_size=32)
-    logprobs = token_logprobs(model, batch)
-    assert logprobs.shape == (1, 1) and logprobs.item() == 0.0
-    logprobs.sum().backward()
+    [logprobs] = score_tokens(model, micro, temperatures=(1.0,)).logprobs
+    assert logprobs.shape == (0,) and micro.grid.spread(logprobs).shape == (0, 0)
+    micro.grid.spread(logprobs).sum().backward()
+    assert all(p.grad is not None for p in model.parameters()), "every parameter takes part"
     assert all(float(p.grad.abs().max()) == 0 for p in model.parameters() if p.grad is not None)
 
 
 def test_micro_batches_are_sorted_by_length_and_complete() -> None:
-    rows = [trajectory(index) for index in range(8)]
-    cut = micro_batches(rows, size=3)
-    assert [len(part) for part in cut] == [3, 3, 2]
-    lengths = [t.length for part in cut for t in part]
-    assert lengths == sorted(lengths)
-    assert sorted(id(t) for part in cut for t in part) == sorted(map(id, rows))
-    assert micro_batches([], size=3) == []
+    batch = batch_of(Sampled, PAIRS)
+    parts = by_length(batch, torch.arange(8), size=3)
+    assert [len(part) for part in parts] == [3, 3, 2]
+    order = torch.cat(parts)
+    assert batch.lengths[order].tolist() == sorted(batch.lengths.tolist()) and sorted(order.tolist()) == list(range(8))
+    assert by_length(batch, torch.zeros(0, dtype=torch.int64), size=3) == []
 
 
 def test_gap_by_hand_and_its_threshold(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [trajectory(1, logprobs=[-1.0]), trajectory(2, logprobs=[-0.5, -0.25]), trajectory(6)]
-    mine = [torch.tensor([-1.5]), torch.tensor([-0.5, -0.35]), torch.tensor([-9.0])]
-    strategy = make_strategy()
-    gap = logprob_gap(rows, mine, strategy=strategy)
+    rows = batch_of(Sampled, [PAIRS[1], PAIRS[2], PAIRS[6]], engine_logprobs=[[-1.0], [-0.5, -0.25], None])
+    strategy, metrics = make_strategy(), StepMetrics()
+    add_gap(metrics, rows, rows.on_tokens(torch.tensor([-1.5, -0.5, -0.35, -9.0])))
+    gap = metrics.reduce(strategy.world)
     weights = [math.exp(-0.5), 1.0, math.exp(-0.1)]
     assert gap == pytest.approx(
         {
@@ -221,7 +213,9 @@ def test_gap_by_hand_and_its_threshold(capsys: pytest.CaptureFixture[str]) -> No
             "rollout/mismatch_clipped": 0.0,
         }
     )
-    assert logprob_gap([trajectory(6)], [torch.zeros(1)], strategy=strategy) == {}
+    unknown = batch_of(Sampled, [PAIRS[6]])
+    add_gap(metrics, unknown, torch.zeros(3))
+    assert metrics.reduce(strategy.world) == {}
     warnings = Warnings(world=strategy.world)
     act_on_gap(0.2, threshold=0.3, action="stop", warnings=warnings)
     assert capsys.readouterr().out == ""
@@ -235,14 +229,13 @@ def test_gap_by_hand_and_its_threshold(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_rollout_metrics_by_hand() -> None:
-    rows = [
-        trajectory(0, reward=1.0, group=0), trajectory(1, reward=0.0, group=0),
-        trajectory(2, reward=0.5, group=1), trajectory(3, reward=0.5, group=1),
-    ]  # fmt: skip
-    for row in rows:
-        row.old_logprobs = torch.full((row.num_tokens,), -0.5)
-    got = rollout_metrics(rows, strategy=make_strategy())
-    assert got == pytest.approx(
+    rows = batch_of(
+        Scored, PAIRS[:4], group_ids=[0, 0, 1, 1], rewards=[1.0, 0.0, 0.5, 0.5], reasons=["stop", "stop", "stop", "length"],
+        old_logprobs=[-0.5] * 4,
+    )  # fmt: skip
+    metrics = StepMetrics()
+    add_rollout_metrics(metrics, rows)
+    assert metrics.reduce(make_strategy().world) == pytest.approx(
         {
             "rollout/reward": 0.5,
             "rollout/reward_std": (0.5 / 4) ** 0.5,
@@ -258,32 +251,30 @@ def test_rollout_metrics_by_hand() -> None:
 def test_several_epochs_see_every_completion_as_often() -> None:
     strategy = make_strategy(train_batch_size=4, max_epochs=3)
     rows = experience()
-    steps = mini_batches(rows, config=strategy.config, strategy=strategy, seed=1)
-    assert [len(step.rows) for step in steps] == [4] * 6
+    steps = [step.index.tolist() for step in steps_of(rows, strategy)]
+    assert [len(step) for step in steps] == [4] * 6
     for epoch in range(3):
-        assert sorted(id(t) for step in steps[2 * epoch : 2 * epoch + 2] for t in step.rows) == sorted(map(id, rows))
-    assert [id(t) for t in steps[0].rows] != [id(t) for t in steps[2].rows], "each epoch is shuffled anew"
+        assert sorted(steps[2 * epoch] + steps[2 * epoch + 1]) == list(range(8))
+    assert steps[0] != steps[2], "each epoch is shuffled anew"
 
 
 def test_a_share_that_does_not_divide_is_cut_evenly() -> None:
     strategy = make_strategy(train_batch_size=4)
-    assert [len(s.rows) for s in mini_batches(experience()[:7], config=strategy.config, strategy=strategy, seed=1)] == [3, 4]
-    assert [s.num_sequences for s in mini_batches([], config=strategy.config, strategy=strategy, seed=1)] == [0.0]
+    assert [len(s.index) for s in steps_of(experience().select(torch.arange(7)), strategy)] == [3, 4]
+    assert [s.num_sequences for s in steps_of(batch_of(Trainable, []), strategy)] == [0.0]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_entropy_bonus_is_exact_and_has_its_gradient(temperature: float) -> None:
     strategy = make_strategy(micro_train_batch_size=3, entropy_coef=0.5, temperature=temperature)
-    rows = experience()
-    for row in rows:
-        row.advantages = torch.zeros(row.num_tokens)
+    rows = experience(advantages=[0.0] * 8)
     got = gradient_after(strategy, rows)
     model = tiny_causal_lm(seed=4, vocab_size=32).double()
     total = torch.zeros((), dtype=torch.float64)
-    for row in rows:
-        logits = model(input_ids=torch.tensor([[*row.prompt_ids, *row.completion.token_ids]])).logits[0] / temperature
-        for t in range(row.num_tokens):
-            p = logits[len(row.prompt_ids) - 1 + t].softmax(-1)
+    for prompt, completion in PAIRS:
+        logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0] / temperature
+        for t in range(len(completion)):
+            p = logits[len(prompt) - 1 + t].softmax(-1)
             total = total - (p * p.log()).sum()
     (-0.5 * total / 21).backward()
     assert farthest(got, {name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None}) <= 2e-6

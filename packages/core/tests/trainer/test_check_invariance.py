@@ -10,7 +10,7 @@ from lightrft.config.load import make_config
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.tiny import tiny_model_folder
 from lightrft.trainer import update
-from lightrft.trainer.invariance import cuts, share
+from lightrft.trainer.invariance import cuts, rows_of_rank
 from lightrft.trainer.invariance_command import check_invariance
 
 
@@ -46,9 +46,9 @@ def test_a_mean_of_micro_batches_is_seen(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_every_spread_deals_out_every_group_once() -> None:
-    groups: Any = [["a", "b"], ["c"], ["d", "e", "f"]]
+    groups = torch.tensor([0, 0, 1, 2, 2, 2])
     for cut in cuts(make_config({}), world_size=2):
-        ranks = [share(groups, cut.spread, rank=rank, world_size=2) for rank in range(2)]
-        assert sorted([*ranks[0], *ranks[1]]) == list("abcdef")  # type: ignore[type-var]
-    assert share(groups, "one rank", rank=1, world_size=2) == []
-    assert share(groups, "dealt", rank=0, world_size=2) == ["c"]
+        ranks = [rows_of_rank(groups, cut.spread, rank=rank, world_size=2).tolist() for rank in range(2)]
+        assert sorted([*ranks[0], *ranks[1]]) == list(range(6))
+    assert rows_of_rank(groups, "one rank", rank=1, world_size=2).tolist() == []
+    assert rows_of_rank(groups, "dealt", rank=0, world_size=2).tolist() == [2]

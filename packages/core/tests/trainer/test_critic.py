@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,20 @@ import torch
 
 from lightrft.algorithms.gae import gae
 from lightrft.algorithms.inputs import AdvantageInput
+from lightrft.batch.stages import Trainable
 from lightrft.config.load import make_config
 from lightrft.data.prompts import Prompt
 from lightrft.experience.scoring import score_values
-from lightrft.experience.trajectory import Trajectory
 from lightrft.models.critic import make_critic
 from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings
+from lightrft.testing.batches import batch_of, rows_of
 from lightrft.testing.fake_engine import VOCAB_SIZE
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.tiny import tiny_causal_lm, tiny_model_folder, tiny_tokenizer
 from lightrft.trainer import SPMDPPOTrainer
 from lightrft.trainer.critic_update import CriticUpdate
-from lightrft.types import Completion, Sample
+from lightrft.types import Sample
 
 ALPHABET = "0123456789 =+"
 ROWS = [([3, 4], [5, 6, 1]), ([7], [8, 1]), ([9, 10, 11], [12])]
@@ -53,26 +55,16 @@ def by_hand(critic: Any, prompt: list[int], completion: list[int]) -> torch.Tens
     return values
 
 
-def experience() -> list[Trajectory]:
-    rows = []
-    for number, (prompt, completion) in enumerate(ROWS):
-        row = Trajectory(
-            prompt_ids=prompt,
-            completion=Completion(token_ids=completion, finish_reason="stop", weight_version=0),
-            sample=Sample(prompt="", completion=""),
-            group_id=number,
-        )
-        row.values = torch.linspace(-0.2, 0.4, len(completion))
-        row.returns = torch.full((len(completion),), float(number) - 0.5)
-        rows.append(row)
-    return rows
+def experience() -> Trainable:
+    values = [torch.linspace(-0.2, 0.4, len(completion)) for _, completion in ROWS]
+    return batch_of(Trainable, ROWS, group_ids=range(3), values=values, returns=[-0.5, 0.5, 1.5])
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3])
 def test_values_are_those_of_the_head_whatever_the_padding(micro: int) -> None:
     critic = critic_with_head()
     got = score_values(critic, experience(), strategy=make_strategy(), micro_batch_size=micro)
-    for values, (prompt, completion) in zip(got, ROWS, strict=True):
+    for values, (prompt, completion) in zip(experience().by_sequence(got), ROWS, strict=True):
         torch.testing.assert_close(values, by_hand(critic, prompt, completion).detach(), rtol=0, atol=1e-6)
 
 
@@ -102,11 +94,8 @@ def test_the_critic_s_gradient_by_hand(micro: int) -> None:
     metrics = update.run(experience(), seed=0)
     reference = critic_with_head().double()
     terms = []
-    for row in experience():
-        assert row.values is not None and row.returns is not None
-        for value, old, target in zip(
-            by_hand(reference, row.prompt_ids, list(row.completion.token_ids)), row.values, row.returns, strict=True
-        ):
+    for row in rows_of(experience()):
+        for value, old, target in zip(by_hand(reference, row.prompt_ids, row.completion_ids), row.values, row.returns, strict=True):
             bounded = old + (value - old).clamp(-0.1, 0.1)
             terms.append(torch.maximum((value - target) ** 2, (bounded - target) ** 2) / 2)
     loss = sum(terms[1:], start=terms[0]) / 6  # 3 + 2 + 1 tokens
@@ -122,13 +111,12 @@ def test_explained_variance_of_the_values_before_the_update() -> None:
     critic, optimizer = strategy.prepare_trainable(critic_with_head(), optimizer=AdamWSettings(learning_rate=1e-3))
     update = CriticUpdate(strategy=strategy, config=strategy.config, critic=critic, optimizer=optimizer, scheduler=None)
     rows = experience()
-    returns = torch.cat([r.returns for r in rows if r.returns is not None])
-    errors = returns - torch.cat([r.values for r in rows if r.values is not None])
+    returns = rows.sampled(rows.returns)
+    errors = returns - rows.sampled(rows.values)
     expected = 1 - float(errors.var(unbiased=False) / returns.var(unbiased=False))
     assert update.run(rows, seed=0)["critic/explained_variance"] == pytest.approx(expected, rel=1e-5)
-    for row in rows:
-        row.returns = torch.zeros(row.num_tokens)
-    assert "critic/explained_variance" not in update.run(rows, seed=0)
+    equal = replace(rows, returns=torch.zeros_like(rows.returns))
+    assert "critic/explained_variance" not in update.run(equal, seed=0)
 
 
 def make_trainer(folder: Path, **changes: Any) -> SPMDPPOTrainer:
@@ -196,11 +184,10 @@ def test_the_advantages_of_a_rollout_are_gae_s_whitened(tmp_path: Path) -> None:
     trainer.begin()
     trainer.begin_step(1)
     trainer.make_experience()
-    rows = trainer.experience
+    rows = rows_of(trainer.experience)
     raw = []
     for row in rows:
-        assert row.values is not None and row.returns is not None
-        mask, rewards = torch.ones(1, row.num_tokens), torch.tensor([row.reward])
+        mask, rewards = torch.ones(1, len(row.values)), torch.tensor([row.rewards])
         batch = AdvantageInput(rewards=rewards, group_ids=torch.tensor([0]), mask=mask, values=row.values[None], gamma=0.9, lambd=0.5)
         found = gae(batch)
         raw.append(found.advantages[0])

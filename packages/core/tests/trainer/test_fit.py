@@ -76,7 +76,7 @@ def test_every_rollout_samples_from_the_weights_of_the_last_update(tmp_path: Pat
     trainer.strategy.update_engine_weights(trainer.actor)
     for version in (1, 2, 3):
         trainer.make_experience()
-        assert {t.completion.weight_version for t in trainer.experience} == {version}
+        assert set(trainer.experience.versions.tolist()) == {version}
         trainer.ppo_train(version)
 
 
@@ -117,11 +117,8 @@ def test_a_correction_weighs_the_policy_loss(tmp_path: Path) -> None:
         trainer = make_trainer(tmp_path / name, engine_type="shifted", **settings | changes)
         trainer.strategy.update_engine_weights(trainer.actor)
         trainer.make_experience()
-        expected = 0.5 if changes else None
-        for row in trainer.experience:
-            assert (row.correction is None) == (expected is None)
-            if row.correction is not None:
-                torch.testing.assert_close(row.correction, torch.full((row.num_tokens,), 0.5), rtol=1e-4, atol=1e-4)
+        found = trainer.experience.sampled(trainer.experience.corrections)
+        torch.testing.assert_close(found, torch.full_like(found, 0.5 if changes else 1.0), rtol=1e-4, atol=1e-4)
         return trainer.ppo_train(1)["train/grad_norm"]
 
     plain, corrected = grad_norm("plain"), grad_norm("corrected", logprob_gap_action="correct")
@@ -184,14 +181,18 @@ def test_kl_as_reward_is_subtracted_by_hand(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, kl_coef=0.5, kl_estimator="k1", kl_in="reward", n_samples_per_prompt=2, train_batch_size=8)
     trainer.strategy.update_engine_weights(trainer.actor)
     maker = trainer.experience_maker
-    [first, second, *_] = rows = maker.generate(prompts(1))
-    for row, reward, kl in ((first, 1.0, 0.4), (second, 0.0, 0.2)):
-        row.reward = reward
-        row.old_logprobs = torch.zeros(row.num_tokens)
-        row.initial_logprobs = torch.full((row.num_tokens,), -kl / row.num_tokens)
-    maker.add_advantages(rows)
+    scored = maker.score(maker.reward(maker.generate(prompts(1))))
+    lengths = scored.num_sampled
+    kl = torch.repeat_interleave(torch.tensor([0.4, 0.2]) / lengths, lengths)
+    by_hand = replace(
+        scored,
+        rewards=torch.tensor([1.0, 0.0], dtype=torch.float64),
+        old_logprobs=torch.zeros_like(scored.old_logprobs),
+        reference_logprobs=scored.on_tokens(-kl),
+    )
+    found = maker.advantages(by_hand)
     # 1 - 0.5 * 0.4 = 0.8 against 0 - 0.5 * 0.2 = -0.1: standard scores of two are +-1/sqrt(2)
-    assert first.advantages is not None and float(first.advantages[0]) == pytest.approx(2**-0.5, abs=1e-4)
+    assert float(found.by_sequence(found.advantages)[0][0]) == pytest.approx(2**-0.5, abs=1e-4)
 
 
 def test_evaluation_counts_each_prompt_once(tmp_path: Path) -> None:
@@ -252,7 +253,9 @@ def test_completions_that_have_nothing_to_compare_with_are_reported_once(tmp_pat
     trainer.strategy.update_engine_weights(trainer.actor)
     maker = trainer.experience_maker
     for _ in range(2):
-        maker.add_advantages(maker.generate(prompts(2))[1:])
+        scored = maker.score(maker.reward(maker.generate(prompts(2))))
+        maker.advantages(scored.select(torch.arange(1, len(scored))))
+        maker.conclude(maker.metrics.reduce(trainer.strategy.world))
     assert capsys.readouterr().out.count("50% of this rollout's prompts have a single completion") == 1
 
 

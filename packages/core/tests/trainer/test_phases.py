@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from lightrft.experience.trajectory import Trajectory
+from lightrft.batch.stages import Rewarded, Sampled, Scored, Trainable
 from lightrft.observe.phase_clock import PHASES, PhaseClock
 from lightrft.testing.fake_strategy import FakeStrategy
 from lightrft.testing.small_trainer import make_trainer
@@ -26,8 +28,8 @@ def test_a_step_logs_time_tokens_and_memory_of_each_phase(tmp_path: Path) -> Non
     row = next(row for row in logged(tmp_path) if row["step"] == 2)
     in_a_step = [name for name in PHASES if name != "evaluate"]
     assert all(row[f"time/{name}_s"] >= 0 and row[f"memory/{name}_gib"] > 0 for name in in_a_step)
-    assert row["tokens/rollout"] == row["tokens/reward"] == sum(t.num_tokens for t in trainer.experience)
-    assert row["tokens/update"] == row["tokens/logprob"] == sum(t.length for t in trainer.experience)
+    assert row["tokens/rollout"] == row["tokens/reward"] == int(trainer.experience.loss_mask.sum())
+    assert row["tokens/update"] == row["tokens/logprob"] == len(trainer.experience.token_ids)
     assert row["rollout/tokens_per_s"] == pytest.approx(row["tokens/rollout"] / row["time/rollout_s"])
     assert sum(row[f"time/{name}_s"] for name in in_a_step) <= row["time/step_s"]
 
@@ -35,26 +37,23 @@ def test_a_step_logs_time_tokens_and_memory_of_each_phase(tmp_path: Path) -> Non
 class HalfReward(SPMDPPOTrainer):
     """Overrides one phase."""
 
-    def reward(self, experience: list[Trajectory]) -> None:
-        super().reward(experience)
-        for trajectory in experience:
-            trajectory.reward /= 2
+    def reward(self, experience: Sampled) -> Rewarded:
+        rewarded = super().reward(experience)
+        return replace(rewarded, rewards=rewarded.rewards / 2)
 
 
 def test_a_subclass_overrides_a_phase_which_is_measured_once(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, cls=HalfReward)
     trainer.fit()
-    assert {t.reward for t in trainer.experience} <= {0.0, 0.5}
+    assert set(trainer.experience.rewards.tolist()) <= {0.0, 0.5}
     assert logged(tmp_path)[1]["tokens/reward"] == logged(tmp_path)[1]["tokens/rollout"], "the phase and its super() count once"
 
 
-def test_a_function_stands_for_a_phase_and_what_it_returns_is_logged(tmp_path: Path) -> None:
-    def advantage(trainer: SPMDPPOTrainer, experience: list[Trajectory]) -> dict[str, float]:
-        SPMDPPOTrainer.advantage(trainer, experience)
-        for trajectory in experience:
-            assert trajectory.advantages is not None
-            trajectory.advantages.zero_()
-        return {"mine/answer": 42.0}
+def test_a_function_stands_for_a_phase_and_what_it_measures_is_logged(tmp_path: Path) -> None:
+    def advantage(trainer: SPMDPPOTrainer, experience: Scored) -> Trainable:
+        found = SPMDPPOTrainer.advantage(trainer, experience)
+        trainer.metrics["mine/answer"] = 42.0
+        return replace(found, advantages=torch.zeros_like(found.advantages))
 
     trainer = make_trainer(tmp_path, phases={"advantage": advantage})
     before = [p.detach().clone() for p in trainer.actor.parameters()]

@@ -125,10 +125,10 @@ def test_a_failing_evaluation_leaves_a_checkpoint_of_the_step_that_it_followed(t
 
 
 def test_sigterm_saves_and_returns(tmp_path: Path, whole: tuple[Path, SPMDPPOTrainer]) -> None:
-    def told(trainer: SPMDPPOTrainer, experience: Any) -> None:
-        SPMDPPOTrainer.reward(trainer, experience)
+    def told(trainer: SPMDPPOTrainer, experience: Any) -> Any:
         if trainer.step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
+        return SPMDPPOTrainer.reward(trainer, experience)
 
     before = signal.getsignal(signal.SIGTERM)
     summary = make_trainer(tmp_path, phases={"reward": told}, **SAME).fit()

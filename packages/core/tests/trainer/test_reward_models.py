@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,9 @@ def test_a_model_on_the_wrong_template_is_told_once(tmp_path: Path, capsys: pyte
     folder = tiny_reward_folder(tmp_path / "rm", alphabet="0123456789 =+", seed=3)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
 
-    def marked(trainer: Any, samples: list[Any]) -> None:
-        for one in samples:
-            one.sample = Sample(prompt=f"<|im_start|>user\n{one.sample.prompt}", completion=one.sample.completion)
-        type(trainer).reward(trainer, samples)
+    def marked(trainer: Any, batch: Any) -> Any:
+        samples = tuple(Sample(prompt=f"<|im_start|>user\n{one.prompt}", completion=one.completion) for one in batch.samples)
+        return type(trainer).reward(trainer, replace(batch, samples=samples))
 
     trainer = make_trainer(tmp_path, reward=[model], phases={"reward": marked}, eval_prompts=())
     warnings = trainer.fit()["warnings"]

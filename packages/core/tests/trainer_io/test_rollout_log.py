@@ -16,25 +16,21 @@ def test_a_run_keeps_a_few_completions_of_each_step_and_its_distributions(tmp_pa
     folder = tmp_path / "run"
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in samples] == [1, 1, 2, 2]
-    assert samples[2]["reward"] == max(t.reward for t in trainer.experience)
-    assert samples[3]["reward"] == min(t.reward for t in trainer.experience)
+    assert samples[2]["reward"] == float(trainer.experience.rewards.max())
+    assert samples[3]["reward"] == float(trainer.experience.rewards.min())
     assert samples[0]["prompt"].endswith("=") and samples[0]["num_tokens"] > 0
     last = json.loads((folder / "distributions.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 2 and sum(n for _, n in last["lengths"]) == sum(n for _, n in last["rewards"]) == 16
-    assert sum(value * n for value, n in last["lengths"]) == sum(t.num_tokens for t in trainer.experience)
+    assert sum(value * n for value, n in last["lengths"]) == int(trainer.experience.num_sampled.sum())
     names = {path.name for path in (folder / "plots").iterdir()}
     assert names == {"curves.png", "lengths-000001.png", "lengths-000002.png", "rewards-000001.png", "rewards-000002.png"}
 
 
-def test_best_worst_and_median_come_first_and_none_twice(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path)
-    trainer.strategy.update_engine_weights(trainer.actor)
-    rows = trainer.collect()[:5]
-    for index, row in enumerate(rows):
-        row.reward = float(index)
-    assert [row.reward for row in chosen(rows, 3)] == [4.0, 0.0, 2.0]
-    assert sorted(row.reward for row in chosen(rows, 9)) == [0.0, 1.0, 2.0, 3.0, 4.0]
-    assert [row.reward for row in chosen(rows[:1], 3)] == [0.0] and chosen([], 3) == []
+def test_best_worst_and_median_come_first_and_none_twice() -> None:
+    rewards = [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert chosen(rewards, 3) == [4, 0, 2]
+    assert sorted(chosen(rewards, 9)) == [0, 1, 2, 3, 4]
+    assert chosen(rewards[:1], 3) == [0] and chosen([], 3) == []
 
 
 def test_distributions_are_pairs_of_value_and_number(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How far are an engine's log-probs from the trainer's, and how far may they be?"""
+"""How far an engine's log-probs are from the trainer's, and how far they may be."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
-from lightrft.experience.microbatch import even_micro_batches
-from lightrft.experience.trajectory import Trajectory, as_token_batch
+from lightrft.batch.micro_batch import MicroBatch
+from lightrft.batch.stages import Sampled
+from lightrft.experience.scoring import score_columns
+from lightrft.models.score import label_logits
 from lightrft.strategy.strategy_base import StrategyBase
-from lightrft.types import RequestOutput, Sample, SamplingParams
+from lightrft.types import RequestOutput, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,6 @@ class Gap:
         return self.mean <= bound.mean and self.largest <= bound.largest
 
 
-Scorer = Callable[[list[Trajectory]], list[torch.Tensor]]
 Change = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -60,42 +61,35 @@ def ask(strategy: StrategyBase, prompts: Sequence[Sequence[int]], sampling: Samp
     return strategy.gather_and_generate(sampling, all_prompt_token_ids=prompts, sleep_engine=False, logprobs=True)
 
 
-def trajectories_of(outputs: Sequence[RequestOutput]) -> list[Trajectory]:
-    """What is scored, without texts or rewards."""
-    nothing = Sample(prompt="", completion="")
-    return [
-        Trajectory(prompt_ids=list(output.prompt_token_ids), completion=completion, sample=nothing, group_id=output.id)
-        for output in outputs
-        for completion in output.completions
-    ]
-
-
-def gap_between(
-    trajectories: Sequence[Trajectory], trainer: Sequence[torch.Tensor], *, strategy: StrategyBase, first: int = 0, last: int | None = None
-) -> Gap:
-    """The gap over tokens `first` to `last` - 1 of each completion. Collective."""
-    parts = [(torch.tensor(t.completion.logprobs) - mine).abs()[first:last] for t, mine in zip(trajectories, trainer, strict=True)]
+def gap_between(batch: Sampled, trainer: torch.Tensor, *, strategy: StrategyBase, first: int = 0, last: int | None = None) -> Gap:
+    """The gap to `trainer` float32 [S] over tokens `first` to `last` - 1 of each completion. Collective."""
+    parts = [difference.abs()[first:last] for difference in batch.by_sequence(batch.engine_logprobs - trainer)]
     mine = torch.cat(parts).double() if parts else torch.zeros(0, dtype=torch.float64)
     totals = strategy.all_reduce({"count": float(mine.numel()), "sum": float(mine.sum()), "lost": float(mine.isnan().sum())}, "sum")
     largest = strategy.all_reduce(float(mine.nan_to_num().max()) if mine.numel() else 0.0, "max")
     return Gap(totals["sum"] / max(totals["count"], 1.0), float("nan") if totals["lost"] else largest)
 
 
-@torch.no_grad()
 def score_changed(
-    model: Any, trajectories: list[Trajectory], *, strategy: StrategyBase, micro_batch_size: int, change: Change, positions: bool = False
-) -> list[torch.Tensor]:
+    model: Any, batch: Sampled, *, strategy: StrategyBase, micro_batch_size: int, change: Change, positions: bool = False
+) -> torch.Tensor:
     """As `score_logprobs`, of the distribution of `change(logits)`; with `positions` the model is told mask and positions. Collective."""
-    found: dict[int, torch.Tensor] = {}
-    for micro_batch in even_micro_batches(trajectories, size=micro_batch_size, strategy=strategy):
-        batch = as_token_batch(micro_batch, device=strategy.world.device)
+
+    def forward(micro: MicroBatch) -> list[torch.Tensor]:
+        ids = micro.inputs["input_ids"]
         told: dict[str, Any] = {}
         if positions:
-            lengths = torch.tensor([t.length for t in micro_batch] or [batch.ids.shape[1]], device=batch.ids.device)
-            counted = torch.arange(batch.ids.shape[1], device=batch.ids.device).expand_as(batch.ids)
-            told = {"position_ids": counted, "attention_mask": (counted < lengths[:, None]).long()}
-        logits = model(input_ids=batch.ids, use_cache=False, **told).logits
-        chosen = logits.gather(1, batch.positions[..., None].expand(-1, -1, logits.shape[-1])).float()
-        rows = change(chosen.flatten(0, 1)).log_softmax(-1).view_as(chosen).gather(-1, batch.targets[..., None]).squeeze(-1).cpu()
-        found |= {id(t): row[: t.num_tokens] for t, row in zip(micro_batch, rows, strict=False)}
-    return [found[id(t)] for t in trajectories]
+            counted = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+            told = {"position_ids": counted, "attention_mask": (counted <= last_place(micro)[:, None]).long()}
+        logits = change(label_logits(model, micro, **told))
+        return [logits.log_softmax(-1).gather(-1, micro.labels[:, None]).squeeze(-1)]
+
+    [found] = score_columns(forward, batch, number=1, strategy=strategy, size=micro_batch_size)
+    return found
+
+
+def last_place(micro: MicroBatch) -> torch.Tensor:
+    """int64 [R]: where the last label of each row stands; a row without labels is real to its end."""
+    rows, width = micro.inputs["input_ids"].shape
+    out = torch.full((rows,), -1, device=micro.at.device).scatter_reduce(0, micro.at // width, micro.at % width + 1, reduce="amax")
+    return torch.where(out < 0, width, out)

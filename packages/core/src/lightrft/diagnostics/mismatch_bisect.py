@@ -1,4 +1,6 @@
-"""Why do engine and trainer disagree? Small experiments, each with one thing changed; the first that explains the gap is the verdict."""
+"""The cause of a disagreement of engine and trainer: small experiments, each with one thing changed; the first that explains the gap is
+the verdict.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,11 @@ from typing import Any, Literal
 
 import torch
 
+from lightrft.batch.collect import answers_of
 from lightrft.data.prompts import Prompt
-from lightrft.diagnostics.logprob_agreement import HALF, Bound, Change, Gap, ask, bound_for, gap_between, score_changed, trajectories_of
+from lightrft.diagnostics.logprob_agreement import HALF, Bound, Change, Gap, ask, bound_for, gap_between, score_changed
 from lightrft.diagnostics.sync_probe import rotated
 from lightrft.engine.filters import filter_logits
-from lightrft.experience.trajectory import Trajectory
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.types import RequestOutput, SamplingParams
 
@@ -187,16 +189,16 @@ class Bisector:
         first: int = 0,
         last: int | None = None,
     ) -> Gap:
-        trajectories: list[Trajectory] = trajectories_of(outputs)
+        answers = answers_of(outputs)
         mine = score_changed(
             self.actor,
-            trajectories,
+            answers,
             strategy=self.strategy,
             micro_batch_size=size or self.micro_batch_size,
             change=change,
             positions=positions,
         )
-        return gap_between(trajectories, mine, strategy=self.strategy, first=first, last=last)
+        return gap_between(answers, mine, strategy=self.strategy, first=first, last=last)
 
     def _ok(self, gap: Gap) -> bool:
         return gap.within(self.bound)
@@ -208,10 +210,6 @@ class Bisector:
 
 def _alike(one: Sequence[RequestOutput], other: Sequence[RequestOutput]) -> bool:
     """Whether tokens are the same and log-probs too, within `UNCHANGED`."""
-    for a, b in zip(trajectories_of(one), trajectories_of(other), strict=True):
-        if list(a.completion.token_ids) != list(b.completion.token_ids):
-            return False
-        pairs = zip(a.completion.logprobs or (), b.completion.logprobs or (), strict=True)
-        if any(abs(x - y) > UNCHANGED for x, y in pairs):
-            return False
-    return True
+    a, b = answers_of(one), answers_of(other)
+    same = torch.equal(a.offsets, b.offsets) and torch.equal(a.token_ids, b.token_ids)
+    return same and bool(((a.engine_logprobs - b.engine_logprobs).abs() <= UNCHANGED).all())

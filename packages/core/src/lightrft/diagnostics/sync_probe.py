@@ -1,4 +1,4 @@
-"""Does the engine sample from the actor? Fixed prompts before and after a sync, its log-probs against the trainer's."""
+"""Whether the engine samples from the actor: fixed prompts before and after a sync, its log-probs against the trainer's."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from lightrft.batch.collect import answers_of
 from lightrft.config.schema import Config
-from lightrft.diagnostics.logprob_agreement import Gap, ask, bound_for, gap_between, trajectories_of
+from lightrft.diagnostics.logprob_agreement import Gap, ask, bound_for, gap_between
 from lightrft.errors import WeightSyncError
 from lightrft.experience.scoring import score_logprobs
 from lightrft.strategy.strategy_base import StrategyBase
@@ -61,10 +62,10 @@ class SyncProbe:
         return {"verify/gap": gap.mean, "verify/gap_max": gap.largest, "time/verify_s": self._seconds}
 
     def _gap(self, prompts: Sequence[Sequence[int]]) -> Gap:
-        trajectories = trajectories_of(ask(self.strategy, prompts, self.sampling))
+        answers = answers_of(ask(self.strategy, prompts, self.sampling))
         size = self.config.micro_rollout_batch_size
-        mine = score_logprobs(self.actor, trajectories, strategy=self.strategy, micro_batch_size=size, temperature=1.0)
-        return gap_between(trajectories, mine, strategy=self.strategy)
+        [mine] = score_logprobs(self.actor, answers, strategy=self.strategy, micro_batch_size=size, temperatures=(1.0,))
+        return gap_between(answers, mine, strategy=self.strategy)
 
     def _message(self, gap: Gap) -> str:
         return (

@@ -59,6 +59,15 @@ def all_gather(data: Any, *, group: Group, device: torch.device) -> Any:
     raise ValueError(f"cannot gather a {type(data).__name__}; give a tensor, a number or a mapping of them")
 
 
+def gather_rows(row: torch.Tensor, *, group: Group) -> torch.Tensor:
+    """A CPU tensor [K] of each rank, K the same on all, as [world, K] in rank order: one message."""
+    if group is None:
+        return row[None]
+    rows = row.new_empty(dist.get_world_size(group) * len(row))
+    dist.all_gather_into_tensor(rows, row, group=group)
+    return rows.view(-1, len(row))
+
+
 def gather_objects(data: T, *, group: Group) -> list[T]:
     """One picklable object of each rank, in rank order, on every rank. For small things."""
     if group is None:

@@ -1,8 +1,8 @@
-"""How do the rewards of a rollout become advantages? KL penalty, normalisation, one estimator, whitening over all ranks."""
+"""Rewards of a rollout become advantages: KL penalty, normalisation, one estimator, whitening over all ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -10,74 +10,87 @@ from lightrft.algorithms.inputs import AdvantageInput, Advantages
 from lightrft.algorithms.kl import kl_per_token
 from lightrft.algorithms.running_moments import RunningMoments
 from lightrft.algorithms.whiten import moment_sums, whitened
+from lightrft.batch.grid import Grid
+from lightrft.batch.stages import Scored, Trainable
 from lightrft.config.schema import Config
-from lightrft.experience.trajectory import Trajectory
+from lightrft.observe.metrics import StepMetrics
 from lightrft.strategy.strategy_base import StrategyBase
 
 AdvantageEstimator = Callable[[AdvantageInput], Advantages]
 
 
 class AdvantageMaker:
-    """Sets `advantages` (and `returns`, where there is a critic) of trajectories. `moments` go on from rollout to rollout: to be saved."""
+    """Gives scored sequences `advantages` and `returns`. `moments` go on from rollout to rollout: to be saved.
 
-    def __init__(self, *, strategy: StrategyBase, config: Config, estimator: AdvantageEstimator) -> None:
+    `critic`, `greedy`: whether the estimator is given the critic's values, and the rewards of greedy answers.
+    """
+
+    def __init__(
+        self,
+        *,
+        strategy: StrategyBase,
+        config: Config,
+        estimator: AdvantageEstimator,
+        metrics: StepMetrics | None = None,
+        critic: bool = False,
+        greedy: bool = False,
+    ) -> None:
         self.strategy = strategy
         self.config = config
         self.estimator = estimator
+        self.metrics = metrics or StepMetrics()
+        self.critic = critic
+        self.greedy = greedy
         self.moments = RunningMoments()
 
-    def run(self, trajectories: Sequence[Trajectory], *, kl_coef: float) -> dict[str, float]:
-        """All completions of a prompt are on one rank. Returns metrics. Collective."""
-        mask = mask_of(trajectories)
-        rewards = self._rewards(trajectories)
-        found = self._estimate(trajectories, rewards, mask, kl_coef) if trajectories else Advantages(advantages=mask)
-        advantages = self._whitened(found, mask)
-        for row, trajectory in enumerate(trajectories):
-            trajectory.advantages = advantages[row, : trajectory.num_tokens]
-            if found.returns is not None:
-                trajectory.returns = found.returns[row, : trajectory.num_tokens]
-        return self._metrics(trajectories)
+    def run(self, batch: Scored, *, kl_coef: float) -> Trainable:
+        """All completions of a prompt are on one rank. Collective."""
+        grid = batch.grid
+        rewards = self._normalized(batch.rewards)
+        found = self._estimate(batch, grid, rewards, kl_coef) if len(batch) else Advantages(advantages=grid.mask())
+        advantages = batch.on_tokens(grid.flat(self._whitened(found, grid.mask())))
+        returns = torch.zeros_like(advantages) if found.returns is None else batch.on_tokens(grid.flat(found.returns))
+        trainable = batch.as_stage(Trainable, advantages=advantages, returns=returns)
+        self._count(trainable)
+        return trainable
 
-    def _estimate(self, trajectories: Sequence[Trajectory], rewards: torch.Tensor, mask: torch.Tensor, kl_coef: float) -> Advantages:
-        penalties = _stacked([kl_coef * self._kl(t) for t in trajectories], mask) if self._penalises else None
+    def _estimate(self, batch: Scored, grid: Grid, rewards: torch.Tensor, kl_coef: float) -> Advantages:
+        penalties = grid.spread(kl_coef * self._kl(batch)) if self.config.kl_coef > 0 and self.config.kl_in == "reward" else None
+        mask = grid.mask()
         return self.estimator(
             AdvantageInput(
                 rewards=rewards if penalties is None else rewards - penalties.sum(-1),
-                group_ids=torch.tensor([t.group_id for t in trajectories], dtype=torch.int64),
+                group_ids=batch.group_ids,
                 mask=mask,
                 token_rewards=None if penalties is None else _on_last_token(rewards, mask) - penalties,
-                values=_stacked([t.values for t in trajectories], mask).float() if trajectories[0].values is not None else None,
-                baselines=self._baselines(trajectories),
+                values=grid.spread(batch.sampled(batch.values)) if self.critic else None,
+                baselines=self._baselines(batch) if self.greedy else None,
                 gamma=self.config.gamma,
                 lambd=self.config.lambd,
             )
         )
 
-    @property
-    def _penalises(self) -> bool:
-        return self.config.kl_coef > 0 and self.config.kl_in == "reward"
+    def _kl(self, batch: Scored) -> torch.Tensor:
+        """float64 [M]."""
+        old, reference = batch.sampled(batch.old_logprobs).double(), batch.sampled(batch.reference_logprobs).double()
+        return kl_per_token(old, reference, estimator=self.config.kl_estimator)
 
-    def _kl(self, trajectory: Trajectory) -> torch.Tensor:
-        assert trajectory.old_logprobs is not None and trajectory.initial_logprobs is not None
-        return kl_per_token(trajectory.old_logprobs.double(), trajectory.initial_logprobs.double(), estimator=self.config.kl_estimator)
-
-    def _rewards(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
+    def _normalized(self, rewards: torch.Tensor) -> torch.Tensor:
         """float64 [N]; with `normalize_rewards` in deviations of the rewards so far, this rollout's of all ranks included."""
-        rewards = torch.tensor([t.reward for t in trajectories], dtype=torch.float64)
         if not self.config.normalize_rewards:
             return rewards
-        totals = self.strategy.all_reduce({"count": float(len(rewards)), "sum": float(rewards.sum())}, "sum")
-        mean = totals["sum"] / max(totals["count"], 1.0)
+        count, total = self.strategy.all_reduce(torch.stack([torch.tensor(float(len(rewards))).double(), rewards.sum()]), "sum").tolist()
+        mean = total / max(count, 1.0)
         deviations = self.strategy.all_reduce(float(((rewards - mean) ** 2).sum()), "sum")
-        self.moments.update(count=totals["count"], mean=mean, deviations=deviations)
-        return torch.tensor([self.moments.normalized(reward) for reward in rewards.tolist()], dtype=torch.float64)
+        self.moments.update(count=count, mean=mean, deviations=deviations)
+        return self._in_deviations(rewards)
 
-    def _baselines(self, trajectories: Sequence[Trajectory]) -> torch.Tensor | None:
-        """The greedy completions' rewards, on the scale of the others'."""
-        if trajectories[0].baseline is None:
-            return None
-        found = [float(t.baseline) for t in trajectories if t.baseline is not None]
-        return torch.tensor([self.moments.normalized(b) if self.config.normalize_rewards else b for b in found], dtype=torch.float64)
+    def _baselines(self, batch: Scored) -> torch.Tensor:
+        """The greedy answers' rewards, on the scale of the others'."""
+        return self._in_deviations(batch.baselines) if self.config.normalize_rewards else batch.baselines
+
+    def _in_deviations(self, rewards: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([self.moments.normalized(reward) for reward in rewards.tolist()], dtype=torch.float64)
 
     def _whitened(self, found: Advantages, mask: torch.Tensor) -> torch.Tensor:
         """The estimator says on every rank whether it asks for it, except where a rank has no completions: ranks agree."""
@@ -85,14 +98,16 @@ class AdvantageMaker:
         sums = self.strategy.all_reduce(torch.cat([moment_sums(found.advantages, mask), torch.tensor([float(asked)]).double()]), "sum")
         return whitened(found.advantages, mask, sums=sums[:3]) if sums[3] else found.advantages
 
-    def _metrics(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
-        ids = torch.tensor([t.group_id for t in trajectories], dtype=torch.int64)
-        counts = torch.unique(ids, return_counts=True)[1]
-        advantages = torch.cat([torch.zeros(0), *(t.advantages for t in trajectories if t.advantages is not None)]).double()
-        sums = {"groups": float(len(counts)), "alone": float((counts == 1).sum())}
+    def _count(self, batch: Trainable) -> None:
+        advantages = batch.sampled(batch.advantages).double()
+        groups = torch.unique(batch.group_ids, return_counts=True)[1]
+        sums = {"groups": float(len(groups)), "alone": float((groups == 1).sum())}
         sums |= {"tokens": float(len(advantages)), "squared": float((advantages**2).sum()), "sum": float(advantages.sum())}
-        sums |= {"completions": float(len(trajectories)), "kl": sum(_log_ratio_to_initial(t) for t in trajectories)}
-        total = self.strategy.all_reduce(sums, "sum")
+        ratio = (batch.old_logprobs.double() - batch.reference_logprobs.double()).sum()  # the k1 estimate of each completion's KL, nats
+        sums |= {"completions": float(len(batch)), "kl": float(ratio)}
+        self.metrics.add("advantages", sums, self._metrics)
+
+    def _metrics(self, total: Mapping[str, float]) -> dict[str, float]:
         tokens = max(total["tokens"], 1.0)
         variance = total["squared"] / tokens - (total["sum"] / tokens) ** 2
         metrics = {
@@ -100,29 +115,6 @@ class AdvantageMaker:
             "rollout/groups_of_one": total["alone"] / max(total["groups"], 1.0),
         }
         return metrics | ({"rollout/kl": total["kl"] / max(total["completions"], 1.0)} if self.config.kl_coef > 0 else {})
-
-
-def _log_ratio_to_initial(trajectory: Trajectory) -> float:
-    """log pi - log pi_initial of a whole completion: the k1 estimate of its KL, nats; 0 without an initial model."""
-    if trajectory.old_logprobs is None or trajectory.initial_logprobs is None:
-        return 0.0
-    return float((trajectory.old_logprobs.double() - trajectory.initial_logprobs.double()).sum())
-
-
-def mask_of(trajectories: Sequence[Trajectory]) -> torch.Tensor:
-    """float32 [N, T], T the longest completion: 1 on each one's tokens."""
-    lengths = torch.tensor([t.num_tokens for t in trajectories], dtype=torch.int64)
-    widest = int(lengths.max()) if len(lengths) else 0
-    return (torch.arange(widest)[None] < lengths[:, None]).float()
-
-
-def _stacked(rows: Sequence[torch.Tensor | None], mask: torch.Tensor) -> torch.Tensor:
-    """float64 [N, T], zeros beyond each row's end."""
-    out = torch.zeros(mask.shape, dtype=torch.float64)
-    for index, row in enumerate(rows):
-        assert row is not None
-        out[index, : len(row)] = row
-    return out
 
 
 def _on_last_token(rewards: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How does a step get only groups with a signal? Sample, leave out prompts whose completions all earn the same, go on until it is full.
+"""Steps of groups with a signal only: sample, leave out prompts whose completions all earn the same, go on until the step is full.
 
 Yu et al. 2025, "DAPO", section 3.2.
 """
@@ -6,17 +6,27 @@ Yu et al. 2025, "DAPO", section 3.2.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
+
+from lightrft.batch.exchange import even_targets, exchange
+from lightrft.batch.stages import Rewarded, Sampled, joined
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.distributed.collectives import gather_objects
-from lightrft.experience.groups import by_group, even_targets, exchange, has_signal
-from lightrft.experience.trajectory import Trajectory
+from lightrft.observe.metrics import StepMetrics
 from lightrft.observe.warnings_log import Warnings
 from lightrft.strategy.strategy_base import StrategyBase
 
-Group = list[Trajectory]
+
+@dataclass(frozen=True)
+class Group:
+    """The samples of one prompt: of which rollout, whether two of their rewards differ, and their places int64 [K] in the batch."""
+
+    attempt: int
+    live: bool
+    index: torch.Tensor
 
 
 @dataclass
@@ -28,36 +38,38 @@ class DynamicSampling:
     strategy: StrategyBase
     config: Config
     next_prompts: Callable[[], Sequence[Prompt]]
-    rollout: Callable[[Sequence[Prompt]], list[Trajectory]]
-    reward: Callable[[list[Trajectory]], None]
+    rollout: Callable[[Sequence[Prompt]], Sampled]
+    reward: Callable[[Sampled], Rewarded]
     warnings: Warnings
-    metrics: dict[str, float]
+    metrics: StepMetrics
     _short: bool = field(default=False, init=False)
 
-    def collect(self) -> list[Trajectory]:
-        """This rank's completions of `rollout_batch_size` groups of all ranks: those with a signal in the order of the stream of prompts.
+    def collect(self) -> Rewarded:
+        """This rank's sequences of `rollout_batch_size` groups of all ranks: those with a signal in the order of the stream of prompts.
 
         At most `dynamic_sampling_tries` rollouts; if too few groups have one by then, the first without fill the step, which is said.
-        `reward/NAME` becomes the mean over all rollouts. Collective.
+        Collective.
         """
         wanted = self.config.rollout_batch_size
-        groups: list[tuple[int, bool, Group]] = []
-        parts: list[dict[str, float]] = []
+        parts: list[Rewarded] = []
+        groups: list[Group] = []
         for attempt in range(self.config.dynamic_sampling_tries):
-            trajectories = self.rollout(self.next_prompts())
-            self.reward(trajectories)
-            parts.append({name: value for name, value in self.metrics.items() if name.startswith("reward/")})
-            for trajectory in trajectories:
-                trajectory.group_id += attempt * wanted  # an engine numbers prompts within a call
-            groups += [(attempt, has_signal(group), group) for group in by_group(trajectories)]
-            if self.strategy.all_reduce(sum(live for _, live, _ in groups), "sum") >= wanted:
+            part = self.reward(self.rollout(self.next_prompts()))
+            # An engine numbers prompts within a call.
+            parts.append(replace(part, group_ids=part.group_ids + attempt * wanted))
+            groups += _groups(parts[-1], attempt, first=sum(map(len, parts[:-1])))
+            if self.strategy.all_reduce(sum(group.live for group in groups), "sum") >= wanted:
                 break
         self.strategy.maybe_sleep_inference_engine()
-        self._measure(groups, parts)
+        everything = joined(parts)
+        self._count(everything, groups, rollouts=len(parts))
         kept = self._chosen(groups)
         counts = gather_objects(len(kept), group=self.strategy.world.group)
-        mine = exchange(kept, even_targets(counts)[self.strategy.world.rank], strategy=self.strategy)
-        return [trajectory for group in mine for trajectory in group]
+        targets = even_targets(counts)[self.strategy.world.rank]
+        nothing = torch.zeros(0, dtype=torch.int64)
+        mine = everything.select(torch.cat([nothing, *(group.index for group in kept)]))
+        to = torch.tensor([rank for rank, group in zip(targets, kept, strict=True) for _ in group.index], dtype=torch.int64)
+        return exchange(mine, to, group=self.strategy.world.group)
 
     def state_dict(self) -> dict[str, bool]:
         """Whether the last step was short, which is said once for each stretch."""
@@ -67,15 +79,15 @@ class DynamicSampling:
         """Goes on where the saved one stopped."""
         self._short = bool(state["short"])
 
-    def _chosen(self, groups: Sequence[tuple[int, bool, Group]]) -> list[Group]:
+    def _chosen(self, groups: Sequence[Group]) -> list[Group]:
         """This rank's part of the first groups with a signal, filled up with the first without. Collective."""
         rank = self.strategy.world.rank
-        keys = gather_objects([(not live, attempt) for attempt, live, _ in groups], group=self.strategy.world.group)
+        keys = gather_objects([(not group.live, group.attempt) for group in groups], group=self.strategy.world.group)
         # A rollout's prompts lie rank after rank in the stream: this is its order, whatever the number of ranks.
         order = sorted((key, owner, index) for owner, owned in enumerate(keys) for index, key in enumerate(owned))
         chosen = order[: self.config.rollout_batch_size]
         self._say(sum(not flat for (flat, _), _, _ in chosen))
-        return [groups[index][2] for _, owner, index in sorted(chosen, key=lambda one: (one[0][1], one[2])) if owner == rank]
+        return [groups[index] for _, owner, index in sorted(chosen, key=lambda one: (one[0][1], one[2])) if owner == rank]
 
     def _say(self, number: int) -> None:
         wanted, tries = self.config.rollout_batch_size, self.config.dynamic_sampling_tries
@@ -87,21 +99,29 @@ class DynamicSampling:
             )
         self._short = number < wanted
 
-    def _measure(self, groups: Sequence[tuple[int, bool, Group]], parts: Sequence[dict[str, float]]) -> None:
-        rewards = [t.reward for _, _, group in groups for t in group]
-        sums = self.strategy.all_reduce(
-            {
-                "groups": float(len(groups)),
-                "flat": float(sum(not live for _, live, _ in groups)),
-                "completions": float(len(rewards)),
-                "reward": float(sum(rewards)),
-            },
-            "sum",
-        )
-        self.metrics |= {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
-        self.metrics |= {
-            "sampling/rollouts": float(len(parts)),
-            "sampling/groups": sums["groups"],
-            "sampling/flat_groups": sums["flat"] / max(sums["groups"], 1.0),
-            "sampling/reward": sums["reward"] / max(sums["completions"], 1.0),
+    def _count(self, batch: Rewarded, groups: Sequence[Group], *, rollouts: int) -> None:
+        sums = {
+            "groups": float(len(groups)),
+            "flat": float(sum(not group.live for group in groups)),
+            "completions": float(len(batch)),
+            "reward": float(batch.rewards.sum()),
         }
+        self.metrics.add(
+            "sampling",
+            sums,
+            lambda total: {
+                "sampling/rollouts": float(rollouts),
+                "sampling/groups": total["groups"],
+                "sampling/flat_groups": total["flat"] / max(total["groups"], 1.0),
+                "sampling/reward": total["reward"] / max(total["completions"], 1.0),
+            },
+        )
+
+
+def _groups(batch: Rewarded, attempt: int, *, first: int) -> list[Group]:
+    """In the order of their first sequence, whose place is `first` for the batch's first."""
+    places: dict[int, list[int]] = {}
+    for at, group in enumerate(batch.group_ids.tolist()):
+        places.setdefault(group, []).append(at)
+    rewards = batch.rewards.tolist()
+    return [Group(attempt, len({rewards[at] for at in index}) > 1, torch.tensor(index) + first) for index in places.values()]

@@ -1,33 +1,45 @@
-"""How do rewards start while the engine still generates? A thread scores the prompts that have ended, the rest is scored at the end."""
+"""Rewards that start while the engine still generates: a thread scores the prompts that have ended, the rest is scored at the end."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+from lightrft.batch.stages import Sampled
 from lightrft.errors import EngineError
-from lightrft.experience.trajectory import Trajectory
 from lightrft.rewards.score import Scores
-from lightrft.types import RequestOutput
+from lightrft.types import RequestOutput, Sample
 
-Score = Callable[[list[Trajectory]], Scores]
-Complete = Callable[[int, RequestOutput], list[Trajectory]]
+Score = Callable[[Sequence[Sample]], Scores]
+Read = Callable[[int, RequestOutput], list[Sample]]
+Key = tuple[int, int]
+"""A request, and the number of the completion within it."""
+
+
+@dataclass(frozen=True)
+class _Early:
+    """What was scored: its tokens (None: after the end, of the batch itself), and where its scores are."""
+
+    token_ids: list[int] | None
+    scores: Scores
+    at: int
 
 
 class EarlyRewards:
     """`finished` goes to `gather_and_generate` as `on_finished`; `scores` gives the rewards of all completions afterwards. Local.
 
-    `complete(i, output)` makes the trajectories of prompt i, `score` calls the reward functions: both in one thread of this object, one
-    call at a time, each with all prompts that have ended since the last one, so slow rewards see few large lists. A prompt's completions
-    stay together; which prompts meet in a call depends on time.
+    `read(i, output)` makes the samples of prompt i, `score` calls the reward functions: both in one thread of this object, one call at a
+    time, each with all prompts that have ended since the last one, so slow rewards see few large lists. A prompt's completions stay
+    together; which prompts meet in a call depends on time.
     """
 
-    def __init__(self, *, complete: Complete, score: Score) -> None:
-        self._complete = complete
+    def __init__(self, *, read: Read, score: Score) -> None:
+        self._read = read
         self._score = score
         self._ended: queue.SimpleQueue[tuple[int, RequestOutput] | None] = queue.SimpleQueue()
-        self._found: dict[tuple[int, int], tuple[Trajectory, Scores, int]] = {}
+        self._found: dict[Key, _Early] = {}
         self._error: Exception | None = None
         # A daemon: a reward that hangs must not keep alive a rank that ends because of another error.
         self._thread = threading.Thread(target=self._work, name="lightrft-rewards", daemon=True)
@@ -41,8 +53,8 @@ class EarlyRewards:
         """No more will come; what waits is still scored. Idempotent."""
         self._ended.put(None)
 
-    def scores(self, trajectories: Sequence[Trajectory]) -> Scores:
-        """Of these trajectories, in order; those not scored yet are scored now, in one call.
+    def scores(self, batch: Sampled) -> Scores:
+        """Of these sequences, in order; those not scored yet are scored now, in one call.
 
         Raises:
             RewardError: a reward function failed, here or in the thread.
@@ -52,29 +64,32 @@ class EarlyRewards:
         self._thread.join()
         if self._error is not None:
             raise self._error
-        keys = _keys(trajectories)
-        rest = [t for key, t in zip(keys, trajectories, strict=True) if key not in self._found]
-        late = self._score(rest)
-        self._remember(rest, late)
-        total: list[float] = []
-        parts: dict[str, list[float | None]] = {name: [] for name in late.parts}
-        for key, trajectory in zip(keys, trajectories, strict=True):
-            early, scores, at = self._found[key]
-            if list(early.completion.token_ids) != list(trajectory.completion.token_ids):
+        keys = list(_keys(batch.group_ids.tolist()))
+        rest = [at for at, key in enumerate(keys) if key not in self._found]
+        late = self._score([batch.samples[at] for at in rest])
+        self._found |= {keys[at]: _Early(None, late, number) for number, at in enumerate(rest)}
+        found = [self._found[key] for key in keys]
+        for key, early, tokens in zip(keys, found, batch.by_sequence(batch.token_ids), strict=True):
+            if early.token_ids is not None and early.token_ids != tokens.tolist():
                 raise EngineError(f"the engine handed over another completion of request {key[0]} than it returned in the end")
-            total.append(scores.total[at])
-            for name, values in scores.parts.items():
-                parts[name].append(values[at])
-        return Scores(total=total, parts=parts)
+        return Scores(
+            total=[early.scores.total[early.at] for early in found],
+            parts={name: [early.scores.parts[name][early.at] for early in found] for name in late.parts},
+        )
 
     def _work(self) -> None:
         while (batch := self._next()) is not None:
             if self._error is None:
                 try:
-                    made = [t for index, output in batch for t in self._complete(index, output)]
-                    self._remember(made, self._score(made))
+                    self._score_ended(batch)
                 except Exception as error:  # raised by `scores`, in the thread that asks
                     self._error = error
+
+    def _score_ended(self, batch: Sequence[tuple[int, RequestOutput]]) -> None:
+        scores = self._score([sample for index, output in batch for sample in self._read(index, output)])
+        keys = _keys([output.id for _, output in batch for _ in output.completions])
+        tokens = [list(completion.token_ids) for _, output in batch for completion in output.completions]
+        self._found |= {key: _Early(ids, scores, at) for at, (key, ids) in enumerate(zip(keys, tokens, strict=True))}
 
     def _next(self) -> list[tuple[int, RequestOutput]] | None:
         """Waits for one, takes all that are there; None once closed."""
@@ -90,17 +105,10 @@ class EarlyRewards:
             batch.append(item)
         return batch
 
-    def _remember(self, trajectories: Sequence[Trajectory], scores: Scores) -> None:
-        for at, (key, trajectory) in enumerate(zip(_keys(trajectories), trajectories, strict=True)):
-            self._found[key] = trajectory, scores, at
 
-
-def _keys(trajectories: Sequence[Trajectory]) -> list[tuple[int, int]]:
-    """(request, number of the completion within it)."""
+def _keys(group_ids: Sequence[int]) -> Iterator[Key]:
     counts: dict[int, int] = {}
-    keys = []
-    for trajectory in trajectories:
-        number = counts.get(trajectory.group_id, 0)
-        counts[trajectory.group_id] = number + 1
-        keys.append((trajectory.group_id, number))
-    return keys
+    for group in group_ids:
+        number = counts.get(group, 0)
+        counts[group] = number + 1
+        yield group, number

@@ -1,50 +1,52 @@
-"""Do engine and trainer agree on what was sampled? The gap of their log-probs, what to do beyond its threshold, weights that correct it."""
+"""How far engine and trainer differ on what was sampled: the gap of their log-probs, its limit, and weights that correct it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 
 from lightrft.algorithms.mismatch import Beyond, MismatchLevel, correction_weights, log_weights, mismatch_metrics, mismatch_sums
+from lightrft.batch.stages import Sampled
 from lightrft.errors import MismatchError
-from lightrft.experience.trajectory import Trajectory
+from lightrft.observe.metrics import StepMetrics
 from lightrft.observe.warnings_log import Warnings
-from lightrft.strategy.strategy_base import StrategyBase
+
+GAP_SUMS = ("tokens", "abs", "k3", "weight", "weight_squared", "clipped")
 
 
-def logprob_gap(
-    trajectories: list[Trajectory],
-    trainer_logprobs: list[torch.Tensor],
-    *,
-    strategy: StrategyBase,
-    cap: float = 2.0,
-    level: MismatchLevel = "token",
-) -> dict[str, float]:
-    """How engine and trainer differ over those tokens of these trajectories whose engine log-probs are known, on all ranks:
-    `mismatch_metrics` and the largest difference. Both under the untempered distribution. Empty where no rank has any. Collective, once.
+def add_gap(metrics: StepMetrics, batch: Sampled, trainer: torch.Tensor, *, cap: float = 2.0, level: MismatchLevel = "token") -> None:
+    """Adds how engine and trainer differ over the tokens whose engine log-probs are known: `mismatch_metrics` and the largest difference.
+
+    `trainer` float32 [S]: its log-probs under the untempered distribution, as the engine's. Nothing where no rank has any. Local.
     """
-    found = [difference(t, mine) for t, mine in zip(trajectories, trainer_logprobs, strict=True) if t.completion.logprobs]
+    found = differences(batch, trainer)
     none = torch.zeros(0, dtype=torch.float64)
     mine = torch.cat([none, *found])
     weights = torch.cat([none, *(log_weights(d, level=level) for d in found)])
-    largest = mine.abs().max()[None] if len(mine) else mine.new_zeros(1)
-    rows = strategy.all_gather(torch.cat([mismatch_sums(mine, cap=cap, log_weight=weights), largest])[None])
-    sums = rows[:, :-1].sum(0)
-    if not sums[0]:
-        return {}
-    return mismatch_metrics(sums) | {"rollout/logprob_gap_max": float(rows[:, -1].max())}
+    counted = mismatch_sums(mine, cap=cap, log_weight=weights).tolist()
+    largest = float(mine.abs().max()) if len(mine) else 0.0
+
+    def finish(total: Mapping[str, float]) -> dict[str, float]:
+        if not total["tokens"]:
+            return {}
+        return mismatch_metrics(torch.tensor([total[name] for name in GAP_SUMS], dtype=torch.float64)) | {
+            "rollout/logprob_gap_max": total["largest"]
+        }
+
+    metrics.add("gap", dict(zip(GAP_SUMS, counted, strict=True)), finish, largest={"largest": largest})
 
 
-def difference(trajectory: Trajectory, trainer_logprobs: torch.Tensor) -> torch.Tensor:
-    """log pi_trainer - log pi_engine of each of its tokens, float64 [T]."""
-    assert trajectory.completion.logprobs is not None and len(trajectory.completion.logprobs) == len(trainer_logprobs)
-    return trainer_logprobs.double() - torch.tensor(list(trajectory.completion.logprobs), dtype=torch.float64)
+def differences(batch: Sampled, trainer: torch.Tensor) -> list[torch.Tensor]:
+    """log pi_trainer - log pi_engine, float64 [T] for each sequence whose engine log-probs are known."""
+    found = batch.by_sequence(trainer.double() - batch.engine_logprobs.double())
+    return [one for one, known in zip(found, batch.has_logprobs.tolist(), strict=True) if known]
 
 
 def act_on_gap(gap: float, *, threshold: float, action: Literal["warn", "correct", "stop"], warnings: Warnings) -> None:
-    """Says or raises, on all ranks alike, when the gap is beyond the threshold (or not a number).
+    """Says or raises, the same on all ranks, when the gap is beyond the threshold (or not a number).
 
     Raises:
         MismatchError: with `action` "stop"; with "correct" where the gap is not finite, for then no weight makes up for it.
@@ -61,24 +63,18 @@ def act_on_gap(gap: float, *, threshold: float, action: Literal["warn", "correct
     warnings.say("logprob_gap", message + corrected)
 
 
-def add_corrections(
-    trajectories: list[Trajectory],
-    trainer_logprobs: list[torch.Tensor],
-    *,
-    level: MismatchLevel,
-    cap: float,
-    beyond: Beyond = "truncate",
-    floor: float = 0.0,
-) -> None:
-    """Sets `correction` of each trajectory. Local.
+def corrections(
+    batch: Sampled, trainer: torch.Tensor, *, level: MismatchLevel, cap: float, beyond: Beyond = "truncate", floor: float = 0.0
+) -> torch.Tensor:
+    """The weight of each sampled token's policy loss, float32 [S]. Local.
 
     Raises:
-        MismatchError: a completion has no engine log-probs, which are never made up.
+        MismatchError: a sequence has no engine log-probs, which are never made up.
     """
-    for trajectory, mine in zip(trajectories, trainer_logprobs, strict=True):
-        if trajectory.completion.logprobs is None:
-            raise MismatchError(
-                "logprob_gap_action='correct' needs the engine's log-probs of every completion, found one without; "
-                "generate with logprobs=True, or use warn"
-            )
-        trajectory.correction = correction_weights(difference(trajectory, mine), level=level, cap=cap, beyond=beyond, floor=floor)
+    if not bool(batch.has_logprobs.all()):
+        raise MismatchError(
+            "logprob_gap_action='correct' needs the engine's log-probs of every completion, found one without; "
+            "generate with logprobs=True, or use warn"
+        )
+    found = [correction_weights(d, level=level, cap=cap, beyond=beyond, floor=floor) for d in differences(batch, trainer)]
+    return batch.on_tokens(torch.cat([torch.zeros(0), *found]))

@@ -1,11 +1,13 @@
-"""What becomes of completions that are too long? A soft punishment near the limit, and cut-off ones left out of the loss."""
+"""Completions that are too long: a soft punishment near the limit, and truncated ones left out of the loss."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
+
+from lightrft.batch.stages import Rewarded
 from lightrft.config.schema import Config
-from lightrft.experience.trajectory import Trajectory
 
 
 def soft_punishment(num_tokens: int, *, longest: int, buffer: int) -> float:
@@ -16,22 +18,24 @@ def soft_punishment(num_tokens: int, *, longest: int, buffer: int) -> float:
     return (free - num_tokens) / buffer if num_tokens <= longest else -1.0
 
 
-def treat_overlong(trajectories: Sequence[Trajectory], *, config: Config) -> list[float]:
-    """Adds the punishment to each reward, and says which completions the loss leaves out. Returns the punishments. Local.
+def treat_overlong(batch: Rewarded, *, config: Config) -> tuple[Rewarded, torch.Tensor]:
+    """The batch with the punishments in its rewards, and its truncated sequences left out of the loss; the punishments, float64 [N]. Local.
 
-    The reward of a greedy baseline is punished alike. A completion that is left out still counts in its group's mean, as in the paper.
+    The reward of a greedy baseline is punished in the same way. What is left out still counts in its group's mean, as in the paper.
     """
-    punishments = [_punishment(t, config) for t in trajectories]
-    for trajectory, punishment in zip(trajectories, punishments, strict=True):
-        trajectory.reward += punishment
-        if trajectory.baseline is not None and trajectory.greedy is not None:
-            trajectory.baseline += _punishment(trajectory.greedy, config)
-        trajectory.trains = not (config.overlong_filter and trajectory.completion.finish_reason == "length")
-    return punishments
+    punishments = _punishments(batch.num_sampled.tolist(), config)
+    greedy = _punishments([0 if sample is None else sample.num_tokens for sample in batch.greedy], config)
+    treated = replace(
+        batch,
+        rewards=batch.rewards + punishments,
+        baselines=batch.baselines + greedy,
+        trains=~batch.truncated if config.overlong_filter else batch.trains,
+    )
+    return treated, punishments
 
 
-def _punishment(trajectory: Trajectory, config: Config) -> float:
+def _punishments(lengths: list[int], config: Config) -> torch.Tensor:
     if not config.overlong_buffer:
-        return 0.0
-    found = soft_punishment(trajectory.num_tokens, longest=config.generate_max_len, buffer=config.overlong_buffer)
-    return config.overlong_penalty * found
+        return torch.zeros(len(lengths), dtype=torch.float64)
+    found = [soft_punishment(n, longest=config.generate_max_len, buffer=config.overlong_buffer) for n in lengths]
+    return config.overlong_penalty * torch.tensor(found, dtype=torch.float64)

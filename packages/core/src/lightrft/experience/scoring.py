@@ -1,39 +1,56 @@
-"""What do models say about finished completions? Log-probabilities and values in micro-batches, the same number of passes on every rank."""
+"""Columns that models give to finished sequences: log-probs and values in micro-batches, the same number of passes on every rank."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from lightrft.experience.microbatch import even_micro_batches
-from lightrft.experience.trajectory import Trajectory, as_token_batch
-from lightrft.models.logprobs import TokenBatch, token_logprobs, token_values
+from lightrft.batch.micro_batch import MicroBatch, padded
+from lightrft.batch.planning import by_length
+from lightrft.batch.stages import Sampled, token_index
+from lightrft.distributed.lockstep import lockstep
+from lightrft.models.score import score_tokens, token_values
 from lightrft.strategy.strategy_base import StrategyBase
 
 
 def score_logprobs(
-    model: Any, trajectories: list[Trajectory], *, strategy: StrategyBase, micro_batch_size: int, temperature: float
+    model: Any, batch: Sampled, *, strategy: StrategyBase, micro_batch_size: int, temperatures: tuple[float, ...]
 ) -> list[torch.Tensor]:
-    """Per-token log-probs of each trajectory under `model`, float32 [T] on the CPU, in the order of `trajectories`. Collective."""
-    return _by_token(
-        lambda batch: token_logprobs(model, batch, temperature=temperature), trajectories, strategy=strategy, size=micro_batch_size
-    )
+    """The log-prob of each sampled token under `model`, float32 [S] on the CPU (0 elsewhere), for each temperature. Collective."""
+
+    def forward(micro: MicroBatch) -> Sequence[torch.Tensor]:
+        return score_tokens(model, micro, temperatures=temperatures).logprobs
+
+    return score_columns(forward, batch, number=len(temperatures), strategy=strategy, size=micro_batch_size)
 
 
-def score_values(critic: Any, trajectories: list[Trajectory], *, strategy: StrategyBase, micro_batch_size: int) -> list[torch.Tensor]:
-    """The critic's value before each token of each trajectory, float32 [T] on the CPU, in the order of `trajectories`. Collective."""
-    return _by_token(lambda batch: token_values(critic, batch), trajectories, strategy=strategy, size=micro_batch_size)
+def score_values(critic: Any, batch: Sampled, *, strategy: StrategyBase, micro_batch_size: int) -> torch.Tensor:
+    """The critic's value before each sampled token, float32 [S] on the CPU (0 elsewhere). Collective."""
+    [values] = score_columns(lambda micro: [token_values(critic, micro)], batch, number=1, strategy=strategy, size=micro_batch_size)
+    return values
 
 
 @torch.no_grad()
-def _by_token(
-    forward: Callable[[TokenBatch], torch.Tensor], trajectories: list[Trajectory], *, strategy: StrategyBase, size: int
+def score_columns(
+    forward: Callable[[MicroBatch], Sequence[torch.Tensor]], batch: Sampled, *, number: int, strategy: StrategyBase, size: int
 ) -> list[torch.Tensor]:
-    found: dict[int, torch.Tensor] = {}
-    for micro_batch in even_micro_batches(trajectories, size=size, strategy=strategy):
-        batch = as_token_batch(micro_batch, device=strategy.world.device)
-        rows = forward(batch).cpu()
-        found |= {id(t): row[: t.num_tokens] for t, row in zip(micro_batch, rows, strict=False)}
-    return [found[id(t)] for t in trajectories]
+    """`number` columns float32 [S] on the CPU of what `forward` gives at the labels [M]; no gradients. Collective.
+
+    Nothing waits for the device before the last pass.
+    """
+    parts = by_length(batch, torch.arange(len(batch)), size=size)
+    device, nothing = strategy.world.device, torch.zeros(0, dtype=torch.int64)
+    found = [forward(padded(batch, part, device=device)) for part in lockstep(parts, empty=nothing, world=strategy.world)]
+    if not parts:
+        return [torch.zeros(len(batch.token_ids)) for _ in range(number)]
+    tokens, _ = token_index(batch.offsets, torch.cat(parts))
+    places = tokens[batch.loss_mask[tokens]]
+    return [_at(places, torch.cat([columns[i] for columns in found]).cpu(), size=len(batch.token_ids)) for i in range(number)]
+
+
+def _at(places: torch.Tensor, values: torch.Tensor, *, size: int) -> torch.Tensor:
+    out = torch.zeros(size)
+    out[places] = values
+    return out

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from lightrft.batch.stages import Rewarded
 from lightrft.config.checks import strategy_name
 from lightrft.config.schema import Config
 from lightrft.distributed.memory import memory_report
-from lightrft.experience.trajectory import Trajectory
 from lightrft.observe.warnings_log import Warnings
 from lightrft.run.loggers import Logger, LoggerSetup
 from lightrft.run.plots import plot_curves, plot_lengths, plot_rewards
@@ -45,7 +43,7 @@ class RunReport:
         if metrics:
             self._log(0, metrics)
 
-    def step(self, step: int, metrics: Mapping[str, float], experience: Sequence[Trajectory]) -> None:
+    def step(self, step: int, metrics: Mapping[str, float], experience: Rewarded) -> None:
         """One step's metrics to the loggers, some completions to `samples.jsonl` and, every `plot_every` steps, distributions and plots."""
         self._log(step, metrics)
         self.after = _parts(metrics) or self.after
@@ -86,10 +84,10 @@ class RunReport:
             write_summary(self.config, summary)
         return summary
 
-    def _plot(self, step: int, experience: Sequence[Trajectory]) -> None:
+    def _plot(self, step: int, experience: Rewarded) -> None:
         """Collective."""
-        lengths = self.strategy.all_gather(torch.tensor([t.num_tokens for t in experience], dtype=torch.int64)).tolist()
-        rewards = self.strategy.all_gather(torch.tensor([t.reward for t in experience], dtype=torch.float64)).tolist()
+        lengths = self.strategy.all_gather(experience.num_sampled).tolist()
+        rewards = self.strategy.all_gather(experience.rewards).tolist()
         if not self.strategy.is_rank_0 or not lengths:
             return
         append_distributions(log_folder(self.config), step, lengths=lengths, rewards=rewards)

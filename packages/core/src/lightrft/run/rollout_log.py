@@ -1,4 +1,4 @@
-"""What is kept of a rollout itself? A few completions of each, and now and then how lengths and rewards are distributed. Rank 0 alone."""
+"""What is kept of a rollout itself: a few completions of each, and now and then how lengths and rewards are distributed. Rank 0 alone."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightrft.experience.trajectory import Trajectory
+from lightrft.batch.stages import Rewarded
+from lightrft.types import Sample
 
 SAMPLES_FILE, DISTRIBUTIONS_FILE = "samples.jsonl", "distributions.jsonl"
 TEXT_CHARS = 8000
 """Of a longer prompt or completion the end is kept, where the answer stands."""
 
 
-def chosen(experience: Sequence[Trajectory], number: int) -> list[Trajectory]:
-    """The best, the worst and the median completion by reward, then others spread evenly over the ranks of rewards; none twice."""
-    ordered = sorted(experience, key=lambda trajectory: -trajectory.reward)
+def chosen(rewards: Sequence[float], number: int) -> list[int]:
+    """The places of the best, the worst and the median reward, then others spread evenly over the ranks of rewards; none twice."""
+    ordered = sorted(range(len(rewards)), key=lambda place: -rewards[place])
     last = len(ordered) - 1
     places = [0, last, last // 2, *(last * i // max(number - 1, 1) for i in range(number)), *range(len(ordered))]
     return [ordered[place] for place in dict.fromkeys(places) if 0 <= place <= last][:number]
 
 
-def append_samples(folder: Path, step: int, experience: Sequence[Trajectory], *, number: int) -> None:
-    """Lines of `samples.jsonl`: `number` completions of this rank's share."""
-    rows = [_row(step, trajectory) for trajectory in chosen(experience, number)]
+def append_samples(folder: Path, step: int, experience: Rewarded, *, number: int) -> None:
+    """Lines of `samples.jsonl`: `number` of this rank's completions."""
+    rewards = experience.rewards.tolist()
+    rows = [_row(step, experience.samples[place], rewards[place]) for place in chosen(rewards, number)]
     _append(folder / SAMPLES_FILE, rows)
 
 
@@ -37,15 +39,15 @@ def append_distributions(folder: Path, step: int, *, lengths: Sequence[int], rew
     _append(folder / DISTRIBUTIONS_FILE, [counts])
 
 
-def _row(step: int, trajectory: Trajectory) -> dict[str, Any]:
+def _row(step: int, sample: Sample, reward: float) -> dict[str, Any]:
     return {
         "step": step,
-        "prompt": trajectory.sample.prompt[-TEXT_CHARS:],
-        "completion": trajectory.sample.completion[-TEXT_CHARS:],
-        "answer": trajectory.sample.answer,
-        "reward": trajectory.reward,
-        "num_tokens": trajectory.num_tokens,
-        "finish_reason": trajectory.completion.finish_reason,
+        "prompt": sample.prompt[-TEXT_CHARS:],
+        "completion": sample.completion[-TEXT_CHARS:],
+        "answer": sample.answer,
+        "reward": reward,
+        "num_tokens": sample.num_tokens,
+        "finish_reason": sample.finish_reason,
     }
 
 

@@ -19,7 +19,7 @@ from lightrft.data.rows import load_rows
 from lightrft.engine.hf_generate import generate
 from lightrft.engine.quiet import no_progress_bars
 from lightrft.errors import DataError
-from lightrft.experience.pipeline import completions_of
+from lightrft.experience.samples import samples_of
 from lightrft.models.load import load_causal_lm, load_tokenizer
 from lightrft.models.scratch import bpe_tokenizer, char_tokenizer, scratch_model
 from lightrft.plugins.registry import Registry
@@ -129,9 +129,7 @@ def greedy_reward(model: Any, prompts: Sequence[Prompt], *, config: Config, toke
         max_model_len=config.prompt_max_len + config.generate_max_len,
         version=0,
     )
-    totals = score(
-        [t.sample for t in completions_of(prompts, outputs, tokenizer=tokenizer)], rewards=rewards, reward_key=config.reward_key
-    ).total
+    totals = score(samples_of(prompts, outputs, tokenizer=tokenizer), rewards=rewards, reward_key=config.reward_key).total
     return sum(totals) / len(totals)
 
 

@@ -13,12 +13,12 @@ import torch
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.distributed.collectives import gather_objects
-from lightrft.experience.pipeline import completions_of, sampling_params
+from lightrft.experience.samples import samples_of, sampling_params
 from lightrft.experience.scored import score_everywhere
-from lightrft.experience.trajectory import Trajectory
 from lightrft.rewards.load import NamedReward
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.eval_metrics import majority_at_k, pass_at_k, vote_of
+from lightrft.types import Sample
 
 EvalSets = Mapping[str, Sequence[Prompt]]
 Row = dict[str, Any]
@@ -53,7 +53,7 @@ def evaluate(sets: EvalSets, *, strategy: StrategyBase, config: Config, tokenize
         outputs = strategy.gather_and_generate(
             sampling_params=sampling, all_prompt_token_ids=[list(p.token_ids) for _, p in mine], sleep_engine=False
         )
-        found = completions_of([prompt for _, prompt in mine], outputs, tokenizer=tokenizer)
+        found = samples_of([prompt for _, prompt in mine], outputs, tokenizer=tokenizer)
         rows += _scored(found, kind, mine, sampling.n, strategy=strategy, rewards=rewards)
     metrics = _means(rows, {name: len(prompts) for name, prompts in sets.items()}, strategy=strategy, config=config, rewards=rewards)
     gathered = gather_objects(rows, group=strategy.world.group)
@@ -68,7 +68,7 @@ def write_rows(path: Path, rows: Sequence[Row], *, step: int | None = None) -> N
 
 
 def _scored(
-    found: list[Trajectory],
+    found: Sequence[Sample],
     kind: str,
     mine: Sequence[tuple[str, Prompt]],
     n: int,
@@ -76,22 +76,22 @@ def _scored(
     strategy: StrategyBase,
     rewards: Sequence[NamedReward],
 ) -> list[Row]:
-    scores = score_everywhere([t.sample for t in found], rewards=rewards, strategy=strategy, reward_key=strategy.config.reward_key)
+    scores = score_everywhere(found, rewards=rewards, strategy=strategy, reward_key=strategy.config.reward_key)
     rows = []
-    for at, trajectory in enumerate(found):
+    for at, sample in enumerate(found):
         name, prompt = mine[at // n]
         rows.append(
             {
                 "dataset": name,
                 "index": prompt.index,
                 "kind": kind,
-                "prompt": trajectory.sample.prompt,
-                "completion": trajectory.sample.completion,
-                "answer": trajectory.sample.answer,
+                "prompt": sample.prompt,
+                "completion": sample.completion,
+                "answer": sample.answer,
                 "reward": scores.total[at],
                 "rewards": {part: values[at] for part, values in scores.parts.items()},
-                "num_tokens": trajectory.num_tokens,
-                "finish_reason": trajectory.completion.finish_reason,
+                "num_tokens": sample.num_tokens,
+                "finish_reason": sample.finish_reason,
             }
         )
     return rows

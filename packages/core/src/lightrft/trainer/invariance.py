@@ -1,16 +1,18 @@
-"""Does the update depend on how a batch is cut? One recorded rollout, cut over ranks and micro-batches several ways, and what changes."""
+"""Whether an update depends on how its batch is partitioned: one recorded rollout, over ranks and micro-batches several ways, and what
+changes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
+from lightrft.batch.stages import Scored
 from lightrft.config.schema import Config
 from lightrft.experience.advantages import AdvantageMaker
-from lightrft.experience.trajectory import Trajectory
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StrategyBase
 from lightrft.trainer.critic_update import CriticUpdate
 from lightrft.trainer.update import PolicyUpdate
@@ -55,17 +57,19 @@ def cuts(config: Config, *, world_size: int) -> list[Cut]:
     return [Cut(spread, size) for spread in spreads for size in sizes]
 
 
-def gradients(groups: Sequence[Sequence[Trajectory]], cut: Cut, *, strategy: StrategyBase, config: Config, models: Models) -> Tensors:
-    """The gradient of one step over all groups (alike on every rank), full, under `actor/NAME` and `critic/NAME`. Collective.
+def gradients(batch: Scored, cut: Cut, *, strategy: StrategyBase, config: Config, models: Models) -> Tensors:
+    """The gradient of one step over `batch` (the same on every rank), full, under `actor/NAME` and `critic/NAME`. Collective.
 
     Advantages are made anew in each cut. The strategy's `max_norm` is 0.
     """
-    total = sum(map(len, groups)) * strategy.world.world_size
+    total = len(batch) * strategy.world.world_size
     config = config.model_copy(update={"micro_train_batch_size": cut.micro, "train_batch_size": total, "max_epochs": 1})
     registry = strategy.registry
-    rows = share(groups, cut.spread, rank=strategy.world.rank, world_size=strategy.world.world_size)
+    places = rows_of_rank(batch.group_ids, cut.spread, rank=strategy.world.rank, world_size=strategy.world.world_size)
+    spec = registry.spec("advantage", config.advantage_estimator)
     estimator = registry.load("advantage", config.advantage_estimator)
-    AdvantageMaker(strategy=strategy, config=config, estimator=estimator).run(rows, kl_coef=config.kl_coef)
+    maker = AdvantageMaker(strategy=strategy, config=config, estimator=estimator, critic=spec.critic, greedy=spec.greedy)
+    rows = maker.run(batch.select(places), kl_coef=config.kl_coef)
 
     def policy(actor: torch.nn.Module, optimizer: Optimizer) -> None:
         loss = registry.load("policy_loss", config.policy_loss)
@@ -78,14 +82,16 @@ def gradients(groups: Sequence[Sequence[Trajectory]], cut: Cut, *, strategy: Str
     return found if models.critic is None else found | _step(strategy, models.critic, critic, "critic")
 
 
-def share(groups: Sequence[Sequence[Trajectory]], spread: Spread, *, rank: int, world_size: int) -> list[Trajectory]:
-    """The completions of this rank: whole groups."""
+def rows_of_rank(group_ids: torch.Tensor, spread: Spread, *, rank: int, world_size: int) -> torch.Tensor:
+    """The places int64 [K] of this rank's sequences: whole groups, which are numbered from 0."""
+    number = int(group_ids.max()) + 1 if len(group_ids) else 0
     if spread == "one rank":
-        return [t for group in groups for t in group] if rank == 0 else []
-    if spread == "dealt":
-        return [t for index, group in enumerate(groups) for t in group if (world_size - 1 - index) % world_size == rank]
-    start, end = len(groups) * rank // world_size, len(groups) * (rank + 1) // world_size
-    return [t for group in groups[start:end] for t in group]
+        mine = group_ids >= (0 if rank == 0 else number)
+    elif spread == "dealt":
+        mine = (world_size - 1 - group_ids) % world_size == rank
+    else:
+        mine = (group_ids >= number * rank // world_size) & (group_ids < number * (rank + 1) // world_size)
+    return mine.nonzero().flatten()
 
 
 def difference(found: Tensors, expected: Tensors) -> float:

@@ -1,20 +1,21 @@
-"""How does a recipe become a check of its own update? Its model, engine and algorithm, one recorded rollout, cut several ways."""
+"""A recipe as a check of its own update: its model, engine and algorithm, and one recorded rollout, partitioned several ways."""
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lightrft.batch.exchange import gathered
+from lightrft.batch.stages import Scored
 from lightrft.config.schema import Config
-from lightrft.distributed.collectives import gather_objects
 from lightrft.experience.pipeline import ExperienceMaker
-from lightrft.experience.trajectory import Trajectory
 from lightrft.models.load import load_tokenizer
 from lightrft.plugins.registry import Registry
 from lightrft.rewards.load import NamedReward
@@ -44,11 +45,11 @@ def check_invariance(config: Config, *, registry: Registry | None = None) -> dic
         make = partial(prepare_base_model, config, folder=Path(folder), registry=strategy.registry, log=strategy.print)
         path = share_base_model(strategy, make)
         strategy.setup_inference_engine(config, engine_type=config.engine_type, model_path=path)
-        groups = _recorded(config, strategy, model_path=path)
+        batch = _recorded(config, strategy, model_path=path)
         strategy.shutdown_inference_engine()
         make_critic = partial(build_critic, config, strategy, model_path=path) if _has_critic(config, strategy) else None
         models = Models(actor=partial(build_actor, config, strategy, model_path=path), critic=make_critic)
-        rows = _rows(groups, config=config, strategy=strategy, models=models)
+        rows = _rows(batch, config=config, strategy=strategy, models=models)
         strategy.all_reduce(0, "sum")  # rank 0's folder stays until every rank has read it
     bound = BF16_BOUND if config.bf16 else BOUND
     found = {
@@ -56,8 +57,8 @@ def check_invariance(config: Config, *, registry: Registry | None = None) -> dic
         "policy_loss": config.policy_loss,
         "loss_aggregation": config.loss_aggregation,
         "world_size": strategy.world.world_size,
-        "completions": sum(map(len, groups)),
-        "tokens": sum(t.num_tokens for group in groups for t in group),
+        "completions": len(batch),
+        "tokens": int(batch.num_sampled.sum()),
         "bound": bound,
         "cuts": rows,
         "invariant": all(row["difference"] <= bound for row in rows),
@@ -66,19 +67,19 @@ def check_invariance(config: Config, *, registry: Registry | None = None) -> dic
     return found
 
 
-def _rows(groups: list[list[Trajectory]], *, config: Config, strategy: StrategyBase, models: Models) -> list[dict[str, Any]]:
+def _rows(batch: Scored, *, config: Config, strategy: StrategyBase, models: Models) -> list[dict[str, Any]]:
     """Each cut and its distance from the first one."""
     first, *others = cuts(config, world_size=strategy.world.world_size)
-    expected = gradients(groups, first, strategy=strategy, config=config, models=models)
+    expected = gradients(batch, first, strategy=strategy, config=config, models=models)
     rows = [{"ranks": first.spread, "micro_train_batch_size": first.micro, "difference": 0.0}]
     for cut in others:
-        found = gradients(groups, cut, strategy=strategy, config=config, models=models)
+        found = gradients(batch, cut, strategy=strategy, config=config, models=models)
         rows.append({"ranks": cut.spread, "micro_train_batch_size": cut.micro, "difference": difference(found, expected)})
     return rows
 
 
-def _recorded(config: Config, strategy: StrategyBase, *, model_path: str) -> list[list[Trajectory]]:
-    """All groups of one rollout, with all that the update reads, alike on every rank. Rewards are made up: a model that earns one reward
+def _recorded(config: Config, strategy: StrategyBase, *, model_path: str) -> Scored:
+    """One rollout of all ranks, with all that the update reads, the same on every rank. Rewards are made up: a model that earns one reward
     for everything would have no advantages, and any two updates of nothing agree.
     """
     tokenizer = load_tokenizer(model_path, trust_remote_code=config.trust_remote_code)
@@ -95,25 +96,15 @@ def _recorded(config: Config, strategy: StrategyBase, *, model_path: str) -> lis
         critic=build_critic(config, strategy, model_path=model_path)[0] if _has_critic(config, strategy) else None,
         greedy=strategy.registry.spec("advantage", config.advantage_estimator).greedy,
     )
-    mine = maker.generate(prompts[strategy.world.rank :: strategy.world.world_size])
-    maker.reward(mine)
-    maker.add_logprobs(mine)
-    groups: dict[int, list[Trajectory]] = {}
-    for trajectory in mine:
-        groups.setdefault(trajectory.group_id, []).append(trajectory)
-    every = [group for rank in gather_objects(list(groups.values()), group=strategy.world.group) for group in rank]
-    for number, group in enumerate(every):
-        _shift(group, number)
-    return every
+    mine = maker.score(maker.reward(maker.generate(prompts[strategy.world.rank :: strategy.world.world_size])))
+    return _shifted(gathered(mine, group=strategy.world.group))
 
 
-def _shift(group: Sequence[Trajectory], number: int) -> None:
-    """Other group ids than another rank's, and old log-probs a little off."""
-    generator = torch.Generator().manual_seed(number)
-    for trajectory in group:
-        trajectory.group_id = number
-        assert trajectory.old_logprobs is not None
-        trajectory.old_logprobs = trajectory.old_logprobs + SHIFT * (2 * torch.rand(trajectory.num_tokens, generator=generator) - 1)
+def _shifted(batch: Scored) -> Scored:
+    """Groups numbered from 0, and old log-probs a little off."""
+    noise = torch.rand(len(batch.token_ids), generator=torch.Generator().manual_seed(0))
+    old = torch.where(batch.loss_mask, batch.old_logprobs + SHIFT * (2 * noise - 1), 0.0)
+    return replace(batch, group_ids=torch.unique(batch.group_ids, return_inverse=True)[1], old_logprobs=old)
 
 
 def _made_up(samples: Sequence[Sample]) -> list[float]:

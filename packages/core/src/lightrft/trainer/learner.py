@@ -1,12 +1,12 @@
-"""What learns from a rollout? The critic, where there is one, then the actor, each with its own optimizer; then the KL's coefficient."""
+"""What learns from a rollout: the critic, where there is one, then the actor, each with its own optimizer; then the KL's coefficient."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from lightrft.algorithms.kl_control import KLController
+from lightrft.batch.stages import Trainable
 from lightrft.config.schema import Config
-from lightrft.experience.trajectory import Trajectory
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.critic_update import CriticUpdate
 from lightrft.trainer.update import PolicyUpdate
@@ -29,7 +29,7 @@ class Learner:
         for update in self._updates:
             self.strategy.maybe_offload_optimizer(update.optimizer)
 
-    def run(self, experience: list[Trajectory], *, step: int, rollout: Mapping[str, float]) -> dict[str, float]:
+    def run(self, experience: Trainable, *, step: int, rollout: Mapping[str, float]) -> dict[str, float]:
         """All optimizer steps; `rollout` holds the metrics of the rollout. Returns the metrics of the updates. Collective."""
         seed = self.config.seed + step
         metrics: dict[str, float] = {}
@@ -43,7 +43,7 @@ class Learner:
             self.strategy.maybe_offload_optimizer(self.policy.optimizer)
         return metrics | self._adapt_kl(experience, rollout)
 
-    def _adapt_kl(self, experience: list[Trajectory], rollout: Mapping[str, float]) -> dict[str, float]:
+    def _adapt_kl(self, experience: Trainable, rollout: Mapping[str, float]) -> dict[str, float]:
         """With `kl_target`: the coefficient of this rollout as a metric; the controller moves on to the next one's."""
         if not self.config.kl_target:
             return {}

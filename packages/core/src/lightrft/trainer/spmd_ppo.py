@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from lightrft.batch.exchange import balanced
+from lightrft.batch.stages import Rewarded
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.diagnostics.monitors import leak
-from lightrft.experience.balance import balanced
-from lightrft.experience.metrics import rollout_metrics
-from lightrft.experience.trajectory import Trajectory
+from lightrft.experience.metrics import add_rollout_metrics
 from lightrft.observe.phase_clock import PhaseFunction
 from lightrft.run.checkpoint_folder import find
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
@@ -97,30 +97,25 @@ class SPMDPPOTrainer(TrainerParts):
 
     def make_experience(self) -> dict[str, float]:
         """`self.experience` becomes this rank's share of the next rollout; returns what is known of the step so far. Collective."""
-        self.experience = self.collect()
-        self.logprob(self.experience)
-        self.advantage(self.experience)
-        self.metrics.update(rollout_metrics(self.experience, strategy=self.strategy))
-        if self.config.balance_ranks:
-            self.experience = balanced(self.experience, strategy=self.strategy)
+        scored = self.logprob(self.collect())
+        self.experience = self.advantage(scored)
+        add_rollout_metrics(self.sums, scored)
+        self.metrics.update(self.sums.reduce(self.strategy.world))
+        self.experience_maker.conclude(self.metrics)
         self.saver.stop_if_asked()
         return self.metrics
 
-    def collect(self) -> list[Trajectory]:
+    def collect(self) -> Rewarded:
         """Completions of the next prompts, with rewards; with `dynamic_sampling` of as many prompts as it takes. Collective."""
-        if self.config.dynamic_sampling:
-            experience = self.sampling.collect()
-        else:
-            experience = self.rollout(self.next_prompts())
-            self.reward(experience)
-        self.experience_maker.treat_overlong(experience)
-        return experience
+        rewarded = self.sampling.collect() if self.config.dynamic_sampling else self.reward(self.rollout(self.next_prompts()))
+        return self.experience_maker.treat_overlong(rewarded)
 
     def ppo_train(self, global_steps: int = 0) -> dict[str, float]:
         """Updates the actor on `self.experience` and gives the engine its new weights; returns the metrics of both. Collective."""
         self.step = global_steps
         self.saver.changing()
-        metrics = self.update(self.experience)
+        group = self.strategy.world.group
+        metrics = self.update(balanced(self.experience, group=group) if self.config.balance_ranks else self.experience)
         metrics |= self.sync()
         self.trained_step = global_steps
         return metrics

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lightrft.batch.stages import Trainable
 from lightrft.config.algorithm_checks import algorithm_problems
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
@@ -19,7 +20,7 @@ from lightrft.errors import ConfigError
 from lightrft.experience.advantages import AdvantageEstimator
 from lightrft.experience.dynamic import DynamicSampling
 from lightrft.experience.pipeline import ExperienceMaker
-from lightrft.experience.trajectory import Trajectory
+from lightrft.observe.metrics import StepMetrics
 from lightrft.observe.phase_clock import PHASES, PhaseClock, PhaseFunction, check_phase_names
 from lightrft.observe.warnings_log import Warnings
 from lightrft.plugins.registry import Registry
@@ -108,7 +109,8 @@ class TrainerParts(TrainerPhases):
         self.eval_prompts = [prompt for prompts in self.eval_sets.values() for prompt in prompts]
         self.step, self.trained_step = 0, -1
         self.synced = False
-        self.experience: list[Trajectory] = []
+        self.experience: Trainable
+        self.sums = StepMetrics()
         self._make_parts()
         self._measure_phases(phases)
 
@@ -180,7 +182,7 @@ class TrainerParts(TrainerPhases):
             rollout=lambda prompts: self.rollout(prompts),  # the phase as it is then: measured, or a user's
             reward=lambda experience: self.reward(experience),
             warnings=self.warnings,
-            metrics=self.metrics,
+            metrics=self.sums,
         )
 
     def _make_probe(self) -> SyncProbe | None:
@@ -226,5 +228,5 @@ class TrainerParts(TrainerPhases):
             greedy=self.estimator.greedy,
             compares_groups=self.estimator.min_samples > 1,
             warnings=self.warnings,
-            metrics=self.metrics,
+            metrics=self.sums,
         )

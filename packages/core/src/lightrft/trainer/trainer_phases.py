@@ -1,4 +1,4 @@
-"""What does each phase of a step do? Methods to override, or to replace by a function; `trainer/phases.py` measures them."""
+"""The phases of a step: methods to override, or to replace by a function; `observe/phase_clock.py` measures them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
+from lightrft.batch.stages import Rewarded, Sampled, Scored, Trainable
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.diagnostics.sync_probe import SyncProbe
 from lightrft.experience.pipeline import ExperienceMaker
-from lightrft.experience.trajectory import Trajectory
 from lightrft.observe.phase_clock import PhaseClock
 from lightrft.rewards.load import NamedReward
 from lightrft.run.run_folder import log_folder
@@ -42,29 +42,29 @@ class TrainerPhases:
         """What is known so far of the present step; the same on every rank."""
         return self.clock.metrics
 
-    def rollout(self, prompts: Sequence[Prompt]) -> list[Trajectory]:
+    def rollout(self, prompts: Sequence[Prompt]) -> Sampled:
         """`n_samples_per_prompt` completions of each of this rank's prompts. Collective."""
         experience = self.experience_maker.generate(prompts)
-        self.clock.count(sum(t.num_tokens for t in experience))
+        self.clock.count(int(experience.num_sampled.sum()))
         return experience
 
-    def reward(self, experience: list[Trajectory]) -> None:
+    def reward(self, experience: Sampled) -> Rewarded:
         """Gives each completion its reward. Collective."""
-        self.clock.count(sum(t.num_tokens for t in experience))
-        self.experience_maker.reward(experience)
+        self.clock.count(int(experience.num_sampled.sum()))
+        return self.experience_maker.reward(experience)
 
-    def logprob(self, experience: list[Trajectory]) -> None:
-        """Gives each token its log-probs under the actor and the initial model, and compares the engine's. Collective."""
-        self.clock.count(sum(t.length for t in experience))
-        self.experience_maker.add_logprobs(experience)
+    def logprob(self, experience: Rewarded) -> Scored:
+        """Gives each token its log-probs under the actor and the reference model, and compares the engine's. Collective."""
+        self.clock.count(int(experience.offsets[-1]))
+        return self.experience_maker.score(experience)
 
-    def advantage(self, experience: list[Trajectory]) -> None:
+    def advantage(self, experience: Scored) -> Trainable:
         """Gives each token its advantage. Collective."""
-        self.experience_maker.add_advantages(experience)
+        return self.experience_maker.advantages(experience)
 
-    def update(self, experience: list[Trajectory]) -> dict[str, float]:
+    def update(self, experience: Trainable) -> dict[str, float]:
         """The optimizer steps of one rollout; returns their metrics. Collective."""
-        self.clock.count(sum(t.length for t in experience))
+        self.clock.count(int(experience.offsets[-1]))
         return self.learner.run(experience, step=self.step, rollout=self.metrics)
 
     def sync(self) -> dict[str, float]:

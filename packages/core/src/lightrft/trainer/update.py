@@ -1,21 +1,22 @@
-"""What is one policy update? Optimizer steps over a rollout's experience, each one a function of its batch alone."""
+"""The policy update: optimizer steps over a rollout's experience, each one a function of its batch alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
 from lightrft.algorithms.aggregate import token_weights
 from lightrft.algorithms.inputs import PolicyLoss, PolicyLossInput
 from lightrft.algorithms.kl import kl_per_token
+from lightrft.batch.micro_batch import MicroBatch, padded
+from lightrft.batch.planning import Step, by_length, mini_batches
+from lightrft.batch.stages import Trainable
 from lightrft.config.schema import Config
-from lightrft.experience.microbatch import micro_batches
-from lightrft.experience.trajectory import Trajectory, as_token_batch, padded
-from lightrft.models.logprobs import TokenBatch, token_logprobs, token_logprobs_and_entropy
+from lightrft.models.score import score_tokens
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
-from lightrft.trainer.minibatches import Step, mini_batches
 
+COLUMNS = ("old_logprobs", "reference_logprobs", "advantages", "corrections")
 PolicyLossFunction = Callable[[PolicyLossInput], PolicyLoss]
 
 SUMS = ("loss", "kl", "entropy", "clipped", "ratio", "ratio_squared", "old_kl")
@@ -48,17 +49,23 @@ class PolicyUpdate:
         self.policy_loss = policy_loss
         self.ema_model = ema_model
 
-    def run(self, experience: Sequence[Trajectory], *, seed: int, kl_coef: float | None = None) -> dict[str, float]:
+    def run(self, experience: Trainable, *, seed: int, kl_coef: float | None = None) -> dict[str, float]:
         """All steps over this rank's share; metrics are global means over the tokens of all steps. `kl_coef` None is the configuration's.
         Collective.
         """
         kl_coef = self.config.kl_coef if kl_coef is None else kl_coef
-        steps = mini_batches(experience, config=self.config, strategy=self.strategy, seed=seed)
+        steps = mini_batches(
+            experience,
+            train_batch_size=self.config.train_batch_size,
+            max_epochs=self.config.max_epochs,
+            world=self.strategy.world,
+            seed=seed,
+        )
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.strategy.world.device)
         norms = []
         skipped = 0
         for step in steps:
-            sums += self._accumulate(step, kl_coef)
+            sums += self._accumulate(experience, step, kl_coef)
             result = self.strategy.optimizer_step(self.optimizer, self.actor, self.scheduler, name="actor")
             norms.append(result.grad_norm)
             skipped += result.skipped
@@ -67,36 +74,37 @@ class PolicyUpdate:
         total = self.strategy.all_reduce(sums, "sum").tolist()
         return self._metrics(total, steps, norms, skipped)
 
-    def _accumulate(self, step: Step, kl_coef: float) -> torch.Tensor:
+    def _accumulate(self, experience: Trainable, step: Step, kl_coef: float) -> torch.Tensor:
         """Backward over the micro-batches of one step; returns this rank's sums, on the device."""
         total = torch.zeros(len(SUMS), dtype=torch.float64, device=self.strategy.world.device)
 
-        def share(micro_batch: list[Trajectory]) -> torch.Tensor:
-            loss, sums = self._share(micro_batch, step, kl_coef)
+        def share(index: torch.Tensor) -> torch.Tensor:
+            micro = padded(experience, index, columns=COLUMNS, device=self.strategy.world.device)
+            loss, sums = self._share(micro, step, kl_coef)
             total.add_(sums)
             return loss
 
-        batches = micro_batches(step.rows, size=self.config.micro_train_batch_size)
+        batches = by_length(experience, step.index, size=self.config.micro_train_batch_size)
         self.strategy.accumulate(batches, share, self.actor, self.optimizer)
         return total
 
-    def _share(self, micro_batch: list[Trajectory], step: Step, kl_coef: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _share(self, micro: MicroBatch, step: Step, kl_coef: float) -> tuple[torch.Tensor, torch.Tensor]:
         """This micro-batch's share of the step's loss, with its gradient, and its sums."""
         config = self.config
-        batch = as_token_batch(micro_batch, device=self.strategy.world.device)
-        logprobs, entropy = self._forward(batch)
-        old = padded(micro_batch, "old_logprobs", like=batch.mask)
-        policy = self._policy(micro_batch, batch.mask, logprobs, old)
+        found = score_tokens(self.actor, micro, temperatures=(config.temperature,), entropy=bool(config.entropy_coef))
+        logprobs, entropy, mask = micro.grid.spread(found.logprobs[0]), micro.grid.spread(found.entropy), micro.grid.mask()
+        old = micro.rows("old_logprobs")
+        policy = self._policy(micro, mask, logprobs, old)
         per_token, kl = policy.per_token, torch.zeros_like(logprobs)
         if config.logprob_gap_action == "correct":
-            per_token = per_token * padded(micro_batch, "correction", like=batch.mask)
+            per_token = per_token * micro.rows("corrections")
         if config.kl_coef > 0:
-            kl = kl_per_token(logprobs, padded(micro_batch, "initial_logprobs", like=batch.mask), estimator=config.kl_estimator)
+            kl = kl_per_token(logprobs, micro.rows("reference_logprobs"), estimator=config.kl_estimator)
             per_token = per_token + kl_coef * kl if config.kl_in == "loss" else per_token
         if config.entropy_coef:
             per_token = per_token - config.entropy_coef * entropy
         weights = token_weights(
-            batch.mask,
+            mask,
             how=config.loss_aggregation,
             num_tokens=step.num_tokens,
             num_sequences=step.num_sequences,
@@ -106,21 +114,15 @@ class PolicyUpdate:
         log_ratio = (logprobs - old).detach()
         ratio = log_ratio.exp()
         columns = [kl.detach(), entropy.detach(), policy.clipped, ratio, ratio**2, torch.expm1(log_ratio) - log_ratio]
-        return loss, torch.stack([loss.detach().double(), *((column * batch.mask).double().sum() for column in columns)])
+        return loss, torch.stack([loss.detach().double(), *((column * mask).double().sum() for column in columns)])
 
-    def _forward(self, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probs and, where its bonus is asked for, the entropy, else zeros; [N, T]."""
-        if self.config.entropy_coef:
-            return token_logprobs_and_entropy(self.actor, batch, temperature=self.config.temperature)
-        return token_logprobs(self.actor, batch, temperature=self.config.temperature), torch.zeros_like(batch.mask)
-
-    def _policy(self, micro_batch: list[Trajectory], mask: torch.Tensor, logprobs: torch.Tensor, old: torch.Tensor) -> PolicyLoss:
+    def _policy(self, micro: MicroBatch, mask: torch.Tensor, logprobs: torch.Tensor, old: torch.Tensor) -> PolicyLoss:
         config = self.config
         return self.policy_loss(
             PolicyLossInput(
                 logprobs=logprobs,
                 old_logprobs=old,
-                advantages=padded(micro_batch, "advantages", like=mask),
+                advantages=micro.rows("advantages"),
                 mask=mask,
                 eps_clip_low=config.eps_clip_low or config.eps_clip,
                 eps_clip_high=config.eps_clip_high or config.eps_clip,

@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 
-from lightrft.models.logprobs import token_batch, token_logprobs
+from lightrft.batch.collect import sequences_of
+from lightrft.batch.micro_batch import padded
+from lightrft.models.score import score_tokens
+from lightrft.types import Completion
 
 BETAS = (0.9, 0.95)
 MAX_NORM = 1.0
@@ -76,8 +79,11 @@ def warm_up(
 
 def target_loss(model: Any, examples: Sequence[Example]) -> torch.Tensor:
     """Mean negative log-probability, in nats, over all target tokens of the examples together; prompt tokens do not count."""
-    batch = token_batch([(e.prompt, e.target) for e in examples], device=next(model.parameters()).device)
-    return -token_logprobs(model, batch).sum() / batch.mask.sum()
+    targets = [(e.prompt, Completion(token_ids=e.target, finish_reason="stop", weight_version=0)) for e in examples]
+    batch = sequences_of(targets, group_ids=range(len(examples)))
+    micro = padded(batch, torch.arange(len(examples)), device=next(model.parameters()).device)
+    logprobs = micro.grid.spread(score_tokens(model, micro, temperatures=(1.0,)).logprobs[0])
+    return -logprobs.sum() / micro.grid.mask().sum()
 
 
 def shuffled_batches(num_rows: int, size: int, *, seed: int) -> Iterator[list[int]]:

@@ -1,0 +1,59 @@
+"""What engines answer as columns: prompts and completions become the sequences of a `Sampled`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+
+import torch
+
+from lightrft.batch.stages import REASONS, Sampled
+from lightrft.types import Completion, RequestOutput, Sample
+
+NOTHING = Sample(prompt="", completion="")
+
+
+def sequences_of(
+    pairs: Sequence[tuple[Sequence[int], Completion]],
+    *,
+    group_ids: Sequence[int],
+    samples: Sequence[Sample] | None = None,
+    greedy: Sequence[Sample | None] | None = None,
+) -> Sampled:
+    """One sequence for each (prompt, completion), in order; the completion's tokens are those that were sampled.
+
+    Raises:
+        ValueError: a prompt without tokens, after which nothing could have been predicted.
+    """
+    if any(not len(prompt) for prompt, _ in pairs):
+        raise ValueError("a prompt has no tokens, so its completion's first token is predicted from nothing; give at least one")
+    completions = [completion for _, completion in pairs]
+    prompts = torch.tensor([len(prompt) for prompt, _ in pairs], dtype=torch.int64)
+    answers = torch.tensor([len(completion.token_ids) for completion in completions], dtype=torch.int64)
+    known = [completion.logprobs is not None for completion in completions]
+    parts = torch.stack([prompts, answers], dim=1).flatten()
+    sampled = torch.repeat_interleave(torch.arange(len(parts)) % 2 == 1, parts)
+    logprobs = torch.zeros(int(parts.sum()))
+    logprobs[sampled] = torch.tensor([p for c in completions for p in (c.logprobs if c.logprobs is not None else [0.0] * len(c.token_ids))])
+    return Sampled(
+        offsets=torch.nn.functional.pad((prompts + answers).cumsum(0), (1, 0)),
+        token_ids=_int32(chain.from_iterable(chain(prompt, completion.token_ids) for prompt, completion in pairs)),
+        loss_mask=sampled,
+        versions=torch.repeat_interleave(_int32(c.weight_version for c in completions), prompts + answers),
+        engine_logprobs=logprobs,
+        has_logprobs=torch.tensor(known, dtype=torch.bool),
+        group_ids=torch.tensor(list(group_ids), dtype=torch.int64),
+        finish_reasons=torch.tensor([REASONS.index(c.finish_reason) for c in completions], dtype=torch.int8),
+        samples=tuple(samples) if samples is not None else (NOTHING,) * len(pairs),
+        greedy=tuple(greedy) if greedy is not None else (None,) * len(pairs),
+    )
+
+
+def answers_of(outputs: Sequence[RequestOutput]) -> Sampled:
+    """The completions of engine outputs, output by output, without texts; groups are the outputs' ids."""
+    pairs = [(output.prompt_token_ids, completion) for output in outputs for completion in output.completions]
+    return sequences_of(pairs, group_ids=[output.id for output in outputs for _ in output.completions])
+
+
+def _int32(numbers: Iterable[int]) -> torch.Tensor:
+    return torch.tensor(list(numbers), dtype=torch.int32)

@@ -1,0 +1,77 @@
+"""One forward pass: some sequences of a stage as rows of a model's input, and the sampled tokens as labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lightrft.batch.grid import Grid
+from lightrft.batch.stages import Sampled, token_index
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """`inputs` goes to the model: `input_ids` int64 [R, L], and what else a planner adds.
+
+    Of M labels, sequence by sequence: `labels` int64 [M], the sampled tokens; `at` int64 [M], the place in the flattened [R * L] whose
+    logits predict each; `columns`, float32 [M] each, by name; `grid` says where each stands in [N, T] for losses.
+    """
+
+    inputs: Mapping[str, Any]
+    labels: torch.Tensor
+    at: torch.Tensor
+    columns: Mapping[str, torch.Tensor]
+    grid: Grid
+
+    @property
+    def num_tokens(self) -> int:
+        """R x L: the tokens that the model computes, padding included."""
+        return int(self.inputs["input_ids"].numel())
+
+    def rows(self, name: str) -> torch.Tensor:
+        """A column as [N, T] float32, 0 beyond each sequence's end."""
+        return self.grid.spread(self.columns[name])
+
+
+def padded(batch: Sampled, index: torch.Tensor, *, columns: Sequence[str] = (), device: torch.device) -> MicroBatch:
+    """The sequences `index` [K] as K right-padded rows; pads are token 0, which no real token can see (the models are causal).
+
+    No sequences are one row of one pad without labels, so that every rank can take part in a forward pass.
+    """
+    lengths = batch.lengths[index]
+    width = max(int(lengths.max()), 1) if len(index) else 1
+    tokens, offsets = token_index(batch.offsets, index)
+    row = torch.repeat_interleave(torch.arange(len(index)), lengths)
+    place = row * width + torch.arange(len(tokens)) - offsets[:-1][row]
+    ids = torch.zeros(max(len(index), 1) * width, dtype=torch.long)
+    ids[place] = batch.token_ids[tokens].long()
+    inputs = {"input_ids": ids.view(-1, width)}
+    return _with_labels(batch, index, tokens, place, inputs, columns, device)
+
+
+def _with_labels(
+    batch: Sampled,
+    index: torch.Tensor,
+    tokens: torch.Tensor,
+    place: torch.Tensor,
+    inputs: Mapping[str, torch.Tensor],
+    columns: Sequence[str],
+    device: torch.device,
+) -> MicroBatch:
+    sampled = batch.loss_mask[tokens]
+    chosen = tokens[sampled]
+    return MicroBatch(
+        inputs={name: to_device(tensor, device) for name, tensor in inputs.items()},
+        labels=to_device(batch.token_ids[chosen].long(), device),
+        at=to_device(place[sampled] - 1, device),
+        columns={name: to_device(getattr(batch, name)[chosen], device) for name in columns},
+        grid=Grid.of(batch.num_sampled[index]).to(device),
+    )
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy from pinned memory, which the host does not wait for, on CUDA; elsewhere the tensor itself."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
