@@ -243,7 +243,7 @@ class SGLangEngine(InferenceEngine):
 
     def _name_of(self, weight: Weight) -> str:
         """The name under which its model folder has the tensor; SGLang ignores unknown names, and dies of other shapes."""
-        if weight.tensor.dtype != self.setup.dtype:
+        if weight.tensor.dtype != self.setup.dtype and not weight.is_buffer:
             raise WeightSyncError(f"{weight.names[0]} came as {weight.tensor.dtype}, the engine holds {self.setup.dtype}")
         if not self._shapes:
             return weight.names[0]

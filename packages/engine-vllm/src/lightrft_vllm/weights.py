@@ -37,7 +37,7 @@ class WeightStream:
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for bucket in self._buckets:
             for weight in self._names.convert(bucket):
-                if weight.tensor.dtype != self._dtype:
+                if weight.tensor.dtype != self._dtype and not weight.is_buffer:
                     raise WeightSyncError(f"{weight.names[0]} came as {weight.tensor.dtype}, the engine holds {self._dtype}")
                 heard = [name for name in weight.names if self._heard(name)]
                 if not heard:  # vLLM skips some of these in silence: those of a layer beyond its last one

@@ -16,7 +16,7 @@ from lightrft.engine.quiet import no_progress_bars
 from lightrft.engine.stop_text import cut_at_stop
 from lightrft.errors import EngineStateError
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
-from lightrft.weights.buckets import WeightBucket, tied_names
+from lightrft.weights.buckets import WeightBucket, saved_buffers, tied_names
 from lightrft.weights.checksum import WeightSum, tensor_sum
 from lightrft.weights.staging import stage
 
@@ -36,6 +36,7 @@ class HFEngine(InferenceEngine):
         self._tokenizer: Any = None  # for stop strings
         self._version = 0
         self._weights_held = True
+        self._buffers: dict[str, torch.Tensor] = {}  # all of them, while level 2 has dropped the weights
         self._status = EngineStatus.AWAKE
 
     @property
@@ -72,7 +73,7 @@ class HFEngine(InferenceEngine):
     def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
         if self._status is EngineStatus.ASLEEP or self._status is EngineStatus.UNUSABLE:
             raise EngineStateError(f"update_weights while the engine is {self._status}; call wake_up first")
-        expected = dict(self._model.named_parameters())
+        expected = self._held()
         staged = stage(buckets, expected)
         for name, tensor in staged.items():
             expected[name].copy_(tensor)
@@ -80,11 +81,14 @@ class HFEngine(InferenceEngine):
         self._version = version
 
     def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: tuple(p.shape) for name, p in self._model.named_parameters()}
+        return {name: tuple(tensor.shape) for name, tensor in self._held().items()}
 
     def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+        """Without buffers in less than float32, as which they are sent."""
         names = tied_names(self._model)
-        return {names[name]: WeightSum(*tensor_sum(p)) for name, p in self._model.named_parameters()}
+        sent_as_held = {name: b for name, b in saved_buffers(self._model).items() if b.dtype not in (torch.bfloat16, torch.float16)}
+        held = {names[name]: p for name, p in self._model.named_parameters()} | {(name,): b for name, b in sent_as_held.items()}
+        return {known: WeightSum(*tensor_sum(tensor)) for known, tensor in held.items()}
 
     def reset_cache(self) -> None:
         """Nothing outlives a call to `generate` here."""
@@ -97,6 +101,7 @@ class HFEngine(InferenceEngine):
         if level == 1:
             self._model.to("cpu")
         else:
+            self._buffers = {name: buffer.to("cpu") for name, buffer in self._model.named_buffers()}
             self._model.to("meta")
             self._weights_held = False
         self._status = EngineStatus.ASLEEP
@@ -127,10 +132,16 @@ class HFEngine(InferenceEngine):
         if self._weights_held:
             self._model.to(self.setup.device)
         else:
-            # `to_empty` leaves buffers (rotary frequencies) undefined: they come anew from the configuration.
             factory: Any = AutoModelForCausalLM  # transformers does not annotate from_config
-            fresh = factory.from_config(self._model.config, dtype=self.setup.dtype)
+            fresh = factory.from_config(self._model.config, dtype=self.setup.dtype, trust_remote_code=self.setup.trust_remote_code)
+            for name, buffer in self._buffers.items():  # in the dtypes that `from_pretrained` gave them
+                owner, _, attribute = name.rpartition(".")
+                setattr(fresh.get_submodule(owner), attribute, buffer)
             self._model = fresh.to(self.setup.device).eval().requires_grad_(False)
+
+    def _held(self) -> dict[str, torch.Tensor]:
+        """What `update_weights` replaces: parameters, a tied one once, and the buffers of the state dict."""
+        return dict(self._model.named_parameters()) | saved_buffers(self._model)
 
     def _alive(self) -> None:
         if self._model is None:

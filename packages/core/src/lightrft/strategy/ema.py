@@ -1,4 +1,4 @@
-"""How does a second model follow a trained one as the moving average of its weights? Each rank keeps, moves and saves its own rows.
+"""A second model follows a trained one as the moving average of its weights; each rank keeps, moves and saves its own rows.
 
 Under every backend alike: the average is never trained, so it is cut by `fully_shard` and knows nothing of how the trained model is held.
 """
@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from lightrft.distributed.world import World
 from lightrft.strategy.shard_load import fill_shards
 from lightrft.strategy.sharding import Meshes, shard_frozen
-from lightrft.weights.buckets import WeightBucket, tied_names
+from lightrft.weights.buckets import WeightBucket, saved_buffers, tied_names
 from lightrft.weights.safetensors_reader import WeightFiles
 
 
@@ -39,6 +39,7 @@ def problem(average: nn.Module, *, shapes: Mapping[tuple[str, ...], tuple[int, .
     if coarse:
         return f"it is held in {dict(average.named_parameters())[coarse[0]].dtype}, where small moves are lost; use prepare_ema_model"
     here = {names[name]: tuple(p.shape) for name, p in average.named_parameters()}
+    here |= {(name,): tuple(buffer.shape) for name, buffer in saved_buffers(average).items()}
     different = [known for known in sorted({*here, *shapes}) if here.get(known) != shapes.get(known)]
     if not different:
         return ""
@@ -51,7 +52,7 @@ def problem(average: nn.Module, *, shapes: Mapping[tuple[str, ...], tuple[int, .
 
 @torch.no_grad()
 def move(average: nn.Module, model: nn.Module, *, buckets: Callable[[], Iterable[WeightBucket]], beta: float) -> None:
-    """average <- beta average + (1 - beta) model, element by element. Collective.
+    """average <- beta average + (1 - beta) model, element by element; saved buffers, which nobody trains, are copied. Collective.
 
     Where both are sharded in the same way nothing travels; else the model's weights come in float32 `buckets`, of which each rank takes
     its own rows.
@@ -60,17 +61,22 @@ def move(average: nn.Module, model: nn.Module, *, buckets: Callable[[], Iterable
     if mine.keys() == theirs.keys() and all(_cut_alike(p, theirs[name]) for name, p in mine.items()):
         for name, parameter in mine.items():
             _held(parameter)[0].lerp_(_held(theirs[name])[0].to(parameter.dtype), 1 - beta)
+        _copy_buffers(average, saved_buffers(model))
         return
     for bucket in buckets():
         for weight in bucket:
+            if weight.is_buffer:
+                _copy_buffers(average, {weight.names[0]: weight.tensor})
+                continue
             name = next(name for name in weight.names if name in mine)
             held, first = _held(mine[name])
             held.lerp_(weight.tensor.reshape(-1)[first : first + held.numel()], 1 - beta)
 
 
 def save(folder: Path, average: nn.Module, *, rank: int) -> None:
-    """Every rank writes the elements that it holds. Local."""
+    """Every rank writes the elements that it holds; a saved buffer, which each holds whole, is part of every file. Local."""
     held = {name: _held(p) for name, p in average.named_parameters()}
+    held |= {name: (buffer.detach().reshape(-1), 0) for name, buffer in saved_buffers(average).items()}
     torch.save({name: {"first": first, "values": values} for name, (values, first) in held.items()}, folder / f"rank-{rank:05d}.pt")
 
 
@@ -85,6 +91,13 @@ def load(folder: Path, average: nn.Module) -> None:
             begin, end = max(first, start), min(first + held.numel(), start + values.numel())
             if begin < end:
                 held[begin - first : end - first].copy_(values[begin - start : end - start])
+    _copy_buffers(average, {name: files[0][name]["values"] for name in saved_buffers(average)})
+
+
+def _copy_buffers(average: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
+    held = saved_buffers(average)
+    for name, value in values.items():
+        held[name].copy_(value.view(held[name].shape))
 
 
 def _held(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:

@@ -137,7 +137,9 @@ class EngineSide(ABC):
         """
         controller = self._engine()
         buckets = self.export_weights(actor, dtype=rounded_to or controller.dtype)
-        return controller.differing_weights([replace(w, tensor=w.tensor.to(controller.dtype)) for w in bucket] for bucket in buckets)
+        return controller.differing_weights(
+            [w if w.is_buffer else replace(w, tensor=w.tensor.to(controller.dtype)) for w in bucket] for bucket in buckets
+        )
 
     def reset_engine_cache(self) -> None:
         """The engine forgets what it computed before; a sync does this by itself."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -22,7 +23,7 @@ from lightrft.strategy.recompute import recompute_activations
 from lightrft.strategy.rollout_facade import EngineSide
 from lightrft.strategy.shard_export import export_sharded
 from lightrft.strategy.sharding import sharded_modules
-from lightrft.weights.buckets import WeightBucket, tied_names
+from lightrft.weights.buckets import WeightBucket, buffer_buckets, saved_buffers, tied_names
 from lightrft.weights.lora_merge import ADAPTER, adapters_of, is_adapter, merged, plain_name
 from lightrft.weights.safetensors_reader import WeightFiles
 
@@ -306,12 +307,17 @@ class StrategyBase(StrategyHooks, EngineSide):
         return hf_export.save_adapter_folder(Path(folder), config=adapted.peft_config[ADAPTER], buckets=buckets, world=self.world)
 
     def export_weights(self, model: torch.nn.Module, *, dtype: torch.dtype | None = None) -> Iterator[WeightBucket]:
-        """All parameters, full, as buckets of at most `weight_bucket_mb`, under HF names, cast to `dtype` (None: their own).
+        """The state dict that transformers would save, full, as buckets of at most `weight_bucket_mb`: parameters, cast to `dtype` (None:
+        their own), then the saved buffers, as they are (`Weight.is_buffer`).
 
         Adapters leave merged into their matrices, as a model without them; weights are cast before they are gathered, but not those of a
         model with adapters, which are merged in between. The iterator is collective: every rank reads it to the end.
         """
         max_bytes = self.config.weight_bucket_mb * 2**20
+        parameters = self._export_parameters(model, dtype, max_bytes)
+        return chain(parameters, buffer_buckets(self._unwrap(model), max_bytes=max_bytes, rename=plain_name))
+
+    def _export_parameters(self, model: torch.nn.Module, dtype: torch.dtype | None, max_bytes: int) -> Iterator[WeightBucket]:
         if model in self._averages and any(sharded_modules(model)):
             return export_sharded(model, dtype=dtype, max_bytes=max_bytes)
         adapters = adapters_of(self._unwrap(model))
@@ -353,5 +359,7 @@ class StrategyBase(StrategyHooks, EngineSide):
 
     def _exported_shapes(self, model: torch.nn.Module) -> dict[tuple[str, ...], tuple[int, ...]]:
         """All names, and the full shape, of each weight of `export_weights`."""
-        names = tied_names(self._unwrap(model))
-        return {tuple(map(plain_name, names[name])): tuple(shape) for name, shape in self._shapes(model).items() if not is_adapter(name)}
+        inner = self._unwrap(model)
+        names = tied_names(inner)
+        shapes = {tuple(map(plain_name, names[name])): tuple(shape) for name, shape in self._shapes(model).items() if not is_adapter(name)}
+        return shapes | {(plain_name(name),): tuple(buffer.shape) for name, buffer in saved_buffers(inner).items()}

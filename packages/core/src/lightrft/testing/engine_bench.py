@@ -19,7 +19,7 @@ from lightrft.testing.image_text import END_ID, IMAGE_ID, START_ID, image_inputs
 from lightrft.testing.limits import descendants
 from lightrft.testing.tiny import EOS_ID, Family, tiny_causal_lm, tiny_model_folder
 from lightrft.types import Completion, EngineStatus, Request, RequestOutput, SamplingParams
-from lightrft.weights.buckets import Weight, WeightBucket, tied_names
+from lightrft.weights.buckets import Weight, WeightBucket, saved_buffers, tied_names
 
 MAX_MODEL_LEN = 256
 NUM_MODELS = 3
@@ -286,9 +286,10 @@ def drawn_with(sampling: SamplingParams) -> str:
 
 
 def weights_of(model: Any) -> list[WeightBucket]:
-    """Every parameter, tied ones once with all their names, in two buckets whose border lies inside a layer."""
+    """Every parameter, tied ones once with all their names, and saved buffer, in two buckets whose border lies inside a layer."""
     names = tied_names(model)
     weights = [Weight(names[name], parameter.detach()) for name, parameter in model.named_parameters()]
+    weights += [Weight((name,), buffer.detach(), is_buffer=True) for name, buffer in saved_buffers(model).items()]
     middle = next((i for i, w in enumerate(weights) if "k_proj" in w.names[0]), len(weights) // 2)
     return [weights[:middle], weights[middle:]]
 

@@ -1,8 +1,8 @@
-"""In what form do weights travel? Buckets of bounded size under HF parameter names."""
+"""Weights travel in buckets of bounded size, under the names of the model's state dict: its parameters and the buffers that it saves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,10 +11,15 @@ import torch
 
 @dataclass(frozen=True)
 class Weight:
-    """One full tensor and every name it has in the model's `state_dict` (two or more where weights are tied)."""
+    """One full tensor and every name it has in the model's `state_dict` (two or more where weights are tied).
+
+    `is_buffer`: a buffer of the state dict, such as the bias of a router or a layer's scale. It is in the dtype in which the actor
+    holds it, also where parameters are cast on their way: an engine keeps some of them in float32 whatever its own dtype is.
+    """
 
     names: tuple[str, ...]
     tensor: torch.Tensor
+    is_buffer: bool = False
 
 
 WeightBucket = list[Weight]
@@ -28,6 +33,22 @@ def tied_names(model: torch.nn.Module) -> dict[str, tuple[str, ...]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         by_identity.setdefault(id(parameter), []).append(name)
     return {name: tuple(by_identity[id(parameter)]) for name, parameter in model.named_parameters()}
+
+
+def saved_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that `save_pretrained` would write, by name; not rotary tables and the like, which come from the configuration.
+
+    They share memory with the model. Every rank holds them whole under every strategy.
+    """
+    kept = model.state_dict(keep_vars=True).keys() - set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
+
+
+def buffer_buckets(model: torch.nn.Module, *, max_bytes: int, rename: Callable[[str], str]) -> Iterator[WeightBucket]:
+    """The saved buffers as weights under `rename` of their names, in their own dtype. Not collective."""
+    sized = ((item, item[1].numel() * item[1].element_size()) for item in saved_buffers(model).items())
+    for bucket in in_buckets(sized, max_bytes=max_bytes):
+        yield [Weight((rename(name),), buffer.detach(), is_buffer=True) for name, buffer in bucket]
 
 
 def in_buckets(items: Iterable[tuple[T, int]], *, max_bytes: int) -> Iterator[list[T]]:

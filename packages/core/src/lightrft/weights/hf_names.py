@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lightrft.weights.buckets import Weight, WeightBucket
+from lightrft.weights.buckets import Weight, WeightBucket, saved_buffers
 
 
 class FileNames:
@@ -28,8 +28,9 @@ class FileNames:
         return [converted for weight in bucket for converted in self._convert(weight)]
 
     def module_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and full shapes of the modules' parameters, a tied one once: what `convert` takes."""
-        return {name: tuple(p.shape) for name, p in self.model().named_parameters()}
+        """Names and full shapes of the modules' parameters, a tied one once, and saved buffers: what `convert` takes."""
+        model = self.model()
+        return {name: tuple(tensor.shape) for name, tensor in (dict(model.named_parameters()) | saved_buffers(model)).items()}
 
     def _convert(self, weight: Weight) -> Iterator[Weight]:
         if not self._known or any(name in self._known for name in weight.names):
@@ -40,7 +41,7 @@ class FileNames:
 
         each = [list(revert_weight_conversion(self.model(), {name: weight.tensor}).items()) for name in weight.names]
         for same in zip(*each, strict=True):
-            yield Weight(tuple(name for name, _ in same), same[0][1])
+            yield Weight(tuple(name for name, _ in same), same[0][1], is_buffer=weight.is_buffer)
 
     def model(self) -> Any:
         """The folder's model without values, on the meta device."""

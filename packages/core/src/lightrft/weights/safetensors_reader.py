@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from lightrft.errors import ModelError
-from lightrft.weights.buckets import tied_names
+from lightrft.weights.buckets import saved_buffers, tied_names
 from lightrft.weights.lora_merge import plain_name
 
 INDEX = "model.safetensors.index.json"
@@ -38,7 +38,7 @@ class WeightFiles:
     def missing(self, model: nn.Module) -> list[str]:
         """What the model has and the files do not hold, or hold in another shape. Reads no values."""
         names = tied_names(model)
-        wanted = {names[name]: p for name, p in model.named_parameters()} | {(name,): b for name, b in _saved_buffers(model).items()}
+        wanted = {names[name]: p for name, p in model.named_parameters()} | {(name,): b for name, b in saved_buffers(model).items()}
         return [known[0] for known, tensor in wanted.items() if not self._holds(known, tensor)]
 
     def take_values(self, model: nn.Module) -> None:
@@ -66,7 +66,7 @@ class WeightFiles:
     @torch.no_grad()
     def fill_buffers(self, model: nn.Module) -> None:
         """Copies the saved buffers, which have values already: they are small, and every rank holds them whole."""
-        for name, buffer in _saved_buffers(model).items():
+        for name, buffer in saved_buffers(model).items():
             known = self._known([name])
             buffer.copy_(self._file(self._file_of[known]).get_tensor(known))
 
@@ -95,11 +95,6 @@ class WeightFiles:
     def _holds(self, names: Sequence[str], tensor: torch.Tensor) -> bool:
         name = next((name for name in names if name in self._file_of), None)
         return name is not None and list(self._file(self._file_of[name]).get_slice(name).get_shape()) == list(tensor.shape)
-
-
-def _saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
-    kept = model.state_dict(keep_vars=True).keys()
-    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
 
 
 def _owned(module: nn.Module) -> list[tuple[list[str], nn.Parameter, list[tuple[nn.Module, str]]]]:

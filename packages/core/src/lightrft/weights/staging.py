@@ -13,7 +13,8 @@ from lightrft.weights.buckets import WeightBucket
 def stage(buckets: Iterable[WeightBucket], expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copies of all incoming tensors, on the device of those in `expected` and under their names; nothing of `expected` is changed.
 
-    `expected` are the engine's own tensors, a tied one once. Reads the buckets to their end.
+    `expected` are the engine's own tensors, a tied one once. Reads the buckets to their end. A buffer is cast to the dtype in which the
+    engine holds it.
 
     Raises:
         WeightSyncError: a tensor is missing, unknown, or of another shape or dtype, named.
@@ -29,7 +30,7 @@ def stage(buckets: Iterable[WeightBucket], expected: Mapping[str, torch.Tensor])
                 unknown.append(weight.names[0])
             elif expected[name].shape != weight.tensor.shape:
                 misshapen.append(f"{name} (here {tuple(expected[name].shape)}, sent {tuple(weight.tensor.shape)})")
-            elif expected[name].dtype != weight.tensor.dtype:
+            elif expected[name].dtype != weight.tensor.dtype and not weight.is_buffer:
                 other_dtype.append(f"{name} (here {expected[name].dtype}, sent {weight.tensor.dtype})")
             else:
                 staged[name] = weight.tensor.detach().to(expected[name], copy=True)
