@@ -17,6 +17,21 @@ FinishReason = Literal["stop", "length", "abort"]
 """`stop`: a stop token or string ended it; `length`: `max_new_tokens` or the context did; `abort`: the caller may go on from it."""
 
 
+REFUSED_SAMPLING = {
+    name: f"{what}, so what is drawn is not the distribution whose log-probs are trained (and compared with the engine's); "
+    "use temperature, top_p, top_k or min_p"
+    for name, what in {
+        "repetition_penalty": "it changes the probabilities of a token by what stands before it",
+        "presence_penalty": "it changes the probabilities of a token by what was drawn before",
+        "frequency_penalty": "it changes the probabilities of a token by what was drawn before",
+        "no_repeat_ngram_size": "it forbids tokens by what stands before them",
+        "logit_bias": "it moves the logits of single tokens",
+        "bad_words": "it forbids tokens by what stands before them",
+    }.items()
+}
+"""Sampling options that engines know and that are refused, with the reason."""
+
+
 class EngineStatus(StrEnum):
     """Where the engine's memory is: everything on the device, weights without KV cache, nothing."""
 
@@ -77,6 +92,8 @@ class SamplingParams:
             raise ValueError(f"sampling_params={value!r} is neither SamplingParams nor a mapping of its fields")
         known = [f.name for f in fields(cls)]
         for key in value:
+            if key in REFUSED_SAMPLING:
+                raise ValueError(f"sampling parameter {key}={value[key]!r} is not available: {REFUSED_SAMPLING[key]}")
             if key not in known:
                 raise ValueError(f"unknown sampling parameter {key!r}{nearest(str(key), known)} (known: {', '.join(known)})")
         given = dict(value)

@@ -81,6 +81,9 @@ ASKED = {
     "fused_linear_logprob": True,
     "engine_tp_size": 2,
     "engine_mem_util": 0.5,
+    "stop": ["\n"],
+    "min_p": 0.1,
+    "min_new_tokens": 2,
     "mixed_mm_data": True,
 }
 ALSO: dict[str, Any] = {"use_mp_opt": {"bf16": True}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import time
@@ -85,7 +86,7 @@ class SGLangEngine(InferenceEngine):
             [
                 dict(
                     input_ids=list(request.prompt_token_ids),
-                    sampling_params=to_sglang(sampling, request, max_model_len=limit),
+                    sampling_params=to_sglang(sampling, request, max_model_len=limit, eos_token_ids=self._facts.eos_token_ids),
                     return_logprob=request.logprobs,
                 )
                 for request in copies
@@ -165,6 +166,8 @@ class SGLangEngine(InferenceEngine):
             context_length=setup.max_model_len + 8,
             trust_remote_code=setup.trust_remote_code,
             tp_size=setup.group_size,
+            # What a class of transformers has for a default, where config.json is silent, is no end of sequence of this model.
+            json_model_override_args=json.dumps({"eos_token_id": list(self._facts.eos_token_ids)}),
             skip_tokenizer_init=True,
             skip_server_warmup=True,
             custom_weight_loader=[LOADER],

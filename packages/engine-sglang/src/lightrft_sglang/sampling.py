@@ -30,15 +30,18 @@ def read_sampling(value: Any) -> SamplingParams:
     return SamplingParams.coerce(ours)
 
 
-def to_sglang(sampling: SamplingParams, request: Request, *, max_model_len: int) -> dict[str, Any]:
-    """The dict for one request. Stop strings stay with us: SGLang finds them only in text, and it makes none here."""
+def to_sglang(sampling: SamplingParams, request: Request, *, max_model_len: int, eos_token_ids: Collection[int]) -> dict[str, Any]:
+    """The dict for one request. Stop strings stay with us: SGLang finds them only in text, and it makes none here. End-of-sequence tokens
+    go along as stop tokens, so that all engines take them from one place.
+    """
+    stops = sorted({*sampling.stop_token_ids, *(() if sampling.ignore_eos else eos_token_ids)})
     return {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k or -1,
         "min_p": sampling.min_p,
         "max_new_tokens": min(sampling.max_new_tokens, max_model_len - len(request.prompt_token_ids)),
-        "stop_token_ids": list(sampling.stop_token_ids) or None,
+        "stop_token_ids": stops or None,
         "ignore_eos": sampling.ignore_eos,
     }
 

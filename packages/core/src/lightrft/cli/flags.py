@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from lightrft.config.arguments import override_parser
 from lightrft.config.schema import Config
 from lightrft.errors import ConfigError, nearest
+from lightrft.types import REFUSED_SAMPLING
 
 OWN = ("config", "nproc_per_node", "num_workers", "launcher", "json")
 """Flags of the commands themselves; all others are settings."""
@@ -108,7 +109,9 @@ def _unknown(rest: Sequence[str], *, takes_recipe: bool) -> list[str]:
     for word in rest:
         if word.startswith("--"):
             flag = word.partition("=")[0]
-            problems.append(f"unknown flag {flag!r}{nearest(flag.replace('-', '_').replace('__', '--', 1), names)}")
+            refused = REFUSED_SAMPLING.get(flag[2:].replace("-", "_"))
+            hint = nearest(flag.replace("-", "_").replace("__", "--", 1), names)
+            problems.append(f"{flag} is not available: {refused}" if refused else f"unknown flag {flag!r}{hint}")
             after_flag = True
         elif not after_flag:  # else it is the unknown flag's value
             problems.append(f"unexpected argument {word!r}; settings have the form --name value")

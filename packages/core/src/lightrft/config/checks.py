@@ -48,6 +48,9 @@ NEEDS = (
     Need("fused_linear_logprob", "strategy", Capability.FUSED_LOGPROB),
     Need("engine_tp_size", "engine", Capability.TENSOR_PARALLEL),
     Need("engine_mem_util", "engine", Capability.MEM_UTIL),
+    Need("stop", "engine", Capability.STOP_STRINGS),
+    Need("min_p", "engine", Capability.MIN_P),
+    Need("min_new_tokens", "engine", Capability.MIN_NEW_TOKENS),
     Need("mixed_mm_data", "engine", Capability.MULTIMODAL),
 )
 
@@ -135,6 +138,7 @@ def check_eval(config: Config, *, registry: Registry, world_size: int) -> None:
     problems = [
         *_model_folder(config),
         *_evaluation(config),
+        *_lengths(config),
         *_tp_size(config, world_size),
         *_plugins(config, registry, world_size),
     ]
@@ -175,6 +179,7 @@ def _sizes(config: Config, world_size: int) -> Iterator[str]:
 
 
 def _choices(config: Config) -> Iterator[str]:
+    yield from _lengths(config)
     if "{prompt}" not in config.prompt_template:
         yield f"prompt_template={config.prompt_template!r} does not contain {{prompt}}"
     if config.sft_steps and not (config.sft_key or config.label_key):
@@ -204,6 +209,13 @@ def _data_file(config: Config, name: str) -> Iterator[str]:
     value = getattr(config, name)
     if value and not Path(value).exists():
         yield f"{name}={value!r}: no such file or folder"
+
+
+def _lengths(config: Config) -> Iterator[str]:
+    for name in ("generate_max_len", "eval_max_len"):
+        longest = getattr(config, name)
+        if longest and config.min_new_tokens > longest:
+            yield f"min_new_tokens={config.min_new_tokens} is more than {name}={longest}; lower it, or raise {name}"
 
 
 def _evaluation(config: Config) -> Iterator[str]:

@@ -45,7 +45,8 @@ POINTLESS = (
     Pointless(("keep_checkpoints", "keep_best"), "save_every", None, "set save_every"),
     Pointless(("best_metric", "best_mode"), "keep_best", None, "set keep_best"),
     Pointless(("sft_target_reward", "max_eval_samples", "eval_every", "eval_n"), "eval_data", None, "set eval_data"),
-    Pointless(("eval_right_at",), "eval_n", None, "set eval_n"),
+    Pointless(("eval_max_len",), "eval_data", None, "set eval_data"),
+    Pointless(("eval_right_at", "eval_temperature", "eval_top_p", "eval_top_k"), "eval_n", None, "set eval_n"),
 )
 
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from lightrft.config.schema import Config
 from lightrft.errors import ConfigError, nearest
+from lightrft.types import REFUSED_SAMPLING
 
 
 def make_config(values: Mapping[str, Any]) -> Config:
@@ -71,6 +72,8 @@ def as_config(args: Config | argparse.Namespace) -> Config:
 
 def _problem(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden" and key in REFUSED_SAMPLING:
+        return f"{key}={error['input']!r} is not available: {REFUSED_SAMPLING[key]}"
     if error["type"] == "extra_forbidden":
         return f"unknown key {key!r}{nearest(key, Config.model_fields)} (`lightrft train --help` lists all)"
     return f"{key}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

@@ -35,10 +35,11 @@ def engine_fit(config: Config, spec: EngineSpec, *, device_type: str | None, mod
             f"engine_type={spec.name!r} on the CPU cannot do the model's attention heads of size {shape.head_size}; possible: "
             f"{', '.join(map(str, possible))}; use another model, or --engine_type hf"
         )
-    longest = config.prompt_max_len + config.generate_max_len
+    name = "eval_max_len" if config.eval_max_len > config.generate_max_len else "generate_max_len"
+    longest = config.prompt_max_len + getattr(config, name)
     if shape.context is not None and longest > shape.context:
         yield (
-            f"prompt_max_len + generate_max_len = {config.prompt_max_len} + {config.generate_max_len} = {longest} tokens is more than the "
+            f"prompt_max_len + {name} = {config.prompt_max_len} + {getattr(config, name)} = {longest} tokens is more than the "
             f"model's context of {shape.context} (max_position_embeddings); lower one of them"
         )
 

@@ -29,6 +29,11 @@ def _one_or_more(value: Any) -> Any:
     return ([value] if value else []) if isinstance(value, str) else value
 
 
+def _one_alone(value: Any) -> Any:
+    # one entry may be written as it is
+    return [value] if isinstance(value, (str, int)) else value
+
+
 NoBool = BeforeValidator(_no_bool)
 Count = Annotated[int, Field(ge=1), NoBool]
 CountOrOff = Annotated[int, Field(ge=0), NoBool]
@@ -39,6 +44,8 @@ AtLeastOne = Annotated[float, Field(ge=1), NoBool]
 AboveOne = Annotated[float, Field(gt=1), NoBool]
 Share = Annotated[float, Field(gt=0, le=1), NoBool]
 RegularExpression = Annotated[str, AfterValidator(_regular_expression)]
+StopString = Annotated[str, Field(min_length=1)]
+TokenId = Annotated[int, Field(ge=0), NoBool]
 Decay = Annotated[float, Field(ge=0, lt=1), NoBool]
 Share01 = Annotated[float, Field(ge=0, le=1), NoBool]
 
@@ -139,6 +146,14 @@ class Config(BaseModel):
     prompt_max_len: Count = _field(1024, "data", "longer prompts, in tokens, are left out and counted")
     max_eval_samples: CountOrOff = _field(0, "data", "evaluate on the first rows of each file only; 0 = all")
     eval_n: CountOrOff = _field(0, "data", "samples of each evaluation prompt beside the greedy one, drawn as in a rollout; 0 = none")
+    eval_temperature: PositiveOrOff = _field(0.0, "data", "temperature of those samples; 0 = that of a rollout")
+    eval_top_p: Share01 = _field(0.0, "data", "nucleus sampling of those samples; 0 = that of a rollout")
+    eval_top_k: Annotated[int, Field(ge=-1), NoBool] = _field(
+        -1, "data", "k of those samples, which are drawn among the k most likely tokens; 0 = off, -1 = that of a rollout"
+    )
+    eval_max_len: CountOrOff = _field(
+        0, "data", "tokens of one completion of an evaluation at most, greedy or sampled; 0 = generate_max_len"
+    )
     eval_k: list[Count] = _field([], "data", "k of pass@k, maj@k and avg@k, each at most eval_n; none: 1 and eval_n")
     eval_right_at: Number = _field(1.0, "data", "reward from which on a completion counts as right (pass@k, maj@k)")
     eval_out: str = _field("", "data", "file for all completions of `lightrft eval` (.jsonl); train writes eval_samples-STEP.jsonl")
@@ -153,6 +168,19 @@ class Config(BaseModel):
     temperature: Positive = _field(1.0, "rollout", "sampling temperature of a rollout")
     top_p: Share = _field(1.0, "rollout", "nucleus sampling of a rollout")
     top_k: CountOrOff = _field(0, "rollout", "sample among the k most likely tokens; 0 = off")
+    min_p: Annotated[float, Field(ge=0, lt=1), NoBool] = _field(
+        0.0, "rollout", "sample among tokens at least this likely, relative to the likeliest one; 0 = off"
+    )
+    stop: Annotated[list[StopString], BeforeValidator(_one_alone)] = _field(
+        [], "rollout", "texts that end a completion, in rollouts and evaluations; they stay in it"
+    )
+    stop_token_ids: Annotated[list[TokenId], BeforeValidator(_one_alone)] = _field(
+        [], "rollout", "token ids that end a completion, beside those that tokenizer, generation_config.json and config.json name"
+    )
+    min_new_tokens: CountOrOff = _field(0, "rollout", "tokens of one completion at least; 0 = none")
+    ignore_eos: bool = _field(
+        False, "rollout", "let nothing but stop, stop_token_ids and generate_max_len end a completion of a rollout or an evaluation"
+    )
     dynamic_sampling: bool = _field(
         False, "rollout", "sample on until every prompt of the step has completions with different rewards (DAPO)"
     )

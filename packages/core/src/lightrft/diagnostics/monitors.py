@@ -9,6 +9,7 @@ from typing import Any
 
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
+from lightrft.engine.stop_tokens import StopTokens
 
 Finding = tuple[str, str]
 """The name of a fault and a sentence about it."""
@@ -119,6 +120,12 @@ def _watches(config: Config) -> list[Watch]:
         Watch("kl_blow_up", "train/kl", 1, far, baseline_of=0),
         Watch("critic_useless", "critic/explained_variance", patience, useless, baseline_of=0),
     ]
+
+
+def differing_ends(stops: StopTokens | None) -> Finding | None:
+    """Model files that disagree on the token that ends a text. Local."""
+    sentence = stops.conflict() if stops is not None else None
+    return ("stop_tokens", sentence) if sentence else None
 
 
 def leak(prompts: Sequence[Prompt], eval_prompts: Sequence[Prompt]) -> Finding | None:

@@ -10,10 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
-from lightrft.engine.hf_generate import Cut, generate, unchanged
+from lightrft.engine.hf_generate import Cut, cut_by, generate
 from lightrft.engine.model_facts import model_facts
 from lightrft.engine.quiet import no_progress_bars
-from lightrft.engine.stop_text import cut_at_stop
 from lightrft.errors import EngineStateError
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import WeightBucket, saved_buffers, tied_names
@@ -66,7 +65,7 @@ class HFEngine(InferenceEngine):
             version=self._version,
             report=self.report,
             finished=self.finished,
-            cut=self._cut(sampling) if sampling.stop else unchanged,
+            cut=self._cut(sampling),
         )
 
     @torch.no_grad()
@@ -119,14 +118,9 @@ class HFEngine(InferenceEngine):
         self._status = EngineStatus.UNUSABLE
 
     def _cut(self, sampling: SamplingParams) -> Cut:
-        if self._tokenizer is None:
+        if self._tokenizer is None and sampling.stop:
             self._tokenizer = AutoTokenizer.from_pretrained(self.setup.model_path, trust_remote_code=self.setup.trust_remote_code)
-
-        def decode(token_ids: Sequence[int]) -> str:
-            return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=sampling.skip_special_tokens))
-
-        least = sampling.min_new_tokens
-        return lambda c: cut_at_stop(c, stop=sampling.stop, stop_token_ids=(), min_new_tokens=least, decode=decode)
+        return cut_by(self._tokenizer, sampling)
 
     def _bring_weights(self) -> None:
         if self._weights_held:

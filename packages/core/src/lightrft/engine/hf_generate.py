@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from lightrft.engine.filters import filter_logits
 from lightrft.engine.progress import Finished, Report, nobody_waits, unwatched
+from lightrft.engine.stop_text import cut_at_stop
 from lightrft.types import Completion, FinishReason, Request, RequestOutput, SamplingParams
 
 Cut = Callable[[Completion], Completion]
@@ -19,6 +20,18 @@ Cut = Callable[[Completion], Completion]
 def unchanged(completion: Completion) -> Completion:
     """Where there is nothing to cut."""
     return completion
+
+
+def cut_by(tokenizer: Any, sampling: SamplingParams) -> Cut:
+    """Cuts completions at the stop strings of `sampling`, found in this tokenizer's text."""
+    if not sampling.stop:
+        return unchanged
+
+    def decode(token_ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(token_ids), skip_special_tokens=sampling.skip_special_tokens))
+
+    least = sampling.min_new_tokens
+    return lambda c: cut_at_stop(c, stop=sampling.stop, stop_token_ids=(), min_new_tokens=least, decode=decode)
 
 
 @torch.no_grad()

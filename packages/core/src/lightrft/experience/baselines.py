@@ -11,15 +11,16 @@ from lightrft.batch.stages import Sampled
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.experience.samples import samples_of
+from lightrft.experience.sampling import greedy_params
 from lightrft.rewards.score import Scores
 from lightrft.strategy.strategy_base import StrategyBase
-from lightrft.types import Sample, SamplingParams
+from lightrft.types import Sample
 
 
 def greedy_answers(prompts: Sequence[Prompt], *, strategy: StrategyBase, config: Config, tokenizer: Any) -> list[Sample]:
     """One for each prompt, in order. The engine stays awake for the samples that are drawn next. Collective."""
     outputs = strategy.gather_and_generate(
-        sampling_params=SamplingParams(temperature=0.0, max_new_tokens=config.generate_max_len),
+        sampling_params=greedy_params(config),
         all_prompt_token_ids=[list(prompt.token_ids) for prompt in prompts],
         sleep_engine=False,
     )

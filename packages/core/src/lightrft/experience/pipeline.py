@@ -19,7 +19,8 @@ from lightrft.experience.gap import act_on_gap, add_gap, corrections
 from lightrft.experience.overlong import treat_overlong
 from lightrft.experience.prompt_only_reward import sees_prompt_only
 from lightrft.experience.reward_signal import DeadRewardMonitor
-from lightrft.experience.samples import samples_of, sampling_params
+from lightrft.experience.samples import samples_of
+from lightrft.experience.sampling import sampling_params
 from lightrft.experience.scored import of_functions, score_everywhere
 from lightrft.experience.scoring import score_logprobs, score_values
 from lightrft.observe.metrics import StepMetrics

@@ -1,24 +1,12 @@
-"""Engine outputs as reward functions see them, and how a rollout is sampled."""
+"""Engine outputs as reward functions see them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
-from lightrft.types import RequestOutput, Sample, SamplingParams
-
-
-def sampling_params(config: Config) -> SamplingParams:
-    """How a rollout is sampled."""
-    return SamplingParams(
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        n=config.n_samples_per_prompt,
-        max_new_tokens=config.generate_max_len,
-    )
+from lightrft.types import RequestOutput, Sample
 
 
 def samples_of(prompts: Sequence[Prompt], outputs: Sequence[RequestOutput], *, tokenizer: Any) -> list[Sample]:

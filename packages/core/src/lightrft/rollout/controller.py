@@ -26,12 +26,14 @@ from lightrft.distributed.world import World
 from lightrft.engine.base import ALL_TAGS, InferenceEngine, WakeTag
 from lightrft.engine.checks import needed_capabilities
 from lightrft.engine.progress import Finished, nobody_waits, on_terminal, progress_line, unwatched
+from lightrft.engine.stop_tokens import StopTokens
 from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
 from lightrft.plugins.specs import Capability, EngineSpec
+from lightrft.rollout.ends import Decode, end_problem
 from lightrft.rollout.prompts import PromptSource, collect_requests
 from lightrft.rollout.transport import pack_outputs, pack_requests, unpack_outputs, unpack_requests
 from lightrft.rollout.waking import wake
-from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
+from lightrft.types import Completion, EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import WeightBucket
 from lightrft.weights.checksum import WeightSum
 from lightrft.weights.verify import SentSums, first_names, over_group, shape_problems
@@ -61,8 +63,15 @@ class RolloutController:
         read_sampling: Callable[[Any], SamplingParams] = SamplingParams.coerce,
         generate_timeout_s: float = 0.0,
         make_room: str = "lower engine_mem_util",
+        stop_tokens: StopTokens | None = None,
+        decode: Decode | None = None,
     ) -> None:
+        """With `stop_tokens` (the model's own, of all sources) and `decode` (ids to text, for stop strings), what ends a completion is
+        checked.
+        """
         self.spec = spec
+        self.stop_tokens = stop_tokens
+        self._decode = decode
         self.read_sampling = read_sampling
         self.group = group
         self.dtype = dtype
@@ -304,6 +313,13 @@ class RolloutController:
                 if request.logprobs and (completion.logprobs is None or len(completion.logprobs) != len(completion.token_ids)):
                     found = None if completion.logprobs is None else len(completion.logprobs)
                     raise EngineError(f"{name} returned {found} log-probs for {len(completion.token_ids)} tokens of request {request.id}")
+                if problem := self._end_problem(completion, sampling):
+                    raise EngineError(f"{name}: a completion of request {request.id} {problem}; its rule for stop tokens is another one")
+
+    def _end_problem(self, completion: Completion, sampling: SamplingParams) -> str | None:
+        if self.stop_tokens is None or self._decode is None:
+            return None
+        return end_problem(completion, sampling, eos_token_ids=self.stop_tokens.ids, decode=self._decode)
 
     def _scatter(self, outputs: list[list[RequestOutput]], mine: list[Request]) -> list[RequestOutput]:
         if self.group.size == 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from lightrft.config.schema import Config
 from lightrft.distributed.mesh import Axis, neighbours
 from lightrft.distributed.world import World
 from lightrft.engine.base import EngineSetup, InferenceEngine
+from lightrft.engine.stop_tokens import StopTokens, folder_stop_tokens, unused_generation
 from lightrft.errors import CapabilityError
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, EngineSpec
@@ -40,13 +43,11 @@ def make_controller(config: Config, *, registry: Registry, world: World, model_p
         engine_class: type[InferenceEngine] = registry.load("engine", config.engine_type)
         return engine_class.read_sampling(value)
 
-    def tokenize(text: str) -> list[int]:
-        from transformers import AutoTokenizer  # only for callers that bring text
-
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-        ids: list[int] = tokenizer(text)["input_ids"]
-        return ids
-
+    texts = _Texts(path, trust_remote_code=config.trust_remote_code)
+    stops = folder_stop_tokens(path, trust_remote_code=config.trust_remote_code, also=config.stop_token_ids)
+    if world.rank == 0:
+        for line in about_generation(config, path, stops):
+            print(line, flush=True)
     return RolloutController(
         make_engine,
         spec=spec,
@@ -56,11 +57,45 @@ def make_controller(config: Config, *, registry: Registry, world: World, model_p
         sleep_level=_sleep_level(config, spec, device_type=world.device.type),
         verify_sums=config.verify_sync_every > 0,
         seed=config.seed,
-        tokenize=tokenize,
+        tokenize=texts.encode,
         read_sampling=read_sampling,
         generate_timeout_s=config.generate_timeout_s,
         make_room=how_to_make_room(config, registry.spec("strategy", strategy_name(config)).capabilities),
+        stop_tokens=stops if stops.sources else None,
+        decode=texts.decode,
     )
+
+
+def about_generation(config: Config, model_path: str, stops: StopTokens) -> list[str]:
+    """What a person should know before the first rollout: the stop tokens with their texts, and what of the folder is not used."""
+    if not stops.sources:
+        return []
+    asked = stops.with_setting(config.stop_token_ids, ignore_eos=config.ignore_eos)
+    lines = [f"stop tokens: {asked.described()}"]
+    if unused := unused_generation(model_path):
+        values = ", ".join(f"{name} {value!r}" for name, value in unused.items())
+        lines.append(f"generation_config.json says {values}: not used, a rollout and an evaluation are sampled as the settings say")
+    return lines
+
+
+class _Texts:
+    """The model's tokenizer, loaded where it is asked: for callers that bring text, and for stop strings."""
+
+    def __init__(self, path: str, *, trust_remote_code: bool) -> None:
+        self._path, self._trust = path, trust_remote_code
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text)["input_ids"]
+        return ids
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self._path, trust_remote_code=self._trust)
 
 
 def _engine_setup(config: Config, *, world: World, group: Axis, model_path: str) -> EngineSetup:
@@ -69,7 +104,7 @@ def _engine_setup(config: Config, *, world: World, group: Axis, model_path: str)
         dtype=torch.bfloat16 if config.bf16 else torch.float32,
         device=world.device,
         seed=config.seed,
-        max_model_len=config.prompt_max_len + config.generate_max_len,
+        max_model_len=config.prompt_max_len + max(config.generate_max_len, config.eval_max_len),
         max_batch_size=config.micro_rollout_batch_size,
         mem_util=config.engine_mem_util,
         trust_remote_code=config.trust_remote_code,

@@ -15,6 +15,7 @@ from lightrft.config.schema import Config
 from lightrft.distributed.mesh import Mesh
 from lightrft.distributed.world import World
 from lightrft.engine.base import InferenceEngine
+from lightrft.engine.stop_tokens import StopTokens
 from lightrft.errors import StrategyStateError
 from lightrft.plugins.registry import Registry
 from lightrft.rollout.controller import RolloutController
@@ -67,6 +68,11 @@ class EngineSide(ABC):
     def inference_engine_status(self) -> EngineStatus:
         """Where the engine's memory is. Not collective."""
         return self._engine().status
+
+    @property
+    def stop_tokens(self) -> StopTokens | None:
+        """The end-of-sequence tokens of the model's own files by their source; None where it has none. Not collective."""
+        return self._engine().stop_tokens
 
     @property
     def engine_group(self) -> Any:

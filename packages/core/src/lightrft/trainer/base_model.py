@@ -16,10 +16,12 @@ from lightrft.config.eval_files import eval_files
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.data.rows import load_rows
-from lightrft.engine.hf_generate import generate
+from lightrft.engine.hf_generate import cut_by, generate
 from lightrft.engine.quiet import no_progress_bars
+from lightrft.engine.stop_tokens import folder_stop_tokens
 from lightrft.errors import DataError
 from lightrft.experience.samples import samples_of
+from lightrft.experience.sampling import eval_greedy_params
 from lightrft.models.load import load_causal_lm, load_tokenizer
 from lightrft.models.scratch import bpe_tokenizer, char_tokenizer, scratch_model
 from lightrft.plugins.registry import Registry
@@ -27,7 +29,7 @@ from lightrft.rewards.load import NamedReward, rewards_of
 from lightrft.rewards.score import score
 from lightrft.trainer.prompts import prompt_set
 from lightrft.trainer.warmup import Example, WarmupSettings, warm_up
-from lightrft.types import Request, SamplingParams
+from lightrft.types import Request
 
 Log = Callable[[str], None]
 
@@ -119,18 +121,27 @@ def _warm_up(config: Config, *, tokenizer: Any, model: Any, registry: Registry, 
 
 def greedy_reward(model: Any, prompts: Sequence[Prompt], *, config: Config, tokenizer: Any, rewards: Sequence[NamedReward]) -> float:
     """Mean weighted reward of greedy completions, in this process."""
+    sampling = eval_greedy_params(config)
     outputs = generate(
         model,
         [Request(id=index, prompt_token_ids=prompt.token_ids, seed=0) for index, prompt in enumerate(prompts)],
-        SamplingParams(temperature=0.0, max_new_tokens=config.generate_max_len),
-        eos_token_ids=[tokenizer.eos_token_id],
+        sampling,
+        eos_token_ids=_end_tokens(config, tokenizer=tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         batch_size=config.sft_batch_size,
-        max_model_len=config.prompt_max_len + config.generate_max_len,
+        max_model_len=config.prompt_max_len + sampling.max_new_tokens,
         version=0,
+        cut=cut_by(tokenizer, sampling),
     )
     totals = score(samples_of(prompts, outputs, tokenizer=tokenizer), rewards=rewards, reward_key=config.reward_key).total
     return sum(totals) / len(totals)
+
+
+def _end_tokens(config: Config, *, tokenizer: Any) -> Sequence[int]:
+    """Those at which the engine will end a completion of this model; of a model that is made here, the tokenizer's."""
+    if config.scratch_tokenizer != "none":
+        return [tokenizer.eos_token_id]
+    return folder_stop_tokens(config.model_name_or_path, tokenizer=tokenizer).ids
 
 
 def _examples(config: Config, *, tokenizer: Any, log: Log) -> list[Example]:

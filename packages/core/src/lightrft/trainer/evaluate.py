@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.distributed.collectives import gather_objects
-from lightrft.experience.samples import samples_of, sampling_params
+from lightrft.experience.samples import samples_of
+from lightrft.experience.sampling import eval_greedy_params, eval_sample_params
 from lightrft.experience.scored import score_everywhere
 from lightrft.rewards.load import NamedReward
 from lightrft.strategy.strategy_base import StrategyBase
@@ -35,7 +36,9 @@ class Evaluation:
 
 def evaluate(sets: EvalSets, *, strategy: StrategyBase, config: Config, tokenizer: Any, rewards: Sequence[NamedReward]) -> Evaluation:
     """`eval/reward` (weighted sum), `eval/NAME` of each reward and `eval/length_mean` of the greedy completions and, with `eval_n`
-    samples of each prompt (drawn as in a rollout), `eval/pass@k`, `eval/maj@k` and `eval/avg@k` for each k of `eval_k`. Collective.
+    samples of each prompt, `eval/pass@k`, `eval/maj@k` and `eval/avg@k` for each k of `eval_k`. Collective.
+
+    The samples are drawn as in a rollout, where `eval_temperature`, `eval_top_p`, `eval_top_k` and `eval_max_len` do not say otherwise.
 
     `sets` are whole, on every rank; each rank takes every world-size-th prompt. avg@k is the mean reward, estimated from all n samples.
 
@@ -44,9 +47,7 @@ def evaluate(sets: EvalSets, *, strategy: StrategyBase, config: Config, tokenize
     """
     everything = [(name, prompt) for name, prompts in sets.items() for prompt in prompts]
     mine = everything[strategy.world.rank :: strategy.world.world_size]
-    kinds = {GREEDY: replace(sampling_params(config), temperature=0.0, top_p=1.0, top_k=0, n=1)}
-    if config.eval_n:
-        kinds[SAMPLED] = replace(sampling_params(config), n=config.eval_n, seed=config.seed)
+    kinds = {GREEDY: eval_greedy_params(config)} | ({SAMPLED: eval_sample_params(config)} if config.eval_n else {})
     rows: list[Row] = []
     for kind, sampling in kinds.items():
         # The engine stays awake for the rollout that follows a sync: at sleep level 2 it would lose the weights that it has just got.

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightrft.config.checks import check_engine
 from lightrft.config.schema import Config
+from lightrft.diagnostics.monitors import differing_ends
 from lightrft.distributed.collectives import agree, broadcast_object
 from lightrft.distributed.consensus import together
 from lightrft.errors import ModelError
@@ -48,15 +49,17 @@ def evaluate(config: Config, *, registry: Registry | None = None) -> dict[str, A
     strategy = get_strategy(config, registry=registry)
     together(strategy.world, "preparing the evaluation", lambda: check_data(config, training=False), rank_0_only=True)
     strategy.setup_inference_engine(config, engine_type=config.engine_type)
+    if found := differing_ends(strategy.stop_tokens):
+        strategy.print(f"WARNING: {found[1]}")
     tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
     sets = read_eval_sets(config, tokenizer=tokenizer, strategy=strategy)
     rewards = build_rewards(config, strategy)
-    found = evaluate_sets(sets, strategy=strategy, config=config, tokenizer=tokenizer, rewards=rewards)
+    result = evaluate_sets(sets, strategy=strategy, config=config, tokenizer=tokenizer, rewards=rewards)
     if config.eval_out and strategy.is_rank_0:
-        write_rows(Path(config.eval_out).expanduser(), found.rows)
+        write_rows(Path(config.eval_out).expanduser(), result.rows)
     strategy.shutdown()
-    metrics = {name.removeprefix("eval/"): value for name, value in found.metrics.items()}
-    return metrics | {"num_prompts": sum(map(len, sets.values())), "samples": best_worst_median(found.rows)}
+    metrics = {name.removeprefix("eval/"): value for name, value in result.metrics.items()}
+    return metrics | {"num_prompts": sum(map(len, sets.values())), "samples": best_worst_median(result.rows)}
 
 
 def open_run(config: Config, strategy: StrategyBase) -> str:

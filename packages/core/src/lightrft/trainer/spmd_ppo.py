@@ -12,7 +12,7 @@ from lightrft.batch.exchange import balanced
 from lightrft.batch.stages import Rewarded
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
-from lightrft.diagnostics.monitors import leak
+from lightrft.diagnostics.monitors import differing_ends, leak
 from lightrft.experience.metrics import add_rollout_metrics
 from lightrft.observe.phase_clock import PhaseFunction
 from lightrft.run.checkpoint_folder import find
@@ -133,7 +133,7 @@ class SPMDPPOTrainer(TrainerParts):
         self.sync()
         self.engine_state.synced()
         if not self.config.resume_from:
-            self.warn(leak(self.prompts, self.eval_prompts))
+            self.warn(leak(self.prompts, self.eval_prompts), differing_ends(self.strategy.stop_tokens))
             self.evaluate()
             self.report.start({name: value for name, value in self.metrics.items() if name != "time/sync_s"})
         self.saver.mark(self.step)
