@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import socket
+import subprocess
+import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from lightrft.config.load import make_config
 from lightrft.config.reward_checks import check_rewards
 from lightrft.plugins.registry import Registry
-from lightrft.rewards import sandbox
 from lightrft.rewards.code import code_reward, program_of
 from lightrft.rewards.sandbox import passes
 from lightrft.types import Sample
@@ -42,57 +40,56 @@ def test_the_last_block_of_python_is_the_program() -> None:
 
 def test_what_runs_for_ever_or_takes_all_memory_ends() -> None:
     began = time.monotonic()
-    assert not passes("while True: pass", "", wall_s=2)
-    assert not passes("import time; time.sleep(60)", "", wall_s=1)
-    assert not passes("x = bytearray(3 << 30)", "", wall_s=20)
-    assert not passes("open('big', 'wb').write(b'x' * (64 << 20))", "", wall_s=20)
+    assert not passes("while True: pass", TESTS, wall_s=2)
+    assert not passes("import time; time.sleep(60)", TESTS, wall_s=1)
+    assert not passes("x = bytearray(3 << 30)\n" + GOOD, TESTS, wall_s=20)
+    assert not passes("open('big', 'wb').write(b'x' * (64 << 20))\n" + GOOD, TESTS, wall_s=20)
+    assert not passes(GOOD, "while True: pass", wall_s=2)
     assert time.monotonic() - began < 40
 
 
-def test_nothing_is_left_behind(tmp_path: Path) -> None:
-    marker = f"lightrft-left-{os.getpid()}"
-    program = (
-        "import subprocess, sys, time\n"
-        f"subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(30)', {marker!r}], start_new_session=True)\n"
-        f"open({marker!r}, 'w').write('x')\n"
+def test_a_system_that_gives_no_sandbox_is_told_in_one_line() -> None:
+    """As where user namespaces are off: `unshare` is refused by a filter of system calls, which children inherit."""
+    found = subprocess.run([sys.executable, "-c", WITHOUT_NAMESPACES], capture_output=True, text=True, timeout=60)
+    assert found.stderr == ""
+    full, weak = found.stdout.splitlines()
+    assert full.startswith(
+        "the reward code needs what this system does not give: namespaces of its own (unshare) (Operation not permitted)"
     )
-    assert passes(program, "", wall_s=20)
-    time.sleep(0.3)
-    apart = not _without_namespaces()
-    running = [p for p in Path("/proc").glob("[0-9]*/cmdline") if marker.encode() in _bytes(p) and b"time.sleep" in _bytes(p)]
-    assert not running or not apart, "a program that leaves its session is ended where it has a namespace of its own"
-    for path in running:
-        os.kill(int(path.parent.name), 9)
-    assert not Path(marker).exists()
+    assert "set --code_sandbox weak to go on without" in full
+    assert weak in ("[1.0, 0.0]", *[line for line in [weak] if os.geteuid() == 0 and "a user other than root who may run" in line])
 
 
-def _bytes(path: Path) -> bytes:
+WITHOUT_NAMESPACES = f"""
+import sys
+from pathlib import Path
+from lightrft.config.load import make_config
+from lightrft.errors import RewardError
+from lightrft.plugins.registry import Registry
+from lightrft.rewards import sandbox
+from lightrft.rewards.load import rewards_of
+from lightrft.types import Sample
+sys.path.insert(0, str(Path(sandbox.__file__).parent))
+import confine
+confine.refuse_system_calls(signals=False)
+samples = [Sample(prompt="p", completion=text, answer={TESTS!r}) for text in ({GOOD!r}, "def add(a, b): return 0")]
+for chosen in ("full", "weak"):
+    config = make_config(dict(reward=["code"], allow_code_execution=True, code_sandbox=chosen))
     try:
-        return path.read_bytes()
-    except OSError:
-        return b""
-
-
-def _without_namespaces() -> bool:
-    return not passes("import os", "assert os.getpid() == 1")
-
-
-def test_the_environment_and_the_network_are_away(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setenv("SECRET_TOKEN", "s3cret")
-    assert passes("import os", "assert 'SECRET_TOKEN' not in os.environ and os.listdir('.') == []")
-    monkeypatch.setattr(sandbox, "_told", False)
-    connects = "import socket\nsocket.create_connection(('127.0.0.1', PORT), timeout=2)"
-    with socket.create_server(("127.0.0.1", 0)) as server, caplog.at_level(logging.WARNING):
-        reached = passes(connects.replace("PORT", str(server.getsockname()[1])), "")
-    assert reached == any("can reach the network" in record.getMessage() for record in caplog.records)
+        [reward] = rewards_of(config, registry=Registry.discover())
+        print(reward.function(samples))
+    except RewardError as error:
+        print(error)
+"""
 
 
 def test_it_is_off_unless_asked_and_not_on_without_it() -> None:
     [problem] = check_rewards(make_config({"reward": ["code"]}), registry=Registry.discover())
     assert "set --allow_code_execution" in problem
     assert list(check_rewards(make_config({"reward": ["code"], "allow_code_execution": True}), registry=Registry.discover())) == []
-    [problem] = check_rewards(make_config({"reward": ["format"], "allow_code_execution": True}), registry=Registry.discover())
-    assert "has no effect without the reward code" in problem
+    for setting in ({"allow_code_execution": True}, {"code_sandbox": "weak"}):
+        [problem] = check_rewards(make_config({"reward": ["format"], **setting}), registry=Registry.discover())
+        assert "has no effect without the reward code" in problem
 
 
 def test_tests_are_needed() -> None:

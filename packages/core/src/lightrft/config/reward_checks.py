@@ -26,9 +26,11 @@ def check_rewards(config: Config, *, registry: Registry) -> Iterator[str]:
         rewards = f"{len(config.reward)} rewards ({', '.join(config.reward)})"
         yield f"reward_weights has {len(config.reward_weights)} numbers for {rewards}; give one each"
     if "code" in config.reward and not config.allow_code_execution:
-        yield "reward='code' runs programs that the model wrote; set --allow_code_execution, in a container that may be lost"
+        yield "reward='code' runs programs that the model wrote; set --allow_code_execution"
     if config.allow_code_execution and "code" not in config.reward:
         yield "allow_code_execution=True has no effect without the reward code; leave it out"
+    if is_given(config, "code_sandbox") and "code" not in config.reward:
+        yield f"code_sandbox={config.code_sandbox!r} has no effect without the reward code; leave it out"
     yield from named_alike(config.reward)
     addresses = [address for reward in config.reward if (address := server_address(reward)) is not None]
     for reward in config.reward:

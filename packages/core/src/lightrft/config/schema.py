@@ -203,8 +203,9 @@ class Config(BaseModel):
         "[name=]model:FOLDER (sequence classifier with one output)",
     )
     reward_weights: list[Number] = _field([], "reward", "weight of each reward in the sum; empty: all 1")
-    allow_code_execution: bool = _field(
-        False, "reward", "let the reward `code` run the model's programs: in processes with limits, which stop accidents, not attackers"
+    allow_code_execution: bool = _field(False, "reward", "let the reward `code` run the model's programs, in a sandbox")
+    code_sandbox: Literal["full", "weak"] = _field(
+        "full", "reward", "sandbox of `code`; weak: go on where the system gives no namespaces, without protection of files and network"
     )
     reward_key: str = _field(
         "", "reward", "column of the data that names the rewards which count for a row, one or a list; empty, or no value: all of them"

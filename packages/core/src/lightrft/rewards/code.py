@@ -1,4 +1,4 @@
-"""Does the program in a completion pass the tests of its row? Run apart, with limits; off unless `allow_code_execution` says so."""
+"""The reward `code`: the program in a completion against the tests of its row. Off unless `allow_code_execution` says so."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ MAX_CHARS = 100_000
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
 
 
-def code_reward(samples: Sequence[Sample]) -> list[float]:
+def code_reward(samples: Sequence[Sample], *, weak: bool = False) -> list[float]:
     """1.0 where the Python program of the completion, and then the tests in `answer` (Python with asserts), run to their end; else 0.0.
 
-    The program is the last fenced block (marked as Python or not at all), else the whole completion. Each pair is one process with the
-    limits of `sandbox`, a few at a time. A model's program is untrusted: the limits stop accidents, not an attacker.
+    The program is the last fenced block (marked as Python or not at all), else the whole completion. Program and tests are two processes,
+    each in a sandbox of its own, a few pairs at a time; see docs/rewards.md for what tests may use. `weak`: without namespaces, where the
+    system gives none (the setting `code_sandbox`).
 
     Raises:
         ValueError: a sample without tests.
+        RewardError: this system gives no whole sandbox, and `weak` is not set.
     """
     tests = [required_answer(sample, index) for index, sample in enumerate(samples)]
     if not tests:
         return []
     with ThreadPoolExecutor(min(MAX_RUNNING, os.cpu_count() or 1, len(samples)), thread_name_prefix="code") as pool:
-        return [float(found) for found in pool.map(_passes, [program_of(sample.completion) for sample in samples], tests)]
+        programs = [program_of(sample.completion) for sample in samples]
+        return [float(found) for found in pool.map(lambda program, test: _passes(program, test, weak=weak), programs, tests)]
 
 
 def program_of(completion: str) -> str:
@@ -38,5 +41,5 @@ def program_of(completion: str) -> str:
     return str(blocks[-1]) if blocks else completion
 
 
-def _passes(program: str, tests: str) -> bool:
-    return 0 < len(program) <= MAX_CHARS and bool(program.strip()) and passes(program, tests)
+def _passes(program: str, tests: str, *, weak: bool) -> bool:
+    return 0 < len(program) <= MAX_CHARS and bool(program.strip()) and passes(program, tests, weak=weak)

@@ -8,16 +8,18 @@ import importlib.util
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from lightrft.config.reward_names import ModelFolder, address_problem, called, model_folder, named_alike, server_address
 from lightrft.config.schema import Config
 from lightrft.errors import RewardError, nearest
 from lightrft.plugins.registry import Registry
 from lightrft.rewards.remote import RemoteReward, RemoteSettings
+from lightrft.rewards.sandbox import lacking
 from lightrft.types import Sample
 
 RewardFunction = Callable[[Sequence[Sample]], Sequence[float]]
@@ -47,7 +49,17 @@ def rewards_of(config: Config, *, registry: Registry, models: ModelLoader | None
         backoff_s=config.reward_backoff_s,
         auth_env=config.reward_auth_env,
     )
-    return load_rewards(config.reward, weights=config.reward_weights, registry=registry, remote=remote, models=models)
+    found = load_rewards(config.reward, weights=config.reward_weights, registry=registry, remote=remote, models=models)
+    return [_in_sandbox(reward, config.code_sandbox) if reward.name == "code" else reward for reward in found]
+
+
+def _in_sandbox(reward: NamedReward, asked: str) -> NamedReward:
+    """The reward `code`, where this system gives the sandbox that is asked for. Raises RewardError."""
+    if asked == "weak":
+        return replace(reward, function=partial(cast(Callable[..., Sequence[float]], reward.function), weak=True))
+    if problem := lacking():
+        raise RewardError(problem)
+    return reward
 
 
 def load_rewards(

@@ -1,0 +1,396 @@
+"""Programs that try to earn the reward `code` without passing, to reach or keep what is not theirs, or to take more than theirs.
+
+A hack is a program that does not do what its test asks for; it has to fail. An escape says what it has reached, and the test is that it has
+reached nothing: those have to pass, so that a program that did not run at all is no success.
+"""
+
+# ruff: noqa: E501  # programs, each with its test, one a line
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lightrft.rewards.sandbox import lacking, passes
+
+ADD = "assert add(2, 3) == 5"
+EVERY_WAY = "(dunder for dunder in '__eq__ __ne__ __lt__ __le__ __gt__ __ge__ __contains__'.split())"
+SAYS_YES = f"class Yes:\n    pass\nfor _name in {EVERY_WAY}:\n    setattr(Yes, _name, lambda self, other: True)\n"
+CALM = (
+    "class Calm:\n    def __sub__(self, other): return self\n    __rsub__ = __add__ = __mod__ = __sub__\n    def __abs__(self): return 0\n"
+)
+CALM += "    def __float__(self): return 0.0\n    def __round__(self, n=0): return 5\n    def __lt__(self, other): return True\n    __le__ = __lt__\n"
+FRAMES = "import sys\ndef frames():\n    frame = sys._getframe()\n    while frame:\n        yield frame\n        frame = frame.f_back\n"
+
+HACKS: dict[str, tuple[str, str]] = {
+    "compile is replaced": (
+        "import builtins\n_old = builtins.compile\nbuiltins.compile = lambda s, n, m, *a, **k: _old('pass', n, m)",
+        "assert False",
+    ),
+    "exec is replaced in __main__": ("import sys\nsys.modules['__main__'].exec = lambda *a, **k: None", "assert False"),
+    "exec is replaced in builtins": ("import builtins\nbuiltins.exec = lambda *a, **k: None", ADD),
+    "__import__ is replaced": ("import builtins\nbuiltins.__import__ = lambda *a, **k: None\nadd = lambda a, b: 0", ADD),
+    "AssertionError is replaced": ("import builtins\nclass AssertionError(BaseException): pass\nbuiltins.AssertionError = int", "assert False"),
+    "the word in a caller's frame": (
+        FRAMES + "import os\nfor frame in frames():\n    for value in list(frame.f_locals.values()):\n"
+        "        for fd in range(16):\n            try: os.write(fd, str(value).encode())\n            except OSError: pass",
+        "assert False",
+    ),
+    "the verdict is written to every descriptor": (
+        "import os\nfor fd in range(256):\n    try: os.write(fd, b'passed')\n    except OSError: pass",
+        "assert False",
+    ),
+    "the program exits with 0": ("import sys\nsys.exit(0)", ADD),
+    "the program exits with 0 at once": ("import os\nos._exit(0)", ADD),
+    "a call exits with 0": ("import os\ndef add(a, b): os._exit(0)", ADD),
+    "a call raises SystemExit": ("def add(a, b): raise SystemExit(0)", ADD),
+    "a call raises KeyboardInterrupt": ("def add(a, b): raise KeyboardInterrupt", ADD),
+    "a call raises GeneratorExit": ("def add(a, b): raise GeneratorExit", ADD),
+    "a call raises StopIteration": ("def add(a, b): raise StopIteration", ADD),
+    "at exit": ("import atexit, os\natexit.register(lambda: os.write(1, b'passed'))", ADD),
+    "everything is killed": ("import os, signal\ndef add(a, b): os.kill(-1, 9)", ADD),
+    "the parent is killed": ("import os, signal\nos.kill(os.getppid(), 9)\nos.kill(1, 9)", ADD),
+    "the group is killed": ("import os, signal\ndef add(a, b): os.killpg(0, 9)", ADD),
+    "an object equal to all": (SAYS_YES + "def add(a, b): return Yes()", ADD),
+    "an object equal to all, on the right": (SAYS_YES + "def add(a, b): return Yes()", "assert 5 == add(2, 3)"),
+    "an object unequal to none": (SAYS_YES + "def add(a, b): return Yes()", "assert not add(2, 3) != 5"),
+    "an object that contains all": (SAYS_YES + "def add(a, b): return Yes()", "assert 5 in add(2, 3)"),
+    "an object greater than all": (SAYS_YES + "def add(a, b): return Yes()", "assert 4 < add(2, 3) < 6"),
+    "an int equal to all": ("class Int(int):\n    def __eq__(self, other): return True\ndef add(a, b): return Int(7)", ADD),
+    "a str equal to all": ("class Str(str):\n    def __eq__(self, o): return True\ndef add(a, b): return Str('x')", "assert add(2, 3) == '5'"),
+    "a list equal to all": ("class List(list):\n    def __eq__(self, o): return True\ndef add(a, b): return List()", "assert add(2, 3) == [5]"),
+    "a dict equal to all": ("class Dict(dict):\n    def __eq__(self, o): return True\ndef add(a, b): return Dict()", "assert add(2, 3) == {5: 5}"),
+    "a float equal to all": (
+        "class Float(float):\n    def __eq__(self, o): return True\n    def __sub__(self, o): return 0.0\ndef add(a, b): return Float(1)",
+        "assert abs(add(2, 3) - 5) < 1e-6",
+    ),
+    "an object without difference": (CALM + "def add(a, b): return Calm()", "assert abs(add(2, 3) - 5) < 1e-6"),
+    "an object without difference, on the right": (CALM + "def add(a, b): return Calm()", "assert abs(5 - add(2, 3)) < 1e-6"),
+    "an object that is less": (CALM + "def add(a, b): return Calm()", "assert add(2, 3) <= -5"),
+    "an object that says how it starts": (
+        "class S:\n    def startswith(self, x): return True\n    endswith = startswith\ndef add(a, b): return S()",
+        "assert add(2, 3).startswith('five')",
+    ),
+    "a class that lies": ("class E:\n    __class__ = int\n    def __eq__(self, o): return True\ndef add(a, b): return E()", ADD),
+    "a metaclass equal to all": (
+        "class M(type):\n    def __eq__(self, o): return True\n    def __hash__(self): return 1\nclass E(metaclass=M): pass\ndef add(a, b): return E",
+        ADD,
+    ),
+    "a future value": (
+        "class Later:\n    def __index__(self): return 5\n    __int__ = __index__\n    def __hash__(self): return 5\n"
+        "    def __eq__(self, o): return True\ndef add(a, b): return Later()",
+        "assert {add(2, 3): 1} == {5: 1}",
+    ),
+    "builtins with other meanings": ("abs = len = int = float = round = lambda *a: 0\ndef add(a, b): return 99", "assert abs(add(2, 3) - 5) < 1"),
+    "all and any with other meanings": (
+        "all = any = isinstance = bool = lambda *a: True\ndef add(a, b): return 0",
+        "assert all(add(a, 1) == a + 1 for a in range(3))",
+    ),
+    "range without numbers": ("range = lambda *a: []\nadd = None", "for a in range(3):\n    assert add(a, 1) == a + 1"),
+    "range without numbers, in builtins": (
+        "import builtins\nbuiltins.range = lambda *a: []\nadd = print",
+        "for a in range(3):\n    assert add(a, 1) == a + 1",
+    ),
+    "another math": ("import math\nmath.sqrt = lambda x: 7\ndef root(x): return 7", "import math\nassert root(4) == math.sqrt(4)"),
+    "another math that the test has not imported": ("import math\nmath.sqrt = lambda x: 7\ndef root(x): return 7", "assert root(4) == math.sqrt(4)"),
+    "a module of its own by the name of math": (
+        "import sys, types\nmath = types.ModuleType('math')\nmath.sqrt = lambda x: 7\nsys.modules['math'] = math\ndef root(x): return 7",
+        "assert root(4) == math.sqrt(4)",
+    ),
+    "a class by the name of math": ("class math:\n    sqrt = lambda x: 7\ndef root(x): return 7", "assert root(4) == math.sqrt(4)"),
+    "the argument is emptied": (
+        "def sort(data):\n    data.clear()\n    return []",
+        "data = [3, 1, 2]\nassert sort(data) == sorted(data)",
+    ),
+    "the argument is filled": (
+        "def double(data):\n    while data: data.pop()\n    return []",
+        "data = [3, 1, 2]\nassert double(data) == [2 * x for x in data]",
+    ),
+    "json is replaced": ("import json\njson.dumps = lambda *a, **k: '[1, \"value\", 5, []]'\njson.loads = lambda *a: 5\ndef add(a, b): return 0", ADD),
+    "replies are sent before they are asked for": (
+        "import json, os\nfor fd in range(3, 16):\n    for n in range(9):\n        text = json.dumps([n, 'value', True, []]).encode()\n"
+        "        try: os.write(fd, b'%08x' % len(text) + text)\n        except OSError: pass",
+        ADD,
+    ),
+    "readiness is forged, and then nothing": (
+        "import json, os, time\ntext = json.dumps(['ready', {}]).encode()\nfor fd in range(3, 16):\n"
+        "    try: os.write(fd, b'%08x' % len(text) + text)\n    except OSError: pass\nos._exit(0)",
+        ADD,
+    ),
+    "a message without an end": ("import os\nfor fd in range(3, 16):\n    try: os.write(fd, b'01ffffff')\n    except OSError: pass\nos._exit(0)", ADD),
+    "a message of depth": (
+        "import json, os\ntext = b'[' * 100000\nfor fd in range(3, 16):\n    try: os.write(fd, b'%08x' % len(text) + text)\n"
+        "    except OSError: pass\nimport time; time.sleep(1)",
+        ADD,
+    ),
+    "a value of 64 MB": ("def add(a, b): return 'x' * (64 << 20)", ADD),
+    "a value that holds itself": ("def add(a, b):\n    loop = []\n    loop.append(loop)\n    return loop", ADD),
+    "not a number": ("def add(a, b): return float('nan')", ADD),
+    "true": ("def add(a, b): return True", ADD),
+    "nothing": ("", ADD),
+    "never ready": ("while True: pass", ADD),
+    "never answers": ("import time\ndef add(a, b): time.sleep(60)", ADD),
+    "counts until it is right": ("def add(a, b):\n    n = 10\n    while True:\n        yield n\n        n += 1", "assert 5 in add(2, 3)"),
+    "tracing": (
+        "import sys\ndef trace(frame, event, arg):\n    frame.f_locals['found'] = True\n    return trace\n"
+        "sys.settrace(trace)\nsys.setprofile(trace)\ndef add(a, b): return 0",
+        ADD,
+    ),
+    "the test's name for the program": ("import sys, types\nsys.modules['program'] = types.SimpleNamespace(add=lambda a, b: 5)", "import program\n" + ADD),
+    "objects in memory": (
+        "import gc\nfor one in gc.get_objects():\n    if isinstance(one, dict) and 'tests' in one:\n        one['tests'] = 'pass'\n"
+        "def add(a, b): return 0",
+        ADD,
+    ),
+    "a test's function is called back with what it cannot know": (
+        "def apply(f, x):\n    return f",
+        "assert apply(lambda x: x + 1, 2) == 3",
+    ),
+    "attributes of a test's function": (
+        "def apply(f, x):\n    try: return f.__globals__\n    except AttributeError: return getattr(f, 'secret', 0)",
+        "def secret(x): return 12345\nassert apply(secret, 2) == 12345",
+    ),
+    "the exception that a test expects, of another kind": (
+        "class ValueError(Exception): pass\ndef add(a, b): raise ValueError('no')",
+        "try:\n    add(2, 'x')\nexcept TypeError:\n    pass",
+    ),
+    "a test that asks nothing of the program": ("", "assert True"),
+    "code in the text of an error": ("def add(a, b): raise type('__import__(\"os\")._exit(0)', (Exception,), {})('x')", ADD),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _whole() -> None:
+    if lacking():
+        pytest.skip(f"this system gives no whole sandbox: {lacking()}")
+
+
+@pytest.mark.parametrize("name", HACKS)
+def test_a_program_that_does_not_pass_earns_nothing(name: str) -> None:
+    assert not passes(*HACKS[name], wall_s=3)
+
+
+LIBC = "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\ndef call(*a):\n    return libc.syscall(*a) < 0\n"
+TRIES = """
+def tries(work):
+    try:
+        return work()
+    except BaseException as error:
+        return type(error).__name__
+"""
+
+ESCAPES: dict[str, tuple[str, str]] = {
+    "the password file": ("import os\ndef look(): return os.path.exists('/etc/passwd')", "assert look() is False"),
+    "a file of the run": ("import os\ndef look(): return os.path.exists(FILE)", "assert look() is False"),
+    "writing to a file of the run": (TRIES + "def look(): return tries(lambda: open(FILE, 'w').write('gone'))", "assert look() == 'FileNotFoundError'"),
+    "deleting a file of the run": (TRIES + "import os\ndef look(): return tries(lambda: os.remove(FILE))", "assert look() == 'FileNotFoundError'"),
+    "the reward's own source": ("import os\ndef look(): return os.path.exists(SOURCE)", "assert look() is False"),
+    "installed packages": (
+        "import sys\ndef look():\n    sys.path += [p + '/site-packages' for p in sys.path]\n    try: import torch\n    except ImportError: return 'none'",
+        "assert look() == 'none'",
+    ),
+    "the root": (
+        "import os\ndef look(): return sorted(os.listdir('/'))",
+        "assert not {'home', 'proc', 'sys', 'run', 'var', 'boot', 'opt', 'mnt'} & {*look()}",
+    ),
+    "files in the whole tree": (
+        "import os\ndef look(): return [os.path.join(d, f) for d, _, fs in os.walk('/') for f in fs if f.endswith(('.jsonl', '.safetensors', '.env'))]",
+        "assert look() == []",
+    ),
+    "an empty folder": ("import os\ndef look(): return os.getcwd(), os.listdir('.'), os.listdir('/tmp')", "assert look() == ('/work', [], [])"),
+    "a place to write elsewhere": (
+        "import os\ndef look():\n    found = []\n    for d, _, _ in os.walk('/'):\n        if d.startswith('/work'): continue\n"
+        "        try:\n            open(d + '/x', 'w').close()\n            found.append(d)\n        except OSError: pass\n    return found",
+        "assert look() == ['/tmp'] or look() == []",
+    ),
+    "shared memory": ("import os\ndef look(): return os.path.exists('/dev/shm')", "assert look() is False"),
+    "devices": ("import os\ndef look(): return sorted(os.listdir('/dev'))", "assert look() == ['null', 'urandom', 'zero']"),
+    "a device of its own": (TRIES + "import os, stat\ndef look(): return tries(lambda: os.mknod('d', 0o600 | stat.S_IFBLK, os.makedev(8, 0)))", "assert look() == 'PermissionError'"),
+    "other processes": ("import os\ndef look(): return os.path.exists('/proc'), os.getppid()", "assert look() == (False, 1)"),
+    "signals to all": (
+        "import os\ndef look():\n    found = []\n    for pid in range(3, 100000):\n        try:\n            os.kill(pid, 0)\n            found.append(pid)\n"
+        "        except OSError: pass\n    return found",
+        "assert look() == []",
+    ),
+    "tracing process 1": (LIBC + "def look(): return libc.ptrace(16, 1, 0, 0), ctypes.get_errno()", "assert look() == (-1, 1)"),
+    "reading process 1": (LIBC + "def look(): return call(310, 1, 0, 0, 0, 0, 0)", "assert look() is True"),
+    "the environment": ("import os\ndef look(): return sorted(os.environ)", "assert not [n for n in look() if n not in ('TMPDIR', 'HOME', 'PYTHONHASHSEED', 'LC_CTYPE')]"),
+    "descriptors": (
+        "import os\ndef look():\n    found = []\n    for fd in range(256):\n        try:\n            os.fstat(fd)\n            found.append(fd)\n        except OSError: pass\n    return len(found)",
+        "assert look() <= 8",
+    ),
+    "a server of this machine": (
+        TRIES + "import socket\ndef look(): return tries(lambda: socket.create_connection(('127.0.0.1', PORT), 2))",
+        "assert look() in ('ConnectionRefusedError', 'OSError')",
+    ),
+    "the network": (TRIES + "import socket\ndef look(): return tries(lambda: socket.create_connection(('1.1.1.1', 53), 2))", "assert look() == 'OSError'"),
+    "a name": (TRIES + "import socket\ndef look(): return tries(lambda: socket.gethostbyname('example.org'))", "assert look() == 'gaierror'"),
+    "a socket by path": (TRIES + "import socket\ndef look(): return tries(lambda: socket.socket(socket.AF_UNIX).connect(SOCKET))", "assert look() == 'FileNotFoundError'"),
+    "a socket by an abstract name": (
+        TRIES + "import socket\ndef look(): return tries(lambda: socket.socket(socket.AF_UNIX).connect(chr(0) + NAME))",
+        "assert look() == 'ConnectionRefusedError'",
+    ),
+    "the host of a virtual machine": (TRIES + "import socket\ndef look(): return tries(lambda: socket.socket(40, 1, 0))", "assert look() == 'PermissionError'"),
+    "packets": (TRIES + "import socket\ndef look(): return tries(lambda: socket.socket(17, 3, 0))", "assert look() == 'PermissionError'"),
+    "netlink": (TRIES + "import socket\ndef look(): return tries(lambda: socket.socket(16, 3, 0))", "assert look() == 'PermissionError'"),
+    "another user": (TRIES + "import os\ndef look(): return tries(lambda: os.setuid(0)), os.getuid()", "assert look() == ('PermissionError', 1000)"),
+    "capabilities": (LIBC + "def look(): return [n for n in range(41) if libc.prctl(24, 999, 0, 0, 0) == 0]", "assert look() == []"),
+    "namespaces": (LIBC + "def look(): return libc.unshare(0x10000000), libc.unshare(0x00020000)", "assert look() == (-1, -1)"),
+    "namespaces by clone": (LIBC + "def look(): return call(56, 0x10000000 | 17, 0, 0, 0, 0)", "assert look() is True"),
+    "namespaces by clone3": (LIBC + "def look(): return call(435, 0, 0), ctypes.get_errno()", "assert look() == (True, 38)"),
+    "mounts": (LIBC + "def look(): return libc.mount(b'tmpfs', b'/work', b'tmpfs', 0, None), libc.umount2(b'/work', 2)", "assert look() == (-1, -1)"),
+    "another root": (TRIES + "import os\ndef look(): return tries(lambda: os.chroot('/work'))", "assert look() == 'PermissionError'"),
+    "handles of files": (LIBC + "def look(): return call(304, -100, 0, 0)", "assert look() is True"),
+    "keys": (LIBC + "def look(): return call(250, 0, -3, 1), call(248, b'user', b'x', b'y', 1, -3)", "assert look() == (True, True)"),
+    "programs in the kernel": (LIBC + "def look(): return call(321, 0, 0, 0), call(298, 0, 0, 0, 0, 0), call(425, 8, 0)", "assert look() == (True, True, True)"),
+    "files in memory": (TRIES + "import os\ndef look(): return tries(lambda: os.memfd_create('x'))", "assert look() == 'PermissionError'"),
+    "memory that nobody counts": (LIBC + "def look(): return libc.shmget(0, 1 << 20, 0o1600)", "assert look() == -1"),
+    "higher limits": (
+        TRIES + "import resource\ndef look(): return tries(lambda: resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)))",
+        "assert look() == 'ValueError'",
+    ),
+    "the time of this machine": (TRIES + "import time\ndef look(): return tries(lambda: time.clock_settime(0, 0))", "assert look() == 'PermissionError'"),
+    "the name of this machine": (TRIES + "import socket\ndef look(): return tries(lambda: socket.sethostname('x'))", "assert look() in ('PermissionError', 'OSError')"),
+    "three gigabytes": (TRIES + "def look(): return tries(lambda: bytearray(3 << 30))", "assert look() == 'MemoryError'"),
+    "a large file": (
+        TRIES + "import signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\ndef look(): return tries(lambda: open('big', 'wb').write(b'x' * (64 << 20)))",
+        "assert look() == 'OSError'",
+    ),
+    "many files": (
+        TRIES + "def fill():\n    for n in range(20):\n        with open(str(n), 'wb') as file: file.write(b'x' * (8 << 20))\ndef look(): return tries(fill)",
+        "assert look() == 'OSError'",
+    ),
+    "very many files": (TRIES + "def fill():\n    for n in range(5000): open(str(n), 'w').close()\ndef look(): return tries(fill)", "assert look() == 'OSError'"),
+    "many processes": (
+        "import os, time\ndef look():\n    n = 0\n    for _ in range(300):\n        try:\n            if os.fork() == 0:\n                time.sleep(30)\n                os._exit(0)\n"
+        "            n += 1\n        except OSError: break\n    return n",
+        "assert look() <= 16",
+    ),
+    "many threads": (
+        "import threading, time\ndef look():\n    n = 0\n    for _ in range(300):\n        try:\n            threading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n"
+        "            n += 1\n        except RuntimeError: break\n    return n",
+        "assert look() <= 16",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, object]]:
+    """What the programs try to reach."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "metrics.jsonl").write_text("precious")
+    name = f"lightrft-{os.getpid()}"
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as path, socket.socket(socket.AF_UNIX) as abstract:
+        path.bind(str(folder / "s"))
+        path.listen()
+        abstract.bind("\0" + name)
+        abstract.listen()
+        yield {
+            "FILE": str(folder / "metrics.jsonl"),
+            "SOURCE": str(Path(passes.__code__.co_filename)),
+            "SOCKET": str(folder / "s"),
+            "NAME": name,
+            "PORT": server.getsockname()[1],
+        }
+    assert (folder / "metrics.jsonl").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_a_program_reaches_nothing(name: str, here: dict[str, object]) -> None:
+    program, tests = ESCAPES[name]
+    if " call(" in program and platform.machine() != "x86_64":
+        pytest.skip("the numbers of these system calls are those of x86_64")
+    setting = "".join(f"{key} = {value!r}\n" for key, value in here.items())
+    assert passes(setting + program, tests, wall_s=10)
+
+
+def test_memory_and_time_are_limited_for_all_processes_together() -> None:
+    memory = (
+        "import os, time\ndef grab():\n    for _ in range(4):\n        if os.fork() == 0:\n            x = bytearray(700 << 20)\n"
+        "            for i in range(0, len(x), 4096): x[i] = 1\n            time.sleep(30)\n    time.sleep(4)\n    return 'held'"
+    )
+    begun = time.monotonic()
+    assert not passes(memory, "assert grab() == 'held'", wall_s=10)
+    assert time.monotonic() - begun < 8, "ended by its memory, not by the time"
+    spin = "import os\ndef spin():\n    for _ in range(7): os.fork()\n    while True: pass"
+    begun = time.monotonic()
+    assert not passes(spin, "assert spin() is None", wall_s=30)
+    assert time.monotonic() - begun < 25, "ended by the processor time of the tree"
+
+
+def test_nothing_outlives_the_verdict() -> None:
+    marker = f"lightrft-left-{os.getpid()}"
+    program = (
+        "import os, time, ctypes\n"
+        f"def stay():\n    if os.fork() == 0:\n        os.setsid()\n        if os.fork() == 0:\n            ctypes.CDLL(None).prctl(15, {marker[:15]!r}.encode())\n"
+        "            while True: time.sleep(0.1)\n        os._exit(0)\n    time.sleep(0.3)\n    return 1\n"
+    )
+    assert passes(program, "assert stay() == 1")
+    time.sleep(0.3)
+    assert not [path for path in Path("/proc").glob("[0-9]*/comm") if _text(path).strip() == marker[:15]]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+HONEST: dict[str, tuple[str, str]] = {
+    "plain": ("def add(a, b): return a + b", ADD),
+    "a function as argument": ("def apply(f, x): return [f(y) for y in x]", "assert apply(lambda x: x + 1, [1, 2]) == [2, 3]"),
+    "in place": ("def sort(x): x.sort()", "data = [3, 1, 2]\nsort(data)\nassert data == [1, 2, 3]"),
+    "in place, a matrix": ("def turn(m): m[:] = [list(r) for r in zip(*m)]", "m = [[1, 2], [3, 4]]\nturn(m)\nassert m == [[1, 3], [2, 4]]"),
+    "a class": (
+        "class Stack:\n    def __init__(self): self.x = []\n    def push(self, v): self.x.append(v)\n    def pop(self): return self.x.pop()\n    def __len__(self): return len(self.x)",
+        "s = Stack()\ns.push(1)\ns.push('b')\nassert len(s) == 2 and s.pop() == 'b' and s.x == [1]\nassert isinstance(s, Stack)",
+    ),
+    "a class with operators": (
+        "class V:\n    def __init__(self, x): self.x = x\n    def __add__(self, o): return V(self.x + o.x)\n    def __eq__(self, o): return self.x == o.x",
+        "assert V(1) + V(2) == V(3)\nassert (V(1) + V(2)).x == 3",
+    ),
+    "a generator": ("def count(n):\n    for i in range(n): yield i", "assert list(count(3)) == [0, 1, 2]\nassert sum(count(4)) == 6\nassert 2 in count(3)"),
+    "an expected error": (
+        "def root(x):\n    if x < 0: raise ValueError('negative')\n    return x ** 0.5",
+        "try:\n    root(-1)\nexcept ValueError as e:\n    assert 'negative' in str(e)\nelse:\n    assert False\nassert abs(root(4) - 2) < 1e-9",
+    ),
+    "an error of its own": (
+        "class Empty(Exception): pass\ndef first(x):\n    if not x: raise Empty('none')\n    return x[0]",
+        "try:\n    first([])\nexcept Empty:\n    pass\nelse:\n    assert False",
+    ),
+    "values of all kinds": (
+        "from decimal import Decimal\nfrom fractions import Fraction\nfrom collections import Counter, deque, OrderedDict\n"
+        "def same(x): return x\ndef many(): return Counter('aab'), deque([1]), OrderedDict(a=1), Decimal('1.5'), Fraction(1, 3), {1, 2}, frozenset({3}), 1j, b'x', range(3)",
+        "from decimal import Decimal\nfrom fractions import Fraction\nfrom collections import deque\n"
+        "for x in (None, True, 2 ** 200, -1.5, float('inf'), 'ä\\ud800', b'\\xff', (1, [2, {3: (4,)}]), {1, 2}, {(1, 2): [3]}):\n    assert same(x) == x and type(same(x)) is type(x)\n"
+        "assert many() == ({'a': 2, 'b': 1}, deque([1]), {'a': 1}, Decimal('1.5'), Fraction(1, 3), {1, 2}, frozenset({3}), 1j, b'x', range(3))",
+    ),
+    "HumanEval's form": ("def f(x): return x * 2", "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate('a') == 'aa'\ncheck(f)"),
+    "a name of a builtin, imported": ("def sum(a, b): return a + b", "from program import sum\nassert sum(1, 2) == 3"),
+    "a main part": ("def f(): return 1\nif __name__ == '__main__':\n    print(f())", "assert f() == 1"),
+    "prints and reads": ("import sys\nprint('hello', file=sys.stderr)\nprint('x' * 100000)\ndef f():\n    print('again')\n    return sys.stdin.read()", "assert f() == ''"),
+    "a global value": ("PRIMES = [2, 3, 5]", "assert PRIMES == [2, 3, 5]"),
+    "dataclasses and modules": (
+        "from dataclasses import dataclass\nimport re, math, itertools, heapq, bisect, functools, string, random, datetime\n@dataclass\nclass P:\n    x: int = 1\n"
+        "@functools.lru_cache\ndef fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)",
+        "assert fib(50) == 12586269025 and P(3).x == 3 and P(3) == P(3)",
+    ),
+    "a thread": ("import threading\ndef f():\n    out = []\n    t = threading.Thread(target=out.append, args=(1,))\n    t.start()\n    t.join()\n    return out", "assert f() == [1]"),
+    "a callback that raises": (
+        "def safe(f):\n    try: return f()\n    except ZeroDivisionError: return 'caught'",
+        "assert safe(lambda: 1 / 0) == 'caught'",
+    ),
+    "a callback that calls back": ("def twice(f, x): return f(f(x))\ndef inc(x): return x + 1", "assert twice(lambda x: inc(x) * 2, 1) == 10"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_a_program_that_passes_earns_its_reward(name: str) -> None:
+    assert passes(*HONEST[name])
