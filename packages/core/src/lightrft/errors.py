@@ -73,6 +73,10 @@ class RewardServerError(RewardError):
     retried = True
 
 
+class CodePermissionError(RewardError):
+    """A reward would run programs that the model wrote, and `allow_code_execution` is off."""
+
+
 class RunFolderError(UserError):
     """The output folder cannot be written to or holds another run."""
 

@@ -87,9 +87,12 @@ def test_it_is_off_unless_asked_and_not_on_without_it() -> None:
     [problem] = check_rewards(make_config({"reward": ["code"]}), registry=Registry.discover())
     assert "set --allow_code_execution" in problem
     assert list(check_rewards(make_config({"reward": ["code"], "allow_code_execution": True}), registry=Registry.discover())) == []
-    for setting in ({"allow_code_execution": True}, {"code_sandbox": "weak"}):
+    for setting, words in (
+        ({"allow_code_execution": True}, "a reward that runs programs (code)"),
+        ({"code_sandbox": "weak"}, "the reward code"),
+    ):
         [problem] = check_rewards(make_config({"reward": ["format"], **setting}), registry=Registry.discover())
-        assert "has no effect without the reward code" in problem
+        assert f"has no effect without {words}" in problem
 
 
 def test_tests_are_needed() -> None:

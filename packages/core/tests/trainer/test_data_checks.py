@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lightrft.config.load import make_config
-from lightrft.errors import ConfigError, DataError
+from lightrft.errors import ConfigError
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.trainer.data_checks import check_data
 from lightrft.trainer.run import evaluate, train
@@ -75,6 +75,7 @@ def test_a_file_without_what_is_needed(tmp_path: Path, text: str, words: str, se
     (tmp_path / "good.jsonl").write_text('{"prompt": "1", "answer": "2"}\n')
     (tmp_path / "rows.jsonl").write_text(text)
     values |= {"reward_key": "", "prompt_data": str(tmp_path / "good.jsonl"), setting: str(tmp_path / "rows.jsonl")}
-    with pytest.raises(DataError, match=words) as caught:
+    with pytest.raises(ConfigError) as caught:
         train(make_config(values), registry=fake_registry())
-    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+    assert [line for line in caught.value.problems if words in line], caught.value.problems
+    assert not (tmp_path / "run").exists()

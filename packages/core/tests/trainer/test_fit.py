@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lightrft.engine.hf import HFEngine
-from lightrft.errors import CapabilityError, MismatchError, RewardError, UserError, WeightSyncError
+from lightrft.errors import ConfigError, MismatchError, RewardError, UserError, WeightSyncError
 from lightrft.plugins.specs import Capability, EngineSpec
 from lightrft.testing.fake_engine import VOCAB_SIZE
 from lightrft.testing.fake_strategy import FakeStrategy, fake_registry
@@ -113,7 +113,7 @@ def test_the_probe_stops_a_run_whose_engine_does_not_hold_the_actor(tmp_path: Pa
 
 def test_a_correction_weighs_the_policy_loss(tmp_path: Path) -> None:
     def grad_norm(name: str, **changes: Any) -> float:
-        settings: dict[str, Any] = dict(registry=fake_registry(SHIFTED), logprob_gap_prompts=1, max_norm=0)
+        settings: dict[str, Any] = dict(registry=fake_registry(SHIFTED), logprob_gap_prompts=2, max_norm=0)
         trainer = make_trainer(tmp_path / name, engine_type="shifted", **settings | changes)
         trainer.strategy.update_engine_weights(trainer.actor)
         trainer.make_experience()
@@ -228,9 +228,23 @@ def test_arguments_that_nothing_would_use_are_refused(tmp_path: Path, given: dic
 
 
 def test_what_the_engine_cannot_do_is_refused_before_it_samples(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, logprob_gap_prompts=1)
-    with pytest.raises(CapabilityError, match="logprobs needs the capability"):
-        trainer.fit()
+    with pytest.raises(ConfigError, match="logprob_gap_prompts=1 needs the capability 'logprobs'"):
+        make_trainer(tmp_path, logprob_gap_prompts=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train_batch_size": 100}, "train_batch_size=100 does not divide the samples of one rollout"),
+        ({"keep_best": 2}, "keep_best=2 has no effect with save_every=0"),
+        ({"kl_in": "reward"}, "kl_in='reward' has no effect with kl_coef=0.0"),
+        ({"loggers": ["jsonl", "nobody"]}, "unknown logger 'nobody'"),
+        ({"dual_clip": 0.5}, "dual_clip=0.5 is not above 1"),
+    ],
+)
+def test_a_script_s_trainer_has_the_lock_of_the_command_line(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make_trainer(tmp_path, **changes)
 
 
 def test_an_adaptive_kl_coefficient_moves_with_the_distance(tmp_path: Path) -> None:

@@ -1,21 +1,19 @@
-"""Can what was asked be run? A recipe and flags become a configuration; all problems are found before a process starts."""
+"""A recipe and flags become a configuration; all problems are found before a process starts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from lightrft.cli.flags import Flags
-from lightrft.config.checks import check, check_bisect, check_eval, check_invariance
-from lightrft.config.eval_files import eval_files
 from lightrft.config.load import make_config, read_recipe
 from lightrft.config.schema import Config
-from lightrft.errors import ConfigError, UserError
+from lightrft.distributed.launch import under_torchrun
+from lightrft.errors import ConfigError
 from lightrft.plugins.registry import Registry
+from lightrft.rewards.trial import tried_apart
+from lightrft.trainer.preflight import Mode, preflight_problems
 
-Mode = Literal["train", "eval", "bisect", "invariance"]
 MAKES_MODEL = ("scratch_", "sft_", "resume_from")
 """Settings that make a model, or go on with one. An evaluation or a search takes a recipe as it is and looks at the model that exists; a
 check of the update takes a model of random weights as well.
@@ -57,7 +55,7 @@ def checked(values: Mapping[str, Any], *, problems: list[str], mode: Mode, world
     good, found = split(values)
     config = make_config(good)
     bad = set(values) - set(good)
-    later = [*_cross_checks(config, mode, world_size, typed), *_data(config, mode)]
+    later = _problems(config, mode, world_size, typed)
     # A setting that is wrong in itself was left at its default: what the default then clashes with is not the user's problem.
     found = [*problems, *found, *(line for line in later if not any(name in line for name in bad))]
     if found:
@@ -65,46 +63,7 @@ def checked(values: Mapping[str, Any], *, problems: list[str], mode: Mode, world
     return config
 
 
-def _cross_checks(config: Config, mode: Mode, world_size: int, typed: Collection[str]) -> list[str]:
-    registry = Registry.discover()
-    if mode == "eval":
-        return _problems(lambda: check_eval(config, registry=registry, world_size=world_size))
-    if mode == "bisect":
-        return _problems(lambda: check_bisect(config, registry=registry, world_size=world_size))
-    if mode == "invariance":
-        return _problems(lambda: check_invariance(config, registry=registry, world_size=world_size))
-    return _problems(lambda: check(config, registry=registry, world_size=world_size, typed=typed))
-
-
-def _data(config: Config, mode: Mode) -> list[str]:
-    """Looks into the data files: every row must parse and have the columns."""
-    from lightrft.data.rows import load_rows
-
-    columns = [name for name in (config.input_key, config.label_key) if name]
-    needed: list[tuple[str, list[str]]] = []
-    if mode != "eval":
-        imitated = [config.sft_key] if config.sft_steps and config.sft_key else []
-        needed.append((config.prompt_data, [*columns, *imitated]))
-    if mode not in ("bisect", "invariance") and not _problems(lambda: eval_files(config.eval_data)):
-        needed += [(path, columns) for path in eval_files(config.eval_data).values()]
-    problems = []
-    for path, required in needed:
-        if path and Path(path).expanduser().exists():
-            problems += _problems(partial(load_rows, path, required=required))
-    return problems
-
-
-def _resume(config: Config, mode: Mode) -> list[str]:
-    from lightrft.trainer.resume import check_resume
-
-    return _problems(lambda: check_resume(config)) if config.resume_from and mode == "train" else []
-
-
-def _problems(look: Callable[[], object]) -> list[str]:
-    try:
-        look()
-    except ConfigError as error:
-        return error.problems
-    except UserError as error:
-        return [str(error)]
-    return []
+def _problems(config: Config, mode: Mode, world_size: int, typed: Collection[str]) -> list[str]:
+    """What speaks against the job; rewards are loaded where nothing else does, in a process of their own."""
+    found = preflight_problems(config, mode=mode, registry=Registry.discover(), world_size=world_size, typed=typed)
+    return found or (tried_apart(config) if mode in ("train", "eval") and not under_torchrun() else [])

@@ -13,11 +13,12 @@ import yaml
 
 from lightrft.cli.flags import Flags
 from lightrft.cli.ray_launch import start_on_ray
-from lightrft.cli.settings import Mode, checked, merge, typed_alone
+from lightrft.cli.settings import checked, merge, typed_alone
 from lightrft.config.load import make_config
 from lightrft.config.schema import Config
 from lightrft.distributed.failure import reporting_failures
 from lightrft.distributed.launch import default_nproc, launch, under_torchrun
+from lightrft.trainer.preflight import Mode
 
 
 def run_command(flags: Flags, *, mode: Mode) -> dict[str, Any]:

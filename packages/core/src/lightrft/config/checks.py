@@ -82,6 +82,15 @@ def check_strategy(config: Config, *, registry: Registry, world_size: int) -> No
         raise ConfigError(problems)
 
 
+def check_trainer(config: Config, *, registry: Registry, world_size: int) -> None:
+    """The part of `check` that concerns a trainer which a script builds from models, prompts, evaluation and rewards of its own."""
+    config = config.model_copy(update={"eval_data": config.eval_data or ["of the script"]})
+    problems = [*_batches(config, world_size), *algorithm_problems(config, registry), *ignored_settings(config)]
+    problems += _plugins(config, registry, world_size)
+    if problems:
+        raise ConfigError(problems)
+
+
 def check_engine(
     config: Config, *, registry: Registry, world_size: int, device_type: str | None = None, model_path: str | None = None
 ) -> None:
@@ -156,13 +165,19 @@ def _tp_size(config: Config, world_size: int) -> Iterator[str]:
 
 
 def _sizes(config: Config, world_size: int) -> Iterator[str]:
-    yield from _tp_size(config, world_size)
     unit = config.micro_train_batch_size * world_size
     if config.train_batch_size % unit:
         yield (
             f"train_batch_size={config.train_batch_size} is not divisible by micro_train_batch_size x world size = "
             f"{config.micro_train_batch_size} x {world_size} = {unit}; use a multiple of {unit}"
         )
+    yield from _batches(config, world_size)
+    yield from _scratch(config)
+
+
+def _batches(config: Config, world_size: int) -> Iterator[str]:
+    """What the loop itself needs of the sizes: a rollout is whole optimizer steps, and the same number of prompts on every rank."""
+    yield from _tp_size(config, world_size)
     if config.rollout_batch_size % world_size:
         yield f"rollout_batch_size={config.rollout_batch_size} is not divisible by the world size {world_size}; use a multiple of it"
     samples = config.rollout_batch_size * config.n_samples_per_prompt
@@ -171,6 +186,9 @@ def _sizes(config: Config, world_size: int) -> Iterator[str]:
             f"train_batch_size={config.train_batch_size} does not divide the samples of one rollout, "
             f"rollout_batch_size x n_samples_per_prompt = {config.rollout_batch_size} x {config.n_samples_per_prompt} = {samples}"
         )
+
+
+def _scratch(config: Config) -> Iterator[str]:
     if config.scratch_tokenizer != "none" and config.scratch_hidden % (2 * config.scratch_heads):
         unit = 2 * config.scratch_heads
         yield f"scratch_hidden={config.scratch_hidden} is not a multiple of 2 x scratch_heads = {unit} (rotary halves each head)"

@@ -1,4 +1,4 @@
-"""Can these rewards be had? What the settings say of them, before any is imported or asked."""
+"""Whether these rewards can be had: what the settings say of them, before any is imported or asked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lightrft.config.ignored import is_given
-from lightrft.config.reward_names import address_problem, model_folder, named_alike, server_address
+from lightrft.config.reward_names import adapted_function, address_problem, model_folder, named_alike, server_address
 from lightrft.config.schema import Config
 from lightrft.errors import PluginError
 from lightrft.plugins.registry import Registry
@@ -25,11 +25,8 @@ def check_rewards(config: Config, *, registry: Registry) -> Iterator[str]:
     if config.reward_weights and len(config.reward_weights) != len(config.reward):
         rewards = f"{len(config.reward)} rewards ({', '.join(config.reward)})"
         yield f"reward_weights has {len(config.reward_weights)} numbers for {rewards}; give one each"
-    if "code" in config.reward and not config.allow_code_execution:
-        yield "reward='code' runs programs that the model wrote; set --allow_code_execution"
-    if config.allow_code_execution and "code" not in config.reward:
-        yield "allow_code_execution=True has no effect without the reward code; leave it out"
-    if is_given(config, "code_sandbox") and "code" not in config.reward:
+    yield from _permission(config, registry)
+    if is_given(config, "code_sandbox") and not any(reward == "code" or ":" in reward for reward in config.reward):
         yield f"code_sandbox={config.code_sandbox!r} has no effect without the reward code; leave it out"
     yield from named_alike(config.reward)
     addresses = [address for reward in config.reward if (address := server_address(reward)) is not None]
@@ -50,6 +47,16 @@ def check_rewards(config: Config, *, registry: Registry) -> Iterator[str]:
         yield f"reward_auth_env={config.reward_auth_env!r}: no such environment variable, or an empty one; export it on every machine"
 
 
+def _permission(config: Config, registry: Registry) -> Iterator[str]:
+    """`allow_code_execution` and the rewards that run a model's programs; a function of one's own may ask one of them."""
+    running = [entry.name for entry in registry.entries("reward") if getattr(entry.spec, "runs_code", False)]
+    for reward in config.reward:
+        if reward in running and not config.allow_code_execution:
+            yield f"reward={reward!r} runs programs that the model wrote; set --allow_code_execution, in a container that may be lost"
+    if config.allow_code_execution and not any(reward in running or ":" in reward for reward in config.reward):
+        yield f"allow_code_execution=True has no effect without a reward that runs programs ({', '.join(running)}); leave it out"
+
+
 def _one(reward: str, registry: Registry) -> Iterator[str]:
     model = model_folder(reward)
     if model is not None:
@@ -66,7 +73,8 @@ def _one(reward: str, registry: Registry) -> Iterator[str]:
         except PluginError as error:
             yield str(error)
         return
-    path, _, function = reward.rpartition(":")
+    other = adapted_function(reward)
+    path, _, function = (other.place if other else reward).rpartition(":")
     if path.endswith(".py") and not Path(path).expanduser().is_file():
         yield f"reward={reward!r}: no such file {path!r}; the form is path/to/file.py:function"
     elif not (path and function):

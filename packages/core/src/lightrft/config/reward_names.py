@@ -1,4 +1,6 @@
-"""Which of the rewards' names are servers or models? `http://host:port/path`, `https://...`, `model:FOLDER`, or `name=` before one."""
+"""What a reward's name is: a server (`http://host:port/path`), a model (`model:FOLDER`), a function of another library (`trl:PLACE`,
+`verl:PLACE`), each with `NAME=` before it where it is to be called so; else a plugin or a function of one's own.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +43,24 @@ def model_folder(reward: str) -> ModelFolder | None:
     return None if match is None else ModelFolder(match["name"] or match["path"].rstrip("/").rpartition("/")[2], match["path"])
 
 
+@dataclass(frozen=True)
+class AdaptedFunction:
+    """A function `place` (`module:function` or `path/to/file.py:function`) written for the library `adapter`; `name` as in metrics."""
+
+    name: str
+    adapter: str
+    place: str
+
+
+def adapted_function(reward: str) -> AdaptedFunction | None:
+    """The function of another library that a reward's name is: `trl:PLACE`, `NAME=verl:PLACE`; None where it is none."""
+    match = re.fullmatch(r"(?:(?P<name>[\w.-]+)=)?(?P<adapter>trl|verl):(?P<place>.+:.+)", reward)
+    return None if match is None else AdaptedFunction(match["name"] or reward, match["adapter"], match["place"])
+
+
 def called(reward: str) -> str:
     """What metrics, and the column `reward_key` of the data, call a reward."""
-    return (server_address(reward) or model_folder(reward) or _Plain(reward)).name
+    return (server_address(reward) or model_folder(reward) or adapted_function(reward) or _Plain(reward)).name
 
 
 @dataclass(frozen=True)

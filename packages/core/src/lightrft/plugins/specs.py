@@ -142,9 +142,13 @@ class EngineSpec(PluginSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSpec(PluginSpec):
-    """A reward; the target is a function `(samples: Sequence[Sample]) -> Sequence[float]`."""
+    """A reward; the target is a function `(samples: Sequence[Sample]) -> Sequence[float | None]`.
+
+    `runs_code`: it runs programs that the model wrote; a run without `allow_code_execution` refuses it at its start.
+    """
 
     kind: ClassVar[str] = "reward"
+    runs_code: bool = False
 
 
 ADVANTAGE_SETTINGS = ("gamma", "lambd")

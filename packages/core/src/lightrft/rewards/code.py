@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from lightrft.rewards.exact_match import required_answer
+from lightrft.rewards.permission import require_code_execution
 from lightrft.rewards.sandbox import passes
 from lightrft.types import Sample
 
@@ -24,9 +25,11 @@ def code_reward(samples: Sequence[Sample], *, weak: bool = False) -> list[float]
     system gives none (the setting `code_sandbox`).
 
     Raises:
+        CodePermissionError: the run that asks does not allow it.
         ValueError: a sample without tests.
         RewardError: this system gives no whole sandbox, and `weak` is not set.
     """
+    require_code_execution()
     tests = [required_answer(sample, index) for index, sample in enumerate(samples)]
     if not tests:
         return []

@@ -1,29 +1,38 @@
-"""Which function does a reward's name mean? A plugin, `module:function`, `path/to/file.py:function`, a server."""
+"""The function that a reward's name means: a plugin, `module:function`, `path/to/file.py:function`, one of another library, a server."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.util
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from lightrft.config.reward_names import ModelFolder, address_problem, called, model_folder, named_alike, server_address
+from lightrft.config.reward_names import (
+    ModelFolder,
+    adapted_function,
+    address_problem,
+    called,
+    model_folder,
+    named_alike,
+    server_address,
+)
 from lightrft.config.schema import Config
 from lightrft.errors import RewardError, nearest
 from lightrft.plugins.registry import Registry
+from lightrft.rewards.adapters import adapted, written_for
+from lightrft.rewards.import_file import import_failed, import_file
 from lightrft.rewards.remote import RemoteReward, RemoteSettings
 from lightrft.rewards.sandbox import lacking
 from lightrft.types import Sample
 
-RewardFunction = Callable[[Sequence[Sample]], Sequence[float]]
-"""One number for each sample, in order. May run in any thread; sees only the samples of its own rank."""
+RewardFunction = Callable[[Sequence[Sample]], Sequence[float | None] | Awaitable[Sequence[float | None]]]
+"""One number for each sample, in order; None where it does not apply to a sample. May be `async`, and may run in any thread; sees only the
+samples of its own rank.
+"""
 
 
 ModelLoader = Callable[[ModelFolder], RewardFunction]
@@ -32,11 +41,15 @@ ModelLoader = Callable[[ModelFolder], RewardFunction]
 
 @dataclass(frozen=True, kw_only=True)
 class NamedReward:
-    """A reward function under the name that it was asked for by, and its weight in the sum."""
+    """A reward function under the name that it was asked for by, and its weight in the sum.
+
+    `may_run_code`: it may run programs that the model wrote (`allow_code_execution`).
+    """
 
     name: str
     function: RewardFunction
     weight: float = 1.0
+    may_run_code: bool = False
 
 
 def rewards_of(config: Config, *, registry: Registry, models: ModelLoader | None = None) -> list[NamedReward]:
@@ -49,7 +62,15 @@ def rewards_of(config: Config, *, registry: Registry, models: ModelLoader | None
         backoff_s=config.reward_backoff_s,
         auth_env=config.reward_auth_env,
     )
-    found = load_rewards(config.reward, weights=config.reward_weights, registry=registry, remote=remote, models=models)
+    found = load_rewards(
+        config.reward,
+        weights=config.reward_weights,
+        registry=registry,
+        remote=remote,
+        models=models,
+        input_key=config.input_key,
+        may_run_code=config.allow_code_execution,
+    )
     return [_in_sandbox(reward, config.code_sandbox) if reward.name == "code" else reward for reward in found]
 
 
@@ -69,12 +90,15 @@ def load_rewards(
     registry: Registry,
     remote: RemoteSettings | None = None,
     models: ModelLoader | None = None,
+    input_key: str = "prompt",
+    may_run_code: bool = False,
 ) -> list[NamedReward]:
     """Finds every named reward. `weights` is empty (all 1) or has one number for each name. No server is asked yet.
-    `models` loads reward models; without it, they are refused.
+    `models` loads reward models; without it, they are refused. `input_key` is the column of prompts (for functions of other libraries).
 
     Raises:
-        RewardError: no such module, file or attribute (nearest), not callable, import fails (chained), a name twice, wrong weights.
+        RewardError: no such module, file or attribute (nearest), not callable, import fails (chained), a name twice, wrong weights; or a
+            function of another library without its adapter.
         PluginError: a name without a colon that no usable plugin has.
     """
     for problem in named_alike(names):
@@ -85,11 +109,14 @@ def load_rewards(
         if not math.isfinite(weight):
             raise RewardError(f"reward_weights holds {weight!r}; every weight must be a finite number")
     chosen = weights or [1.0] * len(names)
-    found = [_find(name, registry, remote or RemoteSettings(), models) for name in names]
-    return [NamedReward(name=n, function=f, weight=float(w)) for n, f, w in zip(map(called, names), found, chosen, strict=True)]
+    found = [_find(name, registry, remote or RemoteSettings(), models, input_key) for name in names]
+    return [
+        NamedReward(name=n, function=f, weight=float(w), may_run_code=may_run_code)
+        for n, f, w in zip(map(called, names), found, chosen, strict=True)
+    ]
 
 
-def _find(name: str, registry: Registry, remote: RemoteSettings, models: ModelLoader | None) -> RewardFunction:
+def _find(name: str, registry: Registry, remote: RemoteSettings, models: ModelLoader | None, input_key: str) -> RewardFunction:
     folder = model_folder(name)
     if folder is not None:
         if models is None:
@@ -100,14 +127,26 @@ def _find(name: str, registry: Registry, remote: RemoteSettings, models: ModelLo
         if problem := address_problem(name, address):
             raise RewardError(problem)
         return RemoteReward(name=address.name, url=address.url, settings=remote)
-    if ":" in name:
-        place, _, attribute = name.rpartition(":")
-        if not place or not attribute:
-            raise RewardError(f"reward {name!r} is not of the form 'module:function' or 'path/to/file.py:function'")
-        module = _import_file(name, Path(place).expanduser()) if place.endswith(".py") else _import_module(name, place)
-        found = _attribute(name, module, attribute)
-    else:
-        found = registry.load("reward", name)
+    if ":" not in name:
+        plugin: RewardFunction = registry.load("reward", name)
+        return plugin
+    other = adapted_function(name)
+    if other is not None:
+        return adapted(_function(name, other.place), adapter=other.adapter, input_key=input_key)
+    function = _function(name, name)
+    if adapter := written_for(function):
+        raise RewardError(f"reward {name!r} has the parameters of a {adapter} reward function; give it as {adapter}:{name}")
+    return function
+
+
+def _function(name: str, place: str) -> RewardFunction:
+    """The function at `module:function` or `path/to/file.py:function`."""
+    module_name, _, attribute = place.rpartition(":")
+    if not module_name or not attribute:
+        raise RewardError(f"reward {name!r} is not of the form 'module:function' or 'path/to/file.py:function'")
+    is_file = module_name.endswith(".py")
+    module = import_file(Path(module_name).expanduser(), name=name) if is_file else _import_module(name, module_name)
+    found = _attribute(name, module, attribute)
     if not callable(found):
         raise RewardError(f"reward {name!r} is {found!r:.60}, a {type(found).__name__}, not a function (samples) -> list of numbers")
     function: RewardFunction = found
@@ -132,28 +171,6 @@ def _import_module(name: str, place: str) -> ModuleType:
             raise RewardError(
                 f"reward {name!r}: no module {error.name!r} on the import path; install it, set PYTHONPATH, or give path/file.py:function"
             ) from error
-        raise _import_failed(name, error) from error
-    except Exception as error:
-        raise _import_failed(name, error) from error
-
-
-def _import_file(name: str, path: Path) -> ModuleType:
-    if not path.is_file():
-        raise RewardError(f"reward {name!r}: no file {str(path)!r} (looked in {str(Path.cwd())!r})")
-    source = path.resolve()
-    # The name is unique to the path and registered, so that dataclasses and pickle inside the file work.
-    module_name = f"lightrft_reward_{hashlib.sha256(str(source).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(module_name, source)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[module_name]
-        raise _import_failed(name, error) from error
-    return module
-
-
-def _import_failed(name: str, error: Exception) -> RewardError:
-    return RewardError(f"reward {name!r} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}")
+        raise import_failed(name, error) from error
+    except (Exception, SystemExit) as error:
+        raise import_failed(name, error) from error

@@ -1,4 +1,4 @@
-"""What is each sample worth? Calls the reward functions and refuses whatever is not one finite number for each sample."""
+"""What each sample is worth: calls the reward functions and refuses whatever is not one finite number, or None, for each sample."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightrft.errors import RewardError, RewardServerError
+from lightrft.errors import CodePermissionError, RewardError, RewardServerError
+from lightrft.rewards.calling import settled
+from lightrft.rewards.import_file import place, said
 from lightrft.rewards.load import NamedReward
+from lightrft.rewards.permission import code_execution
 from lightrft.rewards.route import routed
 from lightrft.types import Sample
 
@@ -29,8 +32,9 @@ def score(samples: Sequence[Sample], *, rewards: Sequence[NamedReward], reward_k
 
     Raises:
         RewardServerError: a reward's server gave no rewards.
-        RewardError: a function raised (chained), or returned the wrong length or something that is no finite number (which sample); or a
-            row names no reward.
+        CodePermissionError: a function would run a model's programs, and may not.
+        RewardError: a function raised or called sys.exit (chained; the user's file and line), or returned the wrong length or something
+            that is no finite number (which sample); or a row names no reward.
     """
     parts: dict[str, list[float | None]] = {}
     for reward in rewards:
@@ -54,7 +58,16 @@ def concerned(samples: Sequence[Sample], *, name: str, names: Sequence[str], rew
     return at
 
 
-def spread(values: Sequence[float], at: Sequence[int], *, number: int) -> list[float | None]:
+def not_applicable(scores: Scores, samples: Sequence[Sample], *, reward_key: str = "") -> dict[str, int]:
+    """For each reward by name: of how many of the samples that it counts for it said None."""
+    names = list(scores.parts)
+    return {
+        name: sum(values[index] is None for index in concerned(samples, name=name, names=names, reward_key=reward_key))
+        for name, values in scores.parts.items()
+    }
+
+
+def spread(values: Sequence[float | None], at: Sequence[int], *, number: int) -> list[float | None]:
     """The values at their places, None elsewhere."""
     out: list[float | None] = [None] * number
     for index, value in zip(at, values, strict=True):
@@ -69,22 +82,25 @@ def summed(parts: dict[str, list[float | None]], *, rewards: Sequence[NamedRewar
     return Scores(total=[math.fsum(weight * value for weight, value in row if value is not None) for row in rows], parts=parts)
 
 
-def _call(reward: NamedReward, samples: Sequence[Sample]) -> list[float]:
+def _call(reward: NamedReward, samples: Sequence[Sample]) -> list[float | None]:
     try:
-        # A list of its own: a function that sorts or pops must not disturb the next one.
-        answer: Any = reward.function(list(samples))
+        with code_execution(reward.may_run_code):
+            # A list of its own: a function that sorts or pops must not disturb the next one.
+            answer: Any = settled(reward.function(list(samples)))
         if not isinstance(answer, (str, bytes, Mapping)) and hasattr(answer, "__iter__"):
             answer = list(answer)
-    except RewardServerError:
+    except (RewardServerError, CodePermissionError):
         raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise RewardError(f"reward {reward.name!r} raised {reason} (on {len(samples)} samples)") from error
+    except (Exception, SystemExit) as error:
+        raised = "failed: " if isinstance(error, SystemExit) else "raised "
+        raise RewardError(f"reward {reward.name!r} {raised}{said(error)} (on {len(samples)} samples){place(error)}") from error
     return checked(answer, samples, name=reward.name)
 
 
-def checked(values: Any, samples: Sequence[Sample], *, name: str) -> list[float]:
-    """The answer of reward `name` as floats. Raises RewardError where it is not one finite number for each sample."""
+def checked(values: Any, samples: Sequence[Sample], *, name: str) -> list[float | None]:
+    """The answer of reward `name` as floats, None where it does not apply. Raises RewardError where it is not one finite number, or None,
+    for each sample.
+    """
     wanted = f"expected one number for each of {len(samples)} samples"
     if not isinstance(values, list):
         raise RewardError(f"reward {name!r} returned {values!r:.60}, a {type(values).__name__}; {wanted}")
@@ -92,17 +108,17 @@ def checked(values: Any, samples: Sequence[Sample], *, name: str) -> list[float]
         raise RewardError(f"reward {name!r} returned {len(values)} numbers; {wanted}")
     numbers = [_number(value) for value in values]
     for index, (number, value) in enumerate(zip(numbers, values, strict=True)):
-        if number is None:
+        if number is None and value is not None:
             raise RewardError(
                 f"reward {name!r} returned {value!r:.60} for sample {index} of {len(samples)}; expected a finite number; "
                 f"its completion begins {samples[index].completion[:60]!r}"
             )
-    return [number for number in numbers if number is not None]
+    return numbers
 
 
 def _number(value: Any) -> float | None:
     """A finite float of any kind of real number (bool, numpy, one-element tensor), else None."""
-    if isinstance(value, (str, bytes)):  # float("1.0") would pass a bug on
+    if value is None or isinstance(value, (str, bytes)):  # float("1.0") would pass a bug on
         return None
     try:
         number = float(value)

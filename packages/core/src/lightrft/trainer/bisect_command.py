@@ -12,6 +12,7 @@ from lightrft.models.load import load_tokenizer
 from lightrft.plugins.registry import Registry
 from lightrft.strategy.factory import get_strategy
 from lightrft.trainer.build import build_actor, read_prompts
+from lightrft.trainer.run import admit
 from lightrft.types import SamplingParams
 
 NUM_PROMPTS = 8
@@ -23,6 +24,7 @@ LEARNING_RATE = 5e-3
 def bisect(config: Config, *, registry: Registry | None = None) -> dict[str, Any]:
     """The verdict as plain data, the same on every rank. Every rank of the world calls it; nothing is written."""
     strategy = get_strategy(config, registry=registry)
+    admit(config, strategy, mode="bisect")
     # A proof at the sync would end the search before it has begun.
     strategy.setup_inference_engine(config.model_copy(update={"verify_sync_every": 0}), engine_type=config.engine_type)
     tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=config.trust_remote_code)

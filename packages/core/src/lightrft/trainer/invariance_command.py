@@ -24,7 +24,7 @@ from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.base_model import prepare_base_model
 from lightrft.trainer.build import build_actor, build_critic, build_initial_model, read_prompts
 from lightrft.trainer.invariance import Models, cuts, difference, gradients
-from lightrft.trainer.run import share_base_model
+from lightrft.trainer.run import admit, share_base_model
 from lightrft.types import Sample
 
 NUM_PROMPTS, NUM_SAMPLES = 8, 4
@@ -41,6 +41,7 @@ def check_invariance(config: Config, *, registry: Registry | None = None) -> dic
         update={"max_norm": 0.0, "verify_sync_every": 0, "n_samples_per_prompt": min(config.n_samples_per_prompt, NUM_SAMPLES)}
     )
     strategy = get_strategy(config, registry=registry)
+    admit(config, strategy, mode="invariance")
     with tempfile.TemporaryDirectory(prefix="lightrft-invariance-") as folder:
         make = partial(prepare_base_model, config, folder=Path(folder), registry=strategy.registry, log=strategy.print)
         path = share_base_model(strategy, make)

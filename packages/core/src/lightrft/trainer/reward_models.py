@@ -92,5 +92,5 @@ def as_rewards(reward_model: Any, *, config: Config, strategy: StrategyBase) -> 
         if source:
             tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
             function = wrapped(one, name=name, tokenizer=tokenizer, config=config, strategy=strategy)
-        rewards.append(NamedReward(name=name, function=function, weight=1.0))
+        rewards.append(NamedReward(name=name, function=function, weight=1.0, may_run_code=config.allow_code_execution))
     return rewards

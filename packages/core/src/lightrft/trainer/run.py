@@ -1,4 +1,4 @@
-"""What does a rank do from its first line to its last? The whole run, for `lightrft train` and for scripts."""
+"""What a rank does from its first line to its last: the whole run, for `lightrft train` and for scripts."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from lightrft.distributed.consensus import together
 from lightrft.errors import ModelError
 from lightrft.models.load import load_tokenizer
 from lightrft.plugins.registry import Registry
+from lightrft.rewards.trial import loading_problems
 from lightrft.run.evaluate_samples import best_worst_median
 from lightrft.run.run_folder import open_run_folder
 from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.base_model import prepare_base_model
 from lightrft.trainer.build import build_trainer, read_eval_sets
-from lightrft.trainer.data_checks import check_data
 from lightrft.trainer.evaluate import evaluate as evaluate_sets
 from lightrft.trainer.evaluate import write_rows
+from lightrft.trainer.preflight import Mode, preflight_problems, raise_all
 from lightrft.trainer.resume import check_resume, in_run
 from lightrft.trainer.reward_models import build_rewards
 
@@ -47,7 +48,7 @@ def evaluate(config: Config, *, registry: Registry | None = None) -> dict[str, A
     it. `eval_out` gets all completions.
     """
     strategy = get_strategy(config, registry=registry)
-    together(strategy.world, "preparing the evaluation", lambda: check_data(config, training=False), rank_0_only=True)
+    admit(config, strategy, mode="eval")
     strategy.setup_inference_engine(config, engine_type=config.engine_type)
     if found := differing_ends(strategy.stop_tokens):
         strategy.print(f"WARNING: {found[1]}")
@@ -62,8 +63,28 @@ def evaluate(config: Config, *, registry: Registry | None = None) -> dict[str, A
     return metrics | {"num_prompts": sum(map(len, sets.values())), "samples": best_worst_median(result.rows)}
 
 
+def admit(config: Config, strategy: StrategyBase, *, mode: Mode) -> None:
+    """Raises, on all ranks, what speaks against the job before a model loads: settings, data and checkpoint as rank 0 sees them, rewards
+    on every rank. Collective.
+
+    Raises:
+        ConfigError: all problems (PeerError on the other ranks).
+    """
+    world, registry = strategy.world, strategy.registry
+
+    def look() -> None:
+        raise_all(preflight_problems(config, mode=mode, registry=registry, world_size=world.world_size))
+
+    together(world, "checking the settings", look, rank_0_only=True)
+    if mode in ("train", "eval"):
+        together(world, "loading the rewards", lambda: raise_all(loading_problems(config, registry=registry)))
+
+
 def open_run(config: Config, strategy: StrategyBase) -> str:
-    """Opens the run folder and makes the base model, on rank 0 while the others wait; returns its path on every rank. Collective."""
+    """Checks everything (`admit`), opens the run folder and makes the base model, on rank 0 while the others wait; returns the model's path
+    on every rank. Collective.
+    """
+    admit(config, strategy, mode="train")
     return share_base_model(strategy, lambda: _base_model(config, strategy))
 
 
@@ -87,7 +108,6 @@ def share_base_model(strategy: StrategyBase, make: Callable[[], Path]) -> str:
 
 def _base_model(config: Config, strategy: StrategyBase) -> Path:
     """Opens the run folder and gives the base model: of the run that is resumed, where that made one."""
-    check_data(config, training=True)
     source = check_resume(config) if config.resume_from else None
     goes_on = source is not None and in_run(source, Path(config.output_dir).expanduser())
     folder = open_run_folder(config, backend=strategy.describe(), goes_on=goes_on)

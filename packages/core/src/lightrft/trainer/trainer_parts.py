@@ -10,13 +10,12 @@ from typing import Any
 import torch
 
 from lightrft.batch.stages import Trainable
-from lightrft.config.algorithm_checks import algorithm_problems
+from lightrft.config.checks import check_trainer
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.data.sampler import PromptSampler
 from lightrft.diagnostics.monitors import Finding, Monitors
 from lightrft.diagnostics.sync_probe import SyncProbe
-from lightrft.errors import ConfigError
 from lightrft.experience.advantages import AdvantageEstimator
 from lightrft.experience.dynamic import DynamicSampling
 from lightrft.experience.pipeline import ExperienceMaker
@@ -96,8 +95,7 @@ class TrainerParts(TrainerPhases):
         self.strategy, self.config = strategy, config
         self.estimator: AdvantageSpec = strategy.registry.spec("advantage", config.advantage_estimator)
         given.refuse(config, strategy=strategy, needs_critic=self.estimator.critic)
-        if problems := list(algorithm_problems(config, strategy.registry)):
-            raise ConfigError(problems)
+        check_trainer(config, registry=strategy.registry, world_size=strategy.world.world_size)
         self.actor, self.actor_optim, self.actor_scheduler = given.actor, given.actor_optim, given.actor_scheduler
         self.critic, self.critic_optim, self.critic_scheduler = given.critic, given.critic_optim, given.critic_scheduler
         self.initial_model, self.ema_model = given.initial_model, given.ema_model

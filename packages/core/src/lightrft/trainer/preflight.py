@@ -1,0 +1,71 @@
+"""Every check of a job that needs no model, in one place. The command line makes it before ranks start; `lightrft.train`, a script's
+`open_run`, Ray's workers and a notebook make it before a model loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from lightrft.config.checks import check, check_bisect, check_eval, check_invariance
+from lightrft.config.eval_files import eval_files
+from lightrft.config.schema import Config
+from lightrft.errors import ConfigError, UserError
+from lightrft.plugins.registry import Registry
+
+Mode = Literal["train", "eval", "bisect", "invariance"]
+
+
+def preflight_problems(config: Config, *, mode: Mode, registry: Registry, world_size: int, typed: Collection[str] = ()) -> list[str]:
+    """One line for each problem of the settings, the data and the checkpoint to go on from. `typed`: see `check`. Local."""
+    checks: dict[Mode, Callable[[], None]] = {
+        "train": lambda: check(config, registry=registry, world_size=world_size, typed=typed),
+        "eval": lambda: check_eval(config, registry=registry, world_size=world_size),
+        "bisect": lambda: check_bisect(config, registry=registry, world_size=world_size),
+        "invariance": lambda: check_invariance(config, registry=registry, world_size=world_size),
+    }
+    return [*problems_of(checks[mode]), *_data(config, mode), *_resume(config, mode)]
+
+
+def raise_all(problems: list[str]) -> None:
+    """Raises ConfigError where there is any."""
+    if problems:
+        raise ConfigError(problems)
+
+
+def problems_of(look: Callable[[], object]) -> list[str]:
+    """The lines of the UserError that `look` raises, if it does."""
+    try:
+        look()
+    except ConfigError as error:
+        return error.problems
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _data(config: Config, mode: Mode) -> list[str]:
+    """Looks into the data files: every row must parse, have the columns, and name rewards that are there."""
+    from lightrft.data.rows import load_rows
+    from lightrft.trainer.data_checks import check_data
+
+    columns = [name for name in (config.input_key, config.label_key) if name]
+    needed: list[tuple[str, list[str]]] = []
+    if mode != "eval":
+        imitated = [config.sft_key] if config.sft_steps and config.sft_key else []
+        needed.append((config.prompt_data, [*columns, *imitated]))
+    if mode not in ("bisect", "invariance") and not problems_of(lambda: eval_files(config.eval_data)):
+        needed += [(path, columns) for path in eval_files(config.eval_data).values()]
+    there = [(path, required) for path, required in needed if path and Path(path).expanduser().exists()]
+    problems = [line for path, required in there for line in problems_of(partial(load_rows, path, required=required))]
+    if problems or len(there) < len(needed) or not config.reward_key or mode not in ("train", "eval"):
+        return problems
+    return problems_of(lambda: check_data(config, training=mode == "train"))
+
+
+def _resume(config: Config, mode: Mode) -> list[str]:
+    from lightrft.trainer.resume import check_resume
+
+    return problems_of(lambda: check_resume(config)) if config.resume_from and mode == "train" else []

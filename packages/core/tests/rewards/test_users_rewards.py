@@ -1,0 +1,229 @@
+"""Rewards as users bring them: files with neighbours, async functions, None, other libraries' signatures, programs that may not run."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightrft.config.load import make_config
+from lightrft.config.reward_checks import check_rewards
+from lightrft.errors import CodePermissionError, RewardError
+from lightrft.plugins.registry import Registry
+from lightrft.rewards.code import code_reward
+from lightrft.rewards.load import NamedReward, RewardFunction, load_rewards, rewards_of
+from lightrft.rewards.score import Scores, not_applicable, score
+from lightrft.types import Sample
+
+ROWS: list[dict[str, Any]] = [{"prompt": "1+1", "answer": "2", "level": 3}, {"prompt": "2+2", "answer": "4"}]
+SAMPLES = [Sample(prompt=f"Q: {row['prompt']}", completion=f"is {n}", answer=row["answer"], row=row) for n, row in enumerate(ROWS)]
+
+
+@pytest.fixture(autouse=True)
+def imports_as_before() -> Iterator[None]:
+    path, modules = list(sys.path), set(sys.modules)
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        del sys.modules[name]
+
+
+def load(name: str) -> RewardFunction:
+    return load_rewards([name], weights=[], registry=Registry.discover())[0].function
+
+
+def of(*functions: Any) -> Scores:
+    return score(SAMPLES, rewards=[NamedReward(name=f"r{n}", function=f) for n, f in enumerate(functions)])
+
+
+def test_none_is_not_applicable_kept_out_of_the_sum_and_counted() -> None:
+    found = of(lambda samples: [None, 2.0], lambda samples: [0.5, 0.25])
+    assert found.total == [0.5, 2.25] and found.parts["r0"] == [None, 2.0]
+    assert not_applicable(found, SAMPLES) == {"r0": 1, "r1": 0}
+
+
+def test_a_row_that_names_other_rewards_is_not_counted_as_not_applicable() -> None:
+    samples = [Sample(prompt="p", completion="c", row={"kind": kind}) for kind in ("a", "b")]
+    rewards = [NamedReward(name=name, function=lambda s: [None] * len(s)) for name in ("a", "b")]
+    assert not_applicable(score(samples, rewards=rewards, reward_key="kind"), samples, reward_key="kind") == {"a": 1, "b": 1}
+
+
+async def slow(samples: Sequence[Sample]) -> list[float]:
+    async def one(sample: Sample) -> float:
+        await asyncio.sleep(0)
+        return float(sample.completion[-1])
+
+    return list(await asyncio.gather(*map(one, samples)))
+
+
+def test_an_async_reward_is_waited_for() -> None:
+    assert of(slow).total == [0.0, 1.0]
+
+
+def test_and_inside_a_running_event_loop_as_in_a_notebook() -> None:
+    async def notebook() -> list[float]:
+        return of(slow).total
+
+    assert asyncio.run(notebook()) == [0.0, 1.0]
+
+
+def test_an_async_reward_that_raises_names_its_line() -> None:
+    async def fails(samples: Sequence[Sample]) -> list[float]:
+        raise ValueError("later")
+
+    with pytest.raises(RewardError, match=rf"raised ValueError: later \(on 2 samples\), at {__file__}:\d+ in fails"):
+        of(fails)
+
+
+def test_sys_exit_is_a_reward_that_failed(tmp_path: Path) -> None:
+    with pytest.raises(RewardError, match=r"reward 'r0' failed: it called sys.exit\(0\) \(on 2 samples\)"):
+        of(lambda samples: sys.exit(0))
+    file = tmp_path / "leaves.py"
+    file.write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(RewardError, match=rf"cannot be imported: it called sys.exit\(0\), at {file}:2 in <module>"):
+        load(f"{file}:f")
+
+
+def test_the_users_line_is_named_where_a_library_raises(tmp_path: Path) -> None:
+    file = tmp_path / "parses.py"
+    file.write_text("import json\n\ndef f(samples):\n    return [json.loads(s.completion) for s in samples]\n")
+    with pytest.raises(RewardError, match=rf"raised JSONDecodeError: .*, at {file}:4 in "):
+        of(load(f"{file}:f"))
+    (tmp_path / "wrong.py").write_text("def f(samples):\n    return [1.0\n")
+    with pytest.raises(RewardError, match=rf"cannot be imported: SyntaxError: .*, at {tmp_path / 'wrong.py'}:2"):
+        load(f"{tmp_path / 'wrong.py'}:f")
+
+
+def project(folder: Path, value: float) -> str:
+    folder.mkdir()
+    (folder / "parsing.py").write_text(f"VALUE = {value}\n")
+    (folder / "late.py").write_text(f"VALUE = {value}\n")
+    (folder / "reward.py").write_text(
+        "from parsing import VALUE\n\ndef f(samples):\n    import late\n    assert late\n    return [VALUE for _ in samples]\n"
+    )
+    return f"{folder / 'reward.py'}:f"
+
+
+def test_a_reward_file_imports_its_neighbours_at_the_top_and_in_functions(tmp_path: Path) -> None:
+    assert of(load(project(tmp_path / "one", 1.5))).total == [1.5, 1.5]
+
+
+def test_neighbours_of_one_name_in_two_folders_are_each_ones_own(tmp_path: Path) -> None:
+    names = [project(tmp_path / "one", 1.0), project(tmp_path / "two", 2.0)]
+    assert [of(load(name)).total[0] for name in names] == [1.0, 2.0]
+
+
+def test_a_file_is_run_once_for_one_text_and_again_for_another(tmp_path: Path) -> None:
+    file = tmp_path / "counts.py"
+    file.write_text("print('imported')\ndef f(samples):\n    return [1.0] * len(samples)\n")
+    assert load(f"{file}:f") is load(f"{file}:f")
+    file.write_text("def f(samples):\n    return [2.0] * len(samples)\n")
+    assert of(load(f"{file}:f")).total == [2.0, 2.0]
+
+
+def test_a_relative_import_says_how_to_write_it(tmp_path: Path) -> None:
+    (tmp_path / "r.py").write_text("from .parsing import VALUE\n")
+    with pytest.raises(RewardError, match="write `from NAME import ...` for a module beside it, or give package.module:function"):
+        load(f"{tmp_path / 'r.py'}:f")
+
+
+OTHERS = """
+def of_trl(prompts, completions, answer, level, **kwargs):
+    assert set(kwargs) <= {"completion_ids"}, kwargs
+    assert prompts == ["1+1", "2+2"] and completions == ["is 0", "is 1"]
+    return [float(a) + (l or 0) for a, l in zip(answer, level)]
+
+async def of_trl_async(completions, **kwargs):
+    return [None, 1]
+
+def of_verl(data_source, solution_str, ground_truth, extra_info=None):
+    return {"score": float(ground_truth), "acc": 1} if solution_str == "is 0" else 0.5
+
+async def of_verl_async(solution_str, ground_truth, **kwargs):
+    return float(ground_truth) * 2
+
+def scoreless(solution_str, ground_truth):
+    return {"acc": 1}
+"""
+
+
+@pytest.fixture
+def others(tmp_path: Path) -> str:
+    (tmp_path / "others.py").write_text(OTHERS)
+    return str(tmp_path / "others.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "totals"),
+    [("trl:{}:of_trl", [5, 4]), ("trl:{}:of_trl_async", [0, 1]), ("verl:{}:of_verl", [2, 0.5]), ("x=verl:{}:of_verl_async", [4, 8])],
+)
+def test_functions_of_other_libraries(name: str, totals: list[float], others: str) -> None:
+    (found,) = load_rewards([name.format(others)], weights=[], registry=Registry.discover())
+    assert score(SAMPLES, rewards=[found]).total == totals
+    assert found.name == ("x" if name.startswith("x=") else name.format(others))
+    assert list(check_rewards(make_config({"reward": [name.format(others)]}), registry=Registry.discover())) == []
+
+
+def test_trl_gets_messages_where_the_prompt_is_a_chat(tmp_path: Path) -> None:
+    (tmp_path / "chat.py").write_text(
+        "def f(prompts, completions, **kwargs):\n    return [float(p[-1]['role'] == 'user') + len(c[0]['content'])\n"
+        "            for p, c in zip(prompts, completions)]\n"
+    )
+    row = {"prompt": [{"role": "user", "content": "hi"}]}
+    sample = Sample(prompt="<user>hi", completion="four", row=row)
+    function = load(f"trl:{tmp_path / 'chat.py'}:f")
+    assert score([sample], rewards=[NamedReward(name="f", function=function)]).total == [5.0]
+
+
+def test_the_ground_truth_of_verls_own_rows() -> None:
+    def grade(solution_str: str, ground_truth: str, data_source: str) -> float:
+        return float(ground_truth == "7" and data_source == "gsm8k")
+
+    from lightrft.rewards.adapters import adapted
+
+    row = {"data_source": "gsm8k", "reward_model": {"style": "rule", "ground_truth": "7"}}
+    assert adapted(grade, adapter="verl", input_key="prompt")([Sample(prompt="p", completion="c", row=row)]) == [1.0]
+
+
+def test_without_its_adapter_the_line_says_which(others: str) -> None:
+    for function, adapter in (("of_trl", "trl"), ("of_verl", "verl")):
+        with pytest.raises(RewardError, match=f"parameters of a {adapter} reward function; give it as {adapter}:{others}:{function}"):
+            load(f"{others}:{function}")
+    with pytest.raises(RewardError, match=r"a verl reward returned a dict without 'score' \(keys: acc\)"):
+        of(load(f"verl:{others}:scoreless"))
+
+
+CODE = [Sample(prompt="p", completion="x = 1", answer="assert x == 1")]
+
+
+@pytest.mark.parametrize("name", ["lightrft.rewards.code:code_reward", "FILE", "code"])
+def test_a_models_program_never_runs_without_permission_whatever_the_reward_is_called(name: str, tmp_path: Path) -> None:
+    (tmp_path / "wraps.py").write_text("from lightrft.rewards.code import code_reward\ndef f(samples):\n    return code_reward(samples)\n")
+    name = f"{tmp_path / 'wraps.py'}:f" if name == "FILE" else name
+    registry = Registry.discover()
+    for early in (False, True):
+        found: list[Any] = []
+
+        def ask(found: list[Any] = found) -> None:
+            with pytest.raises(CodePermissionError, match="allow_code_execution is off; set --allow_code_execution"):
+                score(CODE, rewards=rewards_of(make_config({"reward": [name]}), registry=registry))
+            allowed = make_config({"reward": [name], "allow_code_execution": True})
+            assert list(check_rewards(allowed, registry=registry)) == []
+            found.append(score(CODE, rewards=rewards_of(allowed, registry=registry)).total)
+
+        if early:  # rewards while the engine generates are asked in a thread
+            thread = threading.Thread(target=ask)
+            thread.start()
+            thread.join()
+        else:
+            ask()
+        assert found == [[1.0]]
+
+
+def test_by_hand_it_runs() -> None:
+    assert code_reward(CODE) == [1.0]
