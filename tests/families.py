@@ -49,7 +49,20 @@ WITH_BUFFERS: dict[str, Callable[[], Any]] = {
 }
 """Families whose state dict has buffers: a router's bias, an activation's constants, a layer's scale."""
 
-FAMILIES: dict[str, Callable[[], Any]] = dict(WITH_BUFFERS)
+PLAIN: dict[str, Callable[[], Any]] = {
+    "mixtral": lambda: tf.MixtralForCausalLM(tf.MixtralConfig(**BLOCKS, num_local_experts=4, num_experts_per_tok=2)),
+    "qwen3-moe": lambda: tf.Qwen3MoeForCausalLM(
+        tf.Qwen3MoeConfig(**BLOCKS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)
+    ),
+    "gpt-neox": lambda: tf.GPTNeoXForCausalLM(tf.GPTNeoXConfig(**SMALL, intermediate_size=96, num_attention_heads=2)),
+    "granite-moe": lambda: tf.GraniteMoeForCausalLM(tf.GraniteMoeConfig(**BLOCKS, num_local_experts=4, num_experts_per_tok=2)),
+    "gemma3": lambda: tf.Gemma3ForCausalLM(tf.Gemma3TextConfig(**BLOCKS)),
+    "gpt2": lambda: tf.GPT2LMHeadModel(
+        tf.GPT2Config(vocab_size=64, n_positions=256, n_embd=64, n_layer=2, n_head=2, pad_token_id=0, bos_token_id=2, eos_token_id=1)
+    ),
+}
+
+FAMILIES: dict[str, Callable[[], Any]] = WITH_BUFFERS | PLAIN
 
 
 def make_family(name: str, *, seed: int = 0) -> Any:

@@ -116,6 +116,9 @@ class Config(BaseModel):
     # Model
     model_name_or_path: str = _field("", "model", "HF folder or hub name of the actor (and of the initial model)")
     trust_remote_code: bool = _field(False, "model", "let the model's repository run its own code")
+    save_dtype: Literal["source", "float32", "bfloat16", "float16"] = _field(
+        "source", "model", "dtype of the weights in `model/` and `ema_model/`; source: of each tensor as in the model's own folder"
+    )
     lora_rank: CountOrOff = _field(0, "model", "train low-rank adapters of this rank instead of the weights (LoRA); 0 = the weights")
     lora_alpha: Positive = _field(16.0, "model", "scale of the adapters times their rank")
     lora_target_modules: list[str] = _field(["all-linear"], "model", "ends of the names of the layers that get adapters, or all-linear")

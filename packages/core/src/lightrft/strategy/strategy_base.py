@@ -288,10 +288,23 @@ class StrategyBase(StrategyHooks, EngineSide):
         """Restores what `save_ema_model` saved, on any number of ranks. Raises CheckpointError as `load_ckpt`."""
         checkpoint.load(self, Path(folder), model=ema_model, optimizer=None, scheduler=None)
 
-    def save_model(self, model: torch.nn.Module, folder: str | Path, *, tokenizer: Any = None) -> Path:
-        """Writes a HF folder (config, safetensors, tokenizer) on rank 0, under a temporary name first; adapters are merged."""
+    def save_model(self, model: torch.nn.Module, folder: str | Path, *, tokenizer: Any = None, source: str | Path | None = None) -> Path:
+        """Writes a HF folder (config, safetensors, tokenizer) on rank 0, under a temporary name first; adapters are merged.
+
+        `source` is what the model was loaded from (default: what its configuration says): the files beside its weights come along, and
+        with `save_dtype` `source` the dtypes on disk.
+
+        Raises:
+            CheckpointError: it cannot be written (PeerError on the other ranks; what was there stays).
+        """
         return hf_export.save_hf_folder(
-            Path(folder), hf_model=self.unwrap(model), buckets=self.export_weights(model), tokenizer=tokenizer, world=self.world
+            Path(folder),
+            hf_model=self.unwrap(model),
+            buckets=self.export_weights(model),
+            tokenizer=tokenizer,
+            world=self.world,
+            source=source,
+            dtype=self.config.save_dtype,
         )
 
     def save_adapter(self, model: torch.nn.Module, folder: str | Path) -> Path:

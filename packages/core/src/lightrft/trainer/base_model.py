@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from lightrft.config.eval_files import eval_files
 from lightrft.config.schema import Config
@@ -27,6 +28,7 @@ from lightrft.models.scratch import bpe_tokenizer, char_tokenizer, scratch_model
 from lightrft.plugins.registry import Registry
 from lightrft.rewards.load import NamedReward, rewards_of
 from lightrft.rewards.score import score
+from lightrft.strategy.source_folder import source_folder
 from lightrft.trainer.prompts import prompt_set
 from lightrft.trainer.warmup import Example, WarmupSettings, warm_up
 from lightrft.types import Request
@@ -49,9 +51,19 @@ def prepare_base_model(config: Config, *, folder: Path, registry: Registry, log:
         if config.sft_steps:
             _warm_up(config, tokenizer=tokenizer, model=model, registry=registry, log=log)
         with no_progress_bars():
-            model.to("cpu").save_pretrained(folder)
+            _save(model.to("cpu"), folder, source=config.model_name_or_path)
             tokenizer.save_pretrained(folder)
     return folder
+
+
+def _save(model: Any, folder: Path, *, source: str) -> None:
+    """As `save_pretrained`; what lay beside the weights that were loaded comes along as it was, and is not checked again."""
+    found = source_folder(source)
+    if found.folder is not None:
+        plain: Any = GenerationConfig  # transformers does not annotate its constructor
+        model.generation_config = plain()
+    model.save_pretrained(folder)
+    found.copy_files(folder)
 
 
 def target_text(row: Any, *, config: Config) -> str:

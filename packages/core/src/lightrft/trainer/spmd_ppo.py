@@ -174,13 +174,17 @@ class SPMDPPOTrainer(TrainerParts):
         """Writes the actor as a HF folder `model` in the run folder, and its adapters, if any, beside it as `adapter`. Collective."""
         if self.config.lora_rank:
             self.strategy.save_adapter(self.actor, Path(self.config.output_dir) / "adapter")
-        return self.strategy.save_model(self.actor, Path(self.config.output_dir) / "model", tokenizer=self.tokenizer)
+        return self._save_folder(self.actor, "model")
 
     def save_ema_model(self) -> Path | None:
         """Writes the moving average of the actor, where there is one, as a HF folder `ema_model` in the run folder. Collective."""
         if self.ema_model is None:
             return None
-        return self.strategy.save_model(self.ema_model, Path(self.config.output_dir) / EMA_MODEL, tokenizer=self.tokenizer)
+        return self._save_folder(self.ema_model, EMA_MODEL)
+
+    def _save_folder(self, model: torch.nn.Module, name: str) -> Path:
+        folder, source = Path(self.config.output_dir) / name, self.config.model_name_or_path or None
+        return self.strategy.save_model(model, folder, tokenizer=self.tokenizer, source=source)
 
     @property
     def evaluation_due(self) -> bool:

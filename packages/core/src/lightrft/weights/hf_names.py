@@ -1,7 +1,8 @@
-"""Under which names does a model's folder hold a tensor that its modules call otherwise? Engines read and update by the folder's names."""
+"""The names under which a model's folder holds tensors that its modules call otherwise: engines read by them, and folders are saved so."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -51,3 +52,18 @@ class FileNames:
             with torch.device("meta"):
                 self._model = factory.from_config(config, trust_remote_code=self._trust_remote_code)
         return self._model
+
+
+def under_file_names(state: dict[str, torch.Tensor], model: Any, model_class: Any) -> dict[str, torch.Tensor]:
+    """The state dict as `save_pretrained` of that class writes it; the same values, views of the tensors where they are divided.
+
+    A twin without values stands for `model`, whose class and modules a strategy or peft may have wrapped.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    with torch.device("meta"):
+        twin = model_class(copy.deepcopy(model.config))
+    if hasattr(model, "_weight_conversions"):  # those that were used when it was loaded
+        twin._weight_conversions = model._weight_conversions
+    converted: dict[str, torch.Tensor] = revert_weight_conversion(twin, state)
+    return converted

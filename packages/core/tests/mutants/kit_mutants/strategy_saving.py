@@ -105,13 +105,13 @@ class LoadsWhatIsNotThere(SingleStrategy):
 
 @mutant("single", "the HF folder holds rounded weights", test="a_saved_model_loads_in_transformers", words="the saved folder differs")
 class SavesRounded(SingleStrategy):
-    def save_model(self, model: Module, folder: str | Path, *, tokenizer: Any = None) -> Path:
+    def save_model(self, model: Module, folder: str | Path, **given: Any) -> Path:
         import copy
 
         rounded = copy.deepcopy(model)
         for parameter in rounded.parameters():
             parameter.data = parameter.data.bfloat16().float()
-        return super().save_model(rounded, folder, tokenizer=tokenizer)
+        return super().save_model(rounded, folder, **given)
 
 
 @mutant("single", "the optimizer's state is lost when it is offloaded", test=OFFLOAD, words="did not come back as it left")
