@@ -146,7 +146,12 @@ class RequestOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What a reward function sees: the prompt's text, the completion's text alone, the reference answer, the whole data row."""
+    """What a reward function sees of one completion.
+
+    `prompt` is the prompt's text as the model read it, special tokens included. `completion` is the text without special tokens,
+    `raw_completion` with them, the stop token last; `token_ids` are the T sampled tokens. `answer` is the label as text; where the column
+    holds a list of accepted ones, `answers` are all of them and `answer` is the first. `row` is the whole data row.
+    """
 
     prompt: str
     completion: str
@@ -154,3 +159,11 @@ class Sample:
     row: Mapping[str, Any] = field(default_factory=dict)
     finish_reason: FinishReason = "stop"
     num_tokens: int = 0
+    answers: tuple[str, ...] = ()
+    token_ids: Sequence[int] = ()
+    raw_completion: str = ""
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """Every answer that counts as right: `answers`, or `answer` alone; none where there is no label."""
+        return self.answers or (() if self.answer is None else (self.answer,))

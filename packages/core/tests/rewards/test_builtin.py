@@ -21,6 +21,11 @@ def test_exact_match() -> None:
     assert exact_match(samples) == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
 
 
+def test_any_of_several_accepted_answers_is_right() -> None:
+    samples = [Sample(prompt="p", completion=c, answer="12", answers=("12", "twelve ")) for c in ("12", " twelve", "12 twelve", "")]
+    assert exact_match(samples) == [1.0, 1.0, 0.0, 0.0]
+
+
 def test_exact_match_needs_an_answer() -> None:
     with pytest.raises(ValueError, match=r"sample 1 has no reference answer .*'what'.*set label_key"):
         exact_match([Sample(prompt="p", completion="1", answer="1"), Sample(prompt="what", completion="1")])

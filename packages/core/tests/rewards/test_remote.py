@@ -122,7 +122,8 @@ def test_batches_in_order_with_bounded_concurrency() -> None:
         assert len(server.requests) == 11 and 2 <= server.most <= 3
         assert RemoteReward("judge", server.url, settings)([]) == [] and len(server.requests) == 11
     first = server.requests[0]
-    assert first["protocol"] == 1 and set(first["samples"][0]) == {"prompt", "completion", "answer", "finish_reason", "num_tokens", "row"}
+    fields = {"prompt", "completion", "raw_completion", "answer", "answers", "finish_reason", "num_tokens", "row"}
+    assert first["protocol"] == 1 and set(first["samples"][0]) == fields
 
 
 def test_a_server_that_recovers_is_asked_again() -> None:

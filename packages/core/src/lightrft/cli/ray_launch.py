@@ -50,7 +50,7 @@ def _fit(config: Config, *, mode: str, num_workers: int) -> dict[str, Any]:
 
     cluster: Any = ray  # its functions are not annotated
     has_gpus = cluster.cluster_resources().get("GPU", 0) > 0
-    folder = Path(config.output_dir).expanduser().resolve()
+    folder = Path(config.output_dir).resolve()
     summary = folder / FOLDER / "summary.json"
     trainer = TorchTrainer(
         _rank,

@@ -66,7 +66,7 @@ def _critic(config: Config, spec: AdvantageSpec) -> Iterator[str]:
                 yield f"{name}={value!r} has no effect: advantage_estimator={spec.name!r} has no critic; leave it out, or use gae"
     elif config.critic_model_name_or_path:
         path = config.critic_model_name_or_path
-        folder = Path(path).expanduser()
+        folder = Path(path)
         if folder.is_dir() and not (folder / "config.json").is_file():
             yield f"critic_model_name_or_path={path!r}: the folder has no config.json; give a folder written by save_pretrained"
         elif not folder.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):

@@ -243,7 +243,7 @@ def _evaluation(config: Config) -> Iterator[str]:
         yield from error.problems
         return
     for path in files.values():
-        if not Path(path).expanduser().exists():
+        if not Path(path).exists():
             yield f"eval_data={path!r}: no such file or folder"
     for k in config.eval_k:
         if k > config.eval_n:
@@ -259,7 +259,7 @@ def _model_folder(config: Config) -> Iterator[str]:
     if not path:
         yield "model_name_or_path is not set; give a HF model folder or a hub name"
         return
-    folder = Path(path).expanduser()
+    folder = Path(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             yield f"model_name_or_path={path!r}: the folder has no config.json; give a folder written by save_pretrained"
@@ -278,15 +278,15 @@ def _output_folder(config: Config) -> Iterator[str]:
 
 
 def _holds_run(folder: str) -> bool:
-    return os.path.exists(os.path.join(os.path.expanduser(folder), "config.yaml"))
+    return os.path.exists(os.path.join(folder, "config.yaml"))
 
 
 def _inside(path: str, folder: str) -> bool:
-    return bool(path) and Path(folder).expanduser().resolve() in Path(path).expanduser().resolve().parents
+    return bool(path) and Path(folder).resolve() in Path(path).resolve().parents
 
 
 def _writable(name: str, value: str) -> Iterator[str]:
-    folder = Path(value).expanduser().absolute()
+    folder = Path(value).absolute()
     nearest_there = next(p for p in [folder, *folder.parents] if os.path.exists(p))  # Path.exists raises where a parent may not be read
     if not nearest_there.is_dir():
         yield f"{name}={value!r}: {str(nearest_there)!r} is a file; give a folder"

@@ -25,7 +25,7 @@ def make_config(values: Mapping[str, Any]) -> Config:
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """A YAML recipe as a mapping. Raises ConfigError: missing file, malformed YAML (line), not a mapping."""
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
         values = yaml.safe_load(text)

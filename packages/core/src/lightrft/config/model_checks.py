@@ -53,7 +53,7 @@ def model_shape(config: Config, model_path: str | None = None) -> ModelShape | N
             head_size=config.scratch_hidden // config.scratch_heads,
             context=None,
         )
-    file = Path(model_path or config.model_name_or_path).expanduser() / "config.json"
+    file = Path(model_path or config.model_name_or_path) / "config.json"
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # told by those who need the folder

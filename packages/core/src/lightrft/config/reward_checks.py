@@ -60,7 +60,7 @@ def _permission(config: Config, registry: Registry) -> Iterator[str]:
 def _one(reward: str, registry: Registry) -> Iterator[str]:
     model = model_folder(reward)
     if model is not None:
-        yield from _model(reward, Path(model.path).expanduser())
+        yield from _model(reward, Path(model.path))
         return
     address = server_address(reward)
     if address is not None:
@@ -75,7 +75,7 @@ def _one(reward: str, registry: Registry) -> Iterator[str]:
         return
     other = adapted_function(reward)
     path, _, function = (other.place if other else reward).rpartition(":")
-    if path.endswith(".py") and not Path(path).expanduser().is_file():
+    if path.endswith(".py") and not Path(path).is_file():
         yield f"reward={reward!r}: no such file {path!r}; the form is path/to/file.py:function"
     elif not (path and function):
         yield f"reward={reward!r} is not of the form module:function or path/to/file.py:function"

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from lightrft.config.paths import expanded, expanded_word
+
 
 def _no_bool(value: Any) -> Any:
     # pydantic reads yes as 1, and YAML has many words for yes
@@ -44,6 +46,8 @@ AtLeastOne = Annotated[float, Field(ge=1), NoBool]
 AboveOne = Annotated[float, Field(gt=1), NoBool]
 Share = Annotated[float, Field(gt=0, le=1), NoBool]
 RegularExpression = Annotated[str, AfterValidator(_regular_expression)]
+PathText = Annotated[str, AfterValidator(expanded)]
+PathWord = Annotated[str, AfterValidator(expanded_word)]
 StopString = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0), NoBool]
 Decay = Annotated[float, Field(ge=0, lt=1), NoBool]
@@ -114,7 +118,7 @@ class Config(BaseModel):
     mismatch_floor: Share01 = _field(0.0, "engine", "with mask: importance weights below this get no weight either")
 
     # Model
-    model_name_or_path: str = _field("", "model", "HF folder or hub name of the actor (and of the initial model)")
+    model_name_or_path: PathText = _field("", "model", "HF folder or hub name of the actor (and of the initial model)")
     trust_remote_code: bool = _field(False, "model", "let the model's repository run its own code")
     save_dtype: Literal["source", "float32", "bfloat16", "float16"] = _field(
         "source", "model", "dtype of the weights in `model/` and `ema_model/`; source: of each tensor as in the model's own folder"
@@ -138,8 +142,8 @@ class Config(BaseModel):
     sft_target_reward: Number = _field(0.0, "model", "stop the warm-up at this greedy reward on the evaluation data; 0 = run all steps")
 
     # Data
-    prompt_data: str = _field("", "data", "training prompts: .jsonl, .parquet, or a `datasets` folder")
-    eval_data: Annotated[list[str], BeforeValidator(_one_or_more)] = _field(
+    prompt_data: PathText = _field("", "data", "training prompts: .jsonl, .parquet, or a `datasets` folder")
+    eval_data: Annotated[list[PathWord], BeforeValidator(_one_or_more)] = _field(
         [], "data", "evaluation prompts, likewise: one or several files, each PATH or NAME=PATH; none: no evaluation"
     )
     input_key: str = _field("prompt", "data", "column of the prompt")
@@ -159,7 +163,7 @@ class Config(BaseModel):
     )
     eval_k: list[Count] = _field([], "data", "k of pass@k, maj@k and avg@k, each at most eval_n; none: 1 and eval_n")
     eval_right_at: Number = _field(1.0, "data", "reward from which on a completion counts as right (pass@k, maj@k)")
-    eval_out: str = _field("", "data", "file for all completions of `lightrft eval` (.jsonl); train writes eval_samples-STEP.jsonl")
+    eval_out: PathText = _field("", "data", "file for all completions of `lightrft eval` (.jsonl); train writes eval_samples-STEP.jsonl")
 
     # Rollout
     rollout_batch_size: Count = _field(128, "rollout", "prompts of one rollout")
@@ -199,7 +203,7 @@ class Config(BaseModel):
     mixed_mm_data: bool = _field(False, "rollout", "text and image prompts in one batch")
 
     # Rewards
-    reward: list[str] = _field(
+    reward: list[PathWord] = _field(
         ["exact_match"],
         "reward",
         "rewards: plugin name, module:function, path/to/file.py:function, a server: [name=]http://host:port/path, or a model: "
@@ -240,7 +244,7 @@ class Config(BaseModel):
         "auto", "algorithm", "advantages to mean 0, deviation 1 over all tokens of a rollout; auto: where the estimator asks for it"
     )
     normalize_rewards: bool = _field(False, "algorithm", "rewards to mean 0, deviation 1 of all rewards of the run so far")
-    critic_model_name_or_path: str = _field("", "algorithm", "HF folder or hub name of the critic's start (gae); empty: the actor's")
+    critic_model_name_or_path: PathText = _field("", "algorithm", "HF folder or hub name of the critic's start (gae); empty: the actor's")
     critic_learning_rate: Positive = _field(1e-5, "algorithm", "peak learning rate of the critic's AdamW")
     critic_warmup_steps: CountOrOff = _field(0, "algorithm", "first rollouts in which the critic learns alone")
     value_clip: PositiveOrOff = _field(0.2, "algorithm", "how far values may move in an update before their loss is clipped; 0 = off")
@@ -281,9 +285,9 @@ class Config(BaseModel):
 
     # Run
     seed: CountOrOff = _field(42, "run", "of everything random")
-    output_dir: str = _field("runs/lightrft", "run", "the run folder: configuration, metrics, plots, the model")
+    output_dir: PathText = _field("runs/lightrft", "run", "the run folder: configuration, metrics, plots, the model")
     overwrite_output_dir: bool = _field(False, "run", "allow a run folder that holds another run, and replace it")
-    log_dir: str = _field("", "run", "folder of logs and plots; empty: the run folder")
+    log_dir: PathText = _field("", "run", "folder of logs and plots; empty: the run folder")
     plot_every: CountOrOff = _field(10, "run", "steps between two plots: distributions of lengths and rewards, curves; 0 = none")
     save_samples: CountOrOff = _field(3, "run", "completions of each rollout kept in samples.jsonl: best, worst and median first; 0 = none")
     eval_every: CountOrOff = _field(0, "run", "steps between two evaluations; 0 = only before and after")
@@ -292,7 +296,7 @@ class Config(BaseModel):
     keep_best: CountOrOff = _field(0, "run", "checkpoints that stay beside the newest: the best ones by best_metric")
     best_metric: str = _field("eval/reward", "run", "metric that the best checkpoints are chosen by, where it was measured")
     best_mode: Literal["max", "min"] = _field("max", "run", "whether more or less of it is better")
-    resume_from: str = _field("", "run", "go on from this checkpoint (RUN/checkpoints/step-N), or from the run folder's `latest`")
+    resume_from: PathText = _field("", "run", "go on from this checkpoint (RUN/checkpoints/step-N), or from the run folder's `latest`")
     loggers: list[str] = _field(["console", "jsonl"], "run", "any installed loggers by name")
     monitor_steps: Count = _field(
         5, "run", "steps in a row that entropy or the critic's explained variance must look wrong before the run says so"

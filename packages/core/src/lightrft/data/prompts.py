@@ -16,13 +16,16 @@ PLACEHOLDER = "{prompt}"
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One prompt of P tokens. `index`: its row in the file, from 0; `text`: after the template; `answer`: the label as text."""
+    """One prompt of P tokens. `index`: its row in the file, from 0; `text`: after the template; `answer`: the label as text, of a list of
+    accepted ones the first, with all of them in `answers`.
+    """
 
     index: int
     text: str
     token_ids: tuple[int, ...]
     answer: str | None
     row: Mapping[str, Any]
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

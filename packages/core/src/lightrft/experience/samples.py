@@ -10,17 +10,22 @@ from lightrft.types import RequestOutput, Sample
 
 
 def samples_of(prompts: Sequence[Prompt], outputs: Sequence[RequestOutput], *, tokenizer: Any) -> list[Sample]:
-    """One sample per completion, prompt by prompt; texts are decoded here, in one batch, without special tokens."""
+    """One sample per completion, prompt by prompt; texts are decoded here, in one batch each, without and with special tokens."""
     pairs = [(prompt, completion) for prompt, output in zip(prompts, outputs, strict=True) for completion in output.completions]
-    texts = tokenizer.batch_decode([list(completion.token_ids) for _, completion in pairs], skip_special_tokens=True)
+    ids = [list(completion.token_ids) for _, completion in pairs]
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    raw = tokenizer.batch_decode(ids, skip_special_tokens=False)
     return [
         Sample(
             prompt=prompt.text,
             completion=text,
             answer=prompt.answer,
+            answers=prompt.answers,
             row=prompt.row,
             finish_reason=completion.finish_reason,
             num_tokens=len(completion.token_ids),
+            token_ids=token_ids,
+            raw_completion=with_special,
         )
-        for (prompt, completion), text in zip(pairs, texts, strict=True)
+        for (prompt, completion), token_ids, text, with_special in zip(pairs, ids, texts, raw, strict=True)
     ]

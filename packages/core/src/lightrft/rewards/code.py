@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from lightrft.rewards.exact_match import required_answer
+from lightrft.rewards.exact_match import required_answers
 from lightrft.rewards.permission import require_code_execution
 from lightrft.rewards.sandbox import passes
 from lightrft.types import Sample
@@ -30,7 +30,7 @@ def code_reward(samples: Sequence[Sample], *, weak: bool = False) -> list[float]
         RewardError: this system gives no whole sandbox, and `weak` is not set.
     """
     require_code_execution()
-    tests = [required_answer(sample, index) for index, sample in enumerate(samples)]
+    tests = ["\n".join(required_answers(sample, index)) for index, sample in enumerate(samples)]
     if not tests:
         return []
     with ThreadPoolExecutor(min(MAX_RUNNING, os.cpu_count() or 1, len(samples)), thread_name_prefix="code") as pool:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from lightrft.rewards.equality import equal_expressions, require_math_verify
-from lightrft.rewards.exact_match import required_answer
+from lightrft.rewards.exact_match import required_answers
 from lightrft.rewards.final_answer import MARK, final_answer
 from lightrft.rewards.plain_text import plain
 from lightrft.rewards.quantity import NO_NUMBER, quantity, same_quantity
@@ -27,7 +27,7 @@ _BRACKETED = re.compile(r"([\[(])(.*)([\])])", re.DOTALL)
 
 
 def math_reward(samples: Sequence[Sample]) -> list[float]:
-    r"""1.0 where the completion's final answer equals the reference's, else 0.0.
+    r"""1.0 where the completion's final answer equals the reference's, or that of one of several accepted references, else 0.0.
 
     `lightrft.rewards.final_answer` says where the final answer stands. Numbers (with units, signs of currency and percent, separators of
     thousands, as fractions, mixed numbers or plain arithmetic) are compared exactly here, other expressions by math-verify in one process
@@ -39,16 +39,19 @@ def math_reward(samples: Sequence[Sample]) -> list[float]:
     """
     require_math_verify()
     rewards = [0.0] * len(samples)
-    unsettled: dict[int, tuple[str, str]] = {}
+    unsettled: list[tuple[int, tuple[str, str]]] = []
     for index, sample in enumerate(samples):
-        reference, found = _reference(sample, index), final_answer(sample.completion)
-        same = False if found is None else same_answer(reference, found)
-        if same is None and found is not None:
-            unsettled[index] = (reference, found)
-        rewards[index] = float(bool(same))
-    verdicts = equal_expressions(unsettled.values())
-    for index, pair in unsettled.items():
-        rewards[index] = float(verdicts[pair])
+        references = [_reference(answer, index) for answer in required_answers(sample, index)]
+        found = final_answer(sample.completion)
+        if found is None:
+            continue
+        same = {reference: same_answer(reference, found) for reference in references}
+        rewards[index] = float(any(same.values()))
+        if not rewards[index]:
+            unsettled += [(index, (reference, found)) for reference, verdict in same.items() if verdict is None]
+    verdicts = equal_expressions(pair for _, pair in unsettled)
+    for index, pair in unsettled:
+        rewards[index] = max(rewards[index], float(verdicts[pair]))
     return rewards
 
 
@@ -74,17 +77,15 @@ def same_answer(reference: str, found: str) -> bool | None:
     return _same_elements(reference, found)
 
 
-def _reference(sample: Sample, index: int) -> str:
-    answer = required_answer(sample, index)
+def _reference(given: str, index: int) -> str:
+    answer = given
     if MARK in answer:
         answer = answer.rpartition(MARK)[2].strip().partition("\n")[0]
     elif len(answer) > ANSWER_CHARS or r"\boxed" in answer:
         answer = final_answer(answer) or ""
     stripped = answer.strip().replace("\\$", "$").strip("$ ").rstrip(".").strip("$ ")
     if not stripped:
-        raise ValueError(
-            f"sample {index}: the reference {(sample.answer or '')[:60]!r} holds no answer; set label_key to the column with the answers"
-        )
+        raise ValueError(f"sample {index}: the reference {given[:60]!r} holds no answer; set label_key to the column with the answers")
     return stripped
 
 

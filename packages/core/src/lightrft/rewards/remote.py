@@ -121,6 +121,8 @@ def _request(samples: Sequence[Sample]) -> bytes:
             "prompt": s.prompt,
             "completion": s.completion,
             "answer": s.answer,
+            "answers": list(s.accepted),
+            "raw_completion": s.raw_completion,
             "finish_reason": s.finish_reason,
             "num_tokens": s.num_tokens,
             "row": dict(s.row),

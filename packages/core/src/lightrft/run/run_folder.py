@@ -47,7 +47,7 @@ def open_run_folder(config: Config, *, backend: Mapping[str, Any], registry: Reg
     Raises:
         RunFolderError: it holds another run and `overwrite_output_dir` is not set, or it cannot be written.
     """
-    folder = Path(config.output_dir).expanduser()
+    folder = Path(config.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CONFIG_FILE).exists() and not goes_on:
@@ -64,12 +64,12 @@ def open_run_folder(config: Config, *, backend: Mapping[str, Any], registry: Reg
 
 def log_folder(config: Config) -> Path:
     """Where logs and plots go: `log_dir`, else the run folder."""
-    return Path(config.log_dir or config.output_dir).expanduser()
+    return Path(config.log_dir or config.output_dir)
 
 
 def write_summary(config: Config, summary: Mapping[str, Any]) -> Path:
     """Writes `summary.json` into the run folder, whole or not at all."""
-    path = Path(config.output_dir).expanduser() / SUMMARY_FILE
+    path = Path(config.output_dir) / SUMMARY_FILE
     _write(path, json.dumps(dict(summary), indent=2) + "\n")
     return path
 
@@ -78,7 +78,7 @@ def _make_room(config: Config) -> None:
     if not config.overwrite_output_dir:
         remedies = "choose another folder, set --overwrite_output_dir, or --resume_from latest"
         raise RunFolderError(f"output_dir={config.output_dir!r} holds another run; {remedies}")
-    folder, logs = Path(config.output_dir).expanduser(), log_folder(config)
+    folder, logs = Path(config.output_dir), log_folder(config)
     for path in (*(folder / name for name in OWN_FILES), *(path for name in OWN_LOGS for path in logs.glob(name))):
         if path.is_dir():
             shutil.rmtree(path)

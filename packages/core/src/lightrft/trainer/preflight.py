@@ -58,7 +58,7 @@ def _data(config: Config, mode: Mode) -> list[str]:
         needed.append((config.prompt_data, [*columns, *imitated]))
     if mode not in ("bisect", "invariance") and not problems_of(lambda: eval_files(config.eval_data)):
         needed += [(path, columns) for path in eval_files(config.eval_data).values()]
-    there = [(path, required) for path, required in needed if path and Path(path).expanduser().exists()]
+    there = [(path, required) for path, required in needed if path and Path(path).exists()]
     problems = [line for path, required in there for line in problems_of(partial(load_rows, path, required=required))]
     if problems or len(there) < len(needed) or not config.reward_key or mode not in ("train", "eval"):
         return problems

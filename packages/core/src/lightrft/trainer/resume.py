@@ -74,7 +74,7 @@ def check_resume(config: Config) -> Path:
     Raises:
         CheckpointError: no checkpoint, a damaged one, other settings, or newer checkpoints in the same run folder.
     """
-    run = Path(config.output_dir).expanduser()
+    run = Path(config.output_dir)
     folder = find(config.resume_from, run=run)
     if config.overwrite_output_dir and in_run(folder, run):
         raise CheckpointError(

@@ -57,7 +57,7 @@ def evaluate(config: Config, *, registry: Registry | None = None) -> dict[str, A
     rewards = build_rewards(config, strategy)
     result = evaluate_sets(sets, strategy=strategy, config=config, tokenizer=tokenizer, rewards=rewards)
     if config.eval_out and strategy.is_rank_0:
-        write_rows(Path(config.eval_out).expanduser(), result.rows)
+        write_rows(Path(config.eval_out), result.rows)
     strategy.shutdown()
     metrics = {name.removeprefix("eval/"): value for name, value in result.metrics.items()}
     return metrics | {"num_prompts": sum(map(len, sets.values())), "samples": best_worst_median(result.rows)}
@@ -109,7 +109,7 @@ def share_base_model(strategy: StrategyBase, make: Callable[[], Path]) -> str:
 def _base_model(config: Config, strategy: StrategyBase) -> Path:
     """Opens the run folder and gives the base model: of the run that is resumed, where that made one."""
     source = check_resume(config) if config.resume_from else None
-    goes_on = source is not None and in_run(source, Path(config.output_dir).expanduser())
+    goes_on = source is not None and in_run(source, Path(config.output_dir))
     folder = open_run_folder(config, backend=strategy.describe(), goes_on=goes_on)
     made = source.parent.parent / "base" if source is not None else None
     if made is not None and (made / "config.json").is_file():

@@ -63,7 +63,7 @@ class Saver:
         self.ema_model = ema_model
         self.requests = StopRequests()
         self.seconds = 0.0
-        self._run = Path(config.output_dir).expanduser()
+        self._run = Path(config.output_dir)
         self._marked: tuple[int, State] | None = None
         self._value: float | None = None
         self._on_disk = -1

@@ -125,7 +125,7 @@ class SPMDPPOTrainer(TrainerParts):
     def begin(self) -> None:
         """Before the first step: the engine gets the actor's weights, which are evaluated; or those of a checkpoint. Collective."""
         if self.config.resume_from:
-            folder = find(self.config.resume_from, run=Path(self.config.output_dir).expanduser())
+            folder = find(self.config.resume_from, run=Path(self.config.output_dir))
             self.step = self.saver.load(folder)
             self.strategy.print(f"resumed from {folder}, step {self.step} of {self.num_steps}")
         self.learner.start()  # masters are there before the first update
