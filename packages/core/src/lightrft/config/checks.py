@@ -16,6 +16,7 @@ from lightrft.config.ignored import ignored_settings, is_given
 from lightrft.config.metric_names import never_logged
 from lightrft.config.model_checks import engine_fit
 from lightrft.config.reward_checks import check_rewards
+from lightrft.config.row_checks import row_fit
 from lightrft.config.schema import Config
 from lightrft.errors import ConfigError, PluginError
 from lightrft.plugins.registry import PluginEntry, Registry
@@ -66,7 +67,7 @@ def check(config: Config, *, registry: Registry, world_size: int, typed: Collect
     `typed` names the settings that stood on the command line, where a default can mean more than silence.
     """
     problems = [*_sizes(config, world_size), *_choices(config), *algorithm_problems(config, registry), *ignored_settings(config)]
-    problems += [*_files(config), *_plugins(config, registry, world_size)]
+    problems += [*_files(config), *row_fit(config, world_size=world_size), *_plugins(config, registry, world_size)]
     problems += _typed(config, registry, typed)
     problems += check_rewards(config, registry=registry)
     if problems:
@@ -133,7 +134,8 @@ def check_bisect(config: Config, *, registry: Registry, world_size: int) -> None
 def check_invariance(config: Config, *, registry: Registry, world_size: int) -> None:
     """What the check of a recipe's update needs: strategy, engine, algorithm, a model and prompts; no batch sizes, no run folder."""
     problems = [*_model_folder(config), *_data_file(config, "prompt_data"), *_tp_size(config, world_size)]
-    problems += [*algorithm_problems(config, registry), *_plugins(config, registry, world_size)]
+    problems += [*algorithm_problems(config, registry), *row_fit(config, world_size=world_size)]
+    problems += _plugins(config, registry, world_size)
     if not config.prompt_data:
         problems.append("prompt_data is not set; give a .jsonl or .parquet file or a `datasets` folder")
     if config.use_mp_opt:

@@ -53,18 +53,26 @@ def model_shape(config: Config, model_path: str | None = None) -> ModelShape | N
             head_size=config.scratch_hidden // config.scratch_heads,
             context=None,
         )
+    values = model_values(config, model_path)
+    return None if values is None else _shape_of(values)
+
+
+def model_values(config: Config, model_path: str | None = None) -> dict[str, Any] | None:
+    """The config.json of a folder, what it says of the text model on top; None where there is nothing to read here."""
+    if config.scratch_tokenizer != "none" and model_path is None:
+        return None
     file = Path(model_path or config.model_name_or_path) / "config.json"
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # told by those who need the folder
         return None
-    return _shape_of(found) if isinstance(found, dict) else None
-
-
-def _shape_of(found: dict[str, Any]) -> ModelShape:
+    if not isinstance(found, dict):
+        return None
     text = found.get("text_config")
-    values = found | text if isinstance(text, dict) else found
+    return found | text if isinstance(text, dict) else found
 
+
+def _shape_of(values: dict[str, Any]) -> ModelShape:
     def number(*names: str) -> int | None:
         return next((values[name] for name in names if isinstance(values.get(name), int)), None)
 

@@ -1,0 +1,140 @@
+"""Evidence, before the first packed pass of a model, that its packed rows do not mix: a few passes over a few tokens.
+
+What a model is (`config.packable`) is asked when a run starts. This finds what no list of models knows: layers that
+look across a row in another way, positions that do not start again, windows of which only the mask knew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from lightrft.distributed.mesh import Axis
+from lightrft.distributed.sequence import gather, padded_offsets, shard
+from lightrft.errors import ModelError
+from lightrft.models.attention import MaskAsked, Segments, Watch, packed_forward
+
+FIRST = 5
+"""Tokens of the first sequence; the second has a multiple of the ranks that share it, so that alone it needs no padding."""
+
+Outputs = Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, Watch]]
+
+LEAK = 1e-2
+"""Of what a changed sequence changes in itself: more in the other one is no rounding, also in bfloat16."""
+
+
+@torch.no_grad()
+def check_packing(
+    forward: Callable[..., torch.Tensor], config: Any, *, device: torch.device, setting: str, axis: Axis | None = None
+) -> None:
+    """Compares a row of two sequences with one whose first sequence is another, and with the second alone.
+
+    `forward` takes the model's arguments and gives something [1, s, C] of each token: logits, values or hidden
+    states; `config` is the model's. Collective over the ranks that share the model's parameters or the row (three
+    forward passes).
+
+    Raises:
+        ModelError: the second sequence noticed; names `setting`.
+    """
+    second = -(-8 // (axis.size if axis else 1)) * (axis.size if axis else 1)
+    text = config.get_text_config()
+    sequences = [_tokens(config, seed, n).to(device) for seed, n in enumerate((FIRST, FIRST, second))]
+    with torch.compiler.set_stance("force_eager"):
+        problem = _problem_of(lambda row: _outputs(forward, row, axis), sequences, text)
+    if problem:
+        raise ModelError(f"{setting}: models of type {text.model_type!r} cannot be packed: {problem}; leave {setting.split('=')[0]} out")
+
+
+def _tokens(config: Any, seed: int, length: int) -> torch.Tensor:
+    """Random ones, none of which stands for an image or a video."""
+    special = [getattr(config, f"{kind}_token_id", None) for kind in ("image", "video", "audio")]
+    ids = torch.randint(0, config.get_text_config().vocab_size, (length,), generator=torch.Generator().manual_seed(seed))
+    plain = next(i for i in range(len(special) + 1) if i not in special)
+    return torch.where(torch.isin(ids, torch.tensor([i for i in special if i is not None], dtype=ids.dtype)), plain, ids)
+
+
+def _problem_of(outputs: Outputs, sequences: Sequence[torch.Tensor], config: Any) -> str:
+    first, other, second = sequences
+    try:
+        both, _ = outputs([first, second])
+        changed, _ = outputs([other, second])
+        alone, watch = outputs([second])
+    except ModelError as error:
+        return str(error)
+    except (TypeError, ValueError, IndexError, AttributeError) as error:
+        return f"it fails on a packed row, {type(error).__name__}: {' '.join(str(error).split())}"
+    return _mixing(both, changed, alone) or _of_masks(watch, config)
+
+
+def _outputs(forward: Callable[..., torch.Tensor], sequences: Sequence[torch.Tensor], axis: Axis | None) -> tuple[torch.Tensor, Watch]:
+    """float32 [S, C] of a packed row."""
+    ids = torch.cat(list(sequences))[None]
+    positions = torch.cat([torch.arange(len(x), device=ids.device) for x in sequences])[None]
+    borders = torch.tensor([0, *(len(x) for x in sequences)], device=ids.device).cumsum(0).to(torch.int32)
+    length = ids.shape[1]
+    if axis is not None:
+        ids, positions, borders = shard(ids, axis), shard(positions, axis), padded_offsets(borders, axis)
+    row = Segments(offsets=borders, longest=max(map(len, sequences)), axis=axis)
+    with packed_forward() as watch:
+        out = forward(input_ids=ids, position_ids=positions, **row.inputs())[0].float()
+    return (out if axis is None else gather(out.T, length, axis).T), watch
+
+
+def _mixing(both: torch.Tensor, changed: torch.Tensor, alone: torch.Tensor) -> str:
+    effect = float((both - changed)[:FIRST].abs().max())
+    leak = float((both - changed)[FIRST:].abs().max())
+    if effect == 0:
+        return "what it gives for a token does not depend on the tokens, so nothing can be seen"
+    if leak > LEAK * effect:
+        return f"other tokens in one sequence move the logits of the next by {leak:.1e} (their own by {effect:.1e})"
+    apart = float((both[FIRST:] - alone).abs().max())
+    if apart > LEAK * effect:
+        return f"the logits of a sequence depend by {apart:.1e} on its place in the row (its tokens move them by {effect:.1e})"
+    return ""
+
+
+def _of_masks(watch: Watch, config: Any) -> str:
+    """Whether layers know of the windows that their masks would have had, and masks have nothing but windows."""
+    odd = [mask for mask in watch.masks if not _is_causal(mask)]
+    if odd:
+        return "some of its layers attend in chunks, in both directions or in blocks, which only their masks know"
+    masks = {mask.window for mask in watch.masks}
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    lost = masks - watch.windows - {None} if "sliding_attention" in kinds else set()
+    made_up = watch.windows - masks
+    if masks and (lost or made_up):
+        return f"its masks have windows {_words(masks)}, its layers ask for {_words(watch.windows)}"
+    return ""
+
+
+def _is_causal(mask: MaskAsked) -> bool:
+    """Whether a token sees itself and what is before it, `window` of them; tried at places of a long row."""
+    if mask.is_custom:
+        return False
+    window = mask.window
+    far = 4 * (window or 1000)
+    for query in (1, far // 4 - 1, far // 4, far // 4 + 1, far - 1):
+        keys = {query: True, query + 1: False, query - 1: window != 1, 0: window is None or query < window}
+        if window is not None:
+            keys |= {query - window + 1: True, query - window: False}
+        for key, expected in keys.items():
+            if key >= 0 and _sees(mask.sees, query, key) != expected:
+                return False
+    return True
+
+
+def _sees(sees: Callable[..., Any], query: int, key: int) -> bool | None:
+    row, head, at, seen = (torch.tensor(n) for n in (0, 0, query, key))
+    try:
+        return bool(sees(row, head, at, seen))
+    except (
+        IndexError,
+        RuntimeError,
+    ):  # it reads a table of the row's length: something of this row, and no rule
+        return None
+
+
+def _words(windows: set[int | None]) -> str:
+    return ", ".join(sorted("no window" if window is None else str(window) for window in windows)) or "nothing"
