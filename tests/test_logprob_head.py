@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import transformers
 
 from lightrft.config.load import make_config
-from lightrft.models.heads import LabelRequest, make_logprob_head, score_labels
+from lightrft.models.heads import LabelRequest, score_labels
 from lightrft.models.lora import add_lora
 from lightrft.strategy.factory import get_strategy
 from lightrft.testing import run_spmd
@@ -58,13 +59,11 @@ def measure(backends: dict[str, dict[str, Any]], kinds: tuple[str, ...], chunk_s
 def _gradients(strategy: Any, kind: str, chunk_size: int) -> dict[str, torch.Tensor]:
     model = _model(kind)
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    if chunk_size != LOGITS:
-        make_logprob_head(model, chunk_size=chunk_size or None)
     model, optimizer = strategy.prepare_trainable(model, optimizer=GRADIENT_STEP)
     rows = ragged_rows(0)
     mine = cut(rows, world_size=2, num_micro=3)[strategy.world.rank]
     micros = mine if strategy.world.world_size > 1 else [rows]
-    loss = _logit_loss if chunk_size == LOGITS else _column_loss
+    loss = _logit_loss if chunk_size == LOGITS else partial(_column_loss, chunk_size or None)
     strategy.accumulate(micros, lambda micro: loss(model, micro) / count(rows), model, optimizer)
     strategy.optimizer_step(optimizer, model, None, "actor")
     moved = {w.names[0]: w.tensor.cpu() for bucket in strategy._export_weights(model, None, 2**30) for w in bucket}
@@ -110,11 +109,11 @@ def _logit_loss(model: Any, micro: list[Row]) -> torch.Tensor:
     return _loss(warm.gather(1, labels[:, None])[:, 0], plain.gather(1, labels[:, None])[:, 0], entropy)
 
 
-def _column_loss(model: Any, micro: list[Row]) -> torch.Tensor:
+def _column_loss(chunk_size: int | None, model: Any, micro: list[Row]) -> torch.Tensor:
     ids, rows, labels = _padded(micro)
-    request = LabelRequest(rows=rows, labels=labels, temperatures=(TEMPERATURE, 1.0), entropy=True)
+    request = LabelRequest(rows=rows, labels=labels, temperatures=(TEMPERATURE, 1.0), entropy=True, chunk_size=chunk_size)
     columns = score_labels(model, request, input_ids=ids)
-    return _loss(*columns.logprobs, columns.entropies[0])
+    return _loss(*columns.all())
 
 
 def _loss(warm: torch.Tensor, plain: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:

@@ -78,7 +78,6 @@ ASKED = {
     "use_mp_opt": True,
     "sp_size": 2,
     "packing_samples": True,
-    "fused_linear_logprob": True,
     "engine_tp_size": 2,
     "engine_mem_util": 0.5,
     "stop": ["\n"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightrft.errors import ModelError
-from lightrft.models.heads import LabelRequest, make_logprob_head, score_labels
+from lightrft.models.heads import LabelRequest, score_labels
 from lightrft.models.lora import add_lora
 from lightrft.strategy.recompute import recompute_activations
 from lightrft.testing.architectures import SMALL, make_model
@@ -21,10 +22,11 @@ WITHOUT_HEAD_DIM = {key: value for key, value in SMALL.items() if key != "head_d
 MADE_HERE = {
     "gemma2 capped": lambda: tf.Gemma2ForCausalLM(tf.Gemma2Config(**SMALL, final_logit_softcapping=0.3)),
     "cohere": lambda: tf.CohereForCausalLM(tf.CohereConfig(**WITHOUT_HEAD_DIM, logit_scale=0.1875)),
+    "hyperclovax": lambda: tf.HyperCLOVAXForCausalLM(tf.HyperCLOVAXConfig(**SMALL, logits_scaling=0.6)),
     "granite": lambda: tf.GraniteForCausalLM(tf.GraniteConfig(**SMALL, logits_scaling=6.0)),
     "phi": lambda: tf.PhiForCausalLM(tf.PhiConfig(**WITHOUT_HEAD_DIM)),
 }
-"""Soft cap and tied head; logits times a scale, tied; logits over a scale; a bias."""
+"""Soft cap and tied head; logits times a scale, once tied; logits over a scale; a bias."""
 
 KINDS = ("qwen3", "llama", "llama tied", "gpt2", "qwen3-moe", "qwen2.5-vl", *MADE_HERE)
 BOTH = pytest.mark.parametrize("chunk_size", [None, 3], ids=["plain", "fused"])
@@ -48,12 +50,11 @@ def model_of(kind: str) -> Any:
 def from_logits(model: Any) -> list[torch.Tensor]:
     logits = model(input_ids=IDS, use_cache=False).logits.flatten(0, 1)[ROWS].float()
     normalized = [(logits / temperature).log_softmax(-1) for temperature in REQUEST.temperatures]
-    return [n.gather(1, LABELS[:, None])[:, 0] for n in normalized] + [-(n.exp() * n).sum(-1) for n in normalized]
+    return [*(n.gather(1, LABELS[:, None])[:, 0] for n in normalized), -(normalized[0].exp() * normalized[0]).sum(-1)]
 
 
 def from_head(model: Any, request: LabelRequest = REQUEST) -> list[torch.Tensor]:
-    columns = score_labels(model, request, input_ids=IDS)
-    return [*columns.logprobs, *columns.entropies]
+    return list(score_labels(model, request, input_ids=IDS).all())
 
 
 def gradients(model: Any, columns: list[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -65,8 +66,7 @@ def gradients(model: Any, columns: list[torch.Tensor]) -> dict[str, torch.Tensor
 def assert_same_numbers(model: Any, chunk_size: int | None) -> None:
     expected = from_logits(model)
     expected_gradients = gradients(model, expected)
-    make_logprob_head(model, chunk_size=chunk_size)
-    found = from_head(model)
+    found = from_head(model, replace(REQUEST, chunk_size=chunk_size))
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=2e-6)
     found_gradients = gradients(model, found)
@@ -113,7 +113,8 @@ def test_recomputed_activations(chunk_size):
 
 
 def test_a_copy_of_the_model_has_a_head_of_its_own():
-    model = make_logprob_head(make_model("llama"))
+    model = make_model("llama")
+    from_head(model)
     other = copy.deepcopy(model)
     torch.nn.init.zeros_(other.lm_head.weight)
     assert from_head(other)[0].tolist() == pytest.approx([-torch.log(torch.tensor(64.0)).item()] * len(ROWS))
@@ -123,9 +124,9 @@ def test_a_copy_of_the_model_has_a_head_of_its_own():
 @BOTH
 def test_no_labels_give_gradients_of_zero(chunk_size):
     """A rank without work takes part in the backward pass of every parameter."""
-    model = make_logprob_head(make_model("llama tied"), chunk_size=chunk_size)
+    model = make_model("llama tied")
     none = torch.zeros(0, dtype=torch.long)
-    columns = from_head(model, LabelRequest(rows=none, labels=none, entropy=True))
+    columns = from_head(model, LabelRequest(rows=none, labels=none, entropy=True, chunk_size=chunk_size))
     assert [column.shape for column in columns] == [(0,), (0,)]
     found = gradients(model, columns)
     assert found.keys() == dict(model.named_parameters()).keys()
@@ -133,7 +134,7 @@ def test_no_labels_give_gradients_of_zero(chunk_size):
 
 
 def test_only_labelled_positions_reach_the_vocabulary():
-    model = make_logprob_head(make_model("llama"))
+    model = make_model("llama")
     from_head(model)
     with _Products() as products:
         from_head(model)
@@ -141,13 +142,13 @@ def test_only_labelled_positions_reach_the_vocabulary():
 
 
 def test_no_gradients_without_grad():
-    model = make_logprob_head(make_model("qwen3"))
+    model = make_model("qwen3")
     with torch.no_grad():
         assert not any(column.requires_grad for column in from_head(model))
 
 
 def test_the_head_is_a_linear_layer_again_after_an_error():
-    model = make_logprob_head(make_model("llama"))
+    model = make_model("llama")
     with pytest.raises(IndexError):
         from_head(model, LabelRequest(rows=torch.tensor([10**6]), labels=torch.tensor([0])))
     assert model(input_ids=IDS).logits.shape == (3, 9, 64)
@@ -162,8 +163,8 @@ def test_a_model_that_does_something_else_to_its_logits_is_refused():
 
     model = make_model("llama")
     model.__class__ = Sigmoid
-    with pytest.raises(ModelError, match=r"Sigmoid turns the results .* of its output layer into the logits .*; log-probs are possible"):
-        from_head(make_logprob_head(model))
+    with pytest.raises(ModelError, match=r"Sigmoid turns the results .* into logits \[0.7310.* scale 1.0 and soft cap None"):
+        from_head(model)
 
 
 def test_a_model_that_changes_the_type_of_its_logits_is_refused():
@@ -175,15 +176,13 @@ def test_a_model_that_changes_the_type_of_its_logits_is_refused():
 
     model = make_model("llama")
     model.__class__ = Half
-    with pytest.raises(ModelError, match=r"came back as torch.bfloat16 \[1, 1, 5\]"):
-        from_head(make_logprob_head(model))
+    with pytest.raises(ModelError, match=r"into logits .* of torch.bfloat16"):
+        from_head(model)
 
 
 def test_what_has_no_head_is_refused():
     with pytest.raises(ModelError, match="has no output layer; log-probs need"):
-        make_logprob_head(make_model("classifier"))
-    with pytest.raises(ModelError, match="has no head for log-probs; call make_logprob_head"):
-        from_head(make_model("llama"))
+        from_head(make_model("classifier"))
 
 
 class _Products(TorchDispatchMode):

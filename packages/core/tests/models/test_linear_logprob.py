@@ -37,8 +37,7 @@ def test_three_tokens_by_hand(chunk_size):
     columns = linear_logprob([(hidden, weight)], torch.tensor([1]), spec=spec)
     assert columns.logprobs[0].item() == pytest.approx(log(1 / 4))
     assert columns.logprobs[1].item() == pytest.approx(log(4 / 30))
-    assert columns.entropies[0].item() == pytest.approx(log(8) / 8 + log(4) / 4 + log(8 / 5) * 5 / 8)
-    assert columns.entropies[1].item() == pytest.approx(log(30) / 30 + log(30 / 4) * 4 / 30 + log(30 / 25) * 25 / 30)
+    assert columns.entropy.item() == pytest.approx(log(8) / 8 + log(4) / 4 + log(8 / 5) * 5 / 8)
     (columns.logprobs[0] + 3 * columns.logprobs[1]).sum().backward()
     expected = [a + 3 * 2 * b for a, b in zip((-1 / 8, 3 / 4, -5 / 8), (-1 / 30, 26 / 30, -25 / 30), strict=True)]
     assert weight.grad[:, 0].tolist() == pytest.approx(expected, rel=1e-6)
@@ -51,7 +50,7 @@ def test_gradient_of_the_entropy_by_hand(chunk_size):
     hidden, weight = torch.ones(1, 1), weights(0.0, log(2), log(5))
     spec = LogprobSpec(entropy=True, chunk_size=chunk_size)
     columns = linear_logprob([(hidden, weight)], torch.tensor([1]), spec=spec)
-    columns.entropies[0].sum().backward()
+    columns.entropy.sum().backward()
     p = (1 / 8, 1 / 4, 5 / 8)
     entropy = -sum(x * log(x) for x in p)
     assert weight.grad[:, 0].tolist() == pytest.approx([-x * (log(x) + entropy) for x in p], rel=1e-5)
@@ -79,8 +78,8 @@ def test_forbidden_tokens_have_probability_0_and_no_part_in_the_entropy(chunk_si
     spec = LogprobSpec(temperatures=(1.0, 0.5), entropy=True, chunk_size=chunk_size)
     columns = linear_logprob([(hidden, weight)], torch.tensor([3, 0]), spec=spec, bias=bias)
     assert columns.logprobs[0].tolist() == pytest.approx([log(1 / 4), -torch.inf])
-    assert columns.entropies[0].tolist() == pytest.approx([log(8) / 8 + log(4) / 4 + log(8 / 5) * 5 / 8] * 2)
-    (columns.logprobs[0][0] + columns.entropies[1].sum()).backward()
+    assert columns.entropy.tolist() == pytest.approx([log(8) / 8 + log(4) / 4 + log(8 / 5) * 5 / 8] * 2)
+    (columns.logprobs[0][0] + columns.entropy.sum()).backward()
     assert all(tensor.grad.isfinite().all() for tensor in (hidden, weight, bias))
     assert bias.grad[:2].tolist() == [0.0, 0.0]
 
@@ -99,8 +98,8 @@ def test_values_and_gradients_are_those_of_autograd_in_float64(chunk_size, size,
     expected = _by_definition(pairs, labels, spec, bias)
     upstream = [random(size) for _ in expected]
     inputs = [tensor for pair in pairs for tensor in pair] + ([] if bias is None else [bias])
-    gradients = [_gradients(columns, upstream, inputs) for columns in (found.logprobs + found.entropies, expected)]
-    for mine, theirs in zip([*found.logprobs, *found.entropies, *gradients[0]], [*expected, *gradients[1]], strict=True):
+    gradients = [_gradients(columns, upstream, inputs) for columns in (found.all(), expected)]
+    for mine, theirs in zip([*found.all(), *gradients[0]], [*expected, *gradients[1]], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
@@ -133,7 +132,7 @@ def test_bfloat16_is_as_near_to_float64_as_logits_are(chunk_size, monkeypatch):
             columns = _by_definition([(leaves[0], leaves[1])], labels, spec, None)
         else:
             found = linear_logprob([(leaves[0], leaves[1])], labels, spec=spec)
-            columns = found.logprobs + found.entropies
+            columns = found.all()
         gradients = torch.autograd.grad(sum((c * (1 + i)).sum() for i, c in enumerate(columns)), leaves)
         return [tensor.detach().double() for tensor in (*columns, *gradients)]
 
@@ -152,7 +151,7 @@ def test_no_tensor_is_larger_than_a_chunk():
     for chunk_size, bound in ((None, plain_logprob.PLAIN_CHUNK * 32), (8, 64 * 4)):  # 64 x 4 is the hidden states' gradient
         with _Largest() as largest:
             columns = linear_logprob([(hidden, weight)], labels, spec=LogprobSpec(entropy=True, chunk_size=chunk_size))
-            (columns.logprobs[0] + columns.entropies[0]).sum().backward()
+            (columns.logprobs[0] + columns.entropy).sum().backward()
         assert largest.numel <= max(bound, 64 * 4), (chunk_size, largest.numel)
 
 
@@ -182,7 +181,7 @@ def _by_definition(pairs: Any, labels: torch.Tensor, spec: LogprobSpec, bias: to
     logits = spec.transform((raw if bias is None else raw + bias).to(torch.promote_types(raw.dtype, torch.float32)))
     normalized = [(logits / temperature).log_softmax(-1) for temperature in spec.temperatures]
     logprobs = [n.gather(1, labels[:, None])[:, 0] for n in normalized]
-    return (*logprobs, *(-(n.exp() * n).sum(-1) for n in normalized))
+    return (*logprobs, -(normalized[0].exp() * normalized[0]).sum(-1)) if spec.entropy else tuple(logprobs)
 
 
 def _gradients(columns: Any, upstream: list[torch.Tensor], inputs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:

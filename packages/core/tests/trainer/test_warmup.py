@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import PretrainedConfig
 
 from lightrft.models.scratch import char_tokenizer, scratch_model
 from lightrft.trainer.warmup import Example, WarmupSettings, shuffled_batches, target_loss, warm_up
@@ -20,10 +21,19 @@ class Bigram(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = torch.nn.Parameter(torch.tensor(PROBABILITIES).log())
+        self.head = torch.nn.Linear(3, 3, bias=False)
+        self.config = PretrainedConfig()
+        self.head.weight = torch.nn.Parameter(torch.tensor(PROBABILITIES).log().T)
+
+    @property
+    def table(self) -> torch.Tensor:
+        return self.head.weight.T
+
+    def get_output_embeddings(self) -> torch.nn.Linear:
+        return self.head
 
     def forward(self, *, input_ids, use_cache):
-        return SimpleNamespace(logits=self.table[input_ids])
+        return SimpleNamespace(logits=self.head(torch.nn.functional.one_hot(input_ids, 3).float()))
 
 
 EXAMPLES = [Example(prompt=[0], target=[1, 2]), Example(prompt=[2, 1], target=[1])]

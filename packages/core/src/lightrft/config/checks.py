@@ -46,7 +46,6 @@ NEEDS = (
     Need("use_mp_opt", "strategy", Capability.MIXED_PRECISION_OPTIMIZER),
     Need("sp_size", "strategy", Capability.SEQUENCE_PARALLEL),
     Need("packing_samples", "strategy", Capability.PACKING),
-    Need("fused_linear_logprob", "strategy", Capability.FUSED_LOGPROB),
     Need("engine_tp_size", "engine", Capability.TENSOR_PARALLEL),
     Need("engine_mem_util", "engine", Capability.MEM_UTIL),
     Need("stop", "engine", Capability.STOP_STRINGS),

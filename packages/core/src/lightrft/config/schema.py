@@ -79,8 +79,8 @@ class Config(BaseModel):
         False, "strategy", "compute the activations of each block again in the backward pass instead of keeping them"
     )
     packing_samples: bool = _field(False, "strategy", "pack several samples into one row")
-    fused_linear_logprob: bool = _field(False, "strategy", "compute log-probs in chunks without keeping logits")
-    chunk_size: Count = _field(4096, "strategy", "tokens per chunk of the fused log-probs")
+    fused_linear_logprob: bool = _field(False, "strategy", "compute log-probs by blocks of tokens and vocabulary, in less memory")
+    chunk_size: Count = _field(4096, "strategy", "tokens at a time of the fused log-probs")
 
     # Inference engine
     engine_type: str = _field("vllm", "engine", "any installed engine by name")
@@ -308,3 +308,8 @@ class Config(BaseModel):
         0.05, "run", "share of the entropy of the first 3 rollouts below which the run says so; 0 = never"
     )
     kl_limit: Positive = _field(1.0, "run", "nats per token from the initial model beyond which the run says so")
+
+    @property
+    def fused_chunk(self) -> int | None:
+        """Tokens at a time of the fused log-probs; None: the plain ones are asked for."""
+        return self.chunk_size if self.fused_linear_logprob else None

@@ -21,7 +21,7 @@ def score_logprobs(
     """The log-prob of each sampled token under `model`, float32 [S] on the CPU (0 elsewhere), for each temperature. Collective."""
 
     def forward(micro: MicroBatch) -> Sequence[torch.Tensor]:
-        return score_tokens(model, micro, temperatures=temperatures).logprobs
+        return score_tokens(model, micro, temperatures=temperatures, fused_chunk=strategy.config.fused_chunk).logprobs
 
     return score_columns(forward, batch, number=len(temperatures), strategy=strategy, size=micro_batch_size)
 

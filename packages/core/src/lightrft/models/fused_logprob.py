@@ -66,7 +66,7 @@ class FusedLogprob(torch.autograd.Function):
         ctx.save_for_backward(labels, bias, lse, mean, *tensors)
         temperatures = torch.tensor(spec.temperatures, dtype=lse.dtype).to(lse.device, non_blocking=True)
         logprobs = at_label / temperatures[:, None] - lse
-        return tuple(logprobs) + (tuple(lse - mean) if spec.entropy else ())
+        return (*logprobs, lse[0] - mean) if spec.entropy else tuple(logprobs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -78,12 +78,12 @@ class FusedLogprob(torch.autograd.Function):
 
 
 def _statistics(layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits at the labels [S]; and for each temperature logsumexp(z) and, for the entropy, sum(p z), both [K, S]."""
+    """Logits at the labels [S]; logsumexp(z) for each temperature [K, S]; for the entropy, sum(p z) at the first [S]."""
     spec, size = layer.spec, len(layer.labels)
     dtype = sum_dtype(layer.weights[0])
     at_label = layer.hidden[0].new_full((size,), torch.nan, dtype=dtype)  # stays NaN for a label that is no token
     lse = at_label.new_full((len(spec.temperatures), size), -torch.inf)
-    mean = torch.zeros_like(lse)
+    mean = torch.zeros_like(at_label)
     lowest = torch.finfo(dtype).min
     for block in layer.blocks():
         for rows in layer.chunks():
@@ -94,17 +94,17 @@ def _statistics(layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
                 z = logits if temperature == 1.0 else logits / temperature
                 of_block = z.logsumexp(-1)
                 total = torch.logaddexp(lse[k, rows], of_block)
-                if spec.entropy:
+                if spec.entropy and k == 0:
                     safe = total.clamp_min(lowest)  # where all tokens so far are forbidden
                     of_z = (z - safe[:, None]).exp_().mul_(z.clamp_min(lowest)).sum(-1)
-                    mean[k, rows] = mean[k, rows] * (lse[k, rows] - safe).exp() + of_z
+                    mean[rows] = mean[rows] * (lse[k, rows] - safe).exp() + of_z
                 lse[k, rows] = total
     return at_label, lse, mean
 
 
 @dataclass(frozen=True)
 class _Upstream:
-    """What the backward pass is given, beside what the forward pass kept: gradients of log-probs and entropies, None where unused."""
+    """What the backward pass is given, beside what the forward pass kept: gradients of log-probs and entropy, None where unused."""
 
     lse: Tensor
     mean: Tensor
@@ -118,13 +118,13 @@ class _Upstream:
         total = None
         for k, temperature in enumerate(temperatures):
             by_logprob = self.gradients[k]
-            by_entropy = self.gradients[k + len(temperatures)] if layer.spec.entropy else None
+            by_entropy = self.gradients[-1] if layer.spec.entropy and k == 0 else None
             if by_logprob is None and by_entropy is None:
                 continue
             z = logits if temperature == 1.0 else logits / temperature
             part = (z - self.lse[k, rows, None]).exp_()
             if by_entropy is not None:
-                factor = z.clamp_min(torch.finfo(z.dtype).min).sub_(self.mean[k, rows, None]).mul_(by_entropy[rows, None])
+                factor = z.clamp_min(torch.finfo(z.dtype).min).sub_(self.mean[rows, None]).mul_(by_entropy[rows, None])
                 part.mul_(factor if by_logprob is None else factor.add_(by_logprob[rows, None])).neg_()
             elif by_logprob is not None:
                 part.mul_(-by_logprob[rows, None])

@@ -1,16 +1,16 @@
 """The output layer that gives log-probabilities of labels instead of logits where it is asked to, inside the model's own forward pass.
 
 Backends gather a sharded weight for the forward pass of the module that holds it, and again when the gradient of the module's result
-arrives. So the log-probs are computed where the logits would be. What the layer returns for the model to go on with is a *marker*, five
+arrives. So the log-probs are computed where the logits would be. What the layer returns for the model to go on with is a *marker*, a few
 numbers that carry no information about the text: whatever the model does to its logits (soft-capping, scaling) happens to the marker, and
-shows what has to be done to each chunk of logits. The columns leave by the side, and autograd is told that the marker belongs to them, so
-that the backend's hooks on it run before the layer's backward pass.
+is compared with what was done to each chunk of logits. The columns leave by the side, and autograd is told that the marker belongs to
+them, so that the backend's hooks on it run before the layer's backward pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -23,8 +23,15 @@ from lightrft.models.logprob_spec import LogitTransform, LogprobColumns, Logprob
 Tensor = torch.Tensor
 T = TypeVar("T")
 
-MARKER = (1.0, 2.0**-12, -3.0, 40.0, 1e30)
-"""Values that tell a scale and a soft cap apart from anything else: `_transform_from`."""
+MARKER = (1.0, -3.0, 40.0, -700.0)
+"""Both ends of a soft cap and its middle."""
+
+TOLERANCE = 1e-5
+
+MULTIPLIED = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+DIVIDED = ("logits_scaling",)
+NOT_DIVIDED = {"hyperclovax": "multiplied", "minicpm3": "inside"}
+"""Fields of configurations for the factor of the logits; families that mean another thing by the last ("inside": the hidden states)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +46,8 @@ class LabelRequest:
     labels: Tensor
     temperatures: tuple[float, ...] = (1.0,)
     entropy: bool = False
+    chunk_size: int | None = None
+    """As the last three of `LogprobSpec`."""
 
 
 class WeightedLinear(nn.Linear):
@@ -63,9 +72,9 @@ class LogprobHead(WeightedLinear):
 class _Scoring:
     """What a head is asked at the moment, and what it knows about its model."""
 
-    def __init__(self, *, chunk_size: int | None) -> None:
-        self.chunk_size = chunk_size
-        self.transform: LogitTransform | None = None
+    def __init__(self, transform: LogitTransform) -> None:
+        self.transform = transform
+        self.verified = False
         self.request: LabelRequest | None = None
         self.columns: LogprobColumns | None = None
 
@@ -77,34 +86,31 @@ class _Scoring:
         """Computes the columns; returns the marker."""
         assert self.request is not None
         marker = torch.tensor(MARKER, device=self.request.labels.device)[None, None]
-        if self.transform is None:
-            return marker
         spec = LogprobSpec(
             temperatures=self.request.temperatures,
             entropy=self.request.entropy,
             transform=self.transform,
-            chunk_size=self.chunk_size,
+            chunk_size=self.request.chunk_size,
         )
         found = linear_logprob(terms, self.request.labels, spec=spec, bias=bias)
         attach: Any = _Attach.apply
         attached: Tensor
-        attached, *columns = attach(marker, *found.logprobs, *found.entropies)
-        count = len(found.logprobs)
-        self.columns = LogprobColumns(tuple(columns[:count]), tuple(columns[count:]))
+        attached, *columns = attach(marker, *found.all())
+        self.columns = LogprobColumns.of(columns, count=len(found.logprobs))
         return attached
 
 
-def make_logprob_head(model: nn.Module, *, chunk_size: int | None = None) -> nn.Module:
-    """Changes the output layer of `model` in place, so that `score_labels` can ask it; returns the model.
+def make_logprob_head(model: nn.Module) -> Any:
+    """Changes the output layer of `model` in place to one that `score_labels` can ask; returns the layer.
 
-    The layer stays where it is, with the same parameters under the same names, tied ones too; only its class changes. Before a strategy
-    prepares the model, after adapters are added. `chunk_size` as in `LogprobSpec`.
+    The layer stays where it is, with the same parameters under the same names, tied ones too, and a backend's hooks: only its class
+    changes. Adapters on it have to be there already.
 
     Raises:
         ModelError: the model has no output layer of its own, or one that is not linear.
     """
-    find: Any = getattr(model, "get_output_embeddings", None)
-    head: Any = None if find is None else find()
+    owner: Any = next((module for module in model.modules() if hasattr(type(module), "get_output_embeddings")), None)
+    head: Any = None if owner is None else owner.get_output_embeddings()
     if type(head) is nn.Linear:
         head.__class__ = LogprobHead
     elif hasattr(head, "base_layer"):
@@ -114,35 +120,45 @@ def make_logprob_head(model: nn.Module, *, chunk_size: int | None = None) -> nn.
     else:
         found = "no output layer" if head is None else f"an output layer of class {type(head).__name__}"
         raise ModelError(f"{type(model).__name__} has {found}; log-probs need a torch.nn.Linear there: take a causal language model")
-    head.scoring = _Scoring(chunk_size=chunk_size)
-    return model
+    head.scoring = _Scoring(transform_of(owner.config.get_text_config()))
+    return head
+
+
+def transform_of(config: Any) -> LogitTransform:
+    """What a model of this (text) configuration does to its logits. A wrong guess is an error of the first pass."""
+    scale = 1.0
+    for name in MULTIPLIED:
+        scale *= getattr(config, name, None) or 1.0
+    for name in DIVIDED:
+        factor = getattr(config, name, None) or 1.0
+        how = NOT_DIVIDED.get(config.model_type.partition("_")[0], "divided")
+        scale *= {"divided": 1 / factor, "multiplied": factor, "inside": 1.0}[how]
+    return LogitTransform(scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
 
 
 def score_labels(model: Any, request: LabelRequest, **inputs: Any) -> LogprobColumns:
     """One forward pass of `model(**inputs)`, prepared by any strategy; columns [M], with gradients where grad is enabled.
 
-    Collective where the model is sharded. The first call for a model makes a pass more, in which it learns what the model does to logits.
+    Collective where the model is sharded. The first call for a model makes its head, and verifies that nothing else is done to its logits.
 
     Raises:
-        ModelError: no `make_logprob_head` was called on the model, or it does to its logits what cannot be done chunk by chunk.
+        ModelError: as `make_logprob_head`, or the model does to its logits what its configuration does not say.
     """
     scoring = _scoring_of(model)
     scoring.request = request
     try:
-        if scoring.transform is None:
-            with torch.no_grad():
-                scoring.transform = _transform_from(_marker(model, inputs), model)
-        marker = _marker(model, inputs)
+        marker: Tensor = model(**inputs, use_cache=False).logits
         columns = scoring.columns
         assert columns is not None
     finally:
         scoring.request = scoring.columns = None
+    if not scoring.verified:
+        _verify(marker, scoring.transform, model)
+        scoring.verified = True
     if not marker.requires_grad:
         return columns
     join: Any = _Join.apply
-    joined = join(marker, *columns.logprobs, *columns.entropies)
-    count = len(columns.logprobs)
-    return replace(columns, logprobs=tuple(joined[:count]), entropies=tuple(joined[count:]))
+    return LogprobColumns.of(join(marker, *columns.all()), count=len(columns.logprobs))
 
 
 class _Attach(torch.autograd.Function):
@@ -172,35 +188,23 @@ class _Join(torch.autograd.Function):
         return ctx.like, *columns
 
 
-def _marker(model: Any, inputs: dict[str, Any]) -> Tensor:
-    marker: Tensor = model(**inputs, use_cache=False).logits
-    if marker.shape[-1] != len(MARKER) or marker.dtype != torch.float32:
-        raise ModelError(
-            f"{type(model).__name__}: its output layer's result came back as {marker.dtype} {list(marker.shape)} in place of "
-            f"float32 [1, 1, {len(MARKER)}]: something behind the layer changes the logits' shape or type, such as an adapter that was "
-            "added after make_logprob_head"
-        )
-    return marker
-
-
-def _transform_from(marker: Tensor, model: Any) -> LogitTransform:
-    """The scale and the soft cap that turn `MARKER` into what came back."""
-    one, small, *_, limit = found = marker.flatten().tolist()
-    capped = abs(limit) < MARKER[-1] / 1e6  # no scale is that small
-    scale = small / MARKER[1] if capped else one
-    near_one = 1e-5  # what float32 leaves of tanh
-    transform = LogitTransform(scale=1.0 if abs(scale - 1.0) < near_one else scale, softcap=limit if capped else None)
+def _verify(marker: Tensor, transform: LogitTransform, model: Any) -> None:
+    """Raises ModelError where the model did to the marker something else than was done to the logits."""
+    found = marker.detach().flatten().tolist()
     expected = transform(torch.tensor(MARKER)).tolist()
-    if not all(abs(f - e) <= near_one * abs(e) for f, e in zip(found, expected, strict=True)):
+    same = len(found) == len(expected) and all(abs(f - e) <= TOLERANCE * abs(e) for f, e in zip(found, expected, strict=True))
+    if not same or marker.dtype != torch.float32:
+        known = ", ".join([*MULTIPLIED, *DIVIDED])
         raise ModelError(
-            f"{type(model).__name__} turns the results {list(MARKER)} of its output layer into the logits {found}; log-probs are possible "
-            "where a model scales its logits and bounds them by tanh, or leaves them as they are"
+            f"{type(model).__name__} turns the results {list(MARKER)} of its output layer into logits {found[:8]} of {marker.dtype}, "
+            f"and its configuration says scale {transform.scale!r} and soft cap {transform.softcap!r}; log-probs are possible where a "
+            f"model scales its logits by one of {known} and bounds them by final_logit_softcapping, or leaves them as they are"
         )
-    return transform
 
 
 def _scoring_of(model: nn.Module) -> _Scoring:
     for module in model.modules():
         if isinstance(scoring := getattr(module, "scoring", None), _Scoring):
             return scoring
-    raise ModelError(f"{type(model).__name__} has no head for log-probs; call make_logprob_head before the strategy prepares it")
+    made: _Scoring = make_logprob_head(model).scoring
+    return made

@@ -28,5 +28,4 @@ def linear_logprob(terms: Terms, labels: Tensor, *, spec: LogprobSpec, bias: Ten
     """
     implementation: Any = PlainLogprob if spec.chunk_size is None else FusedLogprob
     found = implementation.apply(spec, labels, bias, *(tensor for pair in terms for tensor in pair))
-    count = len(spec.temperatures)
-    return LogprobColumns(tuple(found[:count]), tuple(found[count:]))
+    return LogprobColumns.of(found, count=len(spec.temperatures))

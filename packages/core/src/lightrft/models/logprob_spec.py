@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,7 @@ class LogitTransform:
 
 @dataclass(frozen=True, kw_only=True)
 class LogprobSpec:
-    """What is computed, and how. Logits are divided by each of `temperatures` in turn.
+    """What is computed, and how. Logits are divided by each of `temperatures` in turn; the entropy is that at the first of them.
 
     `chunk_size` None is the plain implementation; a number, the fused one with so many tokens at a time.
     """
@@ -36,10 +37,19 @@ class LogprobSpec:
 
 @dataclass(frozen=True)
 class LogprobColumns:
-    """One tensor [S] for each temperature, float32 (float64 for float64 weights), natural logs; no `entropies` where not asked for."""
+    """Tensors [S], float32 (float64 for float64 weights), in nats: log-probs for each temperature; the entropy where it was asked for."""
 
     logprobs: tuple[Tensor, ...]
-    entropies: tuple[Tensor, ...] = ()
+    entropy: Tensor | None = None
+
+    @staticmethod
+    def of(columns: Sequence[Tensor], *, count: int) -> LogprobColumns:
+        """`count` log-probs, then perhaps the entropy."""
+        return LogprobColumns(tuple(columns[:count]), columns[count] if len(columns) > count else None)
+
+    def all(self) -> tuple[Tensor, ...]:
+        """Of which `of` makes the columns again."""
+        return self.logprobs if self.entropy is None else (*self.logprobs, self.entropy)
 
 
 def chunks_of(labels: Tensor, size: int) -> list[slice]:

@@ -47,18 +47,19 @@ class PlainLogprob(torch.autograd.Function):
 
 
 def _columns(spec: LogprobSpec, labels: Tensor, bias: Tensor | None, *tensors: Any) -> list[Tensor]:
-    """Log-probs [S] for each temperature, then entropies [S]: the definition, on logits [S, V]."""
+    """Log-probs [S] for each temperature, then perhaps the entropy [S]: the definition, on logits [S, V]."""
     raw = torch.nn.functional.linear(tensors[0], tensors[1], bias)
     for hidden, weight in zip(tensors[2::2], tensors[3::2], strict=True):
         raw = raw + hidden @ weight.T
     logits = spec.transform(raw.to(sum_dtype(raw)))
-    logprobs, entropies = [], []
+    found = []
     for temperature in spec.temperatures:
-        normalized = (logits / temperature).log_softmax(-1)
-        logprobs.append(normalized.gather(-1, labels[:, None]).squeeze(-1))
-        if spec.entropy:
-            entropies.append(-(normalized.exp() * normalized.masked_fill(normalized == -torch.inf, 0.0)).sum(-1))
-    return logprobs + entropies
+        z = logits / temperature
+        found.append(z.gather(-1, labels[:, None]).squeeze(-1) - z.logsumexp(-1))
+    if spec.entropy:
+        normalized = (logits / spec.temperatures[0]).log_softmax(-1)
+        found.append(-(normalized.exp() * normalized.masked_fill(normalized == -torch.inf, 0.0)).sum(-1))
+    return found
 
 
 def _rows_of(inputs: Sequence[Tensor | None], rows: slice) -> list[Tensor | None]:

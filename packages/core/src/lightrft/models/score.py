@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lightrft.batch.micro_batch import MicroBatch
+from lightrft.models.heads import LabelRequest, score_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +21,17 @@ class TokenScores:
     entropy: torch.Tensor
 
 
-def score_tokens(model: Any, micro: MicroBatch, *, temperatures: tuple[float, ...], entropy: bool = False) -> TokenScores:
-    """Log-probs of softmax(logits / temperature) at the labels, for several temperatures from one forward pass; gradients flow."""
-    logits = label_logits(model, micro)
-    found = [_at_labels(logits / temperature, micro.labels) for temperature in temperatures]
-    mean = _entropy(logits / temperatures[0]) if entropy else torch.zeros_like(found[0].detach())
-    return TokenScores(logprobs=tuple(found), entropy=mean)
+def score_tokens(
+    model: Any, micro: MicroBatch, *, temperatures: tuple[float, ...], entropy: bool = False, fused_chunk: int | None = None
+) -> TokenScores:
+    """Log-probs of softmax(logits / temperature) at the labels, for several temperatures from one forward pass; gradients flow.
+
+    Logits are computed at labels only and a chunk at a time, and none is kept. `fused_chunk` is `Config.fused_chunk`.
+    """
+    request = LabelRequest(rows=micro.at, labels=micro.labels, temperatures=temperatures, entropy=entropy, chunk_size=fused_chunk)
+    found = score_labels(model, request, **micro.inputs)
+    mean = torch.zeros_like(found.logprobs[0].detach()) if found.entropy is None else found.entropy
+    return TokenScores(logprobs=found.logprobs, entropy=mean)
 
 
 def token_values(critic: Any, micro: MicroBatch) -> torch.Tensor:
@@ -39,14 +45,3 @@ def label_logits(model: Any, micro: MicroBatch, **told: Any) -> torch.Tensor:
     logits = model(**micro.inputs, use_cache=False, **told).logits
     chosen: torch.Tensor = logits.flatten(0, 1)[micro.at].float()
     return chosen
-
-
-def _at_labels(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = logits.gather(-1, labels[:, None]).squeeze(-1) - logits.logsumexp(-1)
-    return found
-
-
-def _entropy(logits: torch.Tensor) -> torch.Tensor:
-    normalized = logits.log_softmax(-1)
-    # Logits of minus infinity (a vocabulary with forbidden tokens) have probability 0 and add nothing.
-    return -(normalized.exp() * normalized.masked_fill(normalized == -torch.inf, 0.0)).sum(-1)

@@ -46,7 +46,6 @@ class Capability(StrEnum):
     MIXED_PRECISION_OPTIMIZER = "mixed_precision_optimizer", "holds bfloat16 parameters; the optimizer has the float32 masters"
     SEQUENCE_PARALLEL = "sequence_parallel", "ranks share a sequence"
     PACKING = "packing", "several sequences in one row"
-    FUSED_LOGPROB = "fused_logprob", "log-probabilities without all logits at once"
     SHARDED_FROZEN = "sharded_frozen", "neighbouring ranks share one copy of a frozen model"
 
 

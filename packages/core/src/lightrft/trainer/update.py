@@ -91,7 +91,9 @@ class PolicyUpdate:
     def _share(self, micro: MicroBatch, step: Step, kl_coef: float) -> tuple[torch.Tensor, torch.Tensor]:
         """This micro-batch's share of the step's loss, with its gradient, and its sums."""
         config = self.config
-        found = score_tokens(self.actor, micro, temperatures=(config.temperature,), entropy=bool(config.entropy_coef))
+        found = score_tokens(
+            self.actor, micro, temperatures=(config.temperature,), entropy=bool(config.entropy_coef), fused_chunk=config.fused_chunk
+        )
         logprobs, entropy, mask = micro.grid.spread(found.logprobs[0]), micro.grid.spread(found.entropy), micro.grid.mask()
         old = micro.rows("old_logprobs")
         policy = self._policy(micro, mask, logprobs, old)

@@ -23,7 +23,6 @@ ASKED: dict[Capability, dict[str, Any]] = {
     Capability.BF16: {"bf16": True},
     Capability.MIXED_PRECISION_OPTIMIZER: {"bf16": True, "use_mp_opt": True},
     Capability.PACKING: {"packing_samples": True},
-    Capability.FUSED_LOGPROB: {"fused_linear_logprob": True},
     Capability.SEQUENCE_PARALLEL: {"sp_size": 2},
 }
 """The settings that ask for each."""
@@ -136,12 +135,6 @@ def a_step_while_offloaded_is_refused(bench: StrategyBench) -> None:
 def packing_is_tested_elsewhere(bench: StrategyBench) -> None:
     """`packing_samples` has no requirement in this contract yet: nobody may declare it"""
     _untested(Capability.PACKING)
-
-
-@check("get_strategy", needs=Capability.FUSED_LOGPROB)
-def fused_logprobs_are_tested_elsewhere(bench: StrategyBench) -> None:
-    """`fused_linear_logprob` has no requirement in this contract yet: nobody may declare it"""
-    _untested(Capability.FUSED_LOGPROB)
 
 
 @check("get_strategy", needs=Capability.SEQUENCE_PARALLEL)
