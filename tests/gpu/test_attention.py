@@ -1,4 +1,4 @@
-"""Packed attention on CUDA: one kernel for all segments, its meaning of windows, heads and scale; blocks that are compiled; ranks over nccl."""
+"""Our attention function on CUDA: the variable-length kernel against float32, compiled blocks, ranks over nccl."""
 
 from typing import Any
 

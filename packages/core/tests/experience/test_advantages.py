@@ -41,7 +41,7 @@ def batch(*rows: Row, **columns: Any) -> Scored:
 
 def run(maker: AdvantageMaker, scored: Scored, *, kl_coef: float = 0.0) -> tuple[Trainable, dict[str, float]]:
     found = maker.run(scored, kl_coef=kl_coef)
-    return found, maker.metrics.reduce(maker.strategy.world)
+    return found, maker.metrics.reduce(None)
 
 
 def by_row(found: Trainable) -> list[list[float]]:

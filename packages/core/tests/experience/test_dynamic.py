@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightrft.batch.exchange import assign, even_targets
-from lightrft.batch.planning import mini_batches
+from lightrft.batch.exchange import even_targets
+from lightrft.batch.planning import Batching, epochs
 from lightrft.batch.stages import Rewarded, Sampled, Trainable
 from lightrft.config.load import make_config
 from lightrft.data.prompts import Prompt
@@ -66,7 +66,7 @@ def prompts_of(rows: Rewarded) -> list[str]:
 
 
 def counted(unit: DynamicSampling) -> dict[str, float]:
-    return unit.metrics.reduce(unit.strategy.world)
+    return unit.metrics.reduce(None)
 
 
 def test_groups_without_a_signal_are_replaced_by_those_of_further_prompts(tmp_path: Path) -> None:
@@ -126,7 +126,8 @@ def test_what_does_not_train_is_in_no_step_and_in_no_count() -> None:
     config = make_config({"strategy": "fake", "engine_type": "fake", "train_batch_size": 2})
     strategy = get_strategy(config, registry=fake_registry())
     rows = batch_of(Trainable, [([1], [1] * n) for n in (3, 5, 7, 9)], trains=[False, True, False, True])
-    steps = mini_batches(rows, train_batch_size=2, max_epochs=1, world=strategy.world, seed=0)
+    [epoch] = epochs(rows, Batching(train_batch_size=2, micro_batch_size=1), axis=strategy.mesh.data, seed=0)
+    steps = epoch.steps
     assert len(steps) == 2 and sorted(int(n) for step in steps for n in rows.num_sampled[step.index]) == [5, 9]
     assert sum(step.num_tokens for step in steps) == 14 and sum(step.num_sequences for step in steps) == 2
 
@@ -136,16 +137,3 @@ def test_few_items_move_and_counts_are_even() -> None:
     assert even_targets([1, 3]) == [[0], [1, 1, 0]]
     assert even_targets([2, 2]) == [[0, 0], [1, 1]]
     assert even_targets([0, 5, 0]) == [[], [1, 1, 0, 0, 2], []]
-
-
-def test_ranks_get_equal_counts_and_about_as_many_tokens() -> None:
-    # 100 and 1+1 against 60+50: by hand, longest first: 100 -> 0, 60 -> 1, 50 -> 1; rank 1 is full at three: 30 -> 0, 2 -> 1, 1 -> 0
-    assert assign([[100, 60, 50], [30, 2, 1]]) == [[0, 1, 1], [0, 1, 0]]
-    generator = torch.Generator().manual_seed(0)
-    lengths = [torch.randint(1, 1000, (16,), generator=generator).tolist() for _ in range(4)]
-    targets = assign(lengths)
-    loads = [
-        sum(n for row, to in zip(lengths, targets, strict=True) for n, t in zip(row, to, strict=True) if t == rank) for rank in range(4)
-    ]
-    assert [sum(row.count(rank) for row in targets) for rank in range(4)] == [16] * 4
-    assert max(loads) - min(loads) < 0.05 * max(loads) and max(map(sum, lengths)) - min(map(sum, lengths)) > 3 * (max(loads) - min(loads))

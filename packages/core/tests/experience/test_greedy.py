@@ -53,6 +53,6 @@ def test_the_baseline_is_the_greedy_completion_s_reward(tmp_path: Any) -> None:
     assert [sample and sample.completion for sample in rows.greedy] == texts
     assert [len(samples) for samples in seen] == [4, 2], "four samples, and each prompt's greedy completion once"
     assert rows.baselines.tolist() == [len(text) for text in texts]
-    trained = maker.advantages(maker.score(rows))
+    trained = maker.advantages(maker.score(rows, seed=0))
     for advantages, reward, baseline in zip(trained.by_sequence(trained.advantages), rows.rewards, rows.baselines, strict=True):
         torch.testing.assert_close(advantages, torch.full((len(advantages),), float(reward - baseline)))

@@ -16,7 +16,7 @@ from lightrft.config.load import make_config
 from lightrft.data.prompts import Prompt
 from lightrft.distributed.world import World
 from lightrft.engine.hf import HFEngine
-from lightrft.errors import CapabilityError, MismatchError
+from lightrft.errors import ConfigError, MismatchError
 from lightrft.experience.gap import add_gap, corrections
 from lightrft.observe.metrics import StepMetrics
 from lightrft.plugins.specs import Capability, EngineSpec
@@ -108,7 +108,8 @@ def gradient_by_hand(trainer: SPMDPPOTrainer, weights: Callable[[int], list[floa
         logits = model(input_ids=ids).logits[0] / trainer.config.temperature
         logprobs = logits.log_softmax(-1)[torch.arange(len(row.prompt_ids) - 1, ids.shape[1] - 1), ids[0, len(row.prompt_ids) :]]
         terms += list(-torch.tensor(weights(len(row.completion_ids))) * row.advantages * logprobs)
-        terms += list(kl_coef * (row.reference_logprobs - logprobs) ** 2 / 2)
+        if kl_coef:
+            terms += list(kl_coef * (row.reference_logprobs - logprobs) ** 2 / 2)
     (sum(terms[1:], terms[0]) / int(trainer.experience.loss_mask.sum())).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -200,8 +201,8 @@ def test_an_honest_engine_is_corrected_by_ones(tmp_path: Path) -> None:
 
 
 def test_no_correction_without_log_probs(tmp_path: Path) -> None:
-    with pytest.raises(CapabilityError, match="logprobs needs the capability"):
-        make_trainer(tmp_path, engine_type="fake", logprob_gap_action="correct").fit()
+    with pytest.raises(ConfigError, match="logprob_gap_action='correct' needs the capability 'logprobs', which engine 'fake'"):
+        make_trainer(tmp_path, engine_type="fake", logprob_gap_action="correct")
     with pytest.raises(MismatchError, match="every completion, found one without"):
         corrections(batch_of(Sampled, [([3], [3])]), torch.zeros(2), level="token", cap=2.0)
 
@@ -227,7 +228,7 @@ def gap_of_a_rank() -> dict[str, float]:
     ][strategy.world.rank]
     batch, metrics = batch_of(Sampled, [([3], tokens)], engine_logprobs=[engine]), StepMetrics()
     add_gap(metrics, batch, batch.on_tokens(torch.tensor(mine)))
-    return metrics.reduce(strategy.world)
+    return metrics.reduce(strategy.world.group)
 
 
 def test_the_gap_of_three_ranks_is_that_of_all_their_known_tokens() -> None:

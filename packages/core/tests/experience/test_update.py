@@ -7,10 +7,11 @@ import torch
 
 from lightrft.algorithms.ppo_clip import ppo_clip
 from lightrft.batch.micro_batch import padded
-from lightrft.batch.planning import by_length, mini_batches
+from lightrft.batch.planning import Batching, by_length, epochs
 from lightrft.batch.stages import Sampled, Scored, Trainable
 from lightrft.config.load import make_config
 from lightrft.errors import MismatchError
+from lightrft.experience.batching import update_batching
 from lightrft.experience.gap import act_on_gap, add_gap
 from lightrft.experience.metrics import add_rollout_metrics
 from lightrft.experience.scoring import score_logprobs
@@ -59,8 +60,8 @@ def by_hand(model: torch.nn.Module, prompt: list[int], completion: list[int]) ->
 
 
 def steps_of(batch: Trainable, strategy, *, seed: int = 1):  # type: ignore[no-untyped-def]
-    settings = {"train_batch_size": strategy.config.train_batch_size, "max_epochs": strategy.config.max_epochs}
-    return mini_batches(batch, **settings, world=strategy.world, seed=seed)
+    plan = epochs(batch, update_batching(strategy.config, strategy), axis=strategy.mesh.data, seed=seed)
+    return [step for epoch in plan for step in epoch.steps]
 
 
 def gradient_after(strategy, rows: Trainable) -> dict[str, torch.Tensor]:  # type: ignore[no-untyped-def]
@@ -160,7 +161,9 @@ def test_the_effective_sample_size_by_hand(micro: int) -> None:
 def test_log_probs_do_not_depend_on_padding(micro: int, temperature: float) -> None:
     model = tiny_causal_lm(seed=4, vocab_size=32)
     batch = batch_of(Sampled, PAIRS)
-    got = score_logprobs(model, batch, strategy=make_strategy(), micro_batch_size=micro, temperatures=(temperature, 1.0))
+    batching = Batching(train_batch_size=8, micro_batch_size=micro)
+    parts = batching.micro_batches(batch, torch.arange(8))
+    got = score_logprobs(model, batch, parts, strategy=make_strategy(), batching=batching, temperatures=(temperature, 1.0))
     for at, used in enumerate((temperature, 1.0)):
         for (prompt, completion), values in zip(PAIRS, batch.by_sequence(got[at]), strict=True):
             logprobs = (model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].detach() / used).log_softmax(-1)
@@ -202,7 +205,7 @@ def test_gap_by_hand_and_its_threshold(capsys: pytest.CaptureFixture[str]) -> No
     rows = batch_of(Sampled, [PAIRS[1], PAIRS[2], PAIRS[6]], engine_logprobs=[[-1.0], [-0.5, -0.25], None])
     strategy, metrics = make_strategy(), StepMetrics()
     add_gap(metrics, rows, rows.on_tokens(torch.tensor([-1.5, -0.5, -0.35, -9.0])))
-    gap = metrics.reduce(strategy.world)
+    gap = metrics.reduce(strategy.world.group)
     weights = [math.exp(-0.5), 1.0, math.exp(-0.1)]
     assert gap == pytest.approx(
         {
@@ -215,7 +218,7 @@ def test_gap_by_hand_and_its_threshold(capsys: pytest.CaptureFixture[str]) -> No
     )
     unknown = batch_of(Sampled, [PAIRS[6]])
     add_gap(metrics, unknown, torch.zeros(3))
-    assert metrics.reduce(strategy.world) == {}
+    assert metrics.reduce(strategy.world.group) == {}
     warnings = Warnings(world=strategy.world)
     act_on_gap(0.2, threshold=0.3, action="stop", warnings=warnings)
     assert capsys.readouterr().out == ""
@@ -235,7 +238,7 @@ def test_rollout_metrics_by_hand() -> None:
     )  # fmt: skip
     metrics = StepMetrics()
     add_rollout_metrics(metrics, rows)
-    assert metrics.reduce(make_strategy().world) == pytest.approx(
+    assert metrics.reduce(None) == pytest.approx(
         {
             "rollout/reward": 0.5,
             "rollout/reward_std": (0.5 / 4) ** 0.5,

@@ -11,6 +11,7 @@ import torch
 
 from lightrft.algorithms.gae import gae
 from lightrft.algorithms.inputs import AdvantageInput
+from lightrft.batch.planning import Batching
 from lightrft.batch.stages import Trainable
 from lightrft.config.load import make_config
 from lightrft.data.prompts import Prompt
@@ -63,7 +64,9 @@ def experience() -> Trainable:
 @pytest.mark.parametrize("micro", [1, 2, 3])
 def test_values_are_those_of_the_head_whatever_the_padding(micro: int) -> None:
     critic = critic_with_head()
-    got = score_values(critic, experience(), strategy=make_strategy(), micro_batch_size=micro)
+    batching = Batching(train_batch_size=3, micro_batch_size=micro)
+    parts = batching.micro_batches(experience(), torch.arange(3))
+    got = score_values(critic, experience(), parts, strategy=make_strategy(), batching=batching)
     for values, (prompt, completion) in zip(experience().by_sequence(got), ROWS, strict=True):
         torch.testing.assert_close(values, by_hand(critic, prompt, completion).detach(), rtol=0, atol=1e-6)
 

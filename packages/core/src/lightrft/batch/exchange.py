@@ -17,25 +17,6 @@ Stage = TypeVar("Stage", bound=Sampled)
 Group = dist.ProcessGroup | None
 
 
-def assign(lengths: Sequence[Sequence[int]]) -> list[list[int]]:
-    """For each rank's sequences, by their lengths, the ranks where they go: the longest first to the lightest rank with room for one more.
-
-    Counts differ by one at most.
-    """
-    world = len(lengths)
-    total = sum(map(len, lengths))
-    room = [total // world + (rank < total % world) for rank in range(world)]
-    load = [0] * world
-    targets = [[0] * len(mine) for mine in lengths]
-    for length, rank, index in sorted(((n, r, i) for r, mine in enumerate(lengths) for i, n in enumerate(mine)), reverse=True):
-        # Of equally light ranks its own, so that what need not move stays.
-        to = min((other for other in range(world) if room[other]), key=lambda other: (load[other], other != rank, other))
-        targets[rank][index] = to
-        room[to] -= 1
-        load[to] += length
-    return targets
-
-
 def even_targets(counts: Sequence[int]) -> list[list[int]]:
     """For each rank's items the ranks where they go, so that all have about as many: as few move as can be, the last ones first.
 
@@ -72,17 +53,9 @@ def gathered(batch: Stage, *, group: Group) -> Stage:
     return joined(_all_to_all([batch] * dist.get_world_size(group), group=group))
 
 
-def balanced(batch: Stage, *, group: Group) -> Stage:
-    """This rank's sequences after all ranks have exchanged some: counts differ by one at most, tokens as little as `assign` finds.
-
-    Losses divide by global counts, so a step over the whole rollout is the same; with several steps, which sequences meet in one depends
-    on the ranks as it does without. Samples stay behind: the update needs none. Collective.
-    """
-    batch = replace(batch, samples=(NOTHING,) * len(batch), greedy=(None,) * len(batch))
-    if group is None:
-        return batch
-    lengths = gather_objects(batch.lengths.tolist(), group=group)
-    return exchange(batch, torch.tensor(assign(lengths)[dist.get_rank(group)], dtype=torch.int64), group=group)
+def without_samples(batch: Stage) -> Stage:
+    """The same sequences without what reward functions see of them: an update needs none of it."""
+    return replace(batch, samples=(NOTHING,) * len(batch), greedy=(None,) * len(batch))
 
 
 def _all_to_all(parts: Sequence[Stage], *, group: Group) -> list[Stage]:
@@ -93,8 +66,8 @@ def _all_to_all(parts: Sequence[Stage], *, group: Group) -> list[Stage]:
     objects = [name for name in columns if name not in tensors]
     of = {per: [name for name in tensors if columns[name] == per] for per in ("token", "sequence")}
     sizes = _exchanged_sizes([[len(part), int(part.offsets[-1])] for part in parts], group=group)
-    sequences = _send([_packed(part, of["sequence"], with_lengths=True) for part in parts], [n for n, _ in sizes], group=group)
-    tokens = _send([_packed(part, of["token"]) for part in parts], [s for _, s in sizes], group=group)
+    sequences = send_rows([_packed(part, of["sequence"], with_lengths=True) for part in parts], [n for n, _ in sizes], group=group)
+    tokens = send_rows([_packed(part, of["token"]) for part in parts], [s for _, s in sizes], group=group)
     texts = _send_objects([[getattr(part, name) for name in objects] for part in parts], group=group)
     found: list[Stage] = []
     for by_sequence, by_token, mine in zip(sequences, tokens, texts, strict=True):
@@ -135,8 +108,8 @@ def _exchanged_sizes(mine: Sequence[Sequence[int]], *, group: Group) -> list[lis
     return received.tolist()
 
 
-def _send(parts: Sequence[torch.Tensor], arriving: Sequence[int], *, group: Group) -> list[torch.Tensor]:
-    """Rows [K, C] to each rank, and the rows that come from each, `arriving` many."""
+def send_rows(parts: Sequence[torch.Tensor], arriving: Sequence[int], *, group: Group) -> list[torch.Tensor]:
+    """Rows [K, C] to each rank, and the rows that come from each, `arriving` many. Collective."""
     sent = torch.cat(list(parts)).contiguous()
     received = sent.new_empty(sum(arriving), sent.shape[1])
     dist.all_to_all_single(received, sent, list(arriving), [len(part) for part in parts], group=group)

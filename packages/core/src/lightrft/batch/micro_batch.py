@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,22 @@ def padded(batch: Sampled, index: torch.Tensor, *, columns: Sequence[str] = (), 
     ids[place] = batch.token_ids[tokens].long()
     inputs = {"input_ids": ids.view(-1, width)}
     return _with_labels(batch, index, tokens, place, inputs, columns, device)
+
+
+def packed(batch: Sampled, index: torch.Tensor, *, columns: Sequence[str] = (), device: torch.device) -> MicroBatch:
+    """The sequences `index` [K] as one row, one after the other, without padding: `input_ids` and `position_ids` [1, L], positions from 0
+    in each; `cu_seq_lens_q` int32 [K + 1] and `max_length_q`, where each begins, for an attention that keeps them apart.
+
+    No sequences are one of one token without labels, so that every rank can take part in a forward pass.
+    """
+    tokens, offsets = token_index(batch.offsets, index)
+    ids, ends = (batch.token_ids[tokens].long(), offsets) if len(index) else (torch.zeros(1, dtype=torch.long), torch.tensor([0, 1]))
+    lengths = ends.diff()
+    place = torch.arange(len(tokens))
+    positions = torch.arange(len(ids)) - torch.repeat_interleave(ends[:-1], lengths)
+    inputs = {"input_ids": ids[None], "position_ids": positions[None], "cu_seq_lens_q": ends.int()}
+    made = _with_labels(batch, index, tokens, place, inputs, columns, device)
+    return replace(made, inputs={**made.inputs, "max_length_q": int(lengths.max())})
 
 
 def _with_labels(

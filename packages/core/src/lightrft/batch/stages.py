@@ -104,7 +104,8 @@ class Rewarded(Sampled):
 
 @dataclass(frozen=True, kw_only=True)
 class Scored(Rewarded):
-    """Float32 [S], on sampled tokens (0 elsewhere): `old_logprobs`, the actor's before the update, at the rollout's temperature;
+    """Float32 [S], on sampled tokens (0 elsewhere): `old_logprobs`, the actor's before the update, at the rollout's temperature (not a
+    number where the update's own are the old ones, and no pass was made for them);
     `reference_logprobs` (equal to them without a reference model); `values` of the critic before the update (0 without one);
     `corrections`, the weight of a token's policy loss for how the engine differs from the trainer (1 without).
     """

@@ -62,6 +62,7 @@ METRICS = (
     ),
     Metric("train/clip_fraction", "share", "tokens whose gradient the clip removed"),
     Metric("train/old_kl", "nats per token", "KL(policy that sampled, updated policy), k3: how far a rollout's later steps are off-policy"),
+    Metric("train/first_ratio_error", "nats", "largest absolute log ratio of a rollout's first step, where nothing has moved yet: 0"),
     Metric("train/grad_norm", "", "norm of the gradient before clipping, mean over the steps"),
     Metric("train/lr", "", "learning rate after the last step"),
     Metric("train/skipped_steps", "steps", "of this rollout that were skipped, for a norm that was not finite"),

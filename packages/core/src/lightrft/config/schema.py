@@ -78,7 +78,10 @@ class Config(BaseModel):
     gradient_checkpointing: bool = _field(
         False, "strategy", "compute the activations of each block again in the backward pass instead of keeping them"
     )
-    packing_samples: bool = _field(False, "strategy", "pack several samples into one row")
+    packing_samples: bool = _field(False, "strategy", "pack several samples into one row, without padding")
+    max_tokens_per_micro_batch: Count = _field(
+        16384, "strategy", "tokens of one packed row at most (packing_samples); a longer sample goes alone"
+    )
     fused_linear_logprob: bool = _field(False, "strategy", "compute log-probs by blocks of tokens and vocabulary, in less memory")
     chunk_size: Count = _field(4096, "strategy", "tokens at a time of the fused log-probs")
 
@@ -198,7 +201,7 @@ class Config(BaseModel):
     )
     overlong_penalty: Positive = _field(1.0, "rollout", "how far the reward sinks at generate_max_len")
     balance_ranks: bool = _field(
-        False, "rollout", "move completions between ranks before the update, so that each has about as many tokens"
+        False, "rollout", "move completions between ranks, so that each has about as many tokens in every optimizer step"
     )
     mixed_mm_data: bool = _field(False, "rollout", "text and image prompts in one batch")
 

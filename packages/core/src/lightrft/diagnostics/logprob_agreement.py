@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lightrft.batch.micro_batch import MicroBatch
+from lightrft.batch.planning import Batching
 from lightrft.batch.stages import Sampled
 from lightrft.experience.scoring import score_columns
 from lightrft.models.score import label_logits
@@ -71,7 +72,7 @@ def gap_between(batch: Sampled, trainer: torch.Tensor, *, strategy: StrategyBase
 
 
 def score_changed(
-    model: Any, batch: Sampled, *, strategy: StrategyBase, micro_batch_size: int, change: Change, positions: bool = False
+    model: Any, batch: Sampled, *, strategy: StrategyBase, batching: Batching, change: Change, positions: bool = False
 ) -> torch.Tensor:
     """As `score_logprobs`, of the distribution of `change(logits)`; with `positions` the model is told mask and positions. Collective."""
 
@@ -84,7 +85,8 @@ def score_changed(
         logits = change(label_logits(model, micro, **told))
         return [logits.log_softmax(-1).gather(-1, micro.labels[:, None]).squeeze(-1)]
 
-    [found] = score_columns(forward, batch, number=1, strategy=strategy, size=micro_batch_size)
+    parts = batching.micro_batches(batch, torch.arange(len(batch)))
+    [found] = score_columns(forward, batch, parts, number=1, strategy=strategy, batching=batching)
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from lightrft.batch.collect import answers_of
+from lightrft.batch.planning import Batching
 from lightrft.data.prompts import Prompt
 from lightrft.diagnostics.logprob_agreement import HALF, Bound, Change, Gap, ask, bound_for, gap_between, score_changed
 from lightrft.diagnostics.sync_probe import rotated
@@ -194,7 +195,7 @@ class Bisector:
             self.actor,
             answers,
             strategy=self.strategy,
-            micro_batch_size=size or self.micro_batch_size,
+            batching=Batching(train_batch_size=1, micro_batch_size=size or self.micro_batch_size),
             change=change,
             positions=positions,
         )

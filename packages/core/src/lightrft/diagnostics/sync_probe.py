@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lightrft.batch.collect import answers_of
+from lightrft.batch.planning import Batching
 from lightrft.config.schema import Config
 from lightrft.diagnostics.logprob_agreement import Gap, ask, bound_for, gap_between
 from lightrft.errors import WeightSyncError
@@ -63,8 +64,9 @@ class SyncProbe:
 
     def _gap(self, prompts: Sequence[Sequence[int]]) -> Gap:
         answers = answers_of(ask(self.strategy, prompts, self.sampling))
-        size = self.config.micro_rollout_batch_size
-        [mine] = score_logprobs(self.actor, answers, strategy=self.strategy, micro_batch_size=size, temperatures=(1.0,))
+        batching = Batching(train_batch_size=1, micro_batch_size=self.config.micro_rollout_batch_size)
+        parts = batching.micro_batches(answers, torch.arange(len(answers)))
+        [mine] = score_logprobs(self.actor, answers, parts, strategy=self.strategy, batching=batching, temperatures=(1.0,))
         return gap_between(answers, mine, strategy=self.strategy)
 
     def _message(self, gap: Gap) -> str:

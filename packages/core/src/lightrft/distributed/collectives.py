@@ -17,6 +17,7 @@ ReduceOp = Literal["mean", "sum", "max", "min"]
 Group = dist.ProcessGroup | None
 T = TypeVar("T")
 
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the newer name of the same, from torch 2.13 on
 _OPS = {"mean": dist.ReduceOp.SUM, "sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
 
@@ -64,8 +65,19 @@ def gather_rows(row: torch.Tensor, *, group: Group) -> torch.Tensor:
     if group is None:
         return row[None]
     rows = row.new_empty(dist.get_world_size(group) * len(row))
-    dist.all_gather_into_tensor(rows, row, group=group)
+    _all_gather(rows, row, group=group)
     return rows.view(-1, len(row))
+
+
+def gather_ragged(rows: torch.Tensor, *, group: Group) -> list[torch.Tensor]:
+    """A CPU tensor [k, ...] of each rank, k its own, in rank order: two messages."""
+    if group is None:
+        return [rows]
+    lengths = gather_rows(torch.tensor([len(rows)]), group=group)[:, 0].tolist()
+    padded = rows.new_zeros(max(lengths), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    every = gather_rows(padded.flatten(), group=group).view(len(lengths), *padded.shape)
+    return [part[:length] for part, length in zip(every, lengths, strict=True)]
 
 
 def gather_objects(data: T, *, group: Group) -> list[T]:

@@ -13,6 +13,7 @@ from lightrft.algorithms.whiten import moment_sums, whitened
 from lightrft.batch.grid import Grid
 from lightrft.batch.stages import Scored, Trainable
 from lightrft.config.schema import Config
+from lightrft.distributed.collectives import gather_rows
 from lightrft.observe.metrics import StepMetrics
 from lightrft.strategy.strategy_base import StrategyBase
 
@@ -79,9 +80,9 @@ class AdvantageMaker:
         """float64 [N]; with `normalize_rewards` in deviations of the rewards so far, this rollout's of all ranks included."""
         if not self.config.normalize_rewards:
             return rewards
-        count, total = self.strategy.all_reduce(torch.stack([torch.tensor(float(len(rewards))).double(), rewards.sum()]), "sum").tolist()
+        count, total = self._over_data(torch.stack([torch.tensor(float(len(rewards))).double(), rewards.sum()])).tolist()
         mean = total / max(count, 1.0)
-        deviations = self.strategy.all_reduce(float(((rewards - mean) ** 2).sum()), "sum")
+        deviations = float(self._over_data(((rewards - mean) ** 2).sum()[None]))
         self.moments.update(count=count, mean=mean, deviations=deviations)
         return self._in_deviations(rewards)
 
@@ -95,17 +96,21 @@ class AdvantageMaker:
     def _whitened(self, found: Advantages, mask: torch.Tensor) -> torch.Tensor:
         """The estimator says on every rank whether it asks for it, except where a rank has no completions: ranks agree."""
         asked = found.whiten if self.config.whiten_advantages == "auto" else self.config.whiten_advantages == "yes"
-        sums = self.strategy.all_reduce(torch.cat([moment_sums(found.advantages, mask), torch.tensor([float(asked)]).double()]), "sum")
+        sums = self._over_data(torch.cat([moment_sums(found.advantages, mask), torch.tensor([float(asked)]).double()]))
         return whitened(found.advantages, mask, sums=sums[:3]) if sums[3] else found.advantages
+
+    def _over_data(self, sums: torch.Tensor) -> torch.Tensor:
+        """float64 [K]: the sum over the ranks that hold different rows. Collective."""
+        return gather_rows(sums, group=self.strategy.mesh.data.group).sum(0)
 
     def _count(self, batch: Trainable) -> None:
         advantages = batch.sampled(batch.advantages).double()
         groups = torch.unique(batch.group_ids, return_counts=True)[1]
         sums = {"groups": float(len(groups)), "alone": float((groups == 1).sum())}
         sums |= {"tokens": float(len(advantages)), "squared": float((advantages**2).sum()), "sum": float(advantages.sum())}
-        ratio = (batch.old_logprobs.double() - batch.reference_logprobs.double()).sum()  # the k1 estimate of each completion's KL, nats
+        ratio = (batch.old_logprobs.double() - batch.reference_logprobs.double()).sum()  # k1 estimates of each completion's KL, nats
         sums |= {"completions": float(len(batch)), "kl": float(ratio)}
-        self.metrics.add("advantages", sums, self._metrics)
+        self.metrics.add("advantages", sums, self._metrics, copies=self.strategy.mesh.sequence.size)
 
     def _metrics(self, total: Mapping[str, float]) -> dict[str, float]:
         tokens = max(total["tokens"], 1.0)

@@ -17,7 +17,9 @@ from lightrft.observe.warnings_log import Warnings
 GAP_SUMS = ("tokens", "abs", "k3", "weight", "weight_squared", "clipped")
 
 
-def add_gap(metrics: StepMetrics, batch: Sampled, trainer: torch.Tensor, *, cap: float = 2.0, level: MismatchLevel = "token") -> None:
+def add_gap(
+    metrics: StepMetrics, batch: Sampled, trainer: torch.Tensor, *, cap: float = 2.0, level: MismatchLevel = "token", copies: int = 1
+) -> None:
     """Adds how engine and trainer differ over the tokens whose engine log-probs are known: `mismatch_metrics` and the largest difference.
 
     `trainer` float32 [S]: its log-probs under the untempered distribution, as the engine's. Nothing where no rank has any. Local.
@@ -36,7 +38,7 @@ def add_gap(metrics: StepMetrics, batch: Sampled, trainer: torch.Tensor, *, cap:
             "rollout/logprob_gap_max": total["largest"]
         }
 
-    metrics.add("gap", dict(zip(GAP_SUMS, counted, strict=True)), finish, largest={"largest": largest})
+    metrics.add("gap", dict(zip(GAP_SUMS, counted, strict=True)), finish, largest={"largest": largest}, copies=copies)
 
 
 def differences(batch: Sampled, trainer: torch.Tensor) -> list[torch.Tensor]:

@@ -9,11 +9,11 @@ from lightrft.batch.stages import Scored
 from lightrft.observe.metrics import StepMetrics
 
 
-def add_rollout_metrics(metrics: StepMetrics, batch: Scored) -> None:
+def add_rollout_metrics(metrics: StepMetrics, batch: Scored, *, copies: int = 1) -> None:
     """Means over all completions (rewards, lengths) or sampled tokens (entropy) of all ranks. Local.
 
     `rollout/zero_variance_groups` and `rollout/truncated` are fractions; `rollout/entropy` is the mean of -log pi of the sampled tokens,
-    nats.
+    nats, left out where the old log-probs are the update's own (not a number here).
     """
     rewards, lengths = batch.rewards, batch.num_sampled
     groups: dict[int, set[float]] = {}
@@ -29,18 +29,19 @@ def add_rollout_metrics(metrics: StepMetrics, batch: Scored) -> None:
         "flat_groups": float(sum(len(values) == 1 for values in groups.values())),
         "surprise": -float(batch.old_logprobs.double().sum()),
     }
-    metrics.add("rollout", sums, _finish, largest={"longest": float(lengths.max()) if len(batch) else 0.0})
+    metrics.add("rollout", sums, _finish, largest={"longest": float(lengths.max()) if len(batch) else 0.0}, copies=copies)
 
 
 def _finish(total: Mapping[str, float]) -> dict[str, float]:
     count, tokens = max(total["count"], 1.0), max(total["tokens"], 1.0)
     mean = total["reward"] / count
-    return {
+    entropy = total["surprise"] / tokens
+    found = {
         "rollout/reward": mean,
         "rollout/reward_std": math.sqrt(max(total["reward_squared"] / count - mean**2, 0.0)),
         "rollout/length_mean": total["tokens"] / count,
         "rollout/length_max": total["longest"],
         "rollout/truncated": total["truncated"] / count,
         "rollout/zero_variance_groups": total["flat_groups"] / max(total["groups"], 1.0),
-        "rollout/entropy": total["surprise"] / tokens,
     }
+    return found if math.isnan(entropy) else found | {"rollout/entropy": entropy}

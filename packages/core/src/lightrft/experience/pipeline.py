@@ -22,7 +22,7 @@ from lightrft.experience.reward_signal import DeadRewardMonitor
 from lightrft.experience.samples import samples_of
 from lightrft.experience.sampling import sampling_params
 from lightrft.experience.scored import of_functions, score_everywhere
-from lightrft.experience.scoring import score_logprobs, score_values
+from lightrft.experience.scorer import Scorer
 from lightrft.observe.metrics import StepMetrics
 from lightrft.observe.warnings_log import Warnings
 from lightrft.rewards.load import NamedReward
@@ -57,9 +57,7 @@ class ExperienceMaker:
         self.strategy = strategy
         self.config = config
         self.tokenizer = tokenizer
-        self.actor = actor
-        self.initial_model = initial_model
-        self.critic = critic
+        self.scorer = Scorer(strategy=strategy, config=config, actor=actor, reference=initial_model, critic=critic)
         self.greedy = greedy
         self._says_alone = compares_groups
         self.rewards = list(rewards)
@@ -131,25 +129,20 @@ class ExperienceMaker:
             self.metrics.mean("rollout/left_out", float((~batch.trains).sum()), float(len(batch)))
         return batch
 
-    def score(self, batch: Rewarded) -> Scored:
+    def score(self, batch: Rewarded, *, seed: int) -> Scored:
         """The actor's and the reference model's log-probs, the gap to the engine's and, for a correction, the weights that follow from it;
-        and the critic's values, where there is one.
+        and the critic's values, where there is one. `seed` is that of the update which follows.
         """
-        old, untempered = self._actor_logprobs(batch)
+        found = self.scorer.run(batch, seed=seed)
         if self._looks_at_gap:
-            add_gap(self.metrics, batch, untempered, cap=self.config.mismatch_cap, level=self.config.mismatch_level)
-        reference = old
-        if self.initial_model is not None:
-            [reference] = self._logprobs(self.initial_model, batch, self.config.temperature)
-        size = self.config.micro_rollout_batch_size
+            level, cap, copies = self.config.mismatch_level, self.config.mismatch_cap, self.strategy.mesh.sequence.size
+            add_gap(self.metrics, batch, found.untempered, cap=cap, level=level, copies=copies)
         return batch.as_stage(
             Scored,
-            old_logprobs=old,
-            reference_logprobs=reference,
-            values=torch.zeros_like(old)
-            if self.critic is None
-            else score_values(self.critic, batch, strategy=self.strategy, micro_batch_size=size),
-            corrections=self._corrections(batch, untempered),
+            old_logprobs=found.old,
+            reference_logprobs=found.reference,
+            values=found.values,
+            corrections=self._corrections(batch, found.untempered),
         )
 
     def advantages(self, batch: Scored) -> Trainable:
@@ -191,19 +184,6 @@ class ExperienceMaker:
     @property
     def _looks_at_gap(self) -> bool:
         return self._corrects or self.config.logprob_gap_prompts > 0
-
-    def _actor_logprobs(self, batch: Rewarded) -> tuple[torch.Tensor, torch.Tensor]:
-        """At the rollout's temperature, and at 1, as engines give them: from one forward pass."""
-        temperature = self.config.temperature
-        if temperature == 1.0 or not self._looks_at_gap:
-            [found] = self._logprobs(self.actor, batch, temperature)
-            return found, found
-        tempered, plain = self._logprobs(self.actor, batch, temperature, 1.0)
-        return tempered, plain
-
-    def _logprobs(self, model: Any, batch: Sampled, *temperatures: float) -> list[torch.Tensor]:
-        size = self.config.micro_rollout_batch_size
-        return score_logprobs(model, batch, strategy=self.strategy, micro_batch_size=size, temperatures=temperatures)
 
     def _corrections(self, batch: Sampled, untempered: torch.Tensor) -> torch.Tensor:
         if not self._corrects:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lightrft.distributed.collectives import gather_rows
-from lightrft.distributed.world import World
+from lightrft.distributed.collectives import Group, gather_rows
 
 Finish = Callable[[Mapping[str, float]], Mapping[str, float]]
 
@@ -27,11 +26,14 @@ class StepMetrics:
     def __init__(self) -> None:
         self._parts: dict[str, _Part] = {}
 
-    def add(self, part: str, sums: Mapping[str, float], finish: Finish, *, largest: Mapping[str, float] | None = None) -> None:
+    def add(
+        self, part: str, sums: Mapping[str, float], finish: Finish, *, largest: Mapping[str, float] | None = None, copies: int = 1
+    ) -> None:
         """`finish` makes metrics from the sums over all ranks of `sums` and the largest of `largest`, under their names. Local.
 
-        A part that is there already grows: a phase may run several times in a step.
+        `copies`: so many ranks count the same things. A part that is there already grows: a phase may run several times in a step.
         """
+        sums = {name: value / copies for name, value in sums.items()}
         before = self._parts.get(part)
         if before is not None:
             sums = {name: value + before.sums[name] for name, value in sums.items()}
@@ -42,7 +44,7 @@ class StepMetrics:
         """Metric `name`: all totals over all counts, 0 where nothing was counted. Local."""
         self.add(name, {"total": total, "count": count}, lambda found: {name: found["total"] / max(found["count"], 1.0)})
 
-    def reduce(self, world: World) -> dict[str, float]:
+    def reduce(self, group: Group) -> dict[str, float]:
         """The metrics, the same on every rank, in one message; nothing is left for the next reduction. Collective.
 
         Raises:
@@ -53,7 +55,7 @@ class StepMetrics:
         parts = list(named.values())
         key = float(zlib.crc32("\n".join(names).encode()))
         mine = [key, *(value for part in parts for value in (*part.sums.values(), *part.largest.values()))]
-        rows = gather_rows(torch.tensor(mine, dtype=torch.float64), group=world.group)
+        rows = gather_rows(torch.tensor(mine, dtype=torch.float64), group=group)
         assert all(row[0] == key for row in rows.tolist()), "ranks have collected different metrics in one step"
         found: dict[str, float] = {}
         start = 1

@@ -8,10 +8,12 @@ import torch
 
 from lightrft.algorithms.aggregate import token_weights
 from lightrft.algorithms.value_loss import explained_variance, value_loss
-from lightrft.batch.micro_batch import padded
-from lightrft.batch.planning import Step, by_length, mini_batches
+from lightrft.batch.planning import Step, epochs
 from lightrft.batch.stages import Trainable
 from lightrft.config.schema import Config
+from lightrft.distributed.collectives import gather_rows
+from lightrft.distributed.lockstep import lockstep
+from lightrft.experience.batching import update_batching
 from lightrft.models.score import token_values
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
 
@@ -29,25 +31,24 @@ class CriticUpdate:
         self.critic = critic
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self.batching = update_batching(config, strategy)
 
     def run(self, experience: Trainable, *, seed: int) -> dict[str, float]:
         """All steps over this rank's share; global metrics. `critic/explained_variance` is that of the values before the update; it is left
         out where all returns are equal. Collective.
         """
-        steps = mini_batches(
-            experience,
-            train_batch_size=self.config.train_batch_size,
-            max_epochs=self.config.max_epochs,
-            world=self.strategy.world,
-            seed=seed,
-        )
+        plan = epochs(experience, self.batching, axis=self.strategy.mesh.data, seed=seed)
+        steps = [step for epoch in plan for step in epoch.steps]
         sums = torch.zeros(2, dtype=torch.float64, device=self.strategy.world.device)
         norms = []
-        for step in steps:
-            sums += self._accumulate(experience, step)
-            norms.append(self.strategy.optimizer_step(self.optimizer, self.critic, self.scheduler, name="critic").grad_norm)
-        loss, clipped = self.strategy.all_reduce(sums, "sum").tolist()
-        explained = explained_variance(self.strategy.all_reduce(_variance_sums(experience), "sum"))
+        for epoch in plan:
+            there = epoch.dealing.there(experience)
+            for step in epoch.steps:
+                sums += self._accumulate(there, step)
+                norms.append(self.strategy.optimizer_step(self.optimizer, self.critic, self.scheduler, name="critic").grad_norm)
+        totals = gather_rows(torch.cat([sums.cpu(), _variance_sums(experience)]), group=self.strategy.mesh.data.group).sum(0)
+        loss, clipped = totals[:2].tolist()
+        explained = explained_variance(totals[2:])
         metrics = {
             "critic/loss": loss / len(steps),
             "critic/clip_fraction": clipped / max(sum(step.num_tokens for step in steps), 1.0),
@@ -56,12 +57,12 @@ class CriticUpdate:
         }
         return metrics if math.isnan(explained) else metrics | {"critic/explained_variance": explained}
 
-    def _accumulate(self, experience: Trainable, step: Step) -> torch.Tensor:
+    def _accumulate(self, batch: Trainable, step: Step) -> torch.Tensor:
         """Backward over the micro-batches of one step; this rank's share of the loss, and its clipped tokens."""
         total = torch.zeros(2, dtype=torch.float64, device=self.strategy.world.device)
 
         def share(index: torch.Tensor) -> torch.Tensor:
-            micro = padded(experience, index, columns=("values", "returns"), device=self.strategy.world.device)
+            micro = self.batching.micro(batch, index, columns=("values", "returns"), device=self.strategy.world.device)
             mask = micro.grid.mask()
             found = value_loss(
                 micro.grid.spread(token_values(self.critic, micro)),
@@ -74,8 +75,9 @@ class CriticUpdate:
             total.add_(torch.stack([loss.detach().double(), (found.clipped * mask).double().sum()]))
             return loss
 
-        batches = by_length(experience, step.index, size=self.config.micro_train_batch_size)
-        self.strategy.accumulate(batches, share, self.critic, self.optimizer)
+        nothing = torch.zeros(0, dtype=torch.int64)
+        parts = lockstep(self.batching.micro_batches(batch, step.index), empty=nothing, world=self.strategy.world)
+        self.strategy.accumulate(parts, share, self.critic, self.optimizer)
         return total
 
 

@@ -97,7 +97,7 @@ def _recorded(config: Config, strategy: StrategyBase, *, model_path: str) -> Sco
         critic=build_critic(config, strategy, model_path=model_path)[0] if _has_critic(config, strategy) else None,
         greedy=strategy.registry.spec("advantage", config.advantage_estimator).greedy,
     )
-    mine = maker.score(maker.reward(maker.generate(prompts[strategy.world.rank :: strategy.world.world_size])))
+    mine = maker.score(maker.reward(maker.generate(prompts[strategy.world.rank :: strategy.world.world_size])), seed=config.seed)
     return _shifted(gathered(mine, group=strategy.world.group))
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from lightrft.algorithms.kl_control import KLController
 from lightrft.batch.stages import Trainable
 from lightrft.config.schema import Config
+from lightrft.distributed.collectives import gather_rows
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.critic_update import CriticUpdate
 from lightrft.trainer.update import PolicyUpdate
@@ -29,9 +32,8 @@ class Learner:
         for update in self._updates:
             self.strategy.maybe_offload_optimizer(update.optimizer)
 
-    def run(self, experience: Trainable, *, step: int, rollout: Mapping[str, float]) -> dict[str, float]:
+    def run(self, experience: Trainable, *, step: int, seed: int, rollout: Mapping[str, float]) -> dict[str, float]:
         """All optimizer steps; `rollout` holds the metrics of the rollout. Returns the metrics of the updates. Collective."""
-        seed = self.config.seed + step
         metrics: dict[str, float] = {}
         if self.critic is not None:
             self.strategy.maybe_load_optimizer(self.critic.optimizer)
@@ -48,7 +50,7 @@ class Learner:
         if not self.config.kl_target:
             return {}
         used = self.kl_control.coef
-        number = self.strategy.all_reduce(float(len(experience)), "sum")
+        number = float(gather_rows(torch.tensor([len(experience)]), group=self.strategy.mesh.data.group).sum())
         self.kl_control.update(kl=rollout["rollout/kl"], num_completions=number)
         return {"train/kl_coef": used}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lightrft.batch.exchange import balanced
+from lightrft.batch.exchange import gathered
 from lightrft.batch.stages import Rewarded
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
@@ -99,8 +99,8 @@ class SPMDPPOTrainer(TrainerParts):
         """`self.experience` becomes this rank's share of the next rollout; returns what is known of the step so far. Collective."""
         scored = self.logprob(self.collect())
         self.experience = self.advantage(scored)
-        add_rollout_metrics(self.sums, scored)
-        self.metrics.update(self.sums.reduce(self.strategy.world))
+        add_rollout_metrics(self.sums, scored, copies=self.strategy.mesh.sequence.size)
+        self.metrics.update(self.sums.reduce(self.strategy.world.group))
         self.experience_maker.conclude(self.metrics)
         self.saver.stop_if_asked()
         return self.metrics
@@ -108,14 +108,14 @@ class SPMDPPOTrainer(TrainerParts):
     def collect(self) -> Rewarded:
         """Completions of the next prompts, with rewards; with `dynamic_sampling` of as many prompts as it takes. Collective."""
         rewarded = self.sampling.collect() if self.config.dynamic_sampling else self.reward(self.rollout(self.next_prompts()))
-        return self.experience_maker.treat_overlong(rewarded)
+        # Each rank samples and rewards its own prompts; the ranks that share sequences go on with those of all of them.
+        return gathered(self.experience_maker.treat_overlong(rewarded), group=self.strategy.mesh.sequence.group)
 
     def ppo_train(self, global_steps: int = 0) -> dict[str, float]:
         """Updates the actor on `self.experience` and gives the engine its new weights; returns the metrics of both. Collective."""
         self.step = global_steps
         self.saver.changing()
-        group = self.strategy.world.group
-        metrics = self.update(balanced(self.experience, group=group) if self.config.balance_ranks else self.experience)
+        metrics = self.update(self.experience)
         metrics |= self.sync()
         self.trained_step = global_steps
         return metrics

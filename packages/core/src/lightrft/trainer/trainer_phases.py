@@ -42,6 +42,11 @@ class TrainerPhases:
         """What is known so far of the present step; the same on every rank."""
         return self.clock.metrics
 
+    @property
+    def update_seed(self) -> int:
+        """Of this step's update, which shuffles its mini-batches."""
+        return self.config.seed + self.step
+
     def rollout(self, prompts: Sequence[Prompt]) -> Sampled:
         """`n_samples_per_prompt` completions of each of this rank's prompts. Collective."""
         experience = self.experience_maker.generate(prompts)
@@ -56,7 +61,7 @@ class TrainerPhases:
     def logprob(self, experience: Rewarded) -> Scored:
         """Gives each token its log-probs under the actor and the reference model, and compares the engine's. Collective."""
         self.clock.count(int(experience.offsets[-1]))
-        return self.experience_maker.score(experience)
+        return self.experience_maker.score(experience, seed=self.update_seed)
 
     def advantage(self, experience: Scored) -> Trainable:
         """Gives each token its advantage. Collective."""
@@ -65,7 +70,7 @@ class TrainerPhases:
     def update(self, experience: Trainable) -> dict[str, float]:
         """The optimizer steps of one rollout; returns their metrics. Collective."""
         self.clock.count(int(experience.offsets[-1]))
-        return self.learner.run(experience, step=self.step, rollout=self.metrics)
+        return self.learner.run(experience, step=self.step, seed=self.update_seed, rollout=self.metrics)
 
     def sync(self) -> dict[str, float]:
         """Gives the engine the actor's weights and, where it is due, proves by fixed prompts that it has them. Collective.

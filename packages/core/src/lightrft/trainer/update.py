@@ -9,18 +9,21 @@ import torch
 from lightrft.algorithms.aggregate import token_weights
 from lightrft.algorithms.inputs import PolicyLoss, PolicyLossInput
 from lightrft.algorithms.kl import kl_per_token
-from lightrft.batch.micro_batch import MicroBatch, padded
-from lightrft.batch.planning import Step, by_length, mini_batches
+from lightrft.batch.micro_batch import MicroBatch
+from lightrft.batch.planning import Step, epochs
 from lightrft.batch.stages import Trainable
 from lightrft.config.schema import Config
+from lightrft.distributed.lockstep import lockstep
+from lightrft.experience.batching import needs_old_logprobs, update_batching
 from lightrft.models.score import score_tokens
-from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
+from lightrft.observe.metrics import StepMetrics
+from lightrft.strategy.strategy_base import Optimizer, Scheduler, StepResult, StrategyBase
 
 COLUMNS = ("old_logprobs", "reference_logprobs", "advantages", "corrections")
 PolicyLossFunction = Callable[[PolicyLossInput], PolicyLoss]
 
-SUMS = ("loss", "kl", "entropy", "clipped", "ratio", "ratio_squared", "old_kl")
-"""What is summed during a step, for the metrics: the share of the loss, then numbers of tokens."""
+SUMS = ("loss", "kl", "entropy", "clipped", "ratio", "ratio_squared", "old_kl", "surprise")
+"""What is summed over micro-batches, for the metrics: this rank's part of the loss, then sums over tokens."""
 
 
 class PolicyUpdate:
@@ -48,54 +51,44 @@ class PolicyUpdate:
         self.scheduler = scheduler
         self.policy_loss = policy_loss
         self.ema_model = ema_model
+        self.batching = update_batching(config, strategy)
 
     def run(self, experience: Trainable, *, seed: int, kl_coef: float | None = None) -> dict[str, float]:
         """All steps over this rank's share; metrics are global means over the tokens of all steps. `kl_coef` None is the configuration's.
         Collective.
         """
         kl_coef = self.config.kl_coef if kl_coef is None else kl_coef
-        steps = mini_batches(
-            experience,
-            train_batch_size=self.config.train_batch_size,
-            max_epochs=self.config.max_epochs,
-            world=self.strategy.world,
-            seed=seed,
-        )
-        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.strategy.world.device)
-        norms = []
-        skipped = 0
-        for step in steps:
-            sums += self._accumulate(experience, step, kl_coef)
-            result = self.strategy.optimizer_step(self.optimizer, self.actor, self.scheduler, name="actor")
-            norms.append(result.grad_norm)
-            skipped += result.skipped
-            if self.ema_model is not None and not result.skipped:
-                self.strategy.move_ema_model(self.ema_model, self.actor, beta=self.config.ema_beta)
-        total = self.strategy.all_reduce(sums, "sum").tolist()
-        return self._metrics(total, steps, norms, skipped)
+        plan = epochs(experience, self.batching, axis=self.strategy.mesh.data, seed=seed)
+        counts = _Counts(self.strategy.world.device)
+        for epoch in plan:
+            there = epoch.dealing.there(experience)
+            for step in epoch.steps:
+                self._accumulate(there, step, kl_coef, counts)
+                result = self.strategy.optimizer_step(self.optimizer, self.actor, self.scheduler, name="actor")
+                counts.step(step, result)
+                if self.ema_model is not None and not result.skipped:
+                    self.strategy.move_ema_model(self.ema_model, self.actor, beta=self.config.ema_beta)
+        return self._metrics(counts)
 
-    def _accumulate(self, experience: Trainable, step: Step, kl_coef: float) -> torch.Tensor:
-        """Backward over the micro-batches of one step; returns this rank's sums, on the device."""
-        total = torch.zeros(len(SUMS), dtype=torch.float64, device=self.strategy.world.device)
+    def _accumulate(self, batch: Trainable, step: Step, kl_coef: float, counts: _Counts) -> None:
+        """Backward over the micro-batches of one step."""
+        device, nothing = self.strategy.world.device, torch.zeros(0, dtype=torch.int64)
 
         def share(index: torch.Tensor) -> torch.Tensor:
-            micro = padded(experience, index, columns=COLUMNS, device=self.strategy.world.device)
-            loss, sums = self._share(micro, step, kl_coef)
-            total.add_(sums)
-            return loss
+            return self._share(self.batching.micro(batch, index, columns=COLUMNS, device=device), step, kl_coef, counts)
 
-        batches = by_length(experience, step.index, size=self.config.micro_train_batch_size)
-        self.strategy.accumulate(batches, share, self.actor, self.optimizer)
-        return total
+        parts = lockstep(self.batching.micro_batches(batch, step.index), empty=nothing, world=self.strategy.world)
+        self.strategy.accumulate(parts, share, self.actor, self.optimizer)
 
-    def _share(self, micro: MicroBatch, step: Step, kl_coef: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """This micro-batch's share of the step's loss, with its gradient, and its sums."""
+    def _share(self, micro: MicroBatch, step: Step, kl_coef: float, counts: _Counts) -> torch.Tensor:
+        """This micro-batch's part of the step's loss, with its gradient."""
         config = self.config
         found = score_tokens(
             self.actor, micro, temperatures=(config.temperature,), entropy=bool(config.entropy_coef), fused_chunk=config.fused_chunk
         )
         logprobs, entropy, mask = micro.grid.spread(found.logprobs[0]), micro.grid.spread(found.entropy), micro.grid.mask()
         old = micro.rows("old_logprobs")
+        old = torch.where(old.isnan(), logprobs.detach(), old)  # unknown where the old policy is the one that is updated
         policy = self._policy(micro, mask, logprobs, old)
         per_token, kl = policy.per_token, torch.zeros_like(logprobs)
         if config.logprob_gap_action == "correct":
@@ -115,8 +108,9 @@ class PolicyUpdate:
         loss = (per_token * weights).sum()
         log_ratio = (logprobs - old).detach()
         ratio = log_ratio.exp()
-        columns = [kl.detach(), entropy.detach(), policy.clipped, ratio, ratio**2, torch.expm1(log_ratio) - log_ratio]
-        return loss, torch.stack([loss.detach().double(), *((column * mask).double().sum() for column in columns)])
+        columns = [kl.detach(), entropy.detach(), policy.clipped, ratio, ratio**2, torch.expm1(log_ratio) - log_ratio, -logprobs.detach()]
+        counts.add(torch.stack([loss.detach().double(), *((column * mask).double().sum() for column in columns)]), log_ratio)
+        return loss
 
     def _policy(self, micro: MicroBatch, mask: torch.Tensor, logprobs: torch.Tensor, old: torch.Tensor) -> PolicyLoss:
         config = self.config
@@ -133,19 +127,51 @@ class PolicyUpdate:
             )
         )
 
-    def _metrics(self, sums: list[float], steps: list[Step], norms: list[float], skipped: int) -> dict[str, float]:
+    def _metrics(self, counts: _Counts) -> dict[str, float]:
+        """Global means. Collective, one message."""
+        steps, norms = counts.steps, counts.norms
+        metrics = StepMetrics()
+        metrics.add("update", dict(zip(SUMS, counts.sums.tolist(), strict=True)), dict, largest={"error": float(counts.error)})
+        found = metrics.reduce(self.strategy.mesh.data.group)
         tokens = max(sum(step.num_tokens for step in steps), 1.0)
-        found = dict(zip(SUMS, [sums[0] / len(steps), *(value / tokens for value in sums[1:])], strict=True))
-        metrics = {
-            "train/loss": found["loss"],
-            "train/clip_fraction": found["clipped"],
-            "train/ratio": found["ratio"],
-            "train/ess": found["ratio"] ** 2 / found["ratio_squared"] if found["ratio_squared"] else 0.0,
-            "train/old_kl": found["old_kl"],
+        mean = {name: found[name] / (len(steps) if name == "loss" else tokens) for name in SUMS}
+        named = {
+            "train/loss": mean["loss"],
+            "train/clip_fraction": mean["clipped"],
+            "train/ratio": mean["ratio"],
+            "train/ess": mean["ratio"] ** 2 / mean["ratio_squared"] if mean["ratio_squared"] else 0.0,
+            "train/old_kl": mean["old_kl"],
+            "train/first_ratio_error": found["error"],
             "train/grad_norm": sum(norms) / max(len(norms), 1),
             "train/lr": self.optimizer.param_groups[0]["lr"],
-            "train/skipped_steps": float(skipped),
+            "train/skipped_steps": float(counts.skipped),
         }
+        if not needs_old_logprobs(self.config, num_steps=len(steps)):
+            named["rollout/entropy"] = mean["surprise"]
         if self.config.kl_coef > 0:
-            metrics["train/kl"] = found["kl"]
-        return metrics | ({"train/entropy": found["entropy"]} if self.config.entropy_coef else {})
+            named["train/kl"] = mean["kl"]
+        return named | ({"train/entropy": mean["entropy"]} if self.config.entropy_coef else {})
+
+
+class _Counts:
+    """What the steps of one update sum up on this rank, on the device: nothing waits for it before the end.
+
+    `error` is the largest |log ratio| of the first step, where it should be 0.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+        self.error = torch.zeros((), device=device)
+        self.steps: list[Step] = []
+        self.norms: list[float] = []
+        self.skipped = 0
+
+    def add(self, sums: torch.Tensor, log_ratio: torch.Tensor) -> None:
+        self.sums += sums
+        if not self.steps and log_ratio.numel():
+            self.error = torch.maximum(self.error, log_ratio.abs().max())
+
+    def step(self, step: Step, result: StepResult) -> None:
+        self.steps.append(step)
+        self.norms.append(result.grad_norm)
+        self.skipped += result.skipped

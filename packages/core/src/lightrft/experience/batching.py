@@ -1,0 +1,27 @@
+"""How the settings partition a rollout, and which passes over it they make unnecessary."""
+
+from __future__ import annotations
+
+from lightrft.batch.planning import Batching
+from lightrft.config.schema import Config
+from lightrft.strategy.strategy_base import StrategyBase
+
+
+def update_batching(config: Config, strategy: StrategyBase, *, training: bool = True) -> Batching:
+    """The update's steps and micro-batches; `training` False: with the micro-batches of passes that have no gradients."""
+    return Batching(
+        train_batch_size=config.train_batch_size,
+        micro_batch_size=config.micro_train_batch_size if training else config.micro_rollout_batch_size,
+        max_epochs=config.max_epochs,
+        token_budget=config.max_tokens_per_micro_batch if config.packing_samples else 0,
+        balance=config.balance_ranks or config.packing_samples,
+    )
+
+
+def needs_old_logprobs(config: Config, *, num_steps: int) -> bool:
+    """Whether the actor's log-probs have to be known before the update.
+
+    Where one optimizer step follows its rollout the old policy is the one that is updated, so the update's own log-probs are the old ones
+    and their ratio is 1. A KL penalty compares with them before; a correction weighs by them.
+    """
+    return num_steps > 1 or config.max_epochs > 1 or config.kl_coef > 0 or config.logprob_gap_action == "correct"
