@@ -13,6 +13,7 @@ from lightrft.cli.demo import fresh_folder, prepare, result_of
 from lightrft.cli.flags import Flags
 from lightrft.cli.settings import Mode, checked, merge, typed_alone
 from lightrft.errors import ConfigError
+from lightrft.testing.tiny import tiny_model_folder
 
 
 def given(settings: dict[str, Any], *, recipe: Path | None = None) -> Flags:
@@ -83,11 +84,9 @@ def test_the_column_to_imitate_is_looked_for_only_where_it_is_used(recipe: Path)
 
 
 def test_an_evaluation_needs_no_training_data_and_no_batch_sizes(recipe: Path) -> None:
-    model = recipe.parent / "model"
-    model.mkdir()
-    for name in ("config.json", "tokenizer.json"):
-        (model / name).write_text("{}")
-    settings = {"model_name_or_path": str(model), "prompt_data": "gone.jsonl", "train_batch_size": "7"}
+    model = tiny_model_folder(recipe.parent / "model")
+    lengths = {"prompt_max_len": "64", "generate_max_len": "64"}
+    settings = {"model_name_or_path": str(model), "prompt_data": "gone.jsonl", "train_batch_size": "7", **lengths}
     config = checked(merge(given(settings, recipe=recipe), mode="eval"), problems=[], mode="eval", world_size=1)
     assert config.scratch_tokenizer == "none"
     assert problems_of(given({**settings, "eval_data": ""}, recipe=recipe), mode="eval") == [

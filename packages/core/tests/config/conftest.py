@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,15 +50,30 @@ def _registry(*more: PluginEntry) -> Registry:
     )
 
 
+def whole_folder(model: Path, *, tokenizer: bool = True) -> None:
+    """Files of a model as far as names, JSON and headers tell: one number is all its weights."""
+    model.mkdir(exist_ok=True)
+    (model / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    header = b'{"weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
+    (model / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    if tokenizer:
+        (model / "tokenizer.json").write_text("{}", encoding="utf-8")
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A model's folder without a tokenizer."""
+    whole_folder(tmp_path / "bare", tokenizer=False)
+    return tmp_path / "bare"
+
+
 @pytest.fixture
 def make(tmp_path) -> Make:
     """A configuration that passes every check, with changes."""
     data = tmp_path / "data.jsonl"
     data.write_text('{"prompt": "1", "answer": "2"}\n', encoding="utf-8")
     model = tmp_path / "model"
-    model.mkdir()
-    for name in ("config.json", "tokenizer.json"):
-        (model / name).write_text("{}", encoding="utf-8")
+    whole_folder(model)
 
     def do(**changes: Any) -> Config:
         good = {"strategy": "able", "engine_type": "able", "prompt_data": str(data), "model_name_or_path": str(model)}

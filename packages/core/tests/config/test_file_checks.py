@@ -18,12 +18,9 @@ def test_no_data(make, problems):
     assert problems(make(prompt_data="")) == ["prompt_data is not set; give a .jsonl or .parquet file or a `datasets` folder"]
 
 
-def test_models(make, tmp_path, problems, registry):
+def test_models(make, tmp_path, bare, problems, registry):
     empty = tmp_path / "empty"
     empty.mkdir()
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    (bare / "config.json").write_text("{}", encoding="utf-8")
     for value, message in {
         "": "model_name_or_path is not set; give a HF model folder or a hub name",
         "./none": "model_name_or_path='./none': no such folder, and not a hub name of the form owner/name",

@@ -58,14 +58,14 @@ def test_no_config(folder):
 
 def test_no_weights(folder):
     (folder / "model.safetensors").unlink()
-    assert "has no weights; expected *.safetensors" in refusal(lambda: load_causal_lm(folder, dtype=torch.float32))
+    assert "has no weights; expected model.safetensors" in refusal(lambda: load_causal_lm(folder, dtype=torch.float32))
 
 
 def test_damaged_weights(folder):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
     message = refusal(lambda: load_causal_lm(folder, dtype=torch.float32))
-    assert message.startswith(f"model {str(folder)!r} cannot be loaded: SafetensorError")
+    assert message.startswith(f"model={str(folder)!r}: model.safetensors is damaged: 500 bytes")
 
 
 def test_weights_that_lack_a_parameter_are_not_filled_with_random_numbers(folder):

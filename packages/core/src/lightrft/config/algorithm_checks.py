@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from lightrft.config.ignored import is_given
+from lightrft.config.model_folder import model_path_problem
 from lightrft.config.schema import Config
 from lightrft.errors import PluginError
 from lightrft.plugins.registry import Registry
@@ -66,11 +65,8 @@ def _critic(config: Config, spec: AdvantageSpec) -> Iterator[str]:
                 yield f"{name}={value!r} has no effect: advantage_estimator={spec.name!r} has no critic; leave it out, or use gae"
     elif config.critic_model_name_or_path:
         path = config.critic_model_name_or_path
-        folder = Path(path)
-        if folder.is_dir() and not (folder / "config.json").is_file():
-            yield f"critic_model_name_or_path={path!r}: the folder has no config.json; give a folder written by save_pretrained"
-        elif not folder.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-            yield f"critic_model_name_or_path={path!r}: no such folder, and not a hub name of the form owner/name"
+        if problem := model_path_problem("critic_model_name_or_path", path, trust_remote_code=config.trust_remote_code):
+            yield problem
 
 
 def _loss(config: Config, spec: PolicyLossSpec) -> Iterator[str]:

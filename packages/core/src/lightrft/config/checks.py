@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from lightrft.config.eval_files import eval_files
 from lightrft.config.ignored import ignored_settings, is_given
 from lightrft.config.metric_names import never_logged
 from lightrft.config.model_checks import engine_fit
+from lightrft.config.model_folder import model_path_problem
 from lightrft.config.reward_checks import check_rewards
 from lightrft.config.row_checks import row_fit
 from lightrft.config.schema import Config
@@ -260,14 +260,8 @@ def _model_folder(config: Config) -> Iterator[str]:
     if not path:
         yield "model_name_or_path is not set; give a HF model folder or a hub name"
         return
-    folder = Path(path)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            yield f"model_name_or_path={path!r}: the folder has no config.json; give a folder written by save_pretrained"
-        elif not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")):
-            yield f"model_name_or_path={path!r}: the folder has no tokenizer; save one there with tokenizer.save_pretrained"
-    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", path) or path.startswith("."):
-        yield f"model_name_or_path={path!r}: no such folder, and not a hub name of the form owner/name"
+    if problem := model_path_problem("model_name_or_path", path, trust_remote_code=config.trust_remote_code, tokenizer=True):
+        yield problem
 
 
 def _output_folder(config: Config) -> Iterator[str]:

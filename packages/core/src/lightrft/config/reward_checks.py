@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lightrft.config.ignored import is_given
+from lightrft.config.model_folder import model_path_problem
 from lightrft.config.reward_names import adapted_function, address_problem, model_folder, named_alike, server_address
 from lightrft.config.schema import Config
 from lightrft.errors import PluginError
@@ -31,7 +32,7 @@ def check_rewards(config: Config, *, registry: Registry) -> Iterator[str]:
     yield from named_alike(config.reward)
     addresses = [address for reward in config.reward if (address := server_address(reward)) is not None]
     for reward in config.reward:
-        yield from _one(reward, registry)
+        yield from _one(reward, registry, trust_remote_code=config.trust_remote_code)
     models = [reward for reward in config.reward if model_folder(reward)]
     if models and config.sft_target_reward:
         yield f"sft_target_reward={config.sft_target_reward} is measured before reward models are there ({models[0]}); set it to 0"
@@ -57,10 +58,11 @@ def _permission(config: Config, registry: Registry) -> Iterator[str]:
         yield f"allow_code_execution=True has no effect without a reward that runs programs ({', '.join(running)}); leave it out"
 
 
-def _one(reward: str, registry: Registry) -> Iterator[str]:
+def _one(reward: str, registry: Registry, *, trust_remote_code: bool) -> Iterator[str]:
     model = model_folder(reward)
     if model is not None:
-        yield from _model(reward, Path(model.path))
+        if problem := model_path_problem("reward", model.path, trust_remote_code=trust_remote_code, tokenizer=True, written=reward):
+            yield problem
         return
     address = server_address(reward)
     if address is not None:
@@ -79,11 +81,3 @@ def _one(reward: str, registry: Registry) -> Iterator[str]:
         yield f"reward={reward!r}: no such file {path!r}; the form is path/to/file.py:function"
     elif not (path and function):
         yield f"reward={reward!r} is not of the form module:function or path/to/file.py:function"
-
-
-def _model(reward: str, folder: Path) -> Iterator[str]:
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            yield f"reward={reward!r}: the folder has no config.json; give a folder written by save_pretrained"
-    elif str(folder).startswith((".", "/")) or str(folder).count("/") != 1:
-        yield f"reward={reward!r}: no such folder, and not a hub name of the form owner/name"

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
@@ -17,6 +17,7 @@ from lightrft.errors import EngineStateError
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import WeightBucket, saved_buffers, tied_names
 from lightrft.weights.checksum import WeightSum, tensor_sum
+from lightrft.weights.model_class import language_model_class
 from lightrft.weights.staging import stage
 
 
@@ -25,8 +26,9 @@ class HFEngine(InferenceEngine):
 
     def __init__(self, setup: EngineSetup) -> None:
         super().__init__(setup)
+        config = AutoConfig.from_pretrained(setup.model_path, trust_remote_code=setup.trust_remote_code)
         with no_progress_bars():
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            model: Any = language_model_class(config).from_pretrained(
                 setup.model_path, dtype=setup.dtype, trust_remote_code=setup.trust_remote_code
             )
         self._model: Any = model.to(setup.device).eval().requires_grad_(False)
@@ -126,8 +128,8 @@ class HFEngine(InferenceEngine):
         if self._weights_held:
             self._model.to(self.setup.device)
         else:
-            factory: Any = AutoModelForCausalLM  # transformers does not annotate from_config
-            fresh = factory.from_config(self._model.config, dtype=self.setup.dtype, trust_remote_code=self.setup.trust_remote_code)
+            config = self._model.config
+            fresh = language_model_class(config).from_config(config, dtype=self.setup.dtype, trust_remote_code=self.setup.trust_remote_code)
             for name, buffer in self._buffers.items():  # in the dtypes that `from_pretrained` gave them
                 owner, _, attribute = name.rpartition(".")
                 setattr(fresh.get_submodule(owner), attribute, buffer)

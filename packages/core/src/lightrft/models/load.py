@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,15 +11,15 @@ from typing import Any, TypeVar, cast
 import torch
 from huggingface_hub import snapshot_download
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lightrft.config.model_folder import HUB_NAME, TOKENIZER_FILES, model_path_problem
 from lightrft.engine.quiet import no_progress_bars
 from lightrft.errors import ModelError
+from lightrft.weights.model_class import language_model_class
 from lightrft.weights.safetensors_reader import WeightFiles
 
 T = TypeVar("T")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 MAX_NAMED = 3
 
 
@@ -33,24 +32,23 @@ class Opened:
     whole_because: str = ""
 
 
-def open_causal_lm(
-    path: str | Path, *, dtype: torch.dtype, trust_remote_code: bool = False, auto_class: Any = AutoModelForCausalLM
-) -> Opened:
+def open_causal_lm(path: str | Path, *, dtype: torch.dtype, trust_remote_code: bool = False, auto_class: Any = None) -> Opened:
     """The causal language model of a HF folder or hub name for `StrategyBase.prepare_*`, without a value read: ranks read what they keep.
 
     Where the files are no safetensors, or have other names than the model's parameters (transformers converts such ones when it loads
-    them), it is loaded whole. `auto_class` is another of transformers' classes, such as `AutoModelForSequenceClassification`.
+    them), it is loaded whole. `auto_class` is one of transformers' classes, such as `AutoModelForSequenceClassification`; None is the
+    class of the configuration's language model.
 
     Raises:
         ModelError: as `load_causal_lm`.
     """
-    _check_folder(path, needed="config.json", patterns=("config.json",), remedy="give a folder written by save_pretrained")
-    _check_folder(path, needed="weights", patterns=WEIGHT_PATTERNS, remedy="expected *.safetensors beside its config.json")
+    _check_folder(path, trust_remote_code=trust_remote_code)
 
     def build() -> PreTrainedModel:
         config = AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
         with parameters_on_meta():
-            model: PreTrainedModel = auto_class.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+            loads = auto_class or language_model_class(config)
+            model: PreTrainedModel = loads.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         return model
 
     folder = _local_folder(path)
@@ -84,20 +82,19 @@ def parameters_on_meta() -> Iterator[None]:
         hook.remove()
 
 
-def load_causal_lm(
-    path: str | Path, *, dtype: torch.dtype, trust_remote_code: bool = False, auto_class: Any = AutoModelForCausalLM
-) -> PreTrainedModel:
+def load_causal_lm(path: str | Path, *, dtype: torch.dtype, trust_remote_code: bool = False, auto_class: Any = None) -> PreTrainedModel:
     """The causal language model of a HF folder or hub name, on the CPU, every weight read from its files, KV cache off in its config.
 
     Raises:
         ModelError: no such folder, no config.json, no or damaged weights, weights that lack a parameter, or a model that transformers does
             not know.
     """
-    _check_folder(path, needed="config.json", patterns=("config.json",), remedy="give a folder written by save_pretrained")
-    _check_folder(path, needed="weights", patterns=WEIGHT_PATTERNS, remedy="expected *.safetensors beside its config.json")
+    _check_folder(path, trust_remote_code=trust_remote_code)
 
     def load() -> tuple[PreTrainedModel, dict[str, Any]]:
-        loaded: Any = auto_class.from_pretrained(str(path), dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True)
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+        loads = auto_class or language_model_class(config)
+        loaded: Any = loads.from_pretrained(str(path), dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True)
         return cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
 
     model, info = _wrapped(load, what="model", path=path)
@@ -112,7 +109,11 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
     Raises:
         ModelError: no such folder, no or a damaged tokenizer in it, or one without an end-of-sequence token.
     """
-    _check_folder(path, needed="tokenizer", patterns=TOKENIZER_FILES, remedy="save one there with tokenizer.save_pretrained")
+    folder = Path(path).expanduser()
+    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelError(f"model folder {str(path)!r} has no tokenizer; save one there with tokenizer.save_pretrained")
+    if not folder.is_dir() and not HUB_NAME.fullmatch(str(path)):
+        raise ModelError(f"model {str(path)!r}: no such folder, and not a hub name of the form owner/name")
     tokenizer: Any = _wrapped(
         lambda: AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code), what="tokenizer", path=path
     )
@@ -123,14 +124,9 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
     return cast("PreTrainedTokenizerBase", tokenizer)
 
 
-def _check_folder(path: str | Path, *, needed: str, patterns: tuple[str, ...], remedy: str) -> None:
-    """A local folder must hold one of the files; a hub name is left to transformers."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not any(True for pattern in patterns for _ in folder.glob(pattern)):
-            raise ModelError(f"model folder {str(path)!r} has no {needed}; {remedy}")
-    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) or str(path).startswith("."):
-        raise ModelError(f"model {str(path)!r}: no such folder, and not a hub name of the form owner/name")
+def _check_folder(path: str | Path, *, trust_remote_code: bool) -> None:
+    if problem := model_path_problem("model", str(path), trust_remote_code=trust_remote_code):
+        raise ModelError(problem)
 
 
 def _local_folder(path: str | Path) -> Path:

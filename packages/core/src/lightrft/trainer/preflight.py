@@ -26,7 +26,8 @@ def preflight_problems(config: Config, *, mode: Mode, registry: Registry, world_
         "bisect": lambda: check_bisect(config, registry=registry, world_size=world_size),
         "invariance": lambda: check_invariance(config, registry=registry, world_size=world_size),
     }
-    return [*problems_of(checks[mode]), *_data(config, mode), *_resume(config, mode)]
+    problems = [*problems_of(checks[mode]), *_data(config, mode), *_resume(config, mode)]
+    return problems or _models(config, mode)
 
 
 def raise_all(problems: list[str]) -> None:
@@ -63,6 +64,17 @@ def _data(config: Config, mode: Mode) -> list[str]:
     if problems or len(there) < len(needed) or not config.reward_key or mode not in ("train", "eval"):
         return problems
     return problems_of(lambda: check_data(config, training=mode == "train"))
+
+
+def _models(config: Config, mode: Mode) -> list[str]:
+    """Looks into the model folders, which takes transformers, and whether the embedding has a row for each token of the prompts."""
+    from lightrft.trainer.model_folders import folder_problems, tokens_without_embedding
+
+    if problems := folder_problems(config):
+        return problems
+    files = [config.prompt_data] if mode != "eval" else []
+    files += eval_files(config.eval_data).values() if mode in ("train", "eval") else []
+    return problems_of(lambda: raise_all(tokens_without_embedding(config, [path for path in files if path])))
 
 
 def _resume(config: Config, mode: Mode) -> list[str]:

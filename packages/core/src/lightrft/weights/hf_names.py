@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from lightrft.weights.buckets import Weight, WeightBucket, saved_buffers
+from lightrft.weights.model_class import language_model_class
 
 
 class FileNames:
@@ -48,9 +49,8 @@ class FileNames:
         """The folder's model without values, on the meta device."""
         if self._model is None:
             config = AutoConfig.from_pretrained(self._model_path, trust_remote_code=self._trust_remote_code)
-            factory: Any = AutoModelForCausalLM  # transformers does not annotate from_config
             with torch.device("meta"):
-                self._model = factory.from_config(config, trust_remote_code=self._trust_remote_code)
+                self._model = language_model_class(config).from_config(config, trust_remote_code=self._trust_remote_code)
         return self._model
 
 

@@ -1,0 +1,193 @@
+"""Whether a model folder is a plain checkpoint of its architecture: transformers' own classes are asked, on the meta device.
+
+Every tensor of the files has its place and its shape in the model, every parameter and saved buffer its values; tokenizer and
+configurations can be read. No tensor is loaded.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, GenerationConfig
+
+from lightrft.config.model_folder import BIN, BIN_INDEX, model_path_problem
+from lightrft.config.tensor_headers import TensorHeader, tensor_headers
+from lightrft.engine.quiet import no_progress_bars
+from lightrft.errors import ModelError
+from lightrft.models.load import load_tokenizer
+from lightrft.weights.buckets import saved_buffers, tied_names
+from lightrft.weights.model_class import language_model_class
+
+Shapes = dict[str, tuple[int, ...]]
+MAX_NAMED = 3
+CONVERTED = "(converted)"
+COMPARED = 2**24
+"""Bytes of two tensors that are compared at a time."""
+
+
+def folder_problem(
+    name: str,
+    path: str,
+    *,
+    auto_class: Any = None,
+    trust_remote_code: bool = False,
+    tokenizer: bool = False,
+    written: str | None = None,
+) -> str:
+    """As `model_path_problem`, and then everything that takes the model's classes; empty where nothing is wrong, and for a hub name.
+
+    `auto_class` is transformers' class that the run will load it with (None: that of its language model).
+    """
+    if found := model_path_problem(name, path, trust_remote_code=trust_remote_code, tokenizer=tokenizer, written=written):
+        return found
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return ""
+    with no_progress_bars():
+        problems = _problems(folder, auto_class=auto_class, trust_remote_code=trust_remote_code, tokenizer=tokenizer)
+        found = next(problems, "")
+    return f"{name}={written or path!r}: {found}" if found else ""
+
+
+def _problems(folder: Path, *, auto_class: Any, trust_remote_code: bool, tokenizer: bool) -> Iterator[str]:
+    try:
+        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # of transformers, or of the repository's code: the cause is told
+        yield _of_config(error, trust_remote_code=trust_remote_code)
+        return
+    try:
+        with torch.device("meta"):
+            loads = auto_class or language_model_class(config)
+            model = loads.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+        tensors = dict(model.named_parameters()) | saved_buffers(model)
+    except Exception as error:  # as above
+        yield f"its config.json gives no model: {_words(error)}"
+        return
+    if not any((folder / name).is_file() for name in (BIN, BIN_INDEX)) or any(folder.glob("*.safetensors")):
+        yield from _misfits(model, {name: tuple(t.shape) for name, t in tensors.items()}, tensor_headers(folder))
+    if (folder / "generation_config.json").is_file():
+        try:
+            GenerationConfig.from_pretrained(folder)
+        except Exception as error:  # as above
+            yield f"generation_config.json cannot be used: {_words(error)}"
+    if tokenizer:
+        try:
+            load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        except ModelError as error:
+            yield str(error)
+
+
+def _of_config(error: Exception, *, trust_remote_code: bool) -> str:
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text and not trust_remote_code:
+        return "the model brings its own code; read it, then set --trust_remote_code"
+    if "does not recognize this architecture" in text or "model type" in text:
+        found = re.search(r"model type `?([^`\s]+)`?", text)
+        kind = repr(found[1]) if found else "of config.json"
+        return f"model_type {kind} is not known to transformers {transformers.__version__}; upgrade it, or correct config.json"
+    return f"its config.json cannot be used: {_words(error)}"
+
+
+def _misfits(model: Any, modules: Shapes, headers: Mapping[str, TensorHeader]) -> Iterator[str]:
+    """Tensors of another shape, missing ones, ones without a place, and a head that differs from what it is tied to."""
+    pieces = _under_file_names(model, modules)
+    ties = tied_names(model)
+    known = modules | {piece: shape for shapes in pieces.values() for piece, shape in shapes.items()}
+    known |= {other: modules[name] for name, names in ties.items() for other in names}
+    places = {name: _place(name, model, known) for name in headers}
+    wrong = [(name, known[place]) for name, place in places.items() if place in known and headers[name].shape != known[place]]
+    if wrong:
+        name, shape = wrong[0]
+        more = f" ({len(wrong)} tensors differ)" if len(wrong) > 1 else ""
+        found = f"{name} is {list(headers[name].shape)} in the files, and config.json asks for {list(shape)}"
+        yield f"{found}{more}; the two are of different models"
+    held = set(places.values())
+    if CONVERTED not in held:
+        lacking = [
+            name for name in modules if not held & {name, *ties.get(name, ())} and not (pieces[name] and pieces[name].keys() <= held)
+        ]
+        if lacking:
+            yield f"its weight files lack {_listed(lacking)}, which config.json asks for; give a complete folder"
+    extra = [name for name, place in places.items() if place not in known and place != CONVERTED and not ignored_on_load(name, model)]
+    if extra:
+        yield (
+            f"its weight files hold {_listed(extra)}, which {type(model).__name__} of this config.json does not have and would ignore; "
+            "take them out, or correct config.json"
+        )
+    yield from _tied(ties, {place: headers[name] for name, place in places.items()})
+
+
+def _under_file_names(model: Any, modules: Shapes) -> dict[str, Shapes]:
+    """For each name of the modules, those under which `save_pretrained` would write it instead (several where it stacks experts)."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in modules.items()}
+    if revert_weight_conversion(model, dict(tensors)).keys() == tensors.keys():
+        return {name: {} for name in modules}
+    return {
+        name: {n: tuple(t.shape) for n, t in revert_weight_conversion(model, {name: tensor}).items() if n != name}
+        for name, tensor in tensors.items()
+    }
+
+
+def _place(name: str, model: Any, known: Mapping[str, Any]) -> str:
+    """What a tensor of a file is called in the model, where transformers renames it on loading (old names, a prefix more or less);
+    CONVERTED where it becomes something else altogether.
+    """
+    if name in known:
+        return name
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters: Any = [rule for rule in rules if not isinstance(rule, WeightRenaming)]
+    renamed, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, dict(known))
+    return renamed if converter is None else CONVERTED
+
+
+def ignored_on_load(name: str, model: Any) -> bool:
+    """Whether loading such a tensor is known to change nothing: rotary tables, masks, heads of other tasks that the class names."""
+    patterns = [*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), r"rotary_emb\.inv_freq$", r"attn\.(masked_)?bias$"]
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _tied(ties: Mapping[str, tuple[str, ...]], held: Mapping[str, TensorHeader]) -> Iterator[str]:
+    for names in ties.values():
+        stored = [name for name in names if name in held]
+        for other in stored[1:]:
+            if not _same_bytes(held[stored[0]], held[other]):
+                yield (
+                    f"config.json ties {other} to {stored[0]} (tie_word_embeddings), and the files hold other values for it; "
+                    "set tie_word_embeddings to false in config.json, or take the tensor out"
+                )
+
+
+def _same_bytes(one: TensorHeader, other: TensorHeader) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    with one.file.open("rb") as first, other.file.open("rb") as second:
+        first.seek(one.begin)
+        second.seek(other.begin)
+        left = one.end - one.begin
+        while left > 0:
+            size = min(left, COMPARED)
+            if first.read(size) != second.read(size):
+                return False
+            left -= size
+    return True
+
+
+def _words(error: Exception, *, limit: int = 240) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0] + " ..."
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:MAX_NAMED]) + (f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else "")

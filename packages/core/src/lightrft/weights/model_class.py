@@ -1,0 +1,22 @@
+"""Which of transformers' automatic classes gives a configuration's language model; trainer, reference engine and names agree on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+
+def language_model_class(config: Any) -> Any:
+    """`AutoModelForCausalLM`; for an image-text family that has no class there (Qwen2.5-VL, Mistral 3), `AutoModelForImageTextToText`,
+    whose models read text alone as well.
+    """
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    causal, image_text = _classes(AutoModelForCausalLM), _classes(AutoModelForImageTextToText)
+    return (
+        AutoModelForImageTextToText if not own_code and type(config) not in causal and type(config) in image_text else AutoModelForCausalLM
+    )
+
+
+def _classes(automatic: Any) -> Any:
+    return automatic._model_mapping.keys()

@@ -1,0 +1,319 @@
+"""Model folders as users bring them: each is taken as what it is, or refused in one line before a rank starts, with what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import make_family
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+from lightrft.config.load import make_config
+from lightrft.models.folder_check import folder_problem
+from lightrft.models.load import open_causal_lm
+from lightrft.plugins.registry import Registry
+from lightrft.strategy import get_strategy
+from lightrft.strategy.strategy_base import AdamWSettings
+from lightrft.testing.tiny import tiny_model_folder, tiny_reward_folder
+from lightrft.trainer.preflight import preflight_problems
+
+IDS = torch.arange(3, 30)[None]
+Change = Callable[[Path], None]
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is done to a whole folder, and words of the line that refuses it; none: the folder is taken."""
+
+    change: Change
+    refused: tuple[str, ...] = ()
+    trust_remote_code: bool = False
+
+
+def text(name: str, content: str) -> Change:
+    return lambda folder: (folder / name).write_text(content, encoding="utf-8") and None
+
+
+def config(**values: Any) -> Change:
+    """Values in config.json; None takes one out."""
+
+    def change(folder: Path) -> None:
+        found = json.loads((folder / "config.json").read_text()) | values
+        (folder / "config.json").write_text(json.dumps({name: value for name, value in found.items() if value is not None}))
+
+    return change
+
+
+def weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Change:
+    """Another state dict, where `change` returns one or changes the one that it is given."""
+
+    def changed(folder: Path) -> None:
+        state = load_file(folder / WEIGHTS)
+        save_file(change(state) or state, folder / WEIGHTS, metadata={"format": "pt"})
+
+    return changed
+
+
+def truncated(name: str, size: int) -> Change:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size]) and None
+
+
+def removed(*names: str) -> Change:
+    return lambda folder: [(folder / name).unlink() for name in names] and None
+
+
+def both(*changes: Change) -> Change:
+    return lambda folder: [change(folder) for change in changes] and None
+
+
+def sharded(folder: Path) -> None:
+    LlamaForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="60KB")
+    (folder / WEIGHTS).unlink(missing_ok=True)
+
+
+def without_a_shard(folder: Path) -> None:
+    sharded(folder)
+    sorted(folder.glob("model-*.safetensors"))[1].unlink()
+
+
+def as_bin(folder: Path) -> None:
+    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+
+
+def tied(*, equal: bool) -> Change:
+    def change(folder: Path) -> None:
+        state = load_file(folder / WEIGHTS)
+        if equal:
+            state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        config(tie_word_embeddings=True)(folder)
+
+    return change
+
+
+def without_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+
+def quantised(method: str, **more: Any) -> Change:
+    return config(quantization_config={"quant_method": method, **more})
+
+
+def packed(suffix: str, dtype: torch.dtype) -> Change:
+    """The first projection in another form, and nothing in config.json says so."""
+
+    def change(state: dict[str, torch.Tensor]) -> None:
+        del state["model.layers.0.self_attn.q_proj.weight"]
+        state[f"model.layers.0.self_attn.q_proj.{suffix}"] = torch.zeros(8, 8).to(dtype)
+
+    return weights(change)
+
+
+OWN_CODE = both(
+    config(model_type="own_llama", auto_map={"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnLM"}),
+    text("configuration_own.py", "from transformers import LlamaConfig\nclass OwnConfig(LlamaConfig):\n    model_type = 'own_llama'\n"),
+    text(
+        "modeling_own.py",
+        "from transformers import LlamaForCausalLM\nfrom .configuration_own import OwnConfig\n"
+        "class OwnLM(LlamaForCausalLM):\n    config_class = OwnConfig\n",
+    ),
+)
+QUANTISED = ("quantised", "give the model that it was made from")
+Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
+
+CASES: dict[str, Case] = {
+    # taken, with the right values
+    "as save_pretrained wrote it": Case(lambda folder: None),
+    "several files and an index": Case(sharded),
+    "torch's own format": Case(as_bin),
+    "bfloat16 on disk, float32 in config.json": Case(
+        both(weights(lambda state: {name: t.bfloat16() for name, t in state.items()}), config(dtype="float32"))
+    ),
+    "float32 on disk, bfloat16 in config.json": Case(config(dtype=None, torch_dtype="bfloat16")),
+    "names without the model's prefix": Case(weights(without_prefix)),
+    "rotary tables of older versions": Case(weights(lambda s: s | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16)})),
+    "a tied head that is stored too, with the same values": Case(tied(equal=True)),
+    "own code, with trust_remote_code": Case(OWN_CODE, trust_remote_code=True),
+    "a generation_config that transformers would not save": Case(text("generation_config.json", '{"temperature": 0.6, "eos_token_id": 1}')),
+    # damaged
+    "config.json is garbage": Case(text("config.json", "{not json"), ("config.json is damaged", "JSONDecodeError")),
+    "config.json is empty": Case(text("config.json", ""), ("config.json is damaged: it is empty",)),
+    "config.json is a list": Case(text("config.json", "[1]"), ("config.json is damaged", "expected an object")),
+    "config.json without model_type": Case(config(model_type=None), ("names no model_type",)),
+    "an unknown model_type": Case(config(model_type="lamma"), ("model_type 'lamma' is not known to transformers",)),
+    "a field of another type": Case(config(hidden_size="large"), ("its config.json",)),
+    "negative sizes": Case(config(num_hidden_layers=-1), ("its ",)),
+    "no config.json": Case(removed("config.json"), ("no config.json", "save_pretrained")),
+    "generation_config.json is garbage": Case(text("generation_config.json", "eos: 1"), ("generation_config.json is damaged",)),
+    "tokenizer.json is garbage": Case(text("tokenizer.json", "{"), ("tokenizer.json is damaged",)),
+    "tokenizer.json of nothing": Case(text("tokenizer.json", "{}"), ("tokenizer", "cannot be loaded")),
+    "no tokenizer": Case(removed("tokenizer.json", "tokenizer_config.json"), ("the folder has no tokenizer",)),
+    "weights cut off": Case(truncated(WEIGHTS, 30_000), ("model.safetensors is cut off: 30000 bytes", "copy it again")),
+    "weights cut off in the header": Case(truncated(WEIGHTS, 100), ("model.safetensors is damaged",)),
+    "weights empty": Case(truncated(WEIGHTS, 0), ("model.safetensors is damaged: it is empty",)),
+    "weights of a page that was not found": Case(text(WEIGHTS, "<html>404</html>" * 99), ("model.safetensors is damaged",)),
+    "no weights": Case(removed(WEIGHTS), ("the folder has no weights",)),
+    "an index that names a missing file": Case(without_a_shard, (f"{INDEX} names model-00002", "which is missing")),
+    "an index of garbage": Case(both(sharded, text(INDEX, "{}")), (f"{INDEX} is damaged",)),
+    "an index that names what is not there": Case(
+        both(text(INDEX, json.dumps({"weight_map": {"no.such": WEIGHTS}}))), (f"{INDEX} says", "no.such", "not in it")
+    ),
+    "files without their index": Case(both(sharded, removed(INDEX)), ("copy the index too",)),
+    "torch's own format, cut off": Case(both(as_bin, truncated("pytorch_model.bin", 999)), ("pytorch_model.bin is damaged",)),
+    # of another model
+    "more layers than weights": Case(config(num_hidden_layers=3), ("weight files lack", "model.layers.2", "complete folder")),
+    "fewer layers than weights": Case(config(num_hidden_layers=1), ("hold model.layers.1", "does not have and would ignore")),
+    "another width": Case(config(hidden_size=128), ("is [64, 64] in the files, and config.json asks for [64, 128]",)),
+    "another vocabulary": Case(config(vocab_size=65), ("weight is [64, 64] in the files", "[65, 64] (2 tensors differ)")),
+    "a matrix is missing": Case(weights(lambda s: s.pop(Q_PROJ) is None), (f"lack {Q_PROJ}",)),
+    "a bias that the architecture has not": Case(
+        weights(lambda s: s | {Q_PROJ.replace("weight", "bias"): torch.ones(64)}), ("q_proj.bias", "would ignore")
+    ),
+    "a tied head with values of its own": Case(tied(equal=False), ("ties lm_head.weight", "set tie_word_embeddings to false")),
+    # quantised
+    "gptq": Case(quantised("gptq", bits=4), ("(gptq", *QUANTISED)),
+    "awq": Case(quantised("awq", bits=4), ("(awq", *QUANTISED)),
+    "fp8 with scales": Case(quantised("fp8", weight_block_size=[128, 128]), ("(fp8", *QUANTISED)),
+    "compressed-tensors": Case(quantised("compressed-tensors"), ("(compressed-tensors", *QUANTISED)),
+    "bitsandbytes": Case(quantised("bitsandbytes", load_in_4bit=True), ("(bitsandbytes", *QUANTISED)),
+    "mxfp4": Case(quantised("mxfp4"), ("(mxfp4", *QUANTISED)),
+    "gptq that only an old file tells": Case(text("quantize_config.json", '{"bits": 4}'), ("quantize_config.json", *QUANTISED)),
+    "packed weights that nothing tells": Case(packed("qweight", torch.int32), ("q_proj.qweight is I32", *QUANTISED)),
+    "8 bits that nothing tells": Case(packed("weight", torch.int8), ("q_proj.weight is I8", *QUANTISED)),
+    "fp8 that nothing tells": Case(packed("weight", torch.float8_e4m3fn), ("q_proj.weight is F8_E4M3", *QUANTISED)),
+    "scales that nothing tells": Case(
+        weights(lambda s: s | {Q_PROJ.replace("weight", "weight_scale_inv"): torch.ones(1, 1)}), ("weight_scale_inv", *QUANTISED)
+    ),
+    "gguf": Case(both(removed("config.json", WEIGHTS), text("model-q4.gguf", "GGUF")), ("GGUF", "quantised")),
+    "gguf beside config.json": Case(both(removed(WEIGHTS), text("model-q4.gguf", "GGUF")), ("GGUF", "quantised")),
+    # adapters and own code
+    "an adapter alone": Case(
+        both(removed("config.json", WEIGHTS), text("adapter_config.json", '{"peft_type": "LORA"}')), ("adapter alone", "merge")
+    ),
+    "adapter_config.json beside whole weights": Case(
+        text("adapter_config.json", '{"peft_type": "LORA"}'), ("adapter_config.json lies beside whole weights",)
+    ),
+    "own code, without trust_remote_code": Case(OWN_CODE, ("its own code", "--trust_remote_code")),
+    "own code that was not copied": Case(
+        both(OWN_CODE, removed("modeling_own.py")), ("modeling_own.py is missing",), trust_remote_code=True
+    ),
+}
+TAKEN = [name for name, case in CASES.items() if not case.refused]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model_folder(tmp_path_factory.mktemp("whole") / "m", family="llama")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, whole: Path, request: pytest.FixtureRequest) -> Path:
+    made = Path(shutil.copytree(whole, tmp_path / "m"))
+    CASES[request.getfixturevalue("name")].change(made)
+    return made
+
+
+def found_before_ranks(folder: Path, tmp_path: Path, **settings: Any) -> list[str]:
+    """What every door says before a model loads."""
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"prompt": "7+7=", "answer": "14"}\n')
+    values = {"strategy": "single", "engine_type": "hf", "model_name_or_path": str(folder), "prompt_data": str(data)}
+    values |= {
+        "output_dir": str(tmp_path / "run"),
+        "rollout_batch_size": 1,
+        "train_batch_size": 8,
+        "prompt_max_len": 32,
+        "generate_max_len": 8,
+    }
+    return preflight_problems(make_config(values | settings), mode="train", registry=Registry.discover(), world_size=1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_folder_is_taken_or_refused_before_ranks_start(tmp_path: Path, folder: Path, name: str) -> None:
+    found = found_before_ranks(folder, tmp_path, trust_remote_code=CASES[name].trust_remote_code)
+    if not CASES[name].refused:
+        assert found == []
+        return
+    [line] = found
+    assert line.startswith(f"model_name_or_path={str(folder)!r}") and "\n" not in line
+    assert all(words in line for words in CASES[name].refused), line
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_is_taken_has_the_values_of_transformers(tmp_path: Path, folder: Path, name: str) -> None:
+    trust = CASES[name].trust_remote_code
+    expected: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=trust).eval()
+    strategy = get_strategy(make_config({"strategy": "single"}))
+    opened = open_causal_lm(folder, dtype=torch.float32, trust_remote_code=trust)
+    actor, _ = strategy.prepare_trainable(opened.model, optimizer=AdamWSettings(learning_rate=1e-3), weights=opened.weights)
+    with torch.no_grad():
+        assert torch.equal(actor(IDS).logits, expected(IDS).logits)
+        strategy.save_model(actor, tmp_path / "saved")
+        again: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32, trust_remote_code=trust)
+        assert torch.equal(again(IDS).logits, expected(IDS).logits)
+    strategy.shutdown()
+
+
+@pytest.mark.parametrize("path", ["./nope", "nope", "a/b/c", "/no/where", "../m"])
+def test_one_rule_for_a_path_that_is_not_there(tmp_path: Path, whole: Path, path: str) -> None:
+    words = "no such folder, and not a hub name of the form owner/name"
+    critic = {"advantage_estimator": "gae", "critic_model_name_or_path": path}
+    assert found_before_ranks(whole, tmp_path, **critic) == [f"critic_model_name_or_path={path!r}: {words}"]
+    assert found_before_ranks(whole, tmp_path, reward=[f"model:{path}"]) == [f"reward='model:{path}': {words}"]
+    assert found_before_ranks(Path(path), tmp_path, model_name_or_path=path) == [f"model_name_or_path={path!r}: {words}"]
+
+
+def test_folders_of_critic_and_reward_models_are_looked_at_too(tmp_path: Path, whole: Path) -> None:
+    broken = Path(shutil.copytree(whole, tmp_path / "broken"))
+    truncated(WEIGHTS, 30_000)(broken)
+    critic = {"advantage_estimator": "gae", "critic_model_name_or_path": str(broken)}
+    [line] = found_before_ranks(whole, tmp_path, **critic)
+    assert line.startswith("critic_model_name_or_path=") and "is cut off" in line
+    [line] = found_before_ranks(whole, tmp_path, reward=[f"rm=model:{broken}"])
+    assert line.startswith(f"reward='rm=model:{broken}'") and "is cut off" in line
+    [line] = found_before_ranks(whole, tmp_path, reward=[f"model:{whole}"])
+    assert "lack score.weight" in line, "a causal model is no sequence classifier"
+    assert found_before_ranks(whole, tmp_path, reward=[f"model:{tiny_reward_folder(tmp_path / 'rm')}"]) == []
+    assert "lm_head.weight" in folder_problem("m", str(tmp_path / "rm"))
+    assert folder_problem("m", str(tmp_path / "rm"), auto_class=AutoModelForSequenceClassification) == ""
+
+
+def test_a_token_beyond_the_embedding_is_told_with_its_row(tmp_path: Path, whole: Path) -> None:
+    from transformers import AutoTokenizer
+
+    made = Path(shutil.copytree(whole, tmp_path / "m"))
+    tokenizer = AutoTokenizer.from_pretrained(made)
+    tokenizer.add_tokens([f"<|new{i}|>" for i in range(64)])
+    tokenizer.save_pretrained(made)
+    assert found_before_ranks(made, tmp_path) == [], "tokens that no prompt holds"
+    (tmp_path / "new.jsonl").write_text('{"prompt": "7", "answer": "1"}\n{"prompt": "<|new63|>7", "answer": "1"}\n')
+    [line] = found_before_ranks(made, tmp_path, prompt_data=str(tmp_path / "new.jsonl"))
+    assert "new.jsonl, row 2: the prompt holds '<|new63|>'" in line and "the model's embedding has 64 rows" in line
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt-neox", "granite-moe", "gemma3", "gpt2", "deepseek-v3", "gemma4", "apertus"])
+def test_no_false_alarm_for_a_whole_folder_of_any_family(tmp_path: Path, family: str) -> None:
+    make_family(family).save_pretrained(tmp_path)
+    assert folder_problem("m", str(tmp_path)) == ""
+
+
+def test_an_expert_that_is_missing_is_told(tmp_path: Path) -> None:
+    make_family("mixtral").save_pretrained(tmp_path)
+    lost = next(name for name in load_file(tmp_path / WEIGHTS) if "experts.3" in name)
+    weights(lambda state: state.pop(lost) is None)(tmp_path)
+    assert "weight files lack model.layers.0.mlp.experts" in folder_problem("m", str(tmp_path))
+
+
+def test_a_tied_model_of_save_pretrained_is_whole(tmp_path: Path) -> None:
+    LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+                                 tie_word_embeddings=True)).save_pretrained(tmp_path)  # fmt: skip
+    assert folder_problem("m", str(tmp_path)) == ""
