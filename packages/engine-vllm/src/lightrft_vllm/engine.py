@@ -28,10 +28,12 @@ from lightrft_vllm.guests import (
     default_group_kept,
     give_classes_back,
     keep_linear_layers_plain,
+    no_bars,
     no_shared_memory,
     set_environment,
     snapshot,
 )
+from lightrft_vllm.loading import load_straight, loads_straight
 from lightrft_vllm.weights import WeightStream, pack_experts_again
 
 CPU_KV_CACHE_BYTES = 2**30
@@ -59,10 +61,11 @@ class VLLMEngine(InferenceEngine):
 
         keep_linear_layers_plain(setup.device.type)
         classes = snapshot(self._names.model())
-        with as_it_was(), no_shared_memory(setup.device.type):
+        with as_it_was(), no_shared_memory(setup.device.type), no_bars(setup.device.type):
             self._llm: Any = LLM(**self._arguments())
         self._llm.apply_model(partial(give_classes_back, before=classes))
         self._parameters: frozenset[str] = frozenset(self._llm.apply_model(_parameter_names)[0])
+        self._straight = setup.device.type == "cuda" and self._llm.apply_model(loads_straight)[0]
         self._sums = OwnSums(
             gather_objects(self._read_sums(), group=setup.group),
             folder=setup.model_path,
@@ -110,11 +113,11 @@ class VLLMEngine(InferenceEngine):
     def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
         if self._status in (EngineStatus.ASLEEP, EngineStatus.UNUSABLE):
             raise EngineStateError(f"update_weights while the engine is {self._status}; call wake_up first")
-        stream = WeightStream(buckets, dtype=self.setup.dtype, shapes=self._shapes, names=self._names, held=self._parameters)
+        stream = WeightStream(
+            buckets, dtype=self.setup.dtype, shapes=self._shapes, names=self._names, held=self._parameters, copied=not self._straight
+        )
         try:
-            if self.setup.device.type == "cpu":
-                self._llm.apply_model(pack_experts_again)
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(stream)})
+            self._load(iter(stream))
             stream.check_complete()
         except Exception as error:
             self._status = EngineStatus.UNUSABLE
@@ -164,6 +167,14 @@ class VLLMEngine(InferenceEngine):
 
     # ---- parts ---------------------------------------------------------------------------------------------------------------------------
 
+    def _load(self, stream: Iterator[tuple[str, torch.Tensor]]) -> None:
+        if self._straight:
+            self._llm.apply_model(partial(load_straight, stream=stream))
+            return
+        if self.setup.device.type == "cpu":
+            self._llm.apply_model(pack_experts_again)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": stream})
+
     def _wake(self, tag: WakeTag, then: EngineStatus) -> None:
         try:
             self._llm.wake_up(tags=[tag])
@@ -192,6 +203,7 @@ class VLLMEngine(InferenceEngine):
             generation_config="vllm",  # nothing but our own sampling parameters
             logprobs_mode="raw_logprobs",  # of the untempered, unfiltered distribution
             disable_log_stats=True,
+            use_tqdm_on_load=False,  # no bars in the run's log
         )
         if setup.device.type == "cuda":
             return arguments | {"gpu_memory_utilization": setup.mem_util, "enable_sleep_mode": True}

@@ -116,6 +116,22 @@ def no_shared_memory(device_type: str) -> Iterator[None]:
         setattr(CpuCommunicator, private, asked)
 
 
+@contextmanager
+def no_bars(device_type: str) -> Iterator[None]:
+    """While an engine is built on a GPU: its captures draw no progress bars into the run's log. There is no setting for these in 0.32."""
+    if device_type != "cuda":
+        yield
+        return
+    from vllm.v1.worker.gpu import cudagraph_utils
+
+    drawn = cudagraph_utils.tqdm
+    cudagraph_utils.tqdm = lambda items, **_options: items
+    try:
+        yield
+    finally:
+        cudagraph_utils.tqdm = drawn
+
+
 def keep_linear_layers_plain(device_type: str) -> None:
     """Before an engine is built on a CPU, for the whole process, as syncs build its layers again: their weights stay tensors that can be
     read and proved. vLLM 0.32 hands them to oneDNN, which packs them and drops the originals, of a tied output layer a second copy.

@@ -12,7 +12,8 @@ from lightrft.weights.hf_names import FileNames
 
 
 class WeightStream:
-    """Iterates over (HF name, tensor). vLLM holds tensors back until a fused layer is whole, so each is a copy that nobody reuses.
+    """Iterates over (HF name, tensor). With `copied` each is a copy that nobody reuses: vLLM's reload holds them back until a fused layer
+    is whole.
 
     Raises (while iterated):
         WeightSyncError: a tensor of another dtype or shape, or one that the model folder does not have.
@@ -26,12 +27,14 @@ class WeightStream:
         shapes: dict[str, tuple[int, ...]],
         names: FileNames,
         held: Collection[str],
+        copied: bool = True,
     ) -> None:
         self._buckets = buckets
         self._names = names
         self._dtype = dtype
         self._shapes = shapes
         self._held = held
+        self._copied = copied
         self.sent: set[str] = set()
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -42,11 +45,11 @@ class WeightStream:
                 heard = [name for name in weight.names if self._heard(name)]
                 if not heard:  # vLLM skips some of these in silence: those of a layer beyond its last one
                     raise WeightSyncError(f"{weight.names[0]} was sent, which the engine's model does not have")
-                copy = weight.tensor.detach().clone()
+                tensor = weight.tensor.detach().clone() if self._copied else weight.tensor.detach()
                 for name in heard:
-                    self._check(name, copy, others=weight.names)
+                    self._check(name, tensor, others=weight.names)
                     self.sent.add(name)
-                    yield name, copy
+                    yield name, tensor
 
     def _heard(self, name: str) -> bool:
         """vLLM on the CPU keeps a packed lm_head even where it is tied, so it has to hear each name that it knows; of others it dies."""

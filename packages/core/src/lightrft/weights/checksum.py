@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
@@ -46,14 +47,29 @@ def tensor_sum(tensor: torch.Tensor) -> tuple[int, int]:
 @torch.no_grad()
 def tensor_sums(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
     """`tensor_sum` of each (all on one device), with one copy to the host for all of them."""
+    return read_sums([sums_on_device(tensors)])
+
+
+@torch.no_grad()
+def sums_on_device(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The same as [N, 2] int64 where the tensors are, modulo 2**64: on CUDA the host does not wait for them."""
     if not tensors:
-        return []
-    found: list[list[int]] = torch.stack([_sums_on_device(tensor) for tensor in tensors]).tolist()
-    return [(bits % MODULUS, squares % MODULUS) for bits, squares in found]
+        return torch.zeros(0, 2, dtype=torch.int64)
+    flats = [_flat(tensor.detach()) for tensor in tensors]
+    if flats[0].is_cuda and find_spec("triton"):
+        from lightrft.weights.checksum_kernel import sums_on_cuda
+
+        return sums_on_cuda(flats)
+    return torch.stack([_by_chunks(flat) for flat in flats])
 
 
-def _sums_on_device(tensor: torch.Tensor) -> torch.Tensor:
-    flat = _flat(tensor.detach())
+def read_sums(found: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+    """What `sums_on_device` gave, once or several times on one device, as numbers: one copy to the host."""
+    rows: list[list[int]] = torch.cat(list(found)).tolist() if found else []
+    return [(bits % MODULUS, squares % MODULUS) for bits, squares in rows]
+
+
+def _by_chunks(flat: torch.Tensor) -> torch.Tensor:
     size = flat.element_size()
     patterns = flat.view(_INTEGERS[size])
     total = torch.zeros(2, dtype=torch.int64, device=flat.device)
@@ -69,5 +85,7 @@ def _sums_on_device(tensor: torch.Tensor) -> torch.Tensor:
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
     """All elements in the order of memory, which for a transposed tensor takes no copy."""
+    if tensor.is_contiguous():
+        return tensor.view(-1)
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     return tensor.permute(order).reshape(-1)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+import torch
+
 from lightrft.weights.buckets import WeightBucket
-from lightrft.weights.checksum import NOTHING, WeightSum, tensor_sums
+from lightrft.weights.checksum import NOTHING, WeightSum, read_sums, sums_on_device
 
 Shape = tuple[int, ...]
 MAX_NAMED = 3
@@ -32,24 +34,27 @@ class SentSums:
     """The sums of all weights of one sync, taken as their buckets pass by, and the comparison with the engine's own."""
 
     def __init__(self) -> None:
-        self._sums: list[WeightSum] = []
+        self._found: list[torch.Tensor] = []
         self._index: dict[str, int] = {}
+        self._count = 0
 
     def watch(self, buckets: Iterable[WeightBucket]) -> Iterator[WeightBucket]:
-        """The same buckets; each one's sums are taken before it is handed on."""
+        """The same buckets; each one's sums are taken before it is handed on. On a GPU nobody waits for them until they are compared."""
         for bucket in buckets:
-            for weight, (bits, squares) in zip(bucket, tensor_sums([weight.tensor for weight in bucket]), strict=True):
-                self._index |= dict.fromkeys(weight.names, len(self._sums))
-                self._sums.append(WeightSum(bits, squares))
+            self._found.append(sums_on_device([weight.tensor for weight in bucket]))
+            for weight in bucket:
+                self._index |= dict.fromkeys(weight.names, self._count)
+                self._count += 1
             yield bucket
 
     def differing(self, held: Mapping[tuple[str, ...], WeightSum]) -> list[str]:
         """The engine's tensors that are not what was sent, by their names, in the order of sending."""
+        sums = [WeightSum(bits, squares) for bits, squares in read_sums(self._found)]
         found: list[tuple[int, str]] = []
         for names, value in held.items():
             parts = {self._index[name] for name in names if name in self._index}
             complete = all(name in self._index for name in names)
-            expected = sum((self._sums[part] for part in parts), start=NOTHING)
+            expected = sum((sums[part] for part in parts), start=NOTHING)
             if not complete or not value.same_as(expected):
                 found.append((min(parts, default=-1), " + ".join(names)))
         return [name for _, name in sorted(found)]
