@@ -1,4 +1,4 @@
-"""Is the update of every backend that of `single` on GPUs too? One rank, and two where there are two; in float32 and in bfloat16."""
+"""The update of every backend is that of `single` on GPUs too, with compiled blocks: on one rank and on two, in float32 and in bfloat16."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 FEW = tuple(case for case in CASES if case.name in ("accumulation 3", "LoRA", "actor and critic"))
 BF16 = Distance(gradients=3e-2, norms=1e-2, parameters=6e-3)
 BACKENDS: dict[str, dict[str, Any]] = {
+    "single, compiled": {"strategy": "single", "compile": "yes"},
     "fsdp": {"fsdp": True},
+    "fsdp, not compiled": {"fsdp": True, "compile": "no"},
+    "fsdp, recomputed": {"fsdp": True, "gradient_checkpointing": True},
+    "fsdp, bf16, recomputed": {"fsdp": True, "bf16": True, "gradient_checkpointing": True},
     "fsdp, optimizer offload": {"fsdp": True, "fsdp_cpu_offload": True},
     "fsdp, bf16": {"fsdp": True, "bf16": True},
     "fsdp, bf16, use_mp_opt, offload": {"fsdp": True, "bf16": True, "use_mp_opt": True, "fsdp_cpu_offload": True},
@@ -27,7 +31,7 @@ BACKENDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def oracle() -> dict[str, Measured]:
-    return run_spmd(measure, 1, {"single": ({"strategy": "single"}, FEW)}, cuda=True)[0]["single"]
+    return run_spmd(measure, 1, {"single": ({"strategy": "single", "compile": "no"}, FEW)}, cuda=True)[0]["single"]
 
 
 @pytest.mark.parametrize("num_gpus", [1, 2])

@@ -60,6 +60,15 @@ def strategy_name(config: Config) -> str:
     return config.strategy or ("fsdp" if config.fsdp else "deepspeed")
 
 
+def compile_problem(config: Config) -> str | None:
+    """Why the blocks of a model are not compiled with these settings, in words; None where they can be."""
+    if strategy_name(config) == "deepspeed" and config.zero_stage == 3:
+        return "zero_stage=3 gathers parameters by hooks inside of each block, which torch.compile does not go through"
+    if config.sp_size > 1:
+        return f"sp_size={config.sp_size} lets ranks talk inside of each block, which was never compiled"
+    return None
+
+
 def check(config: Config, *, registry: Registry, world_size: int, typed: Collection[str] = ()) -> None:
     """Raises ConfigError with every problem found. Looks at files and plugins; loads no model, starts no process.
 
@@ -324,6 +333,8 @@ def _strategy_choice(config: Config) -> Iterator[str]:
         yield f"adam_offload=True needs zero_stage 2 or 3, found zero_stage={config.zero_stage}; raise it, or leave adam_offload out"
     if config.use_mp_opt and not config.bf16:
         yield "use_mp_opt=True needs bf16, found bf16=False; set --bf16, or leave use_mp_opt out: parameters are float32 then anyway"
+    if config.compile == "yes" and (problem := compile_problem(config)):
+        yield f"compile='yes': {problem}; leave compile out"
     if config.bf16 and config.zero_stage == 0:  # DeepSpeed 0.19 adds up and reduces gradients in bfloat16 there, and knows no other way
         yield "bf16=True at zero_stage=0 would add up gradients in bfloat16; use zero_stage 1 (or 2, 3), which add them up in float32"
 

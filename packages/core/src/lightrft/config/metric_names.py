@@ -87,6 +87,9 @@ METRICS = (
         "GiB",
         "of the fullest rank: the most that was mapped on its GPU in that phase, by anybody; else what the process holds after it",
     ),
+    Metric(
+        "compile/graphs", "graphs", "that torch has compiled so far, of the rank with most: a number that grows on costs time", "compile"
+    ),
     Metric("tokens/PHASE", "tokens", "that the phase dealt with, all ranks: completions, in logprob and update with their prompts"),
 )
 

@@ -78,6 +78,9 @@ class Config(BaseModel):
     gradient_checkpointing: bool = _field(
         False, "strategy", "compute the activations of each block again in the backward pass instead of keeping them"
     )
+    compile: Literal["auto", "yes", "no"] = _field(
+        "auto", "strategy", "compile each block of a model by torch.compile; auto: on CUDA, but with DeepSpeed's stage 3 or sp_size above 1"
+    )
     packing_samples: bool = _field(False, "strategy", "pack several samples into one row, without padding")
     max_tokens_per_micro_batch: Count = _field(
         16384, "strategy", "tokens of one packed row at most (packing_samples); a longer sample goes alone"

@@ -12,6 +12,7 @@ import torch
 from lightrft.distributed.collectives import ReduceOp, all_reduce
 from lightrft.distributed.world import World
 from lightrft.errors import nearest
+from lightrft.observe.compiler import graphs_made
 
 PHASES = ("rollout", "reward", "logprob", "advantage", "update", "sync", "evaluate")
 """The methods of the trainer that are measured and may be replaced."""
@@ -71,12 +72,15 @@ class PhaseClock:
         return call
 
     def close(self) -> dict[str, float]:
-        """The step's `time/NAME_s` and `time/step_s`, `memory/NAME_gib` (of the slowest and the fullest rank) and `tokens/NAME` (of all
-        ranks). One reduction for the largest and one for the sums. Collective: every rank has run the same phases.
+        """The step's `time/NAME_s` and `time/step_s`, `memory/NAME_gib` (of the slowest and the fullest rank), `tokens/NAME` (of all
+        ranks) and, where blocks are compiled, `compile/graphs`. One reduction for the largest and one for the sums. Collective: every rank
+        has run the same phases.
         """
         step_s = time.perf_counter() - self._start
         largest = {f"time/{name}_s": value for name, value in self._seconds.items()} | {"time/step_s": step_s}
         largest |= {f"memory/{name}_gib": value for name, value in self._memory_gib.items()}
+        if (graphs := graphs_made()) is not None:
+            largest["compile/graphs"] = float(graphs)
         sums = {f"tokens/{name}": self._tokens[name] for name in sorted(self._tokens)}
         return self._reduced(largest, "max") | self._reduced(sums, "sum")
 

@@ -18,6 +18,7 @@ from lightrft.errors import CapabilityError, StrategyStateError
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, StrategySpec
 from lightrft.strategy import checkpoint, ema, hf_export
+from lightrft.strategy.compiled import compile_blocks, compiles
 from lightrft.strategy.hooks import AdamWSettings, Optimizer, Scheduler, StepResult, StrategyHooks
 from lightrft.strategy.recompute import recompute_activations
 from lightrft.strategy.rollout_facade import EngineSide
@@ -105,6 +106,8 @@ class StrategyBase(StrategyHooks, EngineSide):
             self._require(Capability.SHARDED_FROZEN, f"shard_size={shard_size}")
         if weights is not None:
             weights.fill_buffers(model)
+        if compiles(self.config, self.world.device.type):
+            compile_blocks(model)
         return self._prepare_frozen(model.requires_grad_(False).eval(), shard_size, weights)
 
     def prepare_trainable(
@@ -114,7 +117,8 @@ class StrategyBase(StrategyHooks, EngineSide):
 
         Every rank brings the same weights, or a model on the meta device and `weights` (see `prepare_model`). The model is put into eval
         mode, which changes no gradient but switches dropout off: the policy that is updated has to be the one that sampled, or the ratio
-        of a first step is not 1. With `gradient_checkpointing` its blocks compute their activations again in the backward pass.
+        of a first step is not 1. With `gradient_checkpointing` its blocks compute their activations again in the backward pass; with
+        `compile` they are compiled.
 
         Raises:
             ValueError: no parameter requires gradients.
@@ -124,6 +128,8 @@ class StrategyBase(StrategyHooks, EngineSide):
         if weights is not None:
             weights.fill_buffers(model)
             weights.take_values(model)
+        if compiles(self.config, self.world.device.type):
+            compile_blocks(model)
         if self.config.gradient_checkpointing:
             recompute_activations(model)
         return self._prepare_trainable(model.eval(), optimizer, weights)
