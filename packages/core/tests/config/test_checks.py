@@ -116,6 +116,9 @@ OTHER = {
     "eval_n": 4,
     "eval_right_at": 0.5,
     "eval_max_len": 9,
+    "system_prompt": "be brief",
+    "tools_key": "tools",
+    "chat_template_kwargs": {"enable_thinking": False},
     "eval_temperature": 0.5,
     "eval_top_p": 0.5,
     "eval_top_k": 3,
@@ -153,6 +156,7 @@ def test_the_same_settings_where_they_have_an_effect(make, registry):
         "save_every": 5,
         "dynamic_sampling": True,
         "overlong_buffer": 2,
+        "apply_chat_template": True,
     }
     check(make(**on, **{k: v for k, v in OTHER.items() if k != "trust_remote_code"}), registry=registry(), world_size=2)
     check(make(trust_remote_code=True), registry=registry(), world_size=2)

@@ -148,12 +148,17 @@ def test_bad_prompts_are_named_by_line(tmp_path: Path) -> None:
     good = {"prompt": "x", "answer": "1"}
     where = f"{tmp_path / 'd.jsonl'}:2: "
     assert message(tmp_path, [good, {"prompt": "", "answer": "1"}]) == f"{where}column 'prompt' is an empty prompt; remove the row"
-    for value, shown in ((None, "None"), (5, "5"), ([], "[]")):
+    for value, shown in ((5, "5"), ([], "[]")):
         text = message(tmp_path, [good, {"prompt": value, "answer": "1"}])
-        assert text == f"{where}column 'prompt' holds {shown}, expected text or a list of chat messages"
-    for turn in ("hi", {"role": "user"}):
+        assert text == f"{where}column 'prompt' holds {shown}, expected text, a list of chat messages or a list of token ids"
+    for row in ({"prompt": None, "answer": "1"}, {"answer": "1"}):
+        assert message(tmp_path, [good, row]) == f"{where}no column 'prompt' (columns: answer)"
+    for turn in ("hi", {"content": "x"}, {"role": None, "content": "x"}):
         text = message(tmp_path, [good, {"prompt": [turn], "answer": "1"}])
-        assert text == f"{where}column 'prompt' holds the message {turn!r}, expected an object with 'role' and 'content'"
+        assert text.startswith(f"{where}column 'prompt', message 0 is ") and "expected an object with 'role' and 'content'" in text
+    for content in (None, 5, [{"type": "image"}], [{"type": "text"}]):
+        text = message(tmp_path, [good, {"prompt": [{"role": "user", "content": content}], "answer": "1"}])
+        assert text.startswith(f"{where}column 'prompt', message 0 ")
 
 
 def test_a_prompt_without_tokens_is_named(tmp_path: Path) -> None:

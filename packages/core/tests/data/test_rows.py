@@ -106,7 +106,7 @@ def test_malformed_parquet(tmp_path: Path) -> None:
 
 def test_missing_column_names_row_nearest_and_columns(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", '{"prompt": "x", "answer": 1}\n\n{"promt": "y", "answer": 1}\n')
-    assert message(path) == f"{path}:3: no column 'prompt'; did you mean 'promt'? (columns: promt, answer)"
+    assert message(path) == f"{path}:3: no column 'prompt'; did you mean 'promt'? (columns: answer, promt)"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "d.parquet")
     assert message(str(tmp_path / "d.parquet"), ["zzz"]).endswith("d.parquet, row 0: no column 'zzz' (columns: prompt, answer)")
 

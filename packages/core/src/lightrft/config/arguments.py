@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from lightrft.config.schema import Config
@@ -54,6 +55,8 @@ def _value(annotation: Any, typed: bool) -> dict[str, Any]:
         item = get_args(annotation)[0]
         plain = get_args(item)[0] if get_origin(item) is Annotated else item
         return {"nargs": "+", "type": plain if typed else str}
+    if get_origin(annotation) is dict:
+        return {"type": json.loads if typed else str, "metavar": "JSON"}
     if get_origin(annotation) is Literal:
         choices = get_args(annotation)
         if typed:

@@ -37,6 +37,7 @@ POINTLESS = (
         ("char", "bpe"),
         "set scratch_tokenizer to char or bpe",
     ),
+    Pointless(("system_prompt", "tools_key", "chat_template_kwargs"), "apply_chat_template", None, "set --apply_chat_template"),
     Pointless(("lora_alpha", "lora_target_modules"), "lora_rank", None, "set lora_rank above 0"),
     Pointless(("trust_remote_code",), "scratch_tokenizer", ("none",), "leave scratch_tokenizer out"),
     Pointless(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated, Any, Literal
 
@@ -34,6 +35,16 @@ def _one_or_more(value: Any) -> Any:
 def _one_alone(value: Any) -> Any:
     # one entry may be written as it is
     return [value] if isinstance(value, (str, int)) else value
+
+
+def _json_object(value: Any) -> Any:
+    # on a command line, a mapping is written as JSON
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value or "{}")
+    except ValueError as error:
+        raise PydanticCustomError("no_json", "input is no JSON object: {reason}", {"reason": str(error)}) from None
 
 
 NoBool = BeforeValidator(_no_bool)
@@ -152,10 +163,20 @@ class Config(BaseModel):
     eval_data: Annotated[list[PathWord], BeforeValidator(_one_or_more)] = _field(
         [], "data", "evaluation prompts, likewise: one or several files, each PATH or NAME=PATH; none: no evaluation"
     )
-    input_key: str = _field("prompt", "data", "column of the prompt")
-    label_key: str = _field("answer", "data", "column of the reference answer; empty: none")
+    input_key: str = _field("prompt", "data", "column of the prompt: text, a list of chat messages, or a list of token ids")
+    label_key: str = _field(
+        "answer", "data", "column of the reference answer, or of a list of accepted ones; a field of a struct: COLUMN.FIELD; empty: none"
+    )
     prompt_template: str = _field("{prompt}", "data", "text around the prompt; {prompt} stands for it")
     apply_chat_template: bool = _field(False, "data", "put the prompt into the tokenizer's chat template as the user's turn")
+    system_prompt: str = _field("", "data", "system turn of every conversation that has none of its own (with apply_chat_template)")
+    tools_key: str = _field("", "data", "column of the tools that the chat template prints: a list of objects, or JSON text; empty: none")
+    chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(_json_object)] = _field(
+        {}, "data", 'variables for the chat template, such as {"enable_thinking": false}: a mapping, or JSON'
+    )
+    special_tokens_in_prompts: Literal["text", "tokens"] = _field(
+        "text", "data", "read special tokens that stand in the words of the data as plain text, or (a column rendered before) as tokens"
+    )
     prompt_max_len: Count = _field(1024, "data", "longer prompts, in tokens, are left out and counted")
     max_eval_samples: CountOrOff = _field(0, "data", "evaluate on the first rows of each file only; 0 = all")
     eval_n: CountOrOff = _field(0, "data", "samples of each evaluation prompt beside the greedy one, drawn as in a rollout; 0 = none")

@@ -1,17 +1,23 @@
-"""Which prompts does the model see? Rows become text by a template and tokens by the tokenizer; too long ones are left out."""
+"""The prompts that the model sees: rows become text by a template and tokens by the tokenizer; too long ones are left out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from lightrft.data.chat import ChatSettings, ChatTemplate
+from lightrft.data.columns import absent, answers_at, value_at
+from lightrft.data.messages import chat_messages, tool_list
 from lightrft.data.rows import Table, load_rows, load_table
+from lightrft.data.tokens import Encoder
 from lightrft.errors import DataError
 
 __all__ = ["Prompt", "PromptSet", "load_prompts", "load_rows"]
 
 PLACEHOLDER = "{prompt}"
+Finding = tuple[str, str]
+"""The name of something that a person should know, and a sentence about it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +36,27 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSet:
-    """The usable prompts in file order, and how many were longer than `prompt_max_len`."""
+    """The usable prompts in file order, and how many were longer than `prompt_max_len`.
+
+    `findings` are faults that a person should know of, `notes` what was done to every prompt. `end_of_turn` is the token with which the
+    chat template ends the assistant's turn, and its text; None without a template, or where that is no added token.
+    """
 
     prompts: list[Prompt]
     num_too_long: int
     path: str
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+    end_of_turn: tuple[int, str] | None = None
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """A row's prompt on its way to tokens: its text with the spans that are no special tokens, or its own token ids."""
+
+    text: str
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    token_ids: tuple[int, ...] | None = None
 
 
 def load_prompts(
@@ -47,85 +69,186 @@ def load_prompts(
     apply_chat_template: bool,
     prompt_max_len: int,
     limit: int = 0,
+    chat: ChatSettings | None = None,
+    special_tokens_in_prompts: Literal["text", "tokens"] = "text",
+    vocab_size: int | None = None,
 ) -> PromptSet:
     """Reads, formats and tokenizes the prompts of a file.
 
-    The column `input_key` holds text, which replaces `{prompt}` in `prompt_template`, or a list of chat messages. With
-    `apply_chat_template` the text is the user's turn. `label_key` may be empty: no answers. `limit` takes the first rows only
-    (before too long ones are left out); 0 takes all. `tokenizer` is a Hugging Face tokenizer or behaves like one.
+    The column `input_key` (a field of a struct by its dotted name) holds text, which replaces `{prompt}` in `prompt_template`, a list of
+    chat messages, or a list of token ids, which are taken as they are. With `apply_chat_template` the text is the user's turn; a last
+    turn of the assistant is continued. Every prompt begins with what the tokenizer begins a text with, once. Special tokens are those
+    of the templates; in the words of the data they are plain text, unless `special_tokens_in_prompts` is `tokens`.
+
+    `label_key` may be empty: no answers. `limit` takes the first rows only (before too long ones are left out); 0 takes all. `vocab_size`
+    bounds the token ids. `tokenizer` is a Hugging Face tokenizer or behaves like one.
 
     Raises:
-        DataError: as `load_rows`; a prompt that is empty or neither text nor messages; messages or a template that the settings do
-            not allow; every prompt longer than `prompt_max_len`.
+        DataError: as `load_rows`; a prompt that is empty or none of these; messages or a template that the settings do not allow; a label
+            that is no answer; a token that the model has no row for; every prompt longer than `prompt_max_len`.
     """
-    table = load_table(path, required=[key for key in (input_key, label_key) if key])
-    if apply_chat_template and not getattr(tokenizer, "chat_template", None):
-        raise DataError("apply_chat_template is set, but the tokenizer has no chat template; unset it and write a prompt_template instead")
+    table = load_table(path, required=[input_key], known=[label_key] if label_key else [])
+    maker = _Maker(
+        tokenizer, column=input_key, template=prompt_template, chat=chat or ChatSettings(), uses_chat=apply_chat_template,
+        interpret=special_tokens_in_prompts == "tokens",
+    )  # fmt: skip
     rows = table.rows[:limit] if limit else table.rows
-    texts = []
-    for index, row in enumerate(rows):
-        text = _text_of(row[input_key], column=input_key, where=table.where(index), template=prompt_template, chat=apply_chat_template)
-        texts.append(_render(text, tokenizer=tokenizer, where=table.where(index)) if apply_chat_template else str(text))
-    ids = _tokenize(texts, tokenizer=tokenizer, chat=apply_chat_template)
-    return _select(table, rows=rows, texts=texts, ids=ids, label_key=label_key, prompt_max_len=prompt_max_len)
-
-
-def _text_of(value: Any, *, column: str, where: str, template: str, chat: bool) -> str | list[Any]:
-    """The text after the template, or valid chat messages where the settings allow them."""
-    if isinstance(value, str):
-        if not value:
-            raise DataError(f"{where}: column {column!r} is an empty prompt; remove the row")
-        # Not str.format: prompts and templates hold braces of their own.
-        return template.replace(PLACEHOLDER, value)
-    if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: column {column!r} holds {value!r:.60}, expected text or a list of chat messages")
-    for message in value:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            raise DataError(f"{where}: column {column!r} holds the message {message!r:.60}, expected an object with 'role' and 'content'")
-    if not chat:
-        raise DataError(f"{where}: column {column!r} holds chat messages, which need a chat template; set --apply_chat_template")
-    if template != PLACEHOLDER:
-        raise DataError(
-            f"{where}: column {column!r} holds chat messages, to which prompt_template={template!r} does not apply; leave it out"
-        )
-    return value
-
-
-def _render(text: str | list[Any], *, tokenizer: Any, where: str) -> str:
-    messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # templates are programs of the model's author and raise what they like
-        raise DataError(f"{where}: the tokenizer's chat template fails: {type(error).__name__}: {' '.join(str(error).split())}") from error
-
-
-def _tokenize(texts: Sequence[str], *, tokenizer: Any, chat: bool) -> list[tuple[int, ...]]:
-    # A chat template writes the special tokens itself: adding them again would begin the prompt with two BOS.
-    found = [tuple(int(i) for i in ids) for ids in tokenizer(list(texts), add_special_tokens=not chat)["input_ids"]]
-    if chat or tokenizer.eos_token_id is None:
-        return found
-    # Some tokenizers close every text with EOS, after which there is nothing to complete.
-    closed = [
-        ids[-1:] == (tokenizer.eos_token_id,) and not text.endswith(tokenizer.eos_token) for ids, text in zip(found, texts, strict=True)
+    rendered = [maker.render(row, where=table.where(index)) for index, row in enumerate(rows)]
+    tokens = iter(maker.encoder.encode([(one.text, one.spans) for one in rendered if one.token_ids is None]))
+    ids = [next(tokens) if one.token_ids is None else one.token_ids for one in rendered]
+    _check_ids(table, [(one.text, own) for one, own in zip(rendered, ids, strict=True)], tokenizer=tokenizer, vocab_size=vocab_size)
+    answers = [answers_at(row, label_key, where=table.where(index)) if label_key else () for index, row in enumerate(rows)]
+    prompts = [
+        Prompt(index=index, text=one.text, token_ids=own, answer=label[0] if label else None, answers=label, row=row)
+        for index, (row, one, own, label) in enumerate(zip(rows, rendered, ids, answers, strict=True))
     ]
-    return [ids[:-1] if is_closed else ids for ids, is_closed in zip(found, closed, strict=True)]
-
-
-def _select(
-    table: Table, *, rows: list[dict[str, Any]], texts: list[str], ids: list[tuple[int, ...]], label_key: str, prompt_max_len: int
-) -> PromptSet:
-    prompts = []
-    for index, (row, text, token_ids) in enumerate(zip(rows, texts, ids, strict=True)):
-        if not token_ids:
-            raise DataError(f"{table.where(index)}: the prompt {text!r:.60} has no tokens; remove the row")
-        if len(token_ids) <= prompt_max_len:
-            label = row[label_key] if label_key else None
-            answer = None if label is None else str(label)
-            prompts.append(Prompt(index=index, text=text, token_ids=token_ids, answer=answer, row=row))
-    if not prompts:
-        shortest = min(len(token_ids) for token_ids in ids)
+    kept = [prompt for prompt in prompts if len(prompt.token_ids) <= prompt_max_len]
+    if not kept:
+        shortest = min(map(len, ids))
         raise DataError(
             f"{table.path}: all {len(rows)} prompts are longer than prompt_max_len={prompt_max_len}; the shortest has {shortest} tokens: "
             f"set --prompt_max_len {shortest} or more"
         )
-    return PromptSet(prompts=prompts, num_too_long=len(rows) - len(prompts), path=table.path)
+    return PromptSet(
+        prompts=kept,
+        num_too_long=len(rows) - len(kept),
+        path=table.path,
+        findings=tuple(maker.findings(table, rows, rendered)),
+        notes=tuple(maker.notes()),
+        end_of_turn=maker.end_of_turn(),
+    )
+
+
+class _Maker:
+    """Makes the prompt of each row, by the settings of one file."""
+
+    def __init__(self, tokenizer: Any, *, column: str, template: str, chat: ChatSettings, uses_chat: bool, interpret: bool) -> None:
+        self.tokenizer, self.column, self.template, self.settings = tokenizer, column, template, chat
+        self.chat = ChatTemplate(tokenizer, chat) if uses_chat else None
+        self.encoder = Encoder(tokenizer, structure=self.chat.skeleton() if self.chat else "", interpret=interpret)
+        self.left_out: list[str] = []
+        """Places of turns whose words the chat template left out."""
+
+    def render(self, row: Mapping[str, Any], *, where: str) -> _Rendered:
+        value = value_at(row, self.column)
+        if value is None:
+            raise absent(row, self.column, where=where)
+        if isinstance(value, str):
+            return self._of_text(value, row, where=where)
+        if isinstance(value, list) and value and all(isinstance(i, int) and not isinstance(i, bool) for i in value):
+            return self._of_ids(value, where=where)
+        messages = chat_messages(value, where=where, column=self.column)
+        if self.chat is None:
+            raise DataError(f"{where}: column {self.column!r} holds chat messages, which need a chat template; set --apply_chat_template")
+        self._no_template(where, "chat messages")
+        return self._of_messages(messages, row, where=where)
+
+    def end_of_turn(self) -> tuple[int, str] | None:
+        """The first added token after the assistant's words."""
+        if self.chat is None:
+            return None
+        after = self.chat.end_of_turn()
+        for token in self.tokenizer([after], add_special_tokens=False)["input_ids"][0] if after else ():
+            text = self.tokenizer.decode([token], skip_special_tokens=False)
+            if text in self.encoder.specials:
+                return int(token), str(text)
+        return None
+
+    def notes(self) -> list[str]:
+        """What is done to every prompt and does not stand in its text."""
+        prefix = self.encoder.prefix
+        if self.chat is None or not prefix:
+            return []
+        [ids] = self.tokenizer([self.chat.skeleton()], add_special_tokens=False)["input_ids"]
+        if list(ids[: len(prefix)]) == prefix:
+            return []
+        text = self.tokenizer.decode(prefix, skip_special_tokens=False)
+        return [f"the chat template does not write {text!r}, with which the tokenizer begins every text: it is put before each prompt"]
+
+    def findings(self, table: Table, rows: Sequence[Mapping[str, Any]], rendered: Sequence[_Rendered]) -> list[Finding]:
+        """What the rows have that the model reads otherwise than it was written, or not at all."""
+        found: list[Finding] = []
+        marked = [index for index, one in enumerate(rendered) if one.spans]
+        if marked:
+            first = rendered[marked[0]]
+            words = first.text[slice(*first.spans[0])]
+            text = (
+                f"{len(marked)} of {len(rows)} prompts of {table.path} hold special tokens as text (the first: {table.where(marked[0])}, "
+                f"{words!r}), which the model reads as plain characters; if they are meant as tokens (a column that was rendered before), "
+                "set --special_tokens_in_prompts tokens"
+            )
+            found.append(("special_tokens_in_prompts", text))
+        if self.left_out:
+            text = (
+                f"the chat template leaves out the words of {len(self.left_out)} turns of {table.path} (the first: {self.left_out[0]}): "
+                "the model does not read them"
+            )
+            found.append(("turns_left_out", text))
+        having = [index for index, row in enumerate(rows) if row.get("tools")]
+        if having and self.chat is not None and not self.settings.tools_key and self.chat.reads_tools:
+            text = (
+                f"{len(having)} rows of {table.path} have tools (the first: {table.where(having[0])}) and the chat template prints tools, "
+                "but no prompt has them; set --tools_key tools"
+            )
+            found.append(("tools_not_used", text))
+        return found
+
+    # ---- parts ---------------------------------------------------------------------------------------------------------------------------
+
+    def _of_text(self, value: str, row: Mapping[str, Any], *, where: str) -> _Rendered:
+        if not value:
+            raise DataError(f"{where}: column {self.column!r} is an empty prompt; remove the row")
+
+        def around(words: str) -> str:
+            # Not str.format: prompts and templates hold braces of their own.
+            return self.template.replace(PLACEHOLDER, words)
+
+        if self.chat is None:
+            return _Rendered(*self.encoder.rendered(value, around, where=where))
+        return self._of_messages([{"role": "user", "content": value}], row, where=where, around=around)
+
+    def _of_messages(self, messages: list[Any], row: Mapping[str, Any], *, where: str, around: Any = None) -> _Rendered:
+        assert self.chat is not None
+        chat, key = self.chat, self.settings.tools_key
+        tools = tool_list(value_at(row, key), where=where, column=key) if key else None
+
+        def written(data: Any) -> str:
+            turns = [{**turn, "content": around(turn["content"])} for turn in data["messages"]] if around else data["messages"]
+            return chat.render(chat.with_system(turns), tools=data["tools"], where=where)
+
+        text, spans = self.encoder.rendered({"messages": messages, "tools": tools}, written, where=where)
+        for turn in messages:
+            words = (turn["content"] or "").strip()
+            if turn["role"] in ("system", "developer", "user") and words and words not in text:
+                self.left_out.append(f"{where}, role {turn['role']!r}")
+        return _Rendered(text, spans)
+
+    def _of_ids(self, value: list[int], *, where: str) -> _Rendered:
+        self._no_template(where, "token ids")
+        if self.chat is not None:
+            raise DataError(f"{where}: column {self.column!r} holds token ids, to which apply_chat_template does not apply; leave it out")
+        if min(value) < 0:
+            raise DataError(f"{where}: column {self.column!r} holds {min(value)}, which is no token id")
+        return _Rendered(
+            str(self.tokenizer.decode(value, skip_special_tokens=False)) if hasattr(self.tokenizer, "decode") else "", [], tuple(value)
+        )
+
+    def _no_template(self, where: str, what: str) -> None:
+        if self.template != PLACEHOLDER:
+            raise DataError(
+                f"{where}: column {self.column!r} holds {what}, to which prompt_template={self.template!r} does not apply; leave it out"
+            )
+
+
+def _check_ids(table: Table, prompts: Sequence[tuple[str, tuple[int, ...]]], *, tokenizer: Any, vocab_size: int | None) -> None:
+    for index, (shown, own) in enumerate(prompts):
+        if not own:
+            raise DataError(f"{table.where(index)}: the prompt {shown!r:.60} has no tokens; remove the row")
+        if vocab_size is not None and max(own) >= vocab_size:
+            token = max(own)
+            known = token < len(tokenizer)
+            text = f" ({tokenizer.decode([token], skip_special_tokens=False)!r})" if known else ""
+            raise DataError(
+                f"{table.where(index)}: the prompt has token {token}{text}, and the model's embedding has {vocab_size} rows; "
+                "take it out of the data, or give a model whose embedding was resized to its tokenizer"
+            )

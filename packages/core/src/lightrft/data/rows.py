@@ -1,13 +1,18 @@
-"""How does a data file become rows? `.jsonl`, `.parquet` or a `datasets` folder, with errors that say where."""
+"""Data files as rows: `.jsonl`, `.parquet` or a `datasets` folder, with errors that say where.
+
+A row means the same from each of them: Arrow writes null for every key that a row lacks, so null and missing are one thing. At the top of a
+row such a column is None; inside structs and lists of structs the key is left out.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lightrft.data.columns import absent, names_of, value_at
 from lightrft.errors import DataError, nearest
 
 POSSIBLE = "possible: .jsonl, .parquet, or a folder written by datasets.save_to_disk"
@@ -26,27 +31,43 @@ class Table:
         return f"{self.path}:{self.lines[index]}" if self.lines else f"{self.path}, row {index}"
 
 
-def load_rows(path: str, *, required: Sequence[str]) -> list[dict[str, Any]]:
+def load_rows(path: str, *, required: Sequence[str], known: Sequence[str] = ()) -> list[dict[str, Any]]:
     """All rows of a `.jsonl` or `.parquet` file or a `datasets` folder (of a DatasetDict: split train), in file order.
 
+    Every row has a value for each `required` name, at least one has it for each `known` one; names may be dotted.
+
     Raises:
-        DataError: missing, empty, malformed or unknown file, a row that is no object, a row without a required column.
+        DataError: missing, empty, malformed or unknown file, text that is no Unicode, a row that is no object, or lacks a value.
     """
-    return load_table(path, required=required).rows
+    return load_table(path, required=required, known=known).rows
 
 
-def load_table(path: str, *, required: Sequence[str]) -> Table:
+def load_table(path: str, *, required: Sequence[str], known: Sequence[str] = ()) -> Table:
     """As `load_rows`, with the place of each row kept for messages."""
-    table = _read(Path(path).expanduser())
-    if not table.rows:
-        raise DataError(f"{table.path} holds no rows; at least one is needed")
+    read = _read(Path(path).expanduser())
+    if not read.rows:
+        raise DataError(f"{read.path} holds no rows; at least one is needed")
+    columns = names_of(read.rows)
+    table = replace(read, rows=[{name: _plain(row.get(name)) for name in columns} for row in read.rows])
     for index, row in enumerate(table.rows):
-        for column in required:
-            if column not in row:
-                known = [str(name) for name in row]
-                columns = ", ".join(known) or "none"
-                raise DataError(f"{table.where(index)}: no column {column!r}{nearest(column, known)} (columns: {columns})")
+        for name in required:
+            if value_at(row, name) is None:
+                raise absent(row, name, where=table.where(index))
+    for name in known:
+        if all(value_at(row, name) is None for row in table.rows):
+            raise DataError(f"{table.where(0)}: no column {name!r}{nearest(name, columns)} (columns: {', '.join(columns) or 'none'})")
     return table
+
+
+def _plain(value: Any) -> Any:
+    """Without the keys that are null, at any depth; Arrow's maps, which come as lists of pairs, as objects."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        if value and all(isinstance(one, tuple) and len(one) == 2 for one in value):
+            return {key: _plain(inner) for key, inner in value if inner is not None}
+        return [_plain(inner) for inner in value]
+    return value
 
 
 def _read(source: Path) -> Table:
@@ -69,7 +90,10 @@ def _read_jsonl(source: Path) -> Table:
     with source.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             if raw.strip():
-                rows.append(_parse_line(raw, f"{source}:{number}"))
+                row = _parse_line(raw, f"{source}:{number}")
+                if rb"\u" in raw:  # UTF-8 itself cannot hold one; an escape can
+                    _refuse_surrogates(row, f"{source}:{number}")
+                rows.append(row)
                 lines.append(number)
     return Table(path=str(source), rows=rows, lines=lines)
 
@@ -86,6 +110,29 @@ def _parse_line(raw: bytes, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{where}: found a {type(row).__name__}, {str(row)[:60]!r}, expected a JSON object with named columns")
     return row
+
+
+def _refuse_surrogates(row: dict[str, Any], where: str) -> None:
+    for column, value in row.items():
+        for text in (column, *_texts(value)):
+            at = next((i for i, char in enumerate(text) if "\ud800" <= char <= "\udfff"), None)
+            if at is not None:
+                raise DataError(
+                    f"{where}: column {column.encode('ascii', 'backslashreplace').decode()!r} holds half of a surrogate pair, "
+                    f"\\u{ord(text[at]):04x} at character {at}, which is no text; write the whole character, or remove it"
+                )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def _read_parquet(source: Path) -> Table:

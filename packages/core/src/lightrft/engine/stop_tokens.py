@@ -114,11 +114,17 @@ def folder_stop_tokens(
     model_path: str | Path, *, tokenizer: Any = None, trust_remote_code: bool = False, also: Collection[int] = ()
 ) -> StopTokens:
     """As `stop_tokens`, without the ids that the model of the folder has no row for."""
+    rows = embedding_rows(model_path)
+    stops = stop_tokens(model_path, tokenizer=tokenizer, trust_remote_code=trust_remote_code, also=also)
+    return stops if rows is None else stops.within(rows)
+
+
+def embedding_rows(model_path: str | Path) -> int | None:
+    """How many tokens the model has a row for, as its config.json says; None where it does not."""
     config = read_json(model_path, CONFIG)
     text = config.get("text_config")
     rows = (text if isinstance(text, dict) else config).get("vocab_size", config.get("vocab_size"))
-    stops = stop_tokens(model_path, tokenizer=tokenizer, trust_remote_code=trust_remote_code, also=also)
-    return stops.within(rows) if isinstance(rows, int) else stops
+    return rows if isinstance(rows, int) and not isinstance(rows, bool) else None
 
 
 def unused_generation(model_path: str | Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from lightrft.data.columns import value_at
 from lightrft.errors import nearest
 
 
@@ -14,7 +15,7 @@ def routed(row: Mapping[str, Any], *, reward_key: str, names: Sequence[str]) -> 
     Raises:
         ValueError: a name that no reward has (nearest), an empty list, or no name at all.
     """
-    value = row.get(reward_key) if reward_key else None
+    value = value_at(row, reward_key) if reward_key else None
     if value is None:
         return names
     found = [value] if isinstance(value, str) else value

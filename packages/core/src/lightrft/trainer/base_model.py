@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 
 from lightrft.config.eval_files import eval_files
 from lightrft.config.schema import Config
+from lightrft.data.columns import answers_at, value_at
 from lightrft.data.prompts import Prompt
 from lightrft.data.rows import load_rows
 from lightrft.engine.hf_generate import cut_by, generate
@@ -68,8 +69,9 @@ def _save(model: Any, folder: Path, *, source: str) -> None:
 
 def target_text(row: Any, *, config: Config) -> str:
     """What the warm-up imitates: the column `sft_key` (or `label_key`) without what `sft_strip` matches."""
-    value = row[config.sft_key or config.label_key]
-    return re.sub(config.sft_strip, "", str(value)) if config.sft_strip else str(value)
+    name = config.sft_key or config.label_key
+    text = answers_at(row, name, where=f"{config.prompt_data}, a row")[0]
+    return re.sub(config.sft_strip, "", text) if config.sft_strip else text
 
 
 def _load(config: Config) -> tuple[Any, Any]:
@@ -102,9 +104,9 @@ def _texts(config: Config) -> list[str]:
     targets = [key for key in [config.sft_key or config.label_key] if key]
     texts = []
     for path in [config.prompt_data, *(eval_files(config.eval_data).values() if config.scratch_tokenizer == "char" else [])]:
-        for row in load_rows(path, required=[config.input_key, *targets]):
-            texts.append(config.prompt_template.replace("{prompt}", str(row[config.input_key])))
-            texts += [target_text(row, config=config)] if targets else []
+        for row in load_rows(path, required=[config.input_key], known=targets):
+            texts.append(config.prompt_template.replace("{prompt}", str(value_at(row, config.input_key))))
+            texts += [target_text(row, config=config) for name in targets if value_at(row, name) is not None]
     return texts
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from transformers import get_scheduler
 
 from lightrft.config.eval_files import eval_files
 from lightrft.config.schema import Config
-from lightrft.data.prompts import Prompt, PromptSet
+from lightrft.data.prompts import Finding, Prompt, PromptSet
 from lightrft.models.critic import make_critic
 from lightrft.models.load import Opened, load_tokenizer, open_causal_lm
 from lightrft.models.lora import add_lora
@@ -21,8 +23,9 @@ from lightrft.trainer.steps import num_rollouts
 def build_trainer(config: Config, strategy: StrategyBase, *, model_path: str) -> SPMDPPOTrainer:
     """Everything from files and settings. The strategy's engine is set up by the caller. Collective."""
     tokenizer = load_tokenizer(model_path, trust_remote_code=config.trust_remote_code)
-    prompts = read_prompts(config, config.prompt_data, tokenizer=tokenizer, strategy=strategy)
-    eval_sets = read_eval_sets(config, tokenizer=tokenizer, strategy=strategy)
+    findings: list[Finding] = []
+    prompts = read_prompts(config, config.prompt_data, tokenizer=tokenizer, strategy=strategy, tell=findings.append)
+    eval_sets = read_eval_sets(config, tokenizer=tokenizer, strategy=strategy, tell=findings.append)
     rewards = build_rewards(config, strategy)
     actor, optimizer = build_actor(config, strategy, model_path=model_path)
     has_critic = strategy.registry.spec("advantage", config.advantage_estimator).critic
@@ -30,7 +33,7 @@ def build_trainer(config: Config, strategy: StrategyBase, *, model_path: str) ->
     rollouts = num_rollouts(config, num_prompts=len(prompts.prompts))
     per_rollout = config.rollout_batch_size * config.n_samples_per_prompt // config.train_batch_size * config.max_epochs
     actor_updates = max(rollouts - (config.critic_warmup_steps if critic is not None else 0), 0) * per_rollout
-    return SPMDPPOTrainer(
+    trainer = SPMDPPOTrainer(
         strategy=strategy,
         actor=actor,
         initial_model=build_initial_model(config, strategy, model_path=model_path),
@@ -46,13 +49,33 @@ def build_trainer(config: Config, strategy: StrategyBase, *, model_path: str) ->
         eval_prompts=eval_sets,
         config=config,
     )
+    trainer.warn(*dict.fromkeys(findings))
+    return trainer
 
 
-def read_prompts(config: Config, path: str, *, tokenizer: object, strategy: StrategyBase, limit: int = 0) -> PromptSet:
-    """The prompts of a file, tokenized; prompts left out are reported. No path gives no prompts."""
+def read_prompts(
+    config: Config,
+    path: str,
+    *,
+    tokenizer: object,
+    strategy: StrategyBase,
+    limit: int = 0,
+    tell: Callable[[Finding], None] | None = None,
+) -> PromptSet:
+    """The prompts of a file, tokenized; what was left out or added is printed. No path gives no prompts.
+
+    `tell` is given what a person should know of the rows; without it, that is printed too.
+    """
     if not path:
         return PromptSet(prompts=[], num_too_long=0, path="")
     found = prompt_set(config, path, tokenizer=tokenizer, limit=limit)
+    for note in found.notes:
+        strategy.print(f"note: {path}: {note}")
+    for finding in found.findings:
+        if tell is None:
+            strategy.print(f"WARNING: {finding[1]}")
+        else:
+            tell(finding)
     if found.num_too_long:
         total = found.num_too_long + len(found.prompts)
         strategy.print(
@@ -61,11 +84,13 @@ def read_prompts(config: Config, path: str, *, tokenizer: object, strategy: Stra
     return found
 
 
-def read_eval_sets(config: Config, *, tokenizer: object, strategy: StrategyBase) -> dict[str, list[Prompt]]:
+def read_eval_sets(
+    config: Config, *, tokenizer: object, strategy: StrategyBase, tell: Callable[[Finding], None] | None = None
+) -> dict[str, list[Prompt]]:
     """The prompts of each file of `eval_data` by its name."""
     limit = config.max_eval_samples
     return {
-        name: read_prompts(config, path, tokenizer=tokenizer, strategy=strategy, limit=limit).prompts
+        name: read_prompts(config, path, tokenizer=tokenizer, strategy=strategy, limit=limit, tell=tell).prompts
         for name, path in eval_files(config.eval_data).items()
     }
 

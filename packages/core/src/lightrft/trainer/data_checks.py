@@ -1,15 +1,57 @@
-"""Can the data be used? Files, columns, and rewards that rows name: looked at before a model loads, where a run would find out later."""
+"""Checks of the data before a model loads: files, columns, labels, and rewards that rows name."""
 
 from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from lightrft.config.eval_files import eval_files
 from lightrft.config.reward_names import called
 from lightrft.config.schema import Config
+from lightrft.data.columns import answers_at, paths
 from lightrft.data.rows import Table, load_table
 from lightrft.errors import ConfigError, nearest
 from lightrft.rewards.route import routed
 
 MOST_PROBLEMS = 20
+
+
+NEED_ANSWERS = ("exact_match", "math", "code")
+"""Rewards that fail on a sample without a label."""
+
+
+def check_file(config: Config, path: str, *, required: Sequence[str]) -> None:
+    """Reads one data file and looks at every row's prompt column and label. Local.
+
+    Raises:
+        DataError: a file that cannot be read, a row without a `required` value, or a label that is no answer.
+        ConfigError: rows without a label that a reward needs, the first 20 by their place.
+    """
+    table = load_table(path, required=required, known=[config.label_key] if config.label_key else [])
+    names = [called(reward) for reward in config.reward]
+    problems = []
+    for index, row in enumerate(table.rows):
+        where = table.where(index)
+        if config.label_key and answers_at(row, config.label_key, where=where):
+            continue
+        needing = [name for name in _counting(config, row, names) if name in NEED_ANSWERS]
+        if needing and config.label_key:
+            problems.append(f"{where}: no column {config.label_key!r} (missing or null), and reward {needing[0]!r} needs an answer")
+    raise_first(problems)
+
+
+def _counting(config: Config, row: Mapping[str, Any], names: list[str]) -> Collection[str]:
+    try:
+        return routed(row, reward_key=config.reward_key, names=names)
+    except ValueError:  # told by `check_data`
+        return []
+
+
+def raise_first(problems: list[str]) -> None:
+    """Raises ConfigError with the first problems, and how many more there are."""
+    if problems:
+        more = [f"{len(problems) - MOST_PROBLEMS} more rows are wrong"] if len(problems) > MOST_PROBLEMS else []
+        raise ConfigError(problems[:MOST_PROBLEMS] + more)
 
 
 def check_data(config: Config, *, training: bool) -> None:
@@ -21,14 +63,10 @@ def check_data(config: Config, *, training: bool) -> None:
             with that column.
     """
     files = [config.prompt_data] if training and config.prompt_data else []
-    required = [key for key in (config.input_key, config.label_key) if key]
-    tables = [load_table(path, required=required) for path in [*files, *eval_files(config.eval_data).values()]]
-    if not config.reward_key:
-        return
-    problems = _routes(config, tables)
-    if problems:
-        more = [f"{len(problems) - MOST_PROBLEMS} more rows are wrong"] if len(problems) > MOST_PROBLEMS else []
-        raise ConfigError(problems[:MOST_PROBLEMS] + more)
+    known = [config.label_key] if config.label_key else []
+    tables = [load_table(path, required=[config.input_key], known=known) for path in [*files, *eval_files(config.eval_data).values()]]
+    if config.reward_key:
+        raise_first(_routes(config, tables))
 
 
 def _routes(config: Config, tables: list[Table]) -> list[str]:
@@ -38,7 +76,7 @@ def _routes(config: Config, tables: list[Table]) -> list[str]:
     columns: dict[str, None] = {}
     for table in tables:
         for index, row in enumerate(table.rows):
-            columns |= dict.fromkeys(map(str, row))
+            columns |= dict.fromkeys([*row, *paths(row)])
             try:
                 routed(row, reward_key=config.reward_key, names=names)
             except ValueError as error:

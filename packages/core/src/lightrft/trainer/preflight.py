@@ -49,18 +49,16 @@ def problems_of(look: Callable[[], object]) -> list[str]:
 
 def _data(config: Config, mode: Mode) -> list[str]:
     """Looks into the data files: every row must parse, have the columns, and name rewards that are there."""
-    from lightrft.data.rows import load_rows
-    from lightrft.trainer.data_checks import check_data
+    from lightrft.trainer.data_checks import check_data, check_file
 
-    columns = [name for name in (config.input_key, config.label_key) if name]
+    imitated = config.sft_key or config.label_key if config.sft_steps else ""
     needed: list[tuple[str, list[str]]] = []
     if mode != "eval":
-        imitated = [config.sft_key] if config.sft_steps and config.sft_key else []
-        needed.append((config.prompt_data, [*columns, *imitated]))
+        needed.append((config.prompt_data, [config.input_key, *([imitated] if imitated else [])]))
     if mode not in ("bisect", "invariance") and not problems_of(lambda: eval_files(config.eval_data)):
-        needed += [(path, columns) for path in eval_files(config.eval_data).values()]
+        needed += [(path, [config.input_key]) for path in eval_files(config.eval_data).values()]
     there = [(path, required) for path, required in needed if path and Path(path).exists()]
-    problems = [line for path, required in there for line in problems_of(partial(load_rows, path, required=required))]
+    problems = [line for path, required in there for line in problems_of(partial(check_file, config, path, required=required))]
     if problems or len(there) < len(needed) or not config.reward_key or mode not in ("train", "eval"):
         return problems
     return problems_of(lambda: check_data(config, training=mode == "train"))

@@ -24,6 +24,7 @@ from lightrft.trainer.build import build_trainer, read_eval_sets
 from lightrft.trainer.evaluate import evaluate as evaluate_sets
 from lightrft.trainer.evaluate import write_rows
 from lightrft.trainer.preflight import Mode, preflight_problems, raise_all
+from lightrft.trainer.prompts import check_prompts
 from lightrft.trainer.resume import check_resume, in_run
 from lightrft.trainer.reward_models import build_rewards
 
@@ -77,6 +78,7 @@ def admit(config: Config, strategy: StrategyBase, *, mode: Mode) -> None:
 
     together(world, "checking the settings", look, rank_0_only=True)
     if mode in ("train", "eval"):
+        together(world, "reading the prompts", lambda: check_prompts(config, training=mode == "train"), rank_0_only=True)
         together(world, "loading the rewards", lambda: raise_all(loading_problems(config, registry=registry)))
 
 

@@ -1,0 +1,186 @@
+"""Conversations as the tokenizer's chat template writes them; what the template would drop or misread is found before a run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightrft.data.messages import Message
+from lightrft.errors import DataError, nearest
+
+OWN = {
+    "messages": "input_key",
+    "conversation": "input_key",
+    "tools": "tools_key",
+    "add_generation_prompt": "nothing: a last turn of the assistant is continued, after any other one its turn begins",
+    "continue_final_message": "nothing: a last turn of the assistant is continued, after any other one its turn begins",
+    "tokenize": "nothing",
+    "return_dict": "nothing",
+    "return_tensors": "nothing",
+}
+"""What the template is given by other settings."""
+
+USER, ANSWER, SYSTEM = "lightrft0user", "lightrft0answer", "lightrft0system"
+"""Words that no template writes by itself."""
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """`system_prompt` begins conversations that have no system turn; `kwargs` go to the template; `tools_key` names the tools' column."""
+
+    system_prompt: str = ""
+    tools_key: str = ""
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer with the settings of a run.
+
+    Raises:
+        DataError: there is none; a setting that it does not read; a template that leaves the user's text or the system prompt out.
+    """
+
+    def __init__(self, tokenizer: Any, settings: ChatSettings) -> None:
+        self._tokenizer, self._settings = tokenizer, settings
+        if not getattr(tokenizer, "chat_template", None):
+            raise DataError(
+                "apply_chat_template is set, but the tokenizer has no chat template; unset it and write a prompt_template instead"
+            )
+        self._check_kwargs()
+        self._in_parts = False
+        self._in_parts = self._takes_parts()
+        self._check_system_prompt()
+
+    @property
+    def source(self) -> str:
+        """The template's own text; of several by name, those that a run may use."""
+        template = self._tokenizer.chat_template
+        return "\n".join(map(str, template.values())) if isinstance(template, Mapping) else str(template)
+
+    @property
+    def reads_tools(self) -> bool:
+        """Whether the template has a word for tools."""
+        return re.search(r"\btools\b", self.source) is not None
+
+    def with_system(self, messages: Sequence[Message]) -> list[Message]:
+        """The system prompt of the settings first, where the conversation has none of its own."""
+        own = bool(messages) and messages[0]["role"] in ("system", "developer")
+        if not self._settings.system_prompt or own:
+            return list(messages)
+        return [{"role": "system", "content": self._settings.system_prompt}, *messages]
+
+    def render(self, messages: Sequence[Message], *, tools: Sequence[Any] | None, where: str) -> str:
+        """The prompt's text. A last turn of the assistant is left open, to be continued; after any other one its turn is begun.
+
+        Raises:
+            DataError: the template fails, cannot continue the last turn, or writes None for a content that is null.
+        """
+        last = messages[-1]
+        if last["role"] == "assistant" and "tool_calls" in last:
+            raise DataError(f"{where}: the conversation ends with the assistant's tool call; end with the tool's answer, or take it out")
+        goes_on = last["role"] == "assistant" and bool(last["content"])
+        turns = list(messages[:-1]) if last["role"] == "assistant" and not goes_on else list(messages)
+        try:
+            text = self._rendered(turns, tools=tools, goes_on=goes_on)
+            if any(message["content"] is None for message in turns):
+                filled = [{**message, "content": message["content"] or ""} for message in turns]
+                plain = self._rendered(filled, tools=tools, goes_on=goes_on)
+                if text.count("None") > plain.count("None"):
+                    raise DataError(f"{where}: the chat template writes 'None' for the content of a tool call that is null; give it a text")
+        except DataError:
+            raise
+        except Exception as error:  # templates are programs of the model's author and raise what they like
+            reason = " ".join(str(error).split())
+            raise DataError(f"{where}: the tokenizer's chat template fails: {type(error).__name__}: {reason:.300}") from error
+        if tools and text == self._rendered(turns, tools=None, goes_on=goes_on):
+            raise DataError(
+                f"{where}: the chat template does not print the tools in this conversation; leave tools_key out, or write them into "
+                "the prompt"
+            )
+        return text
+
+    def skeleton(self) -> str:
+        """A closed conversation without any words of a user: what the template writes around them."""
+        turns = [("user", USER), ("assistant", ANSWER), ("user", USER)]
+        return self._probe([{"role": role, "content": text} for role, text in turns], begun=False)
+
+    def end_of_turn(self) -> str:
+        """What the template writes after the words of the assistant; empty where that cannot be told."""
+        text = self._probe([{"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}], begun=False)
+        return text.rpartition(ANSWER)[2] if ANSWER in text else ""
+
+    # ---- parts ---------------------------------------------------------------------------------------------------------------------------
+
+    def _rendered(self, messages: list[Message], *, tools: Sequence[Any] | None, goes_on: bool = False, begun: bool = True) -> str:
+        given = [self._with_parts(message) for message in messages] if self._in_parts else messages
+        more: dict[str, Any] = dict(self._settings.kwargs)
+        if tools is not None:
+            more["tools"] = list(tools)
+        if goes_on:
+            more["continue_final_message"] = True
+        try:
+            return str(self._tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=begun and not goes_on, **more))
+        except TypeError:
+            as_text = [_with_text_arguments(message) for message in given]
+            if as_text == given:
+                raise  # some templates add the arguments of a call up with text: those take JSON text
+            return str(self._tokenizer.apply_chat_template(as_text, tokenize=False, add_generation_prompt=begun and not goes_on, **more))
+
+    def _with_parts(self, message: Message) -> Message:
+        content = message["content"]
+        return message if content is None else {**message, "content": [{"type": "text", "text": content}]}
+
+    def _probe(self, messages: list[Message], *, tools: Sequence[Any] | None = None, begun: bool = True) -> str:
+        """Empty where the template refuses: a row that it refuses is told by its place."""
+        try:
+            return self._rendered(messages, tools=tools, begun=begun)
+        except Exception:  # see `render`
+            return ""
+
+    def _takes_parts(self) -> bool:
+        """Whether the template sees a text only in a list of parts, as processors of images give it."""
+        turn = [{"role": "user", "content": USER}]
+        text = self._probe(turn)
+        if not text or USER in text:
+            return False
+        self._in_parts = True
+        if USER not in self._probe(turn):
+            raise DataError("the tokenizer's chat template leaves the user's text out; give the tokenizer another template")
+        return True
+
+    def _check_kwargs(self) -> None:
+        known = sorted(set(re.findall(r"[A-Za-z_]\w+", self.source)))
+        for name in self._settings.kwargs:
+            if name in OWN:
+                raise DataError(f"chat_template_kwargs sets {name!r}, which is given by {OWN[name]}; leave it out")
+            if name not in known:
+                raise DataError(
+                    f"chat_template_kwargs sets {name!r}, which the chat template does not read{nearest(name, known)}; leave it out"
+                )
+
+    def _check_system_prompt(self) -> None:
+        if not self._settings.system_prompt:
+            return
+        text = self._probe([{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}])
+        if SYSTEM not in text:
+            raise DataError(
+                "system_prompt is set, but the tokenizer's chat template has no place for a system turn; put the text into prompt_template"
+            )
+
+
+def _with_text_arguments(message: Message) -> Message:
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+
+    def written(call: Any) -> Any:
+        inner = call.get("function", call)
+        if not isinstance(inner, Mapping) or not isinstance(inner.get("arguments"), Mapping):
+            return call
+        changed = {**inner, "arguments": json.dumps(inner["arguments"], ensure_ascii=False)}
+        return {**call, "function": changed} if "function" in call else changed
+
+    return {**message, "tool_calls": [written(call) for call in calls]}

@@ -1,0 +1,116 @@
+"""Every row of `prompt_cases` becomes the text and the tokens that it should, from `.jsonl`, `.parquet` and `datasets` alike."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from lightrft.data.chat import ChatSettings
+from lightrft.data.prompts import PromptSet, load_prompts
+from lightrft.errors import DataError
+from lightrft.testing.chat_styles import STYLES, style_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parent))
+from prompt_cases import CASES, Case
+
+FORMATS = ("jsonl", "parquet", "datasets")
+OF_CHAT = {"system_prompt": "system_prompt", "tools_key": "tools_key", "chat_template_kwargs": "kwargs"}
+
+
+def written(rows: list[dict[str, Any]], folder: Path, kind: str) -> str:
+    path = folder / f"rows.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=pyarrow.Table.from_pylist(rows[::-1]).schema), path)
+    else:
+        datasets = pytest.importorskip("datasets", reason="the extra lightrft[datasets] is not installed")
+        datasets.Dataset(pyarrow.Table.from_pylist(rows, schema=pyarrow.Table.from_pylist(rows[::-1]).schema)).save_to_disk(str(path))
+    return str(path)
+
+
+def load(path: str, case: Case) -> PromptSet:
+    tokenizer = style_tokenizer(STYLES[case.style])
+    given: dict[str, Any] = {"apply_chat_template": True, "prompt_template": "{prompt}", "input_key": "prompt", "label_key": "answer"}
+    given |= {name: value for name, value in case.settings.items() if name not in OF_CHAT}
+    chat = ChatSettings(**{OF_CHAT[name]: value for name, value in case.settings.items() if name in OF_CHAT})
+    return load_prompts(path, tokenizer=tokenizer, prompt_max_len=1000, chat=chat, vocab_size=len(tokenizer), **given)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_row(case: Case, kind: str, tmp_path: Path) -> None:
+    labelled = [{"answer": "1", **row} if "reward_model" not in row else row for row in [case.row, case.beside] if row]
+    path = written(labelled, tmp_path, kind)
+    if case.error:
+        with pytest.raises(DataError) as caught:
+            load(path, case)
+        assert case.error in str(caught.value) and "\n" not in str(caught.value)
+        return
+    found = load(path, case)
+    prompt = found.prompts[0]
+    tokenizer = style_tokenizer(STYLES[case.style])
+    added = {**{token.content: i for i, token in tokenizer.added_tokens_decoder.items()}}
+    assert prompt.text == case.text
+    assert [tokenizer.decode([i]) for i in prompt.token_ids if i in added.values()] == case.tokens
+    begun = tokenizer.decode(list(prompt.token_ids))
+    assert begun == case.text or begun == f"{tokenizer.bos_token}{case.text}"
+    assert tuple(name for name, _ in found.findings) == case.tells
+    assert prompt.answers == case.answers and prompt.answer == (case.answers[0] if case.answers else None)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_conversation_is_what_the_tokenizer_itself_makes_of_it(style: str, tmp_path: Path) -> None:
+    tokenizer = style_tokenizer(STYLES[style])
+    turns = [{"role": "user", "content": "Hi {you}"}, {"role": "assistant", "content": "1"}, {"role": "user", "content": "so?"}]
+    path = written([{"prompt": turns, "answer": "1"}], tmp_path, "jsonl")
+    [prompt] = load(path, Case(name=style, style=style, row={})).prompts
+    expected = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert list(prompt.token_ids) in (expected, [tokenizer.bos_token_id, *expected])
+    assert prompt.token_ids.count(tokenizer.bos_token_id) == (1 if STYLES[style].adds_bos else 0)
+
+
+def test_a_row_is_one_thing_in_every_format(tmp_path: Path) -> None:
+    from lightrft.data.rows import load_rows
+
+    rows = [
+        {"prompt": [{"role": "user", "content": "a"}], "meta": {"level": 1, "tags": ["x"]}, "answer": "1"},
+        {"prompt": [{"role": "user", "content": "b", "name": "bob"}], "meta": {"source": "web"}, "extra": 3, "answer": None},
+    ]
+    found = [load_rows(written([*rows], tmp_path, kind), required=["prompt"]) for kind in FORMATS[:1]]
+    full = pyarrow.schema(
+        [
+            ("prompt", pyarrow.list_(pyarrow.struct([("role", "string"), ("content", "string"), ("name", "string")]))),
+            ("meta", pyarrow.struct([("level", "int64"), ("tags", pyarrow.list_(pyarrow.string())), ("source", "string")])),
+            ("answer", "string"),
+            ("extra", "int64"),
+        ]
+    )
+    table = pyarrow.Table.from_pylist(rows, schema=full)
+    pyarrow.parquet.write_table(table, tmp_path / "all.parquet")
+    found.append(load_rows(str(tmp_path / "all.parquet"), required=["prompt"]))
+    datasets = pytest.importorskip("datasets", reason="the extra lightrft[datasets] is not installed")
+    datasets.Dataset(table).save_to_disk(str(tmp_path / "all"))
+    found.append(load_rows(str(tmp_path / "all"), required=["prompt"]))
+    assert found[0] == found[1] == found[2]
+    assert found[0][0] == {"prompt": rows[0]["prompt"], "meta": rows[0]["meta"], "answer": "1", "extra": None}
+    assert found[0][1]["meta"] == {"source": "web"} and found[0][1]["prompt"] == rows[1]["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("escape", "column"),
+    [('{"prompt": "hi \\ud83d", "answer": "x"}', "prompt"), ('{"prompt": "a", "answer": {"b": ["\\udc00"]}}', "answer")],
+)
+def test_half_a_surrogate_pair_is_named_by_row_and_column(escape: str, column: str, tmp_path: Path) -> None:
+    from lightrft.data.rows import load_rows
+
+    path = tmp_path / "s.jsonl"
+    path.write_text('{"prompt": "whole \\ud83d\\ude00", "answer": "y"}\n' + escape + "\n")
+    with pytest.raises(DataError, match=rf"s.jsonl:2: column '{column}' holds half of a surrogate pair, .*u(d83d|dc00) at character"):
+        load_rows(str(path), required=["prompt"])
