@@ -114,3 +114,23 @@ def test_half_a_surrogate_pair_is_named_by_row_and_column(escape: str, column: s
     path.write_text('{"prompt": "whole \\ud83d\\ude00", "answer": "y"}\n' + escape + "\n")
     with pytest.raises(DataError, match=rf"s.jsonl:2: column '{column}' holds half of a surrogate pair, .*u(d83d|dc00) at character"):
         load_rows(str(path), required=["prompt"])
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_token_beyond_the_embedding_is_told_with_its_row(special: bool, tmp_path: Path) -> None:
+    tokenizer = style_tokenizer(STYLES["chatml"])
+    rows = len(tokenizer)
+    tokenizer.add_tokens(["<|new|>"], special_tokens=special)
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"prompt": "a", "answer": "1"}\n{"prompt": "b <|new|>", "answer": "1"}\n')
+    given = {
+        "input_key": "prompt",
+        "label_key": "answer",
+        "prompt_template": "{prompt}",
+        "prompt_max_len": 100,
+        "apply_chat_template": True,
+    }
+    with pytest.raises(
+        DataError, match=rf"d.jsonl:2: the prompt has token {rows} \('<\|new\|>'\), and the model's embedding has {rows} rows"
+    ):
+        load_prompts(str(path), tokenizer=tokenizer, vocab_size=rows, **given)

@@ -96,7 +96,7 @@ def load_prompts(
     rendered = [maker.render(row, where=table.where(index)) for index, row in enumerate(rows)]
     tokens = iter(maker.encoder.encode([(one.text, one.spans) for one in rendered if one.token_ids is None]))
     ids = [next(tokens) if one.token_ids is None else one.token_ids for one in rendered]
-    _check_ids(table, [(one.text, own) for one, own in zip(rendered, ids, strict=True)], tokenizer=tokenizer, vocab_size=vocab_size)
+    _check_ids(table, list(zip(rendered, ids, strict=True)), tokenizer=tokenizer, vocab_size=vocab_size)
     answers = [answers_at(row, label_key, where=table.where(index)) if label_key else () for index, row in enumerate(rows)]
     prompts = [
         Prompt(index=index, text=one.text, token_ids=own, answer=label[0] if label else None, answers=label, row=row)
@@ -240,14 +240,17 @@ class _Maker:
             )
 
 
-def _check_ids(table: Table, prompts: Sequence[tuple[str, tuple[int, ...]]], *, tokenizer: Any, vocab_size: int | None) -> None:
+def _check_ids(table: Table, prompts: Sequence[tuple[_Rendered, tuple[int, ...]]], *, tokenizer: Any, vocab_size: int | None) -> None:
+    """Raises DataError for a prompt without tokens, or with one, even as plain text, that the model has no row for."""
     for index, (shown, own) in enumerate(prompts):
         if not own:
-            raise DataError(f"{table.where(index)}: the prompt {shown!r:.60} has no tokens; remove the row")
-        if vocab_size is not None and max(own) >= vocab_size:
-            token = max(own)
-            known = token < len(tokenizer)
-            text = f" ({tokenizer.decode([token], skip_special_tokens=False)!r})" if known else ""
+            raise DataError(f"{table.where(index)}: the prompt {shown.text!r:.60} has no tokens; remove the row")
+        if vocab_size is None:
+            continue
+        words = {shown.text[a:b] for a, b in shown.spans}
+        token = max([*own, *(int(tokenizer.convert_tokens_to_ids(word)) for word in words)])
+        if token >= vocab_size:
+            text = f" ({tokenizer.decode([token], skip_special_tokens=False)!r})" if token < len(tokenizer) else ""
             raise DataError(
                 f"{table.where(index)}: the prompt has token {token}{text}, and the model's embedding has {vocab_size} rows; "
                 "take it out of the data, or give a model whose embedding was resized to its tokenizer"
