@@ -1,43 +1,18 @@
-"""Values of a row by name: nested ones by a dotted name, labels as text, and what is no label refused with its fields."""
+"""Values that a row must have, labels as text, and what is no label refused with its fields."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightrft.config.column_names import paths, value_at
 from lightrft.errors import DataError, nearest
-
-
-def value_at(row: Mapping[str, Any], name: str) -> Any:
-    """The value of a column, or of a field in it (`reward_model.ground_truth`); None where there is none.
-
-    A column whose own name has dots wins over a field.
-    """
-    if name in row:
-        return row[name]
-    head, dot, rest = name.partition(".")
-    while dot:
-        inner = row.get(head)
-        if isinstance(inner, Mapping) and (found := value_at(inner, rest)) is not None:
-            return found
-        step, dot, rest = rest.partition(".")
-        head = f"{head}.{step}"
-    return None
 
 
 def absent(row: Mapping[str, Any], name: str, *, where: str) -> DataError:
     """The error for a row without a value that it must have. A column that is null counts as missing, as it is written in Arrow's files."""
     known = [path for path in paths(row) if value_at(row, path) is not None]
     return DataError(f"{where}: no column {name!r}{nearest(name, known)} (columns: {', '.join(known) or 'none'})")
-
-
-def paths(row: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The names of all values of a row, fields of structs by their dotted names."""
-    for name, value in row.items():
-        if isinstance(value, Mapping) and value:
-            yield from paths(value, f"{prefix}{name}.")
-        elif value is not None:
-            yield f"{prefix}{name}"
 
 
 def answers_at(row: Mapping[str, Any], name: str, *, where: str) -> tuple[str, ...]:

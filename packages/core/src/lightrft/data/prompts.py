@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lightrft.config.column_names import value_at
 from lightrft.data.chat import ChatSettings, ChatTemplate
-from lightrft.data.columns import absent, answers_at, value_at
+from lightrft.data.columns import absent, answers_at
 from lightrft.data.messages import chat_messages, tool_list
 from lightrft.data.rows import Table, load_rows, load_table
 from lightrft.data.tokens import Encoder

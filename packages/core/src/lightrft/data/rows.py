@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightrft.data.columns import absent, names_of, value_at
+from lightrft.config.column_names import value_at
+from lightrft.data.columns import absent, names_of
 from lightrft.errors import DataError, nearest
 
 POSSIBLE = "possible: .jsonl, .parquet, or a folder written by datasets.save_to_disk"

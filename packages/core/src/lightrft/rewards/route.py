@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from lightrft.data.columns import value_at
+from lightrft.config.column_names import value_at
 from lightrft.errors import nearest
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from lightrft.config.column_names import value_at
 from lightrft.config.eval_files import eval_files
 from lightrft.config.schema import Config
-from lightrft.data.columns import answers_at, value_at
+from lightrft.data.columns import answers_at
 from lightrft.data.prompts import Prompt
 from lightrft.data.rows import load_rows
 from lightrft.engine.hf_generate import cut_by, generate

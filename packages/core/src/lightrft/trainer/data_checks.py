@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from lightrft.config.column_names import paths
 from lightrft.config.eval_files import eval_files
 from lightrft.config.reward_names import called
 from lightrft.config.schema import Config
-from lightrft.data.columns import answers_at, paths
+from lightrft.data.columns import answers_at
 from lightrft.data.rows import Table, load_table
 from lightrft.errors import ConfigError, nearest
 from lightrft.rewards.route import routed
