@@ -39,7 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
     "gspo": {"policy_loss": "gspo", "loss_aggregation": "sequence_mean"},
     "gspo_token": {"policy_loss": "gspo_token", "loss_aggregation": "sequence_mean"},
     "cispo": {"policy_loss": "cispo"},
-    "cpgd": {"policy_loss": "cpgd", "drift_coef": 0.2},
+    "cpgd": {"policy_loss": "cpgd", "cpgd": {"drift_coef": 0.2}},
     "gmpo": {"policy_loss": "gmpo", "loss_aggregation": "sequence_mean"},
     "corrected for a mismatch": {"logprob_gap_action": "correct"},
 }

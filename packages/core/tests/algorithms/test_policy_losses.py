@@ -10,6 +10,7 @@ import torch
 from lightrft.algorithms.aggregate import Aggregation, token_weights
 from lightrft.algorithms.cispo import cispo
 from lightrft.algorithms.cpgd import cpgd, drift
+from lightrft.algorithms.cpgd_settings import CPGDSettings
 from lightrft.algorithms.gmpo import gmpo
 from lightrft.algorithms.gspo import gspo, gspo_token
 from lightrft.algorithms.inputs import PolicyLoss, PolicyLossInput
@@ -95,7 +96,7 @@ def test_cispo_keeps_every_gradient() -> None:
 
 
 def test_cpgd_clips_the_log_ratio() -> None:
-    out, gradient = run(cpgd, [[1.5, 0.5, 1.5, 0.5]], [[1.0, 1.0, -1.0, -1.0]])
+    out, gradient = run(cpgd, [[1.5, 0.5, 1.5, 0.5]], [[1.0, 1.0, -1.0, -1.0]], settings=CPGDSettings())
     assert out.per_token[0].tolist() == pytest.approx([-math.log(1.2), -math.log(0.5), math.log(1.5), math.log(0.8)])
     assert gradient[0].tolist() == pytest.approx([0.0, -1.0, 1.0, 0.0])
     assert out.clipped.tolist() == [[True, False, False, True]]
@@ -103,13 +104,13 @@ def test_cpgd_clips_the_log_ratio() -> None:
 
 def test_cpgd_is_not_zero_where_it_starts() -> None:
     """At the old policy the value is 0 and the gradient is REINFORCE's: the known fault of a loss that never moves anything."""
-    out, gradient = run(cpgd, [[1.0, 1.0]], [[2.0, -3.0]], drift_coef=0.5)
+    out, gradient = run(cpgd, [[1.0, 1.0]], [[2.0, -3.0]], settings=CPGDSettings(drift_coef=0.5))
     assert out.per_token[0].tolist() == [0.0, 0.0]
     assert gradient[0].tolist() == [-2.0, 3.0]
 
 
 def test_cpgd_s_drift_is_k3_with_a_bounded_gradient() -> None:
-    _, gradient = run(cpgd, [[1.5, 0.5, 8.0]], [[0.0, 0.0, 0.0]], drift_coef=2.0)
+    _, gradient = run(cpgd, [[1.5, 0.5, 8.0]], [[0.0, 0.0, 0.0]], settings=CPGDSettings(drift_coef=2.0))
     # (rho - 1) times 2, at most 1 times 2
     assert gradient[0].tolist() == pytest.approx([1.0, -1.0, 2.0])
     # up to rho = 2: rho - 1 - log rho; beyond, a line of slope 1 in log rho
@@ -130,16 +131,18 @@ def test_gmpo_is_a_geometric_mean_of_one_sided_clips() -> None:
 @pytest.mark.parametrize("loss", ALL)
 def test_at_the_old_policy_every_loss_has_reinforce_s_gradient(loss: Loss) -> None:
     mask = [[1.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]]
-    _, gradient = run(loss, [[1.0] * 4] * 2, [[2.0] * 3 + [0.0], [-0.5, 0.0, 0.0, 0.0]], mask, drift_coef=0.3)
+    _, gradient = run(loss, [[1.0] * 4] * 2, [[2.0] * 3 + [0.0], [-0.5, 0.0, 0.0, 0.0]], mask, settings=CPGDSettings(drift_coef=0.3))
     torch.testing.assert_close(gradient, torch.tensor([[-2.0] * 3 + [0.0], [0.5, 0.0, 0.0, 0.0]], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("loss", ALL)
 def test_padding_changes_nothing(loss: Loss) -> None:
     rows, advantages = [[1.3, 0.9], [0.6, 1.1]], [[0.7, 0.7], [-1.2, -1.2]]
-    narrow, gradient = run(loss, rows, advantages, drift_coef=0.3)
+    narrow, gradient = run(loss, rows, advantages, settings=CPGDSettings(drift_coef=0.3))
     wide = [[*row, 5.0, 0.01] for row in rows]
-    padded, wide_gradient = run(loss, wide, [[*row, 0.0, 0.0] for row in advantages], [[1.0, 1.0, 0.0, 0.0]] * 2, drift_coef=0.3)
+    padded, wide_gradient = run(
+        loss, wide, [[*row, 0.0, 0.0] for row in advantages], [[1.0, 1.0, 0.0, 0.0]] * 2, settings=CPGDSettings(drift_coef=0.3)
+    )
     torch.testing.assert_close(padded.per_token[:, :2], narrow.per_token)
     torch.testing.assert_close(wide_gradient[:, :2], gradient)
     assert wide_gradient[:, 2:].abs().max() == 0
@@ -150,7 +153,7 @@ def loss_of(loss: Loss, logprobs: torch.Tensor, old: torch.Tensor, advantages: t
     out = loss(
         PolicyLossInput(
             logprobs=logprobs, old_logprobs=old, advantages=advantages, mask=mask, eps_clip_low=0.2, eps_clip_high=0.28, dual_clip=3.0,
-            drift_coef=0.1,
+            settings=CPGDSettings(drift_coef=0.1),
         )
     )  # fmt: skip
     return (out.per_token * mask).sum()

@@ -43,7 +43,6 @@ def with_algorithms(registry, entry) -> Registry:
             {"policy_loss": "cispo", "dual_clip": 3.0},
             "dual_clip=3.0 has no effect with policy_loss='cispo'; leave it out (ppo_clip",
         ),
-        ({"drift_coef": 0.1}, "drift_coef=0.1 has no effect with policy_loss='ppo_clip'; leave it out (cpgd would read it)"),
         ({"dual_clip": 0.5}, "dual_clip=0.5 is not above 1, where it would bound ordinary losses; use about 3, or 0 for none"),
         ({"advantage_estimator": "rlooo"}, "unknown advantage 'rlooo'; did you mean 'rloo'?"),
         ({"policy_loss": "gsppo"}, "unknown policy_loss 'gsppo'; did you mean 'gspo'?"),

@@ -1,4 +1,4 @@
-"""What is CPGD's policy loss? A policy gradient on the *log* of the ratio, clipped, and a penalty for drifting from the old policy.
+"""CPGD's policy loss: a policy gradient on the *log* of the ratio, clipped, and a penalty for drifting from the old policy.
 
 -min(d A, clip(d, log(1 - eps_low), log(1 + eps_high)) A) + alpha KL(pi_old, pi), d = log pi - log pi_old: Liu et al. 2025, "CPGD: Toward
 Stable Rule-based Reinforcement Learning for Language Models" (arXiv:2505.12504), equation 2 (token by token, section 3.3). The drift is the
@@ -19,13 +19,13 @@ DRIFT_BOUND = 1.0
 
 
 def cpgd(batch: PolicyLossInput) -> PolicyLoss:
-    """`clipped` marks the tokens whose policy gradient the clip removed; their drift keeps its own."""
+    """`clipped` marks the tokens whose policy gradient the clip removed; their drift keeps its own. `settings.drift_coef` weighs it."""
     log_ratio = batch.logprobs - batch.old_logprobs
     low = math.log1p(-batch.eps_clip_low) if batch.eps_clip_low < 1 else -math.inf
     plain = log_ratio * batch.advantages
     bounded = log_ratio.clamp(low, math.log1p(batch.eps_clip_high)) * batch.advantages
     return PolicyLoss(
-        per_token=batch.drift_coef * drift(log_ratio) - torch.minimum(plain, bounded),
+        per_token=batch.settings.drift_coef * drift(log_ratio) - torch.minimum(plain, bounded),
         clipped=bounded < plain,
     )
 

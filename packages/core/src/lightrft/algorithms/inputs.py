@@ -7,6 +7,7 @@ may be left out by who builds an input, and not looked at by who reads it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -21,6 +22,7 @@ class AdvantageInput:
     `token_rewards` [N, T] float: the same rewards token by token, so that each row sums up to `rewards`; None: all of it on the last token.
     `values` [N, T] float32: the critic's value before each token, where the estimator's spec says `critic`. `baselines` [N] float: the
     reward of the greedy completion of the same prompt, where it says `greedy`. `gamma`, `lambd`: discount and lambda of GAE, in [0, 1].
+    `settings`: those that the estimator's spec brings, else None.
     """
 
     rewards: torch.Tensor
@@ -31,6 +33,7 @@ class AdvantageInput:
     baselines: torch.Tensor | None = None
     gamma: float = 1.0
     lambd: float = 1.0
+    settings: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ class PolicyLossInput:
     """`logprobs` [N, T] carries the gradient; `old_logprobs`, `advantages`, `mask` [N, T] do not. Rows are whole completions.
 
     The probability ratio may move in [1 - `eps_clip_low`, 1 + `eps_clip_high`]; `dual_clip` (above 1; 0: off) bounds a loss of a negative
-    advantage; `drift_coef` weighs a penalty for leaving the old policy, in losses that have one.
+    advantage. `settings`: those that the loss's spec brings, else None.
     """
 
     logprobs: torch.Tensor
@@ -61,7 +64,7 @@ class PolicyLossInput:
     eps_clip_low: float = 0.2
     eps_clip_high: float = 0.2
     dual_clip: float = 0.0
-    drift_coef: float = 0.0
+    settings: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)

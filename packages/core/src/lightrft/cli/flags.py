@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from lightrft.config.arguments import override_parser
 from lightrft.config.schema import Config
+from lightrft.config.sections import flags_of, installed_sections
 from lightrft.errors import ConfigError, nearest
 from lightrft.types import REFUSED_SAMPLING
 
@@ -98,12 +99,13 @@ def _spelled(word: str) -> str:
     name, equals, value = word[2:].partition("=")
     no = "no-" if name.startswith("no-") else ""
     plain = name.removeprefix(no).replace("-", "_")
-    known = plain in Config.model_fields or plain in OWN or plain == "disable_engine_sleep"
+    known = plain in Config.model_fields or plain in OWN or plain == "disable_engine_sleep" or "." in plain
     return f"--{no}{plain}{equals}{value}" if known else word
 
 
 def _unknown(rest: Sequence[str], *, takes_recipe: bool) -> list[str]:
-    names = [f"--{name}" for name in (*OWN, *Config.model_fields) if takes_recipe or name not in OF_RECIPES]
+    of_plugins = [flag for flag, _, _ in flags_of(installed_sections())]
+    names = [f"--{name}" for name in (*OWN, *Config.model_fields, *of_plugins) if takes_recipe or name not in OF_RECIPES]
     problems = []
     after_flag = False
     for word in rest:

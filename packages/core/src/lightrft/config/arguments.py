@@ -6,7 +6,8 @@ import argparse
 import json
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from lightrft.config.schema import Config
+from lightrft.config.schema import PLUGINS, Config
+from lightrft.config.sections import flags_of, installed_sections
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -31,7 +32,7 @@ def _add(parser: argparse.ArgumentParser, *, typed: bool, only: str = "") -> arg
         extra = info.json_schema_extra
         assert isinstance(extra, dict)
         title = str(extra["group"])
-        if only and title != only:
+        if title == PLUGINS or (only and title != only):
             continue
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
@@ -47,6 +48,10 @@ def _add(parser: argparse.ArgumentParser, *, typed: bool, only: str = "") -> arg
             group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=default, help=text)
         else:
             group.add_argument(f"--{name}", default=default, help=text, **_value(info.annotation, typed))
+    for flag, plugin, text in flags_of({} if only else installed_sections()):
+        if plugin not in groups:
+            groups[plugin] = parser.add_argument_group(f"plugin {plugin}")
+        groups[plugin].add_argument(f"--{flag}", default=None if typed else argparse.SUPPRESS, help=text.replace("%", "%%"))
     return parser
 
 

@@ -18,6 +18,7 @@ from lightrft.config.model_folder import model_path_problem
 from lightrft.config.reward_checks import check_rewards
 from lightrft.config.row_checks import row_fit
 from lightrft.config.schema import Config
+from lightrft.config.sections import unread_sections
 from lightrft.errors import ConfigError, PluginError
 from lightrft.plugins.registry import PluginEntry, Registry
 from lightrft.plugins.specs import AdvantageSpec, Capability, EngineSpec, PluginSpec
@@ -75,6 +76,7 @@ def check(config: Config, *, registry: Registry, world_size: int, typed: Collect
     `typed` names the settings that stood on the command line, where a default can mean more than silence.
     """
     problems = [*_sizes(config, world_size), *_choices(config), *algorithm_problems(config, registry), *ignored_settings(config)]
+    problems += unread_sections(config, registry)
     problems += [*_files(config), *row_fit(config, world_size=world_size), *_plugins(config, registry, world_size)]
     problems += _typed(config, registry, typed)
     problems += check_rewards(config, registry=registry)
@@ -95,6 +97,7 @@ def check_trainer(config: Config, *, registry: Registry, world_size: int) -> Non
     """The part of `check` that concerns a trainer which a script builds from models, prompts, evaluation and rewards of its own."""
     config = config.model_copy(update={"eval_data": config.eval_data or ["of the script"]})
     problems = [*_batches(config, world_size), *algorithm_problems(config, registry), *ignored_settings(config)]
+    problems += unread_sections(config, registry)
     problems += _plugins(config, registry, world_size)
     if problems:
         raise ConfigError(problems)

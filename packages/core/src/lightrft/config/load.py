@@ -11,16 +11,30 @@ import yaml
 from pydantic import ValidationError
 
 from lightrft.config.schema import Config
+from lightrft.config.sections import Sections, installed_sections, may_be_section, read_sections
 from lightrft.errors import ConfigError, nearest
 from lightrft.types import REFUSED_SAMPLING
 
 
-def make_config(values: Mapping[str, Any]) -> Config:
-    """Validates settings. Raises ConfigError with one line for each unknown key, wrong type or value out of range."""
+def make_config(values: Mapping[str, Any], *, sections: Sections | None = None) -> Config:
+    """Validates settings. Settings of a plugin are a mapping under its name, or `NAME.SETTING`; `sections` are those that plugins bring
+    (None: the installed ones).
+
+    Raises:
+        ConfigError: a line for each unknown key, wrong type or value out of range.
+    """
+    plain = {k: v for k, v in values.items() if k in Config.model_fields or not may_be_section(k, v)}
+    given = {k: v for k, v in values.items() if k not in plain} | dict(plain.pop("plugins", None) or {})
+    problems: list[str] = []
+    if given:
+        plain["plugins"], problems = read_sections(given, installed_sections() if sections is None else sections)
     try:
-        return Config.model_validate(dict(values))
+        config = Config.model_validate(plain)
     except ValidationError as error:
-        raise ConfigError([_problem(e) for e in error.errors()]) from None
+        raise ConfigError([*(_problem(e) for e in error.errors()), *problems]) from None
+    if problems:
+        raise ConfigError(problems)
+    return config
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -67,7 +81,8 @@ def as_config(args: Config | argparse.Namespace) -> Config:
         return args
     known = Config.model_fields
     given = {k: v for k, v in vars(args).items() if k in known and v != known[k].default}
-    return make_config(given)
+    of_plugins = {k: v for k, v in vars(args).items() if "." in k and v is not None}
+    return make_config(given | of_plugins)
 
 
 def _problem(error: Any) -> str:

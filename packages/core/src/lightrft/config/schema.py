@@ -69,6 +69,10 @@ def _field(default: Any, group: str, description: str) -> Any:
     return Field(default, description=description, json_schema_extra={"group": group})
 
 
+PLUGINS = "plugins"
+"""The group of the one setting that is no flag: each plugin's settings are flags of their own."""
+
+
 class Config(BaseModel):
     """The settings of one run, flat. Counts of samples are global (over all ranks) unless the text says "per rank"."""
 
@@ -285,7 +289,6 @@ class Config(BaseModel):
     eps_clip_low: Share01 = _field(0.0, "algorithm", "its bound below, 1 - this, at most 1; 0 = eps_clip")
     eps_clip_high: PositiveOrOff = _field(0.0, "algorithm", "its bound above, 1 + this (clip-higher); 0 = eps_clip")
     dual_clip: PositiveOrOff = _field(0.0, "algorithm", "bound above 1 on the loss of a negative advantage, times it (ppo_clip); 0 = off")
-    drift_coef: PositiveOrOff = _field(0.0, "algorithm", "weight of the penalty for leaving the old policy (cpgd); 0 = none")
     entropy_coef: PositiveOrOff = _field(0.0, "algorithm", "weight of the entropy bonus, exact over the vocabulary; 0 = off")
     kl_coef: PositiveOrOff = _field(0.0, "algorithm", "weight of the KL to the initial model; 0 = no initial model")
     kl_estimator: Literal["k1", "k2", "k3"] = _field("k3", "algorithm", "estimator of the KL")
@@ -336,7 +339,4 @@ class Config(BaseModel):
     )
     kl_limit: Positive = _field(1.0, "run", "nats per token from the initial model beyond which the run says so")
 
-    @property
-    def fused_chunk(self) -> int | None:
-        """Tokens at a time of the fused log-probs; None: the plain ones are asked for."""
-        return self.chunk_size if self.fused_linear_logprob else None
+    plugins: dict[str, dict[str, Any]] = _field({}, PLUGINS, "settings that plugins bring, by the plugin's name")

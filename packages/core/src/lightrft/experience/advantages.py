@@ -13,6 +13,7 @@ from lightrft.algorithms.whiten import moment_sums, whitened
 from lightrft.batch.grid import Grid
 from lightrft.batch.stages import Scored, Trainable
 from lightrft.config.schema import Config
+from lightrft.config.sections import settings_of
 from lightrft.distributed.collectives import gather_rows
 from lightrft.observe.metrics import StepMetrics
 from lightrft.strategy.strategy_base import StrategyBase
@@ -42,6 +43,7 @@ class AdvantageMaker:
         self.metrics = metrics or StepMetrics()
         self.critic = critic
         self.greedy = greedy
+        self.settings = settings_of(config, strategy.registry.spec("advantage", config.advantage_estimator))
         self.moments = RunningMoments()
 
     def run(self, batch: Scored, *, kl_coef: float) -> Trainable:
@@ -68,6 +70,7 @@ class AdvantageMaker:
                 baselines=self._baselines(batch) if self.greedy else None,
                 gamma=self.config.gamma,
                 lambd=self.config.lambd,
+                settings=self.settings,
             )
         )
 

@@ -18,6 +18,11 @@ def update_batching(config: Config, strategy: StrategyBase, *, training: bool = 
     )
 
 
+def fused_chunk(config: Config) -> int | None:
+    """Tokens at a time of the fused log-probs; None: the plain ones are asked for."""
+    return config.chunk_size if config.fused_linear_logprob else None
+
+
 def needs_old_logprobs(config: Config, *, num_steps: int) -> bool:
     """Whether the actor's log-probs have to be known before the update.
 

@@ -11,6 +11,7 @@ from lightrft.batch.micro_batch import MicroBatch
 from lightrft.batch.planning import Batching
 from lightrft.batch.stages import Sampled, token_index
 from lightrft.distributed.lockstep import lockstep
+from lightrft.experience.batching import fused_chunk
 from lightrft.models.score import score_tokens, token_values
 from lightrft.strategy.strategy_base import StrategyBase
 
@@ -26,7 +27,7 @@ def score_logprobs(
     """
 
     def forward(micro: MicroBatch) -> Sequence[torch.Tensor]:
-        return score_tokens(model, micro, temperatures=temperatures, fused_chunk=strategy.config.fused_chunk).logprobs
+        return score_tokens(model, micro, temperatures=temperatures, fused_chunk=fused_chunk(strategy.config)).logprobs
 
     return score_columns(forward, batch, parts, number=len(temperatures), strategy=strategy, batching=batching)
 

@@ -26,7 +26,8 @@ def score_tokens(
 ) -> TokenScores:
     """Log-probs of softmax(logits / temperature) at the labels, for several temperatures from one forward pass; gradients flow.
 
-    Logits are computed at labels only and a chunk at a time, and none is kept. `fused_chunk` is `Config.fused_chunk`.
+    Logits are computed at labels only and a chunk at a time, and none is kept. `fused_chunk`: so many tokens at a time, by the fused
+    implementation; None: by the plain one.
     """
     request = LabelRequest(rows=micro.at, labels=micro.labels, temperatures=temperatures, entropy=entropy, chunk_size=fused_chunk)
     found = score_labels(model, request, **micro.inputs)

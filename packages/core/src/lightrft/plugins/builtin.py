@@ -39,9 +39,9 @@ def _advantage(name: str, summary: str, *, file: str = "", **facts: Any) -> Adva
     return AdvantageSpec(name=name, target=f"lightrft.algorithms.{file or name}:{name}", summary=summary, **facts)
 
 
-def _policy_loss(name: str, summary: str, *, file: str = "", reads: Sequence[str] = (), sequence_ratio: bool = False) -> PolicyLossSpec:
+def _policy_loss(name: str, summary: str, *, file: str = "", reads: Sequence[str] = (), **facts: Any) -> PolicyLossSpec:
     target = f"lightrft.algorithms.{file or name}:{name}"
-    return PolicyLossSpec(name=name, target=target, summary=summary, reads=frozenset({*CLIP, *reads}), sequence_ratio=sequence_ratio)
+    return PolicyLossSpec(name=name, target=target, summary=summary, reads=frozenset({*CLIP, *reads}), **facts)
 
 
 CLIP = ("eps_clip", "eps_clip_low", "eps_clip_high")
@@ -66,7 +66,7 @@ POLICY_LOSSES = (
     _policy_loss("gspo", "clipped ratio of whole completions", sequence_ratio=True),
     _policy_loss("gspo_token", "the same with gradients and advantages of tokens", file="gspo", sequence_ratio=True),
     _policy_loss("cispo", "REINFORCE with clipped importance weights"),
-    _policy_loss("cpgd", "clipped log-ratio and a penalty for drift", reads=("drift_coef",)),
+    _policy_loss("cpgd", "clipped log-ratio and a penalty for drift", settings="lightrft.algorithms.cpgd_settings:CPGDSettings"),
     _policy_loss("gmpo", "geometric mean of clipped token ratios", sequence_ratio=True),
 )
 

@@ -65,6 +65,7 @@ class Runtime:
 _PLAIN: tuple[tuple[str, str, tuple[type, ...]], ...] = (
     ("name", "a str", (str,)),
     ("target", "a str of the form 'package.module:attribute'", (str,)),
+    ("settings", "a str of the form 'package.module:attribute'", (str,)),
     ("capabilities", "a frozenset of Capability", (frozenset,)),
     ("runtime", "a Runtime or None", (Runtime, type(None))),
     ("summary", "a str", (str,)),
@@ -74,6 +75,9 @@ _PLAIN: tuple[tuple[str, str, tuple[type, ...]], ...] = (
 @dataclass(frozen=True, kw_only=True)
 class PluginSpec:
     """Base of all specs. `target` is `package.module:attribute`, imported on first use.
+
+    `settings` is `package.module:attribute` of a subclass of `lightrft.plugins.settings.PluginSettings`, for a plugin that brings settings
+    (`NAME.SETTING`); its module is imported to list and check settings, so it should import neither torch nor the plugin's library.
 
     `api` is the number (`lightrft.plugins.API_VERSION`) that the plugin was written for, as a literal: it says nothing about the lightrft
     that happens to be installed.
@@ -86,6 +90,7 @@ class PluginSpec:
     capabilities: frozenset[Capability] = frozenset()
     runtime: Runtime | None = None
     summary: str = ""
+    settings: str = ""
 
     def __post_init__(self) -> None:
         for capability in self.capabilities if isinstance(self.capabilities, Collection) else ():
@@ -96,8 +101,9 @@ class PluginSpec:
                 raise ValueError(f"plugin {self.name!r}: {field} is {value!r}, which is not {what}")
         if not self.name or self.name != self.name.strip():
             raise ValueError(f"plugin name {self.name!r} is empty or has spaces around it")
-        if self.target.count(":") != 1 or not all(self.target.split(":")):
-            raise ValueError(f"plugin {self.name!r}: target {self.target!r} is not of the form 'package.module:attribute'")
+        for field in ("target", "settings") if self.settings else ("target",):
+            if (path := getattr(self, field)).count(":") != 1 or not all(path.split(":")):
+                raise ValueError(f"plugin {self.name!r}: {field} {path!r} is not of the form 'package.module:attribute'")
         if type(self.api) is not int:
             raise ValueError(f"plugin {self.name!r}: api {self.api!r} is not an int")
 
@@ -152,7 +158,7 @@ class RewardSpec(PluginSpec):
 
 ADVANTAGE_SETTINGS = ("gamma", "lambd")
 CRITIC_SETTINGS = ("critic_model_name_or_path", "critic_learning_rate", "critic_warmup_steps", "value_clip")
-LOSS_SETTINGS = ("eps_clip", "eps_clip_low", "eps_clip_high", "dual_clip", "drift_coef")
+LOSS_SETTINGS = ("eps_clip", "eps_clip_low", "eps_clip_high", "dual_clip")
 """Settings that reach estimators and losses, each of which reads some."""
 
 

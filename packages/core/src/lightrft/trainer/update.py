@@ -13,8 +13,9 @@ from lightrft.batch.micro_batch import MicroBatch
 from lightrft.batch.planning import Step, epochs
 from lightrft.batch.stages import Trainable
 from lightrft.config.schema import Config
+from lightrft.config.sections import settings_of
 from lightrft.distributed.lockstep import lockstep
-from lightrft.experience.batching import needs_old_logprobs, update_batching
+from lightrft.experience.batching import fused_chunk, needs_old_logprobs, update_batching
 from lightrft.models.score import score_tokens
 from lightrft.observe.metrics import StepMetrics
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StepResult, StrategyBase
@@ -52,6 +53,7 @@ class PolicyUpdate:
         self.policy_loss = policy_loss
         self.ema_model = ema_model
         self.batching = update_batching(config, strategy)
+        self.settings = settings_of(config, strategy.registry.spec("policy_loss", config.policy_loss))
 
     def run(self, experience: Trainable, *, seed: int, kl_coef: float | None = None) -> dict[str, float]:
         """All steps over this rank's share; metrics are global means over the tokens of all steps. `kl_coef` None is the configuration's.
@@ -84,7 +86,7 @@ class PolicyUpdate:
         """This micro-batch's part of the step's loss, with its gradient."""
         config = self.config
         found = score_tokens(
-            self.actor, micro, temperatures=(config.temperature,), entropy=bool(config.entropy_coef), fused_chunk=config.fused_chunk
+            self.actor, micro, temperatures=(config.temperature,), entropy=bool(config.entropy_coef), fused_chunk=fused_chunk(config)
         )
         logprobs, entropy, mask = micro.grid.spread(found.logprobs[0]), micro.grid.spread(found.entropy), micro.grid.mask()
         old = micro.rows("old_logprobs")
@@ -123,7 +125,7 @@ class PolicyUpdate:
                 eps_clip_low=config.eps_clip_low or config.eps_clip,
                 eps_clip_high=config.eps_clip_high or config.eps_clip,
                 dual_clip=config.dual_clip,
-                drift_coef=config.drift_coef,
+                settings=self.settings,
             )
         )
 
