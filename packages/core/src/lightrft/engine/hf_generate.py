@@ -1,4 +1,4 @@
-"""How does a transformers model complete a batch of prompts? One KV-cached loop whose draws depend on nothing but the request."""
+"""A transformers model completes a batch of prompts in one loop, whose draws depend on nothing but the request."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 from lightrft.engine.filters import filter_logits
+from lightrft.engine.hf_decoding import decoding
 from lightrft.engine.progress import Finished, Report, nobody_waits, unwatched
 from lightrft.engine.stop_text import cut_at_stop
 from lightrft.types import Completion, FinishReason, Request, RequestOutput, SamplingParams
@@ -85,10 +85,11 @@ class _Batch:
         self.want_logprobs = any(r.logprobs for r in requests)
 
     def run(self, version: int, report: Report) -> list[RequestOutput]:
-        """Prefill each prompt once, repeat its cache n times, then one token per step until every row has ended."""
-        logits, cache, mask = self._prefill()
+        """One token per step until every row has ended."""
+        rows = decoding(self.model, [r.prompt_token_ids for r in self.requests], n=self.sampling.n, pad=self.pad)
+        logits = rows.start()
         tokens, logprobs = [], []
-        running, num_running = torch.ones(len(mask), dtype=torch.bool, device=self.device), len(mask)
+        running, num_running = torch.ones(len(logits), dtype=torch.bool, device=self.device), len(logits)
         for step in range(self.num_steps):
             token = torch.where(running, self._draw(logits, step), self.pad)
             tokens.append(token)
@@ -100,35 +101,8 @@ class _Batch:
             num_running = left
             if not left:
                 break
-            position = mask.sum(-1, keepdim=True)
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
-            out = self.model(
-                input_ids=token[:, None],
-                attention_mask=mask,
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            logits = out.logits[:, -1].float()
+            logits = rows.next(token)
         return self._outputs(torch.stack(tokens, dim=-1).cpu(), torch.stack(logprobs, dim=-1).cpu() if logprobs else None, version)
-
-    def _prefill(self) -> tuple[torch.Tensor, Any, torch.Tensor]:
-        width = max(len(r.prompt_token_ids) for r in self.requests)
-        ids = torch.full((len(self.requests), width), self.pad, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, request in enumerate(self.requests):
-            ids[row, width - len(request.prompt_token_ids) :] = torch.tensor(request.prompt_token_ids)
-            mask[row, width - len(request.prompt_token_ids) :] = 1
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self.model.config)
-        out = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
-        cache.batch_repeat_interleave(self.sampling.n)
-        logits = out.logits[:, -1].float().repeat_interleave(self.sampling.n, dim=0)
-        return logits, cache, mask.repeat_interleave(self.sampling.n, dim=0)
 
     def _uniforms(self) -> torch.Tensor:
         rows = []
