@@ -24,6 +24,7 @@ INVARIANCE = "Cuts one recorded rollout over ranks and micro-batches several way
 PLUGINS = "Lists what is installed, and why a part of it does not work."
 NEW_PLUGIN = "Begins a plugin of yours: a distribution with one plugin of each kind and its tests, in a new folder NAME."
 SCORE = "Tries rewards on completions that exist: rows of prompt, completion and answer; no model, no GPU."
+PROMPTS = "Shows the first prompts of a recipe as model and rewards see them: special tokens, ids, mask, stop tokens. --rows N (default 3)."
 CONFORMANCE = "Runs the conformance kit on an installed strategy or engine: every requirement of its contract, and a report for an issue."
 DOCTOR = "Says what is installed, which strategy and engine works here, and the command that mends what does not."
 REPORT = "One self-contained HTML page of a run, whatever state it is in: curves, distributions, samples, warnings, settings."
@@ -129,6 +130,16 @@ def score(context: typer.Context) -> None:
     show.scores(result)
     if as_json:
         show.json_line(result)
+
+
+@app.command("show-prompts", context_settings=PASS, help=PROMPTS, short_help="Prompts as the model reads them, before a GPU is paid for.")
+def show_prompts(context: typer.Context) -> None:
+    from lightrft.cli.prompts import print_report, run_show_prompts
+
+    report, as_json = run_show_prompts(context.args, description=PROMPTS)
+    print_report(report)
+    if as_json:
+        show.json_line(report)
 
 
 @app.command("check-invariance", context_settings=PASS, help=INVARIANCE, short_help="Does a recipe's update depend on how a batch is cut?")

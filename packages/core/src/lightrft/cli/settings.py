@@ -23,7 +23,7 @@ check of the update takes a model of random weights as well.
 def merge(flags: Flags, *, mode: Mode) -> dict[str, Any]:
     """The recipe's settings, then the flags, which win. Raises ConfigError: the recipe cannot be read."""
     recipe = read_recipe(flags.recipe) if flags.recipe else {}
-    left_out = {"train": (), "invariance": ("sft_", "resume_from")}.get(mode, MAKES_MODEL)
+    left_out = {"train": (), "invariance": ("sft_", "resume_from"), "prompts": ("resume_from",)}.get(mode, MAKES_MODEL)
     recipe = {name: value for name, value in recipe.items() if not name.startswith(left_out)}
     return recipe | flags.settings
 

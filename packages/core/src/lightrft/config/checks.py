@@ -142,6 +142,15 @@ def check_bisect(config: Config, *, registry: Registry, world_size: int) -> None
         raise ConfigError(problems)
 
 
+def check_showing(config: Config) -> None:
+    """What a look at prompts needs: a model's tokenizer and prompts, no strategy and no engine."""
+    problems = [*_model_folder(config), *_data_file(config, "prompt_data"), *_choices(config)]
+    if not config.prompt_data:
+        problems.append("prompt_data is not set; give a .jsonl or .parquet file or a `datasets` folder")
+    if problems:
+        raise ConfigError(problems)
+
+
 def check_invariance(config: Config, *, registry: Registry, world_size: int) -> None:
     """What the check of a recipe's update needs: strategy, engine, algorithm, a model and prompts; no batch sizes, no run folder."""
     problems = [*_model_folder(config), *_data_file(config, "prompt_data"), *_tp_size(config, world_size)]

@@ -31,7 +31,7 @@ from lightrft.plugins.registry import Registry
 from lightrft.rewards.load import NamedReward, rewards_of
 from lightrft.rewards.score import score
 from lightrft.strategy.source_folder import source_folder
-from lightrft.trainer.prompts import prompt_set
+from lightrft.trainer.prompts import prompt_set, target_end
 from lightrft.trainer.warmup import Example, WarmupSettings, warm_up
 from lightrft.types import Request
 
@@ -81,12 +81,14 @@ def _load(config: Config) -> tuple[Any, Any]:
     return tokenizer, load_causal_lm(path, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
 
 
-def _make(config: Config, log: Log) -> tuple[Any, Any]:
+def scratch_tokenizer(config: Config) -> Any:
+    """The tokenizer that the settings make from the data. Raises DataError, ModelError."""
     texts = _texts(config)
-    if config.scratch_tokenizer == "char":
-        tokenizer = char_tokenizer(texts)
-    else:
-        tokenizer = bpe_tokenizer(texts, vocab_size=config.scratch_vocab_size)
+    return char_tokenizer(texts) if config.scratch_tokenizer == "char" else bpe_tokenizer(texts, vocab_size=config.scratch_vocab_size)
+
+
+def _make(config: Config, log: Log) -> tuple[Any, Any]:
+    tokenizer = scratch_tokenizer(config)
     model = scratch_model(
         tokenizer,
         layers=config.scratch_layers,
@@ -161,9 +163,10 @@ def _end_tokens(config: Config, *, tokenizer: Any) -> Sequence[int]:
 
 def _examples(config: Config, *, tokenizer: Any, log: Log) -> list[Example]:
     """Prompts with their targets; a target longer than a rollout may be could only teach completions that are cut off."""
-    prompts = prompt_set(config, config.prompt_data, tokenizer=tokenizer).prompts
+    found = prompt_set(config, config.prompt_data, tokenizer=tokenizer)
+    prompts, end = found.prompts, target_end(config, found, tokenizer=tokenizer)
     targets = tokenizer([target_text(p.row, config=config) for p in prompts], add_special_tokens=False)["input_ids"]
-    pairs = [(prompt, [*ids, tokenizer.eos_token_id]) for prompt, ids in zip(prompts, targets, strict=True)]
+    pairs = [(prompt, [*ids, end]) for prompt, ids in zip(prompts, targets, strict=True)]
     examples = [Example(prompt=p.token_ids, target=target) for p, target in pairs if len(target) <= config.generate_max_len]
     if not examples:
         shortest = min(len(target) for _, target in pairs)

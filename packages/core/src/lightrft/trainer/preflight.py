@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from lightrft.config.checks import check, check_bisect, check_eval, check_invariance
+from lightrft.config.checks import check, check_bisect, check_eval, check_invariance, check_showing
 from lightrft.config.eval_files import eval_files
 from lightrft.config.schema import Config
 from lightrft.errors import ConfigError, UserError
 from lightrft.plugins.registry import Registry
 
-Mode = Literal["train", "eval", "bisect", "invariance"]
+Mode = Literal["train", "eval", "bisect", "invariance", "prompts"]
 
 
 def preflight_problems(config: Config, *, mode: Mode, registry: Registry, world_size: int, typed: Collection[str] = ()) -> list[str]:
@@ -25,6 +25,7 @@ def preflight_problems(config: Config, *, mode: Mode, registry: Registry, world_
         "eval": lambda: check_eval(config, registry=registry, world_size=world_size),
         "bisect": lambda: check_bisect(config, registry=registry, world_size=world_size),
         "invariance": lambda: check_invariance(config, registry=registry, world_size=world_size),
+        "prompts": lambda: check_showing(config),
     }
     problems = [*problems_of(checks[mode]), *_data(config, mode), *_resume(config, mode)]
     return problems or _models(config, mode)
@@ -55,7 +56,7 @@ def _data(config: Config, mode: Mode) -> list[str]:
     needed: list[tuple[str, list[str]]] = []
     if mode != "eval":
         needed.append((config.prompt_data, [config.input_key, *([imitated] if imitated else [])]))
-    if mode not in ("bisect", "invariance") and not problems_of(lambda: eval_files(config.eval_data)):
+    if mode not in ("bisect", "invariance", "prompts") and not problems_of(lambda: eval_files(config.eval_data)):
         needed += [(path, [config.input_key]) for path in eval_files(config.eval_data).values()]
     there = [(path, required) for path, required in needed if path and Path(path).exists()]
     problems = [line for path, required in there for line in problems_of(partial(check_file, config, path, required=required))]

@@ -50,6 +50,17 @@ def check_prompts(config: Config, *, training: bool) -> None:
         prompt_set(config, path, tokenizer=tokenizer, limit=config.max_eval_samples)
 
 
+def target_end(config: Config, found: PromptSet, *, tokenizer: Any) -> int:
+    """The token that ends a text to imitate: the one with which the chat template ends a turn, where completions end at it, else the
+    tokenizer's.
+    """
+    own = int(tokenizer.eos_token_id)
+    if found.end_of_turn is None or config.scratch_tokenizer != "none":
+        return own
+    stops = folder_stop_tokens(config.model_name_or_path, tokenizer=tokenizer)
+    return found.end_of_turn[0] if found.end_of_turn[0] in (*stops.ids, *config.stop_token_ids) else own
+
+
 def _runs_on(config: Config, found: PromptSet, *, tokenizer: Any) -> list[Finding]:
     """A chat template that ends a turn with a token at which no completion ends: a base model's folder with a template of its own."""
     if found.end_of_turn is None:
