@@ -297,7 +297,7 @@ def test_a_token_beyond_the_embedding_is_told_with_its_row(tmp_path: Path, whole
     assert found_before_ranks(made, tmp_path) == [], "tokens that no prompt holds"
     (tmp_path / "new.jsonl").write_text('{"prompt": "7", "answer": "1"}\n{"prompt": "<|new63|>7", "answer": "1"}\n')
     [line] = found_before_ranks(made, tmp_path, prompt_data=str(tmp_path / "new.jsonl"))
-    assert "new.jsonl, row 2: the prompt holds '<|new63|>'" in line and "the model's embedding has 64 rows" in line
+    assert "new.jsonl:2: the prompt has token" in line and "('<|new63|>'), and the model's embedding has 64 rows" in line
 
 
 @pytest.mark.parametrize("family", ["mixtral", "gpt-neox", "granite-moe", "gemma3", "gpt2", "deepseek-v3", "gemma4", "apertus"])

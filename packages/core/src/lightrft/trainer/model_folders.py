@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from lightrft.config.reward_names import model_folder
 from lightrft.config.schema import Config
+from lightrft.engine.stop_tokens import embedding_rows
 from lightrft.models.folder_check import folder_problem
 from lightrft.models.load import load_tokenizer
 from lightrft.trainer.prompts import prompt_set
@@ -20,20 +20,20 @@ def folder_problems(config: Config) -> list[str]:
     return [problem for problem in _each(config) if problem]
 
 
-def tokens_without_embedding(config: Config, files: Sequence[str]) -> list[str]:
-    """A line for each data file whose prompts hold a token beyond the model's embedding, with the first such row. Local.
+def check_tokens(config: Config, files: Sequence[str]) -> None:
+    """Makes the prompts of the files where the tokenizer knows more tokens than the embedding has rows, before ranks start. Local.
 
-    Looked for only where the tokenizer knows more tokens than the embedding has rows. Raises DataError as reading the prompts does.
+    Raises:
+        DataError: a prompt holds one of those tokens (its row), or cannot be made (see `load_prompts`).
     """
     path = config.model_name_or_path
-    if config.scratch_tokenizer != "none" or not Path(path).expanduser().is_dir():
-        return []
-    found: Any = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-    rows = found.get_text_config().vocab_size
+    if config.scratch_tokenizer != "none" or not Path(path).is_dir():
+        return
+    rows = embedding_rows(path)
     tokenizer = load_tokenizer(path, trust_remote_code=config.trust_remote_code)
-    if len(tokenizer) <= rows:
-        return []
-    return [line for file in files for line in _beyond(config, file, tokenizer=tokenizer, rows=rows)]
+    if rows is not None and len(tokenizer) > rows:
+        for file in files:
+            prompt_set(config, file, tokenizer=tokenizer)
 
 
 def _each(config: Config) -> Iterator[str]:
@@ -46,13 +46,3 @@ def _each(config: Config) -> Iterator[str]:
     for reward in config.reward:
         if model := model_folder(reward):
             yield folder_problem("reward", model.path, auto_class=classifier, trust_remote_code=trust, tokenizer=True, written=reward)
-
-
-def _beyond(config: Config, file: str, *, tokenizer: Any, rows: int) -> Iterator[str]:
-    for prompt in prompt_set(config, file, tokenizer=tokenizer).prompts:
-        if (last := max(prompt.token_ids)) >= rows:
-            yield (
-                f"{file}, row {prompt.index + 1}: the prompt holds {tokenizer.convert_ids_to_tokens(last)!r}, token {last} of the "
-                f"tokenizer, and the model's embedding has {rows} rows; take the token out of the data, or resize the embedding"
-            )
-            return

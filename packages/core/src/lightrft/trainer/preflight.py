@@ -67,13 +67,13 @@ def _data(config: Config, mode: Mode) -> list[str]:
 
 def _models(config: Config, mode: Mode) -> list[str]:
     """Looks into the model folders, which takes transformers, and whether the embedding has a row for each token of the prompts."""
-    from lightrft.trainer.model_folders import folder_problems, tokens_without_embedding
+    from lightrft.trainer.model_folders import check_tokens, folder_problems
 
     if problems := folder_problems(config):
         return problems
     files = [config.prompt_data] if mode != "eval" else []
     files += eval_files(config.eval_data).values() if mode in ("train", "eval") else []
-    return problems_of(lambda: raise_all(tokens_without_embedding(config, [path for path in files if path])))
+    return problems_of(lambda: check_tokens(config, [path for path in files if path]))
 
 
 def _resume(config: Config, mode: Mode) -> list[str]:
