@@ -105,6 +105,10 @@ class MismatchError(EngineError):
     """Engine and trainer disagree on log-probabilities beyond the threshold."""
 
 
+class HangError(LightRFTError):
+    """A rank has not moved for longer than its phase's limit; the message names it."""
+
+
 class PeerError(LightRFTError):
     """Another rank failed in a step that all ranks take together; the message carries its error."""
 

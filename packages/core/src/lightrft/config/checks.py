@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lightrft.config.algorithm_checks import algorithm_problems
 from lightrft.config.eval_files import eval_files
+from lightrft.config.hang_limits import hang_limit_problems
 from lightrft.config.ignored import ignored_settings, is_given
 from lightrft.config.metric_names import never_logged
 from lightrft.config.model_checks import engine_fit
@@ -230,6 +231,7 @@ def _choices(config: Config) -> Iterator[str]:
         yield "lora_target_modules is empty; name layers, or all-linear"
     if config.plot_every and find_spec("matplotlib") is None:
         yield f"plot_every={config.plot_every} needs matplotlib: pip install 'lightrft[plot]'; or set --plot_every 0"
+    yield from hang_limit_problems(config)
 
 
 def _files(config: Config) -> Iterator[str]:

@@ -314,6 +314,13 @@ class Config(BaseModel):
     )
 
     # Run
+    hang_timeout_s: PositiveOrOff = _field(
+        1800.0,
+        "run",
+        "seconds that a rank may stand still in a phase before it is named and the run ends; less where the past allows; 0 = off",
+    )
+    phase_timeouts: list[str] = _field([], "run", "other seconds for single phases, each PHASE=SECONDS (rollout=7200), 0 for no limit")
+    heartbeat_timeout_s: Positive = _field(60.0, "run", "seconds without a sign of life after which a rank counts as stopped")
     seed: CountOrOff = _field(42, "run", "of everything random")
     output_dir: PathText = _field("runs/lightrft", "run", "the run folder: configuration, metrics, plots, the model")
     overwrite_output_dir: bool = _field(False, "run", "allow a run folder that holds another run, and replace it")

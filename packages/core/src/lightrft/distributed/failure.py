@@ -1,4 +1,4 @@
-"""How does a rank that fails say so, and which of several failed ranks is the first cause?"""
+"""Reports of ranks that fail or hang, and which of several is the first cause."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ HUNG_EXIT = 70
 PEER_LINGER_S = 1.0
 """A rank that failed only because another did stays this long, so that the launcher does not end the other before it has reported."""
 
-Kind = Literal["killed", "user", "error", "exited", "peer", "ended"]
-ORDER: tuple[tuple[Kind, ...], ...] = (("killed",), ("user", "error"), ("exited",), ("peer",), ("ended",))
-"""Causes first. `killed` (by a signal that nobody here sends) and `exited` left no report; `ended` was ended by the launcher."""
+Kind = Literal["hung", "killed", "user", "error", "exited", "peer", "ended"]
+ORDER: tuple[tuple[Kind, ...], ...] = (("hung",), ("killed",), ("user", "error"), ("exited",), ("peer",), ("ended",))
+"""Causes first. `hung` is told by another rank, which then kills it. `killed` (by a signal that nobody here sends) and `exited` left no
+report; `ended` was ended by the launcher.
+"""
 
 LOST_PEER = ("connection closed by peer", "connection reset by peer", "gloo/transport", "broken pipe", "socket closed")
 
@@ -56,6 +58,8 @@ class RankFailure:
         """What the user reads: `error: ...` lines for a user error, else the rank, where it was, and its traceback."""
         if self.kind == "user" and not with_traceback:
             return "\n".join(f"error: {line}" for line in self.message.splitlines())
+        if self.kind == "hung":
+            return f"the run hangs: {self.message}\n{self.traceback.rstrip()}"
         if not self.traceback:
             return f"rank {self.rank} {self.message}"
         return f"rank {self.rank} failed in {self.where}:\n{self.traceback.rstrip()}"
@@ -91,8 +95,14 @@ def leave(code: int) -> NoReturn:
 def leave_hung(error: Exception, *, where: str, rank: int) -> NoReturn:
     """Ends this process from a thread beside the one that hangs: reports the error and where every other thread is."""
     message = f"{type(error).__name__}: {error}"
-    _report(RankFailure(rank=rank, time_ns=time.time_ns(), kind="error", message=message, where=where, traceback=f"{_stacks()}{message}\n"))
+    _report(RankFailure(rank=rank, time_ns=time.time_ns(), kind="error", message=message, where=where, traceback=f"{stacks()}{message}\n"))
     leave(HUNG_EXIT)
+
+
+def report_hang(error: Exception, *, rank: int, told_by: int, stacks: str) -> None:
+    """Reports for all ranks that `rank` holds them up, which it may not be able to say itself. The process goes on."""
+    message = f"{error} (told by rank {told_by})"
+    _report(RankFailure(rank=rank, time_ns=time.time_ns(), kind="hung", message=message, traceback=stacks))
 
 
 def describe(error: BaseException, *, rank: int) -> RankFailure:
@@ -143,7 +153,7 @@ def _kind(error: BaseException) -> Kind:
     return "error"
 
 
-def _stacks() -> str:
+def stacks() -> str:
     """The stacks of all threads but this one, the main thread's last."""
     main, names = threading.main_thread().ident, {thread.ident: thread.name for thread in threading.enumerate()}
     frames = [(ident, frame) for ident, frame in sys._current_frames().items() if ident != threading.get_ident()]

@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 import torch.distributed as dist
 
+from lightrft.distributed.heartbeat import Stamp
 from lightrft.distributed.memory import PeakMemory
 
 DEFAULT_TIMEOUT_S = 1800
@@ -29,6 +30,11 @@ class World:
     def is_first(self) -> bool:
         """Whether this is the world's first rank."""
         return self.rank == 0
+
+    @cached_property
+    def stamp(self) -> Stamp:
+        """Where this rank is in the run, for those who watch it."""
+        return Stamp()
 
     @cached_property
     def memory(self) -> PeakMemory:

@@ -58,7 +58,8 @@ class PhaseClock:
             self._running.append(name)
             start = time.perf_counter()
             try:
-                result = method(*args, **kwargs)
+                with self.world.stamp.entering(name):
+                    result = method(*args, **kwargs)
             finally:
                 self._running.pop()
             seconds = time.perf_counter() - start

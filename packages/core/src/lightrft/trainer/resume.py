@@ -46,6 +46,9 @@ OF_NO_CONSEQUENCE = (
     "keep_best",
     "resume_from",
     "generate_timeout_s",
+    "hang_timeout_s",
+    "phase_timeouts",
+    "heartbeat_timeout_s",
 )
 """They change nothing of what is learnt."""
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lightrft.config.checks import check_engine
+from lightrft.config.hang_limits import hang_limits
 from lightrft.config.schema import Config
 from lightrft.diagnostics.monitors import differing_ends
 from lightrft.distributed.collectives import agree, broadcast_object
 from lightrft.distributed.consensus import together
+from lightrft.distributed.watchdog import watching
 from lightrft.errors import ModelError
 from lightrft.models.load import load_tokenizer
 from lightrft.plugins.registry import Registry
@@ -37,9 +39,10 @@ def train(config: Config, *, registry: Registry | None = None) -> dict[str, Any]
     strategy = get_strategy(config, registry=registry)
     world = strategy.world
     check_engine(config, registry=strategy.registry, world_size=world.world_size, device_type=world.device.type)
-    model_path = open_run(config, strategy)
-    strategy.setup_inference_engine(config, engine_type=config.engine_type, model_path=model_path)
-    summary = build_trainer(config, strategy, model_path=model_path).fit()
+    with watching(world, hang_limits(config)):
+        model_path = open_run(config, strategy)
+        strategy.setup_inference_engine(config, engine_type=config.engine_type, model_path=model_path)
+        summary = build_trainer(config, strategy, model_path=model_path).fit()
     strategy.shutdown()
     return summary
 
@@ -49,6 +52,13 @@ def evaluate(config: Config, *, registry: Registry | None = None) -> dict[str, A
     it. `eval_out` gets all completions.
     """
     strategy = get_strategy(config, registry=registry)
+    with watching(strategy.world, hang_limits(config)):
+        metrics = _evaluate(config, strategy)
+    strategy.shutdown()
+    return metrics
+
+
+def _evaluate(config: Config, strategy: StrategyBase) -> dict[str, Any]:
     admit(config, strategy, mode="eval")
     strategy.setup_inference_engine(config, engine_type=config.engine_type)
     if found := differing_ends(strategy.stop_tokens):
@@ -56,10 +66,10 @@ def evaluate(config: Config, *, registry: Registry | None = None) -> dict[str, A
     tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
     sets = read_eval_sets(config, tokenizer=tokenizer, strategy=strategy)
     rewards = build_rewards(config, strategy)
-    result = evaluate_sets(sets, strategy=strategy, config=config, tokenizer=tokenizer, rewards=rewards)
+    with strategy.world.stamp.entering("evaluate"):
+        result = evaluate_sets(sets, strategy=strategy, config=config, tokenizer=tokenizer, rewards=rewards)
     if config.eval_out and strategy.is_rank_0:
         write_rows(Path(config.eval_out), result.rows)
-    strategy.shutdown()
     metrics = {name.removeprefix("eval/"): value for name, value in result.metrics.items()}
     return metrics | {"num_prompts": sum(map(len, sets.values())), "samples": best_worst_median(result.rows)}
 

@@ -108,7 +108,13 @@ class Saver:
         if step == self._on_disk:
             return folder
         start = time.perf_counter()
-        state = self.state.gathered(snapshot)
+        with self.strategy.world.stamp.entering("save"):
+            self._write(step, self.state.gathered(snapshot), folder)
+        self._on_disk = step
+        self.seconds = time.perf_counter() - start
+        return folder
+
+    def _write(self, step: int, state: State, folder: Path) -> None:
         temporary = atomic_folder.fresh_beside(self.strategy.world, folder)
         with atomic_folder.removed_on_failure(self.strategy.world, temporary):
             for name, one in self.trained.items():
@@ -122,9 +128,6 @@ class Saver:
                 self.strategy.save_ema_model(temporary / EMA_MODEL, self.ema_model)
             finish = lambda: self._finish(step, temporary, folder)  # noqa: E731
             together(self.strategy.world, f"saving {str(folder)!r}", finish, rank_0_only=True)
-        self._on_disk = step
-        self.seconds = time.perf_counter() - start
-        return folder
 
     def rescue(self, error: Exception) -> Path | None:
         """After an error: the checkpoint of the marked step, where there is one and all ranks are here together; else None."""

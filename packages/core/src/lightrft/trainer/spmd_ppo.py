@@ -10,9 +10,11 @@ import torch
 
 from lightrft.batch.exchange import gathered
 from lightrft.batch.stages import Rewarded
+from lightrft.config.hang_limits import hang_limits
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.diagnostics.monitors import differing_ends, leak
+from lightrft.distributed.watchdog import watching
 from lightrft.experience.metrics import add_rollout_metrics
 from lightrft.observe.phase_clock import PhaseFunction
 from lightrft.run.checkpoint_folder import find
@@ -81,7 +83,7 @@ class SPMDPPOTrainer(TrainerParts):
 
         An error ends it, after a checkpoint where the state allows one; SIGTERM ends it with a checkpoint and a summary.
         """
-        with self.saver.requests.listening():
+        with watching(self.strategy.world, hang_limits(self.config)), self.saver.requests.listening():
             try:
                 self.begin()
                 for step in range(self.step + 1, self.num_steps + 1):
@@ -126,7 +128,8 @@ class SPMDPPOTrainer(TrainerParts):
         """Before the first step: the engine gets the actor's weights, which are evaluated; or those of a checkpoint. Collective."""
         if self.config.resume_from:
             folder = find(self.config.resume_from, run=Path(self.config.output_dir))
-            self.step = self.saver.load(folder)
+            with self.strategy.world.stamp.entering("load"):
+                self.step = self.saver.load(folder)
             self.strategy.print(f"resumed from {folder}, step {self.step} of {self.num_steps}")
         self.learner.start()  # masters are there before the first update
         self.clock.start()
@@ -140,7 +143,7 @@ class SPMDPPOTrainer(TrainerParts):
 
     def begin_step(self, step: int) -> None:
         """Nothing is measured yet of this step but the checkpoint before it. Local."""
-        self.step = self.warnings.step = step
+        self.step = self.warnings.step = self.strategy.world.stamp.step = step
         self.clock.start()
         self.metrics.update(self.saver.taken())
 
@@ -158,7 +161,8 @@ class SPMDPPOTrainer(TrainerParts):
 
     def finish(self) -> dict[str, Any]:
         """After the last step: the model's folder, the summary. Collective."""
-        return self.report.finish(steps=self.num_steps, model=self.save_model(), ema_model=self.save_ema_model())
+        with self.strategy.world.stamp.entering("finish"):
+            return self.report.finish(steps=self.num_steps, model=self.save_model(), ema_model=self.save_ema_model())
 
     def stopped(self, error: Exception) -> dict[str, Any]:
         """After an error: a checkpoint, where the state is that of a whole step. Returns the summary of a run that was told to stop."""
