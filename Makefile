@@ -26,7 +26,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs gsm8k parity collectives overhead curves learn crosscheck engine-matrix rollout sync-speed test test-slow test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test clean
+.PHONY: help setup demo docs gsm8k parity collectives overhead curves learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -59,6 +59,9 @@ docs: $(STAMP)  ## bring the tables of docs/plugin-author.md up to date with the
 
 overhead: $(STAMP)  ## a table: a step through each strategy against a loop by hand, as ratios
 	@$(BIN)/python benchmarks/strategies.py $(ARGS)
+
+silent: $(STAMP)  ## a table: situations in which nothing is learned, planted in small runs, and the sentence that is said
+	@$(BIN)/python benchmarks/silent_failures.py $(ARGS)
 
 learn: $(STAMP)  ## a table: every algorithm on the sorting task, seeds 0 to 2 (long; ARGS='--only grpo ppo --seeds 0' runs a part)
 	@$(BIN)/python benchmarks/learn.py $(ARGS)

@@ -27,7 +27,7 @@ def train(args: argparse.Namespace) -> None:
     from lightrft.trainer.build import build_actor, build_ema_model, build_initial_model, build_scheduler, read_eval_sets, read_prompts
     from lightrft.trainer.reward_models import build_rewards
     from lightrft.trainer.run import open_run
-    from lightrft.trainer.steps import num_rollouts
+    from lightrft.trainer.steps import count_updates
 
     # --strategy NAME, else FSDP with --fsdp, else DeepSpeed
     strategy = get_strategy(args)
@@ -41,9 +41,7 @@ def train(args: argparse.Namespace) -> None:
     rewards = build_rewards(config, strategy)
 
     actor, actor_optim = build_actor(config, strategy, model_path=model_path)
-    updates_per_rollout = config.rollout_batch_size * config.n_samples_per_prompt // config.train_batch_size
-    num_updates = num_rollouts(config, num_prompts=len(prompts)) * updates_per_rollout
-    actor_scheduler = build_scheduler(config, actor_optim, num_steps=num_updates)
+    actor_scheduler = build_scheduler(config, actor_optim, num_steps=count_updates(config, num_prompts=len(prompts)))
     initial_model = build_initial_model(config, strategy, model_path=model_path)
 
     trainer = SPMDPPOTrainer(

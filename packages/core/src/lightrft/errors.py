@@ -85,6 +85,10 @@ class CheckpointError(UserError):
     """A checkpoint is missing, incomplete or of another model."""
 
 
+class StoppedByWarning(UserError):
+    """The run gave a warning, and `on_warning` says to stop then."""
+
+
 class StrategyStateError(LightRFTError):
     """The call is not allowed now: no engine set up, or a step while the optimizer is offloaded."""
 

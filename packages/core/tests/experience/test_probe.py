@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from lightrft.config.load import make_config
-from lightrft.diagnostics.logprob_agreement import FP32_CPU, Gap, bound_for
+from lightrft.diagnostics.logprob_agreement import Gap
 from lightrft.diagnostics.sync_probe import SyncProbe, probe_prompts, rotated
 from lightrft.engine.hf import HFEngine
+from lightrft.engine.rounding import FP32_CPU, bound_for
 from lightrft.errors import WeightSyncError
 from lightrft.plugins.builtin import HF_CAPABILITIES
 from lightrft.plugins.specs import Capability, EngineSpec

@@ -124,7 +124,12 @@ class Config(BaseModel):
     logprob_gap_prompts: CountOrOff = _field(
         2, "engine", "prompts per rank and rollout whose log-probs the engine is asked for; 0 = no check"
     )
-    logprob_gap_threshold: Positive = _field(0.05, "engine", "mean |engine - trainer| log-prob, nats per token, beyond which to act")
+    logprob_gap_threshold: PositiveOrOff = _field(
+        0.0,
+        "engine",
+        "mean |engine - trainer| log-prob, nats per token, beyond which to act; 0 = what rounding explains: 0.0001 in float32 on CPUs, "
+        "0.0125 there on GPUs, 0.05 in bfloat16",
+    )
     logprob_gap_action: Literal["warn", "correct", "stop"] = _field(
         "warn",
         "engine",
@@ -301,7 +306,7 @@ class Config(BaseModel):
     micro_train_batch_size: Count = _field(4, "update", "samples per rank in one forward and backward")
     max_epochs: Count = _field(1, "update", "passes over each rollout's completions (PPO's epochs)")
     num_episodes: Count = _field(1, "update", "passes over the prompts")
-    max_steps: CountOrOff = _field(0, "update", "rollouts at most; 0 = as num_episodes says")
+    max_steps: CountOrOff = _field(0, "update", "rollouts of the run, whatever num_episodes says; 0 = as num_episodes says")
     learning_rate: Positive = _field(1e-6, "update", "peak learning rate of AdamW")
     lr_scheduler: Literal["constant_with_warmup", "linear", "cosine"] = _field("constant_with_warmup", "update", "learning-rate schedule")
     lr_warmup_steps: CountOrOff = _field(0, "update", "optimizer steps of linear warm-up")
@@ -336,7 +341,13 @@ class Config(BaseModel):
     resume_from: PathText = _field("", "run", "go on from this checkpoint (RUN/checkpoints/step-N), or from the run folder's `latest`")
     loggers: list[str] = _field(["console", "jsonl"], "run", "any installed loggers by name")
     monitor_steps: Count = _field(
-        5, "run", "steps in a row that entropy or the critic's explained variance must look wrong before the run says so"
+        5,
+        "run",
+        "steps in a row that entropy, the critic's explained variance or the update (gradient 0, steps skipped, weights unmoved, "
+        "everything cut off) must look wrong before the run says so",
+    )
+    on_warning: Literal["continue", "stop"] = _field(
+        "continue", "run", "stop: a warning ends the run at the end of its step, with a checkpoint, a summary and exit code 2"
     )
     length_factor: AboveOne = _field(
         2.5, "run", "how many times longer, or shorter, completions may become than in the first 3 rollouts before the run says so"

@@ -13,9 +13,10 @@ import torch
 from lightrft.batch.collect import answers_of
 from lightrft.batch.planning import Batching
 from lightrft.data.prompts import Prompt
-from lightrft.diagnostics.logprob_agreement import HALF, Bound, Change, Gap, ask, bound_for, gap_between, score_changed
+from lightrft.diagnostics.logprob_agreement import Change, Gap, ask, gap_between, score_changed
 from lightrft.diagnostics.sync_probe import rotated
 from lightrft.engine.filters import filter_logits
+from lightrft.engine.rounding import HALF, Bound, bound_for
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.types import RequestOutput, SamplingParams
 

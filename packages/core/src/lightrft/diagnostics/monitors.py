@@ -1,4 +1,4 @@
-"""Which numbers of a run say that learning goes wrong? Watches the metrics of each step and says so in words, once for each stretch."""
+"""Numbers of a run that say that learning goes wrong: watches the metrics of each step and says so in words, once for each stretch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ Finding = tuple[str, str]
 """The name of a fault and a sentence about it."""
 CONSTANT = -0.05
 """Explained variance of a critic that is as good as a constant, as it is at its start: it comes out a little below zero, by noise."""
+NOTHING_EXPLAINED = 0.01
+"""Explained variance up to which a critic says no more than one number for everything."""
+ENDED_AT_FIRST = 0.5
+"""Share of completions that ended by themselves in the first rollouts, below which a ceiling on length is no news."""
 BASELINE_STEPS = 3
 """The first steps of a run, whose mean later ones are compared with."""
 
@@ -113,7 +117,26 @@ def _watches(config: Config) -> list[Watch]:
             "warm the critic up for longer, raise its learning rate, or look whether returns are of its scale"
         )
 
+    def constant(value: float, _: float) -> str | None:
+        if not CONSTANT <= value <= NOTHING_EXPLAINED:
+            return None
+        return (
+            f"critic explains nothing: explained variance {value:.3f}, about 0 for {2 * patience} rollouts, is that of one number for all "
+            "tokens; look at critic/grad_norm and critic_learning_rate, and whether returns differ at all"
+        )
+
+    def at_the_ceiling(value: float, first: float) -> str | None:
+        if 1.0 - first < ENDED_AT_FIRST or (1.0 - value) * factor >= 1.0 - first:
+            return None
+        return (
+            f"length at its ceiling: {value:.0%} of the completions are cut off at generate_max_len={config.generate_max_len}, {first:.0%} "
+            f"were in the first {BASELINE_STEPS} rollouts: lengths grow, and cannot be seen to; see whether the reward pays for length, "
+            "or raise generate_max_len"
+        )
+
     return [
+        Watch("length_ceiling", "rollout/truncated", 3, at_the_ceiling),
+        Watch("critic_constant", "critic/explained_variance", 2 * patience, constant, baseline_of=0),
         Watch("length_explosion", "rollout/length_mean", 1, longer),
         Watch("length_collapse", "rollout/length_mean", 1, shorter),
         Watch("entropy_collapse", "rollout/entropy", patience, certain),

@@ -11,7 +11,8 @@ import torch
 from lightrft.batch.collect import answers_of
 from lightrft.batch.planning import Batching
 from lightrft.config.schema import Config
-from lightrft.diagnostics.logprob_agreement import Gap, ask, bound_for, gap_between
+from lightrft.diagnostics.logprob_agreement import Gap, ask, gap_between
+from lightrft.engine.rounding import bound_for
 from lightrft.errors import WeightSyncError
 from lightrft.experience.scoring import score_logprobs
 from lightrft.strategy.strategy_base import StrategyBase

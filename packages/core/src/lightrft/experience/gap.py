@@ -47,16 +47,21 @@ def differences(batch: Sampled, trainer: torch.Tensor) -> list[torch.Tensor]:
     return [one for one, known in zip(found, batch.has_logprobs.tolist(), strict=True) if known]
 
 
-def act_on_gap(gap: float, *, threshold: float, action: Literal["warn", "correct", "stop"], warnings: Warnings) -> None:
-    """Says or raises, the same on all ranks, when the gap is beyond the threshold (or not a number).
+def act_on_gap(
+    gap: float, *, threshold: float, rounding: float = 0.0, action: Literal["warn", "correct", "stop"], warnings: Warnings
+) -> None:
+    """Says or raises, the same on all ranks, when the gap is beyond the threshold (or not a number). `threshold` 0 stands for `rounding`,
+    what the dtype explains.
 
     Raises:
         MismatchError: with `action` "stop"; with "correct" where the gap is not finite, for then no weight makes up for it.
     """
-    if gap <= threshold:
+    limit = threshold or rounding
+    if gap <= limit:
         return
+    why = "logprob_gap_threshold" if threshold else "what rounding explains in its dtype; logprob_gap_threshold sets another"
     message = (
-        f"engine and trainer disagree: mean log-prob gap {gap:.4g} nats per token, threshold {threshold:.4g} (logprob_gap_threshold); "
+        f"engine and trainer disagree: mean log-prob gap {gap:.4g} nats per token, threshold {limit:.4g} ({why}); "
         "look for stale engine weights, another dtype, or another tokenizer or chat template in the engine"
     )
     if action == "stop" or (action == "correct" and not math.isfinite(gap)):

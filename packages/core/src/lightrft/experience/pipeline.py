@@ -12,7 +12,9 @@ from lightrft.batch.collect import sequences_of
 from lightrft.batch.stages import Rewarded, Sampled, Scored, Trainable
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
+from lightrft.engine.rounding import bound_for
 from lightrft.experience.advantages import AdvantageEstimator, AdvantageMaker
+from lightrft.experience.applicable import add_not_applicable
 from lightrft.experience.baselines import greedy_answers, greedy_rewards
 from lightrft.experience.early import EarlyRewards
 from lightrft.experience.gap import act_on_gap, add_gap, corrections
@@ -21,6 +23,7 @@ from lightrft.experience.prompt_only_reward import sees_prompt_only
 from lightrft.experience.reward_signal import DeadRewardMonitor
 from lightrft.experience.samples import samples_of
 from lightrft.experience.sampling import sampling_params
+from lightrft.experience.sampling_check import SamplingCheck
 from lightrft.experience.scored import of_functions, score_everywhere
 from lightrft.experience.scorer import Scorer
 from lightrft.observe.metrics import StepMetrics
@@ -67,6 +70,7 @@ class ExperienceMaker:
         )
         self.kl_control = KLController(coef=config.kl_coef, target=config.kl_target, horizon=config.kl_horizon)
         self.prompt_max_len = config.prompt_max_len
+        self.sampling_check = SamplingCheck(config)
         self.dead_rewards = DeadRewardMonitor(patience=config.dead_reward_steps)
         self.warnings = warnings or Warnings(world=strategy.world)
         self.keep_awake = False
@@ -114,9 +118,11 @@ class ExperienceMaker:
         for name, values in scores.parts.items():
             known = [value for value in values if value is not None]
             self.metrics.mean(f"reward/{name}", float(sum(known)), float(len(known)))
+        copies = self.strategy.mesh.sequence.size
+        add_not_applicable(self.metrics, scores, batch.samples, reward_key=self.config.reward_key, copies=copies)
         everyone = self.strategy.all_gather({"reward": rewarded.rewards, "group": rewarded.group_ids})
         sentence = self.dead_rewards.update(everyone["reward"].tolist(), everyone["group"].tolist())
-        if sentence:
+        if sentence or self.dead_rewards.alone_for_long:
             self._say_dead(sentence, rewarded)
         return rewarded
 
@@ -137,6 +143,7 @@ class ExperienceMaker:
         if self._looks_at_gap:
             level, cap, copies = self.config.mismatch_level, self.config.mismatch_cap, self.strategy.mesh.sequence.size
             add_gap(self.metrics, batch, found.untempered, cap=cap, level=level, copies=copies)
+            self.sampling_check.add(self.metrics, batch, self.scorer.actor, strategy=self.strategy)
         return batch.as_stage(
             Scored,
             old_logprobs=found.old,
@@ -157,7 +164,15 @@ class ExperienceMaker:
         """
         if "rollout/logprob_gap" in metrics:
             threshold, action = self.config.logprob_gap_threshold, self.config.logprob_gap_action
-            act_on_gap(metrics["rollout/logprob_gap"], threshold=threshold, action=action, warnings=self.warnings)
+            rounding = bound_for(self.strategy.engine_dtype, device_type=self.strategy.world.device.type).mean
+            act_on_gap(metrics["rollout/logprob_gap"], threshold=threshold, rounding=rounding, action=action, warnings=self.warnings)
+        self.sampling_check.act(metrics, self.warnings)
+        if metrics.get("rollout/unrewarded") and "unrewarded" not in self.warnings.names:
+            self.warnings.say(
+                "unrewarded",
+                f"every reward said None (not applicable) for {metrics['rollout/unrewarded']:.0%} of this rollout's completions, which "
+                "count as 0; give them a reward, or leave such rows out",
+            )
         alone = metrics.get("rollout/groups_of_one", 0.0)
         if alone and self._says_alone:
             self._says_alone = False
@@ -205,8 +220,9 @@ class ExperienceMaker:
 
         return EarlyRewards(read=read, score=self._score_here)
 
-    def _say_dead(self, sentence: str, batch: Rewarded) -> None:
-        if self.dead_rewards.fault == "zero_variance":
+    def _say_dead(self, sentence: str | None, batch: Rewarded) -> None:
+        """A reward without a signal; where prompts have a single completion each, only one that sees nothing but the prompt. Collective."""
+        if sentence is None or self.dead_rewards.fault == "zero_variance":
             swapped = sees_prompt_only(batch, rewards=self.rewards, strategy=self.strategy, reward_key=self.config.reward_key)
             if swapped:
                 self.warnings.say(
@@ -215,4 +231,5 @@ class ExperienceMaker:
                     f"{swapped} samples that were given the completion of another prompt; let the function read sample.completion",
                 )
                 return
-        self.warnings.say(self.dead_rewards.fault, sentence)
+        if sentence is not None:
+            self.warnings.say(self.dead_rewards.fault, sentence)

@@ -19,8 +19,8 @@ MOST = 8
 def sees_prompt_only(batch: Rewarded, *, rewards: Sequence[NamedReward], strategy: StrategyBase, reward_key: str = "") -> int:
     """How many swapped samples there were, on all ranks, if each kept its reward; else 0. Collective.
 
-    A completion is swapped for one whose own reward is another, so a reward of completions has to change. Local pairs only: a rank on
-    which all rewards are one number has none.
+    Two completions with different rewards change places, so a reward of completions has to change for one of them at least. Local pairs
+    only: a rank on which all rewards are one number has none.
     """
     pairs = _swapped(batch)
     try:
@@ -33,12 +33,19 @@ def sees_prompt_only(batch: Rewarded, *, rewards: Sequence[NamedReward], strateg
 
 
 def _swapped(batch: Rewarded) -> list[tuple[Sample, float]]:
+    """Pairs that have changed places, one after the other: a rare reward of 1 is always tried, beside the 0 that it is swapped with."""
     rows = zip(batch.group_ids.tolist(), batch.samples, batch.rewards.tolist(), strict=True)
-    firsts = list({group: (sample, reward) for group, sample, reward in reversed(list(rows))}.values())
-    pairs: list[tuple[Sample, float]] = []
-    for mine, reward in firsts:
-        given = next((s for s, other in firsts if other != reward and s.completion != mine.completion), None)
-        if given is not None and len(pairs) < MOST:
-            changed = replace(mine, completion=given.completion, finish_reason=given.finish_reason, num_tokens=given.num_tokens)
-            pairs.append((changed, reward))
-    return pairs
+    left = list({group: (sample, reward) for group, sample, reward in reversed(list(rows))}.values())
+    swapped: list[tuple[Sample, float]] = []
+    while left and len(swapped) < MOST:
+        mine, reward = left.pop(0)
+        at = next((i for i, (s, other) in enumerate(left) if other != reward and s.completion != mine.completion), None)
+        if at is not None:
+            given, other = left.pop(at)
+            swapped += [(_with_answer_of(mine, given), reward), (_with_answer_of(given, mine), other)]
+    return swapped
+
+
+def _with_answer_of(mine: Sample, given: Sample) -> Sample:
+    fields = ("completion", "finish_reason", "num_tokens", "token_ids", "raw_completion")
+    return replace(mine, **{name: getattr(given, name) for name in fields})

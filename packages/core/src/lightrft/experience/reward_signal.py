@@ -1,4 +1,4 @@
-"""Has the reward stopped telling completions apart? Counts rollouts without a signal and says so in words."""
+"""A reward that does not tell completions apart: counts rollouts without a signal and says so in words."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ class DeadRewardMonitor:
         self._num_same = 0
         self._num_same_completions = 0
         self._value: float | None = None
+        self._num_alone = 0
+        self.alone_for_long = False
+        """True for the one rollout in which every prompt has had a single completion, with different rewards, for `patience` rollouts."""
         self.fault = ""
         """What the last sentence was about: `constant_reward` or `zero_variance`."""
 
@@ -57,6 +60,9 @@ class DeadRewardMonitor:
         compared = [group for group in groups if len(group) > 1]
         in_groups = bool(compared) and all(min(group) == max(group) for group in compared)
         self._num_dead = self._num_dead + 1 if in_groups else 0
+        alone = not compared and value is None
+        self._num_alone += alone
+        self.alone_for_long = alone and self._num_alone == self._patience
         if value is None or value != self._value:
             self._num_same = self._num_same_completions = 0
         if value is not None:

@@ -1,4 +1,4 @@
-"""Where does a run's warning go? To the console, to `warnings.jsonl`, and into a list that the summary and the report show."""
+"""A run's warnings: to the console, to `warnings.jsonl`, and into a list that the summary and the report show; or the end of the run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightrft.distributed.world import World
+from lightrft.errors import StoppedByWarning
 
 WARNINGS_FILE = "warnings.jsonl"
 
@@ -23,10 +24,15 @@ class Warned:
 
 
 class Warnings:
-    """Every rank calls it alike; rank 0 prints and writes. `rows` is the same list everywhere. `step` is set by the trainer."""
+    """Every rank makes the same calls; rank 0 prints and writes. `rows` is the same list everywhere. `step` is set by the trainer.
 
-    def __init__(self, *, world: World, folder: Path | None = None) -> None:
+    `stops`: a warning ends the run (`on_warning`).
+    """
+
+    def __init__(self, *, world: World, folder: Path | None = None, stops: bool = False) -> None:
         self.world = world
+        self.stops = stops
+        self._answered = 0
         self.step = 0
         self.rows: list[Warned] = []
         self._path = folder / WARNINGS_FILE if folder is not None and world.is_first else None
@@ -42,6 +48,22 @@ class Warnings:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(_line(row))
 
+    @property
+    def names(self) -> set[str]:
+        """The names of all warnings so far."""
+        return {row.name for row in self.rows}
+
+    def stop_if_asked(self) -> None:
+        """Where the run may end. Local; on every rank at the same place.
+
+        Raises:
+            StoppedByWarning: there was a warning since the last time, and warnings end the run.
+        """
+        new, self._answered = self.rows[self._answered :], len(self.rows)
+        if self.stops and new:
+            more = f" (and {len(new) - 1} more)" if len(new) > 1 else ""
+            raise StoppedByWarning(f"step {new[0].step}: the run stops at a warning (on_warning=stop), {new[0].name}{more}: {new[0].text}")
+
     def state_dict(self) -> dict[str, Any]:
         """The warnings so far."""
         return {"rows": [asdict(row) for row in self.rows]}
@@ -49,6 +71,7 @@ class Warnings:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from there; in another folder, the file begins with them."""
         self.rows = [Warned(**row) for row in state["rows"]]
+        self._answered = len(self.rows)  # the run was resumed all the same
         if self._path is not None and self.rows:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.write_text("".join(map(_line, self.rows)), encoding="utf-8")

@@ -52,8 +52,7 @@ def _trl(function: Function, samples: Sequence[Sample], *, input_key: str) -> li
         sample.completion if isinstance(prompt, str) else [{"role": "assistant", "content": sample.completion}]
         for prompt, sample in zip(prompts, samples, strict=True)
     ]
-    if (ids := [getattr(sample, "token_ids", None) for sample in samples]) and None not in ids:
-        columns["completion_ids"] = [list(one or ()) for one in ids]
+    columns["completion_ids"] = [list(sample.token_ids) for sample in samples]
     given = _accepted(function, {**columns, "prompts": prompts, "completions": completions})
     found: list[Any] = settled(function(**given))
     return found
@@ -81,7 +80,7 @@ def _verl_arguments(sample: Sample) -> dict[str, Any]:
     return {
         "data_source": sample.row.get("data_source"),
         "solution_str": sample.completion,
-        "ground_truth": sample.answer if truth is None else truth,
+        "ground_truth": (list(sample.answers) or sample.answer) if truth is None else truth,
         "extra_info": sample.row.get("extra_info"),
     }
 

@@ -82,6 +82,8 @@ class RolloutController:
         self.gives_sums = Capability.WEIGHT_SUMS in spec.capabilities_on(world.device.type)
         self._verify_sums = verify_sums and self.gives_sums
         self.unproven: list[str] = []
+        self.sent_fingerprint: int | None = None
+        """Of the weights of the last sync; None where there is no engine, or syncs are not verified."""
         self._seed = seed
         self._calls = 0
         self._tokenize = tokenize
@@ -155,6 +157,7 @@ class RolloutController:
         self._agree(error, "updating the engine's weights")
         if self._verify_sums:
             self._prove(sent)
+            self.sent_fingerprint = sent.fingerprint() if self.engine is not None else None
         self.version += 1
 
     def differing_weights(self, buckets: Iterable[WeightBucket]) -> list[str] | None:

@@ -157,6 +157,13 @@ class EngineSide(ABC):
         return self._engine().dtype
 
     @property
+    def sent_fingerprint(self) -> int | None:
+        """One number of the weights that the last sync sent from this rank; None where there is no engine, or syncs are not verified. Not
+        collective.
+        """
+        return self._engine().sent_fingerprint
+
+    @property
     def engine_gives_sums(self) -> bool:
         """Whether syncs can be proved by checksums of the engine's own tensors. Not collective."""
         return self._engine().gives_sums

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightrft.config.load import make_config
+from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings
@@ -34,6 +35,18 @@ def prompts(count: int = 6) -> list[Prompt]:
     ]
 
 
+def config_of(folder: Path, **changes: Any) -> Config:
+    """The settings of a run of two steps in `folder`."""
+    values: dict[str, Any] = dict(
+        strategy="fake", engine_type="fake", output_dir=str(folder / "run"), logprob_gap_prompts=0, verify_sync_every=0,
+        prompt_max_len=16, generate_max_len=8,
+        rollout_batch_size=4, n_samples_per_prompt=4, train_batch_size=8, micro_train_batch_size=3, learning_rate=1e-2, max_steps=2,
+        plot_every=0,
+        loggers=["jsonl"], seed=1,
+    )  # fmt: skip
+    return make_config(values | changes)
+
+
 def make_trainer(
     folder: Path,
     *,
@@ -45,14 +58,7 @@ def make_trainer(
     **changes: Any,
 ) -> SPMDPPOTrainer:
     """A trainer of two steps in `folder`: strategy and engine `fake` (any of `registry`), `changes` are settings."""
-    values: dict[str, Any] = dict(
-        strategy="fake", engine_type="fake", output_dir=str(folder / "run"), logprob_gap_prompts=0, verify_sync_every=0,
-        prompt_max_len=16, generate_max_len=8,
-        rollout_batch_size=4, n_samples_per_prompt=4, train_batch_size=8, micro_train_batch_size=3, learning_rate=1e-2, max_steps=2,
-        plot_every=0,
-        loggers=["jsonl"], seed=1,
-    )  # fmt: skip
-    config = make_config(values | changes)
+    config = config_of(folder, **changes)
     strategy = get_strategy(config, registry=registry or fake_registry())
     model_folder = tiny_model_folder(folder / "base", alphabet=ALPHABET, vocab_size=VOCAB_SIZE, seed=2)
     strategy.setup_inference_engine(config, engine_type=config.engine_type, model_path=str(model_folder))

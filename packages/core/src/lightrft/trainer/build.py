@@ -1,4 +1,4 @@
-"""How do the settings become the parts of a trainer? Tokenizer, models, optimizer, schedule, prompts, rewards, loggers."""
+"""The parts of a trainer from the settings: tokenizer, models, optimizer, schedule, prompts, rewards, loggers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, Scheduler,
 from lightrft.trainer.prompts import prompt_set
 from lightrft.trainer.reward_models import build_rewards
 from lightrft.trainer.spmd_ppo import SPMDPPOTrainer
-from lightrft.trainer.steps import num_rollouts
+from lightrft.trainer.steps import count_updates
 
 
 def build_trainer(config: Config, strategy: StrategyBase, *, model_path: str) -> SPMDPPOTrainer:
@@ -30,9 +30,10 @@ def build_trainer(config: Config, strategy: StrategyBase, *, model_path: str) ->
     actor, optimizer = build_actor(config, strategy, model_path=model_path)
     has_critic = strategy.registry.spec("advantage", config.advantage_estimator).critic
     critic, critic_optimizer = build_critic(config, strategy, model_path=model_path) if has_critic else (None, None)
-    rollouts = num_rollouts(config, num_prompts=len(prompts.prompts))
-    per_rollout = config.rollout_batch_size * config.n_samples_per_prompt // config.train_batch_size * config.max_epochs
-    actor_updates = max(rollouts - (config.critic_warmup_steps if critic is not None else 0), 0) * per_rollout
+    number = len(prompts.prompts)
+    warmup = config.critic_warmup_steps if critic is not None else 0
+    actor_updates = count_updates(config, num_prompts=number, first_rollouts_without=warmup)
+    critic_updates = count_updates(config, num_prompts=number)
     trainer = SPMDPPOTrainer(
         strategy=strategy,
         actor=actor,
@@ -43,7 +44,7 @@ def build_trainer(config: Config, strategy: StrategyBase, *, model_path: str) ->
         actor_scheduler=build_scheduler(config, optimizer, num_steps=actor_updates),
         critic=critic,
         critic_optim=critic_optimizer,
-        critic_scheduler=None if critic_optimizer is None else build_scheduler(config, critic_optimizer, num_steps=rollouts * per_rollout),
+        critic_scheduler=None if critic_optimizer is None else build_scheduler(config, critic_optimizer, num_steps=critic_updates),
         tokenizer=tokenizer,
         prompts=prompts.prompts,
         eval_prompts=eval_sets,

@@ -41,10 +41,12 @@ class CriticUpdate:
         steps = [step for epoch in plan for step in epoch.steps]
         sums = torch.zeros(2, dtype=torch.float64, device=self.strategy.world.device)
         norms = []
+        rate = 0.0
         for epoch in plan:
             there = epoch.dealing.there(experience)
             for step in epoch.steps:
                 sums += self._accumulate(there, step)
+                rate = self.optimizer.param_groups[0]["lr"]  # of the step that is made now
                 norms.append(self.strategy.optimizer_step(self.optimizer, self.critic, self.scheduler, name="critic").grad_norm)
         totals = gather_rows(torch.cat([sums.cpu(), _variance_sums(experience)]), group=self.strategy.mesh.data.group).sum(0)
         loss, clipped = totals[:2].tolist()
@@ -53,7 +55,7 @@ class CriticUpdate:
             "critic/loss": loss / len(steps),
             "critic/clip_fraction": clipped / max(sum(step.num_tokens for step in steps), 1.0),
             "critic/grad_norm": sum(norms) / len(norms),
-            "critic/lr": self.optimizer.param_groups[0]["lr"],
+            "critic/lr": rate,
         }
         return metrics if math.isnan(explained) else metrics | {"critic/explained_variance": explained}
 

@@ -49,6 +49,8 @@ OF_NO_CONSEQUENCE = (
     "hang_timeout_s",
     "phase_timeouts",
     "heartbeat_timeout_s",
+    "on_warning",
+    "monitor_steps",
 )
 """They change nothing of what is learnt."""
 

@@ -88,8 +88,8 @@ def admit(config: Config, strategy: StrategyBase, *, mode: Mode) -> None:
 
     together(world, "checking the settings", look, rank_0_only=True)
     if mode in ("train", "eval"):
-        together(world, "reading the prompts", lambda: check_prompts(config, training=mode == "train"), rank_0_only=True)
         together(world, "loading the rewards", lambda: raise_all(loading_problems(config, registry=registry)))
+        together(world, "reading the prompts", lambda: check_prompts(config, training=mode == "train"), rank_0_only=True)
 
 
 def open_run(config: Config, strategy: StrategyBase) -> str:

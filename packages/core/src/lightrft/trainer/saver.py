@@ -14,7 +14,7 @@ from lightrft.config.schema import Config
 from lightrft.distributed import atomic_folder
 from lightrft.distributed.consensus import together
 from lightrft.distributed.stop import StopRequests
-from lightrft.errors import CheckpointError, EngineError, LightRFTError, PeerError, RewardError
+from lightrft.errors import CheckpointError, EngineError, LightRFTError, PeerError, RewardError, StoppedByWarning
 from lightrft.run.checkpoint_folder import folder_of, read, remove, saved_in, seal, to_remove, whole
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.resume import changed_settings
@@ -23,7 +23,7 @@ from lightrft.trainer.run_state import RunState, State
 EMA_MODEL = "ema_model"
 """The folder of the moving average in a checkpoint; in the run folder, of its HF files."""
 
-RAISED_TOGETHER = (RewardError, EngineError, PeerError, CheckpointError)
+RAISED_TOGETHER = (RewardError, EngineError, PeerError, CheckpointError, StoppedByWarning)
 """Errors that come on all ranks at the same place, so that saving, which is collective, is still possible."""
 
 

@@ -13,15 +13,17 @@ from lightrft.batch.stages import Rewarded
 from lightrft.config.hang_limits import hang_limits
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
+from lightrft.diagnostics.label_leak import labels_in_prompts
 from lightrft.diagnostics.monitors import differing_ends, leak
 from lightrft.distributed.watchdog import watching
+from lightrft.errors import StoppedByWarning
 from lightrft.experience.metrics import add_rollout_metrics
 from lightrft.observe.phase_clock import PhaseFunction
 from lightrft.run.checkpoint_folder import find
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.evaluate import EvalSets
 from lightrft.trainer.saver import EMA_MODEL, StopRun, latest_value
-from lightrft.trainer.steps import due
+from lightrft.trainer.steps import bound_in_words, due
 from lightrft.trainer.trainer_parts import Given, TrainerParts
 
 
@@ -119,6 +121,7 @@ class SPMDPPOTrainer(TrainerParts):
         self.saver.changing()
         metrics = self.update(self.experience)
         metrics |= self.sync()
+        self.learning.after_sync(self.strategy.sent_fingerprint, self.sums, updated="train/grad_norm" in metrics)
         self.trained_step = global_steps
         return metrics
 
@@ -134,12 +137,16 @@ class SPMDPPOTrainer(TrainerParts):
         self.learner.start()  # masters are there before the first update
         self.clock.start()
         self.sync()
+        self.learning.begin(self.strategy.sent_fingerprint, self.sums)
         self.engine_state.synced()
         if not self.config.resume_from:
-            self.warn(leak(self.prompts, self.eval_prompts), differing_ends(self.strategy.stop_tokens))
+            self.strategy.print(bound_in_words(self.config, num_prompts=len(self.prompts)))
+            self.warn(leak(self.prompts, self.eval_prompts), differing_ends(self.strategy.stop_tokens), labels_in_prompts(self.prompts))
+            self.warn(self.learning.plan(self.actor_scheduler, number=self.num_updates))
             self.evaluate()
             self.report.start({name: value for name, value in self.metrics.items() if name != "time/sync_s"})
         self.saver.mark(self.step)
+        self.warnings.stop_if_asked()
 
     def begin_step(self, step: int) -> None:
         """Nothing is measured yet of this step but the checkpoint before it. Local."""
@@ -152,15 +159,18 @@ class SPMDPPOTrainer(TrainerParts):
         self.metrics.update(self.clock.close())
         if "tokens/rollout" in self.metrics:
             self.metrics["rollout/tokens_per_s"] = self.metrics["tokens/rollout"] / self.metrics["time/rollout_s"]
-        self.warn(*self.monitors.observe(self.metrics))
+        self.warn(*self.monitors.observe(self.metrics), *self.learning.observe(self.metrics, told=self.warnings.names))
         self.report.step(self.step, self.metrics, self.experience)
         self.saver.mark(self.step, value=latest_value(self.metrics, self.config.best_metric))
         if due(self.step, every=self.config.save_every, last=self.num_steps):
             self.saver.save()
         self.saver.stop_if_asked()
+        self.warnings.stop_if_asked()
 
     def finish(self) -> dict[str, Any]:
         """After the last step: the model's folder, the summary. Collective."""
+        self.warn(*self.learning.conclude(self.metrics, told=self.warnings.names))
+        self.warnings.stop_if_asked()
         with self.strategy.world.stamp.entering("finish"):
             return self.report.finish(steps=self.num_steps, model=self.save_model(), ema_model=self.save_ema_model())
 
@@ -169,10 +179,13 @@ class SPMDPPOTrainer(TrainerParts):
         if not self.saver.marked and self.trained_step == self.step:  # an evaluation failed: the step itself is done
             self.saver.mark(self.step)
         folder = self.saver.rescue(error)
-        if not isinstance(error, StopRun):
+        if not isinstance(error, (StopRun, StoppedByWarning)):
             self.report.close()
             raise error
-        return self.report.finish(steps=self.saver.marked_step, model=None, stopped=str(error), checkpoint=folder)
+        summary = self.report.finish(steps=self.saver.marked_step, model=None, stopped=str(error), checkpoint=folder)
+        if isinstance(error, StoppedByWarning):
+            raise error
+        return summary
 
     def save_model(self) -> Path:
         """Writes the actor as a HF folder `model` in the run folder, and its adapters, if any, beside it as `adapter`. Collective."""

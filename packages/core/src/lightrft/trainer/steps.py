@@ -1,4 +1,4 @@
-"""How long is a run, and which of its steps are due for something?"""
+"""How long a run is, and which of its steps are due for something."""
 
 from __future__ import annotations
 
@@ -6,9 +6,31 @@ from lightrft.config.schema import Config
 
 
 def num_rollouts(config: Config, *, num_prompts: int) -> int:
-    """Rollouts of the whole run: `num_episodes` passes over the prompts, or `max_steps` if that is less."""
-    rollouts = config.num_episodes * -(-num_prompts // config.rollout_batch_size)
-    return min(rollouts, config.max_steps) if config.max_steps else rollouts
+    """Rollouts of the whole run: `max_steps` where it is set, else `num_episodes` passes over the prompts."""
+    return config.max_steps or _of_episodes(config, num_prompts)
+
+
+def bound_in_words(config: Config, *, num_prompts: int) -> str:
+    """Which setting bounds the run, and what the other would have made of it."""
+    episodes = _of_episodes(config, num_prompts)
+    passes = f"num_episodes={config.num_episodes} over {num_prompts} prompts"
+    if not config.max_steps:
+        return f"{episodes} steps: {passes} (max_steps is not set)"
+    return f"{config.max_steps} steps: max_steps={config.max_steps} decides ({passes} would be {episodes})"
+
+
+def updates_per_rollout(config: Config) -> int:
+    """Optimizer steps that one rollout is good for."""
+    return config.rollout_batch_size * config.n_samples_per_prompt // config.train_batch_size * config.max_epochs
+
+
+def count_updates(config: Config, *, num_prompts: int, first_rollouts_without: int = 0) -> int:
+    """Optimizer steps of the whole run, over which a schedule goes; `first_rollouts_without`: rollouts in which the model stands still."""
+    return max(num_rollouts(config, num_prompts=num_prompts) - first_rollouts_without, 0) * updates_per_rollout(config)
+
+
+def _of_episodes(config: Config, num_prompts: int) -> int:
+    return config.num_episodes * -(-num_prompts // config.rollout_batch_size)
 
 
 def due(step: int, *, every: int, last: int = 0) -> bool:

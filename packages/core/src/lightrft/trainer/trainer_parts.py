@@ -14,6 +14,7 @@ from lightrft.config.checks import check_trainer
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.data.sampler import PromptSampler
+from lightrft.diagnostics.learning_watch import LearningWatch
 from lightrft.diagnostics.monitors import Finding, Monitors
 from lightrft.diagnostics.sync_probe import SyncProbe
 from lightrft.experience.advantages import AdvantageEstimator
@@ -36,7 +37,7 @@ from lightrft.trainer.resume import PromptsDigest
 from lightrft.trainer.reward_models import as_rewards
 from lightrft.trainer.run_state import EngineState, RandomState, RunState, SkippedSteps
 from lightrft.trainer.saver import Saver, Trained
-from lightrft.trainer.steps import num_rollouts
+from lightrft.trainer.steps import count_updates, num_rollouts, updates_per_rollout
 from lightrft.trainer.trainer_phases import TrainerPhases
 from lightrft.trainer.update import PolicyUpdate
 
@@ -121,8 +122,9 @@ class TrainerParts(TrainerPhases):
             world_size=strategy.world.world_size,
             seed=config.seed,
         )
-        self.warnings = Warnings(world=strategy.world, folder=log_folder(config))
+        self.warnings = Warnings(world=strategy.world, folder=log_folder(config), stops=config.on_warning == "stop")
         self.monitors = Monitors(config)
+        self.learning = LearningWatch(config, updates_per_rollout=updates_per_rollout(config))
         self.clock = PhaseClock(strategy.world)
         self.experience_maker = self._make_experience_maker(strategy.registry)
         self.sampling = self._make_sampling()
@@ -137,6 +139,12 @@ class TrainerParts(TrainerPhases):
     def num_steps(self) -> int:
         """Rollouts of the whole run."""
         return num_rollouts(self.config, num_prompts=len(self.prompts))
+
+    @property
+    def num_updates(self) -> int:
+        """The actor's optimizer steps of the whole run."""
+        warmup = self.config.critic_warmup_steps if self.critic is not None else 0
+        return count_updates(self.config, num_prompts=len(self.prompts), first_rollouts_without=warmup)
 
     def next_prompts(self) -> list[Prompt]:
         """This rank's share of the next `rollout_batch_size` prompts. Local; every rank has to ask as often."""
@@ -164,7 +172,9 @@ class TrainerParts(TrainerPhases):
         state.register("skipped_steps", SkippedSteps(self.strategy))
         state.register("warnings", self.warnings)
         state.register("monitors", self.monitors)
+        state.register("learning", self.learning)
         state.register("sampling", self.sampling)
+        state.register("sampling_check", self.experience_maker.sampling_check)
         state.register("dead_rewards", self.experience_maker.dead_rewards)
         state.register("kl_control", self.experience_maker.kl_control)
         state.register("reward_moments", self.experience_maker.advantage_maker.moments)

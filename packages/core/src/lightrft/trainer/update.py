@@ -66,6 +66,7 @@ class PolicyUpdate:
             there = epoch.dealing.there(experience)
             for step in epoch.steps:
                 self._accumulate(there, step, kl_coef, counts)
+                counts.rate = self.optimizer.param_groups[0]["lr"]  # of the step that is made now; the schedule moves on with it
                 result = self.strategy.optimizer_step(self.optimizer, self.actor, self.scheduler, name="actor")
                 counts.step(step, result)
                 if self.ema_model is not None and not result.skipped:
@@ -145,7 +146,7 @@ class PolicyUpdate:
             "train/old_kl": mean["old_kl"],
             "train/first_ratio_error": found["error"],
             "train/grad_norm": sum(norms) / max(len(norms), 1),
-            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "train/lr": counts.rate,
             "train/skipped_steps": float(counts.skipped),
         }
         if not needs_old_logprobs(self.config, num_steps=len(steps)):
@@ -167,6 +168,7 @@ class _Counts:
         self.steps: list[Step] = []
         self.norms: list[float] = []
         self.skipped = 0
+        self.rate = 0.0
 
     def add(self, sums: torch.Tensor, log_ratio: torch.Tensor) -> None:
         self.sums += sums

@@ -59,6 +59,10 @@ class SentSums:
                 found.append((min(parts, default=-1), " + ".join(names)))
         return [name for _, name in sorted(found)]
 
+    def fingerprint(self) -> int:
+        """One number of all that was sent: another where a bit of any weight is another."""
+        return hash(tuple(read_sums(self._found)))
+
     def unproven(self, held: Mapping[tuple[str, ...], WeightSum]) -> list[str]:
         """What was sent and the engine gives no sum for, by first names."""
         proven = {self._index[name] for names in held for name in names if name in self._index}
