@@ -22,7 +22,7 @@ BOTH = pytest.mark.parametrize("chunk_size", [None, 2], ids=["plain", "fused"])
 def small_blocks(monkeypatch):
     """Several chunks and blocks at the sizes of these tests, the last of each incomplete."""
     monkeypatch.setattr(plain_logprob, "PLAIN_CHUNK", 5)
-    monkeypatch.setattr(fused_logprob, "VOCAB_BLOCK", 2)
+    monkeypatch.setattr(fused_logprob, "VOCAB_BLOCK", {"cpu": 2})
 
 
 def weights(*values: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -117,7 +117,7 @@ def test_the_weight_gradient_of_bfloat16_is_summed_in_float32(chunk_size):
 @pytest.mark.parametrize("chunk_size", [None, 64], ids=["plain", "fused"])
 def test_bfloat16_is_as_near_to_float64_as_logits_are(chunk_size, monkeypatch):
     monkeypatch.setattr(plain_logprob, "PLAIN_CHUNK", 64)
-    monkeypatch.setattr(fused_logprob, "VOCAB_BLOCK", 300)
+    monkeypatch.setattr(fused_logprob, "VOCAB_BLOCK", {"cpu": 300})
     generator = torch.Generator().manual_seed(0)
     exact = [
         torch.randn(200, 64, generator=generator).bfloat16().double(),

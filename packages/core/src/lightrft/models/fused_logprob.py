@@ -2,6 +2,9 @@
 
 With z the logits over the temperature, p = softmax(z), m = sum(p z) and H = logsumexp(z) - m:
 d logprob / d z_j = [j = label] - p_j and d H / d z_j = -p_j (z_j - m). Each block of z is computed a second time in the backward pass.
+
+What is done to a block takes most of the time beside the products of matrices, so each line that touches one is a pass over memory that was
+counted: casts ride on the arithmetic, factors are applied to the [rows] they come from.
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ from typing import Any
 
 import torch
 
-from lightrft.models.logprob_spec import LogprobSpec, chunks_of, sum_dtype
+from lightrft.models.logprob_spec import LogitTransform, LogprobSpec, chunks_of, sum_dtype
 
 Tensor = torch.Tensor
 
-VOCAB_BLOCK = 4096
+VOCAB_BLOCK = {"cpu": 4096, "cuda": 16384}
+"""Tokens of the vocabulary at a time: what a processor multiplies at full speed, and a GPU."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,11 @@ class Layer:
     hidden: tuple[Tensor, ...]
     weights: tuple[Tensor, ...]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the layer's result."""
+        return self.weights[0].dtype
+
     def chunks(self) -> list[slice]:
         """Slices of the tokens."""
         assert self.spec.chunk_size is not None
@@ -36,16 +45,16 @@ class Layer:
 
     def blocks(self) -> Iterator[slice]:
         """Slices of the vocabulary."""
-        size = len(self.weights[0])
-        return (slice(first, min(first + VOCAB_BLOCK, size)) for first in range(0, size, VOCAB_BLOCK))
+        size, step = len(self.weights[0]), VOCAB_BLOCK[self.labels.device.type]
+        return (slice(first, min(first + step, size)) for first in range(0, size, step))
 
     def logits(self, rows: slice, block: slice) -> Tensor:
-        """[rows, block], transformed. Nothing else holds the result."""
+        """[rows, block]: the layer's result as it is, or transformed, then in `sum_dtype`."""
         bias = None if self.bias is None else self.bias[block]
         raw = torch.nn.functional.linear(self.hidden[0][rows], self.weights[0][block], bias)
         for hidden, weight in zip(self.hidden[1:], self.weights[1:], strict=True):
             raw = raw + hidden[rows] @ weight[block].T
-        return self.spec.transform(raw.to(sum_dtype(raw)))
+        return raw if self.spec.transform == LogitTransform() else self.spec.transform(raw.to(sum_dtype(raw)))
 
     def places(self, rows: slice, block: slice) -> tuple[Tensor, Tensor]:
         """Where in the block each label stands, [rows, 1], and whether it does, [rows]; without a wait for the device."""
@@ -84,22 +93,32 @@ def _statistics(layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
     at_label = layer.hidden[0].new_full((size,), torch.nan, dtype=dtype)  # stays NaN for a label that is no token
     lse = at_label.new_full((len(spec.temperatures), size), -torch.inf)
     mean = torch.zeros_like(at_label)
-    lowest = torch.finfo(dtype).min
     for block in layer.blocks():
         for rows in layer.chunks():
             logits = layer.logits(rows, block)
             place, inside = layer.places(rows, block)
-            at_label[rows] = torch.where(inside, logits.gather(1, place).squeeze(1), at_label[rows])
+            at_label[rows] = torch.where(inside, logits.gather(1, place).squeeze(1).to(dtype), at_label[rows])
+            largest = logits.amax(1).to(dtype)
+            largest = largest.masked_fill(largest == -torch.inf, 0.0)  # where all tokens of the block are forbidden
             for k, temperature in enumerate(spec.temperatures):
-                z = logits if temperature == 1.0 else logits / temperature
-                of_block = z.logsumexp(-1)
-                total = torch.logaddexp(lse[k, rows], of_block)
+                weights = _scaled(logits, 1 / temperature, -largest / temperature).exp_()
+                total = weights.sum(1)
+                before, lse[k, rows] = lse[k, rows].clone(), torch.logaddexp(lse[k, rows], total.log() + largest / temperature)
                 if spec.entropy and k == 0:
-                    safe = total.clamp_min(lowest)  # where all tokens so far are forbidden
-                    of_z = (z - safe[:, None]).exp_().mul_(z.clamp_min(lowest)).sum(-1)
-                    mean[rows] = mean[rows] * (lse[k, rows] - safe).exp() + of_z
-                lse[k, rows] = total
+                    of_block = weights.mul_(_finite(logits, layer)).sum(1) / temperature
+                    after = lse[k, rows].clamp_min(torch.finfo(dtype).min)
+                    mean[rows] = mean[rows] * (before - after).exp() + of_block * (largest / temperature - after).clamp_max(0.0).exp()
     return at_label, lse, mean
+
+
+def _scaled(logits: Tensor, factor: float, shift: Tensor) -> Tensor:
+    """logits * factor + shift[:, None] in the precision of the shift: one pass, which casts."""
+    return torch.add(shift[:, None], logits, alpha=factor)
+
+
+def _finite(logits: Tensor, layer: Layer) -> Tensor:
+    """Forbidden tokens, which only a bias makes, have weight 0, and 0 times minus infinity is no number."""
+    return logits if layer.bias is None else logits.clamp_min(torch.finfo(logits.dtype).min)
 
 
 @dataclass(frozen=True)
@@ -110,38 +129,39 @@ class _Upstream:
     mean: Tensor
     gradients: tuple[Tensor | None, ...]
 
-    def of_logits(self, layer: Layer, rows: slice, block: slice) -> Tensor:
-        """[rows, block]: the gradient of the layer's result, before the transform."""
+    def of_layer(self, layer: Layer, rows: slice, block: slice) -> Tensor:
+        """[rows, block]: the gradient of the layer's result, in the layer's dtype."""
         logits = layer.logits(rows, block)
+        total, factor = self._of_logits(layer, logits, rows, block)
+        transform = layer.spec.transform
+        if transform.softcap is not None:
+            total.mul_(logits.div_(transform.softcap).square_().neg_().add_(1.0))
+        result = total if layer.dtype == total.dtype else torch.empty_like(total, dtype=layer.dtype)
+        return torch.mul(total, (factor * transform.scale)[:, None], out=result)
+
+    def _of_logits(self, layer: Layer, logits: Tensor, rows: slice, block: slice) -> tuple[Tensor, Tensor]:
+        """The gradient of the logits, as a new tensor [rows, block] and a factor [rows]."""
         place, inside = layer.places(rows, block)
-        temperatures = layer.spec.temperatures
-        total = None
-        for k, temperature in enumerate(temperatures):
+        parts = []
+        for k, temperature in enumerate(layer.spec.temperatures):
             by_logprob = self.gradients[k]
             by_entropy = self.gradients[-1] if layer.spec.entropy and k == 0 else None
             if by_logprob is None and by_entropy is None:
                 continue
-            z = logits if temperature == 1.0 else logits / temperature
-            part = (z - self.lse[k, rows, None]).exp_()
+            part = _scaled(logits, 1 / temperature, -self.lse[k, rows]).exp_()
+            factor = (torch.zeros_like(self.mean) if by_logprob is None else by_logprob)[rows] / -temperature
+            ones = inside.to(part.dtype).neg_()
             if by_entropy is not None:
-                factor = z.clamp_min(torch.finfo(z.dtype).min).sub_(self.mean[rows, None]).mul_(by_entropy[rows, None])
-                part.mul_(factor if by_logprob is None else factor.add_(by_logprob[rows, None])).neg_()
-            elif by_logprob is not None:
-                part.mul_(-by_logprob[rows, None])
-            if by_logprob is not None:
-                part.scatter_add_(1, place, torch.where(inside, by_logprob[rows], 0.0)[:, None])
-            part = part if temperature == 1.0 else part.div_(temperature)
-            total = part if total is None else total.add_(part)
-        assert total is not None
-        return _through(layer, total, logits)
-
-
-def _through(layer: Layer, gradient: Tensor, logits: Tensor) -> Tensor:
-    """The chain rule through the transform, whose result the logits are."""
-    transform = layer.spec.transform
-    if transform.softcap is not None:
-        gradient.mul_(logits.div_(transform.softcap).square_().neg_().add_(1.0))
-    return gradient if transform.scale == 1.0 else gradient.mul_(transform.scale)
+                slope = by_entropy[rows] / -temperature
+                part.mul_(_scaled(_finite(logits, layer), 1 / temperature, -self.mean[rows]).mul_(slope[:, None]).add_(factor[:, None]))
+                ones, factor = ones * factor, torch.ones_like(factor)
+            parts.append((part.scatter_add_(1, place, ones[:, None]), factor))
+        if len(parts) == 1:
+            return parts[0]
+        total = parts[0][0].mul_(parts[0][1][:, None])
+        for part, factor in parts[1:]:
+            total.addcmul_(part, factor[:, None])
+        return total, torch.ones_like(self.mean[rows])
 
 
 def _gradients(layer: Layer, upstream: _Upstream, wanted: tuple[bool, ...]) -> list[Tensor | None]:
@@ -156,14 +176,14 @@ def _gradients(layer: Layer, upstream: _Upstream, wanted: tuple[bool, ...]) -> l
         sums = [None if w is None else torch.zeros_like(w[block], dtype=sum_dtype(w)) for w in of_weights]
         bias_sum = None if of_bias is None else torch.zeros_like(of_bias[block], dtype=sum_dtype(of_bias))
         for rows in layer.chunks():
-            gradient = upstream.of_logits(layer, rows, block)
+            gradient = upstream.of_layer(layer, rows, block)
             for i, (hidden, weight) in enumerate(zip(layer.hidden, layer.weights, strict=True)):
                 if (total := of_hidden[i]) is not None:
                     add_product(total[rows], gradient.to(weight.dtype), weight[block])
                 if (total := sums[i]) is not None:
                     add_product(total, gradient.to(hidden.dtype).T, hidden[rows])
             if bias_sum is not None:
-                bias_sum += gradient.sum(0)
+                bias_sum += gradient.sum(0, dtype=bias_sum.dtype)
         for whole, part in zip([of_bias, *of_weights], [bias_sum, *sums], strict=True):
             if whole is not None and part is not None:
                 whole[block] = part
