@@ -26,7 +26,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs gsm8k parity collectives overhead curves learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test clean
+.PHONY: help setup demo docs gsm8k memory parity collectives overhead curves learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,9 @@ demo: $(STAMP) $(ENGINE_STAMP)  ## watch a tiny model learn to sort digits: two 
 gsm8k: $(STAMP)  ## the same loop on GSM8K with a tiny model trained from nothing
 	@$(BIN)/lightrft train --config examples/recipes/gsm8k-tiny.yaml --nproc-per-node 2 \
 		--output_dir runs/gsm8k-$(shell date +%Y%m%d-%H%M%S) $(ARGS)
+
+memory: $(STAMP)  ## a table: log-probs and gradients without logits held, plain and fused, against all logits at once: peak and time
+	@$(BIN)/python benchmarks/memory.py $(ARGS)
 
 parity: $(STAMP)  ## a table: how far each backend's update is from that of one process, on 1, 2 and 4 ranks
 	@$(BIN)/python benchmarks/parity.py $(ARGS)
