@@ -37,6 +37,7 @@ METRICS = (
     Metric("rollout/length_max", "tokens", "the longest completion"),
     Metric("rollout/truncated", "share", "completions that `generate_max_len` cut off"),
     Metric("rollout/left_out", "share", "completions that the loss leaves out, cut off", "overlong_filter"),
+    Metric("rollout/special_tokens", "share", "completions with special tokens beside their end, where the tokenizer has such: tags"),
     Metric("rollout/zero_variance_groups", "share", "prompts whose completions all have one reward, so no advantage"),
     Metric("rollout/groups_of_one", "share", "prompts with a single completion"),
     Metric("rollout/entropy", "nats per token", "mean of -log pi over the sampled tokens"),

@@ -26,6 +26,7 @@ from lightrft.experience.sampling import sampling_params
 from lightrft.experience.sampling_check import SamplingCheck
 from lightrft.experience.scored import of_functions, score_everywhere
 from lightrft.experience.scorer import Scorer
+from lightrft.experience.tags import METRIC, TagWatch
 from lightrft.observe.metrics import StepMetrics
 from lightrft.observe.warnings_log import Warnings
 from lightrft.rewards.load import NamedReward
@@ -71,6 +72,8 @@ class ExperienceMaker:
         self.kl_control = KLController(coef=config.kl_coef, target=config.kl_target, horizon=config.kl_horizon)
         self.prompt_max_len = config.prompt_max_len
         self.sampling_check = SamplingCheck(config)
+        stops = strategy.stop_tokens
+        self.tags = TagWatch(tokenizer, ends=[*(stops.ids if stops is not None else ()), *config.stop_token_ids])
         self.dead_rewards = DeadRewardMonitor(patience=config.dead_reward_steps)
         self.warnings = warnings or Warnings(world=strategy.world)
         self.keep_awake = False
@@ -115,6 +118,8 @@ class ExperienceMaker:
         for reward in self.rewards:
             if isinstance(reward.function, RewardModel):
                 reward.function.tell(self.warnings)
+        if self.tags.has_tags:
+            self.metrics.mean(METRIC, float(self.tags.count(batch.samples)), float(len(batch)))
         for name, values in scores.parts.items():
             known = [value for value in values if value is not None]
             self.metrics.mean(f"reward/{name}", float(sum(known)), float(len(known)))
@@ -173,6 +178,8 @@ class ExperienceMaker:
                 f"every reward said None (not applicable) for {metrics['rollout/unrewarded']:.0%} of this rollout's completions, which "
                 "count as 0; give them a reward, or leave such rows out",
             )
+        if (sentence := self.tags.sentence(metrics)) and "special_tokens_unseen" not in self.warnings.names:
+            self.warnings.say("special_tokens_unseen", sentence)
         alone = metrics.get("rollout/groups_of_one", 0.0)
         if alone and self._says_alone:
             self._says_alone = False

@@ -71,8 +71,10 @@ class EngineSide(ABC):
 
     @property
     def stop_tokens(self) -> StopTokens | None:
-        """The end-of-sequence tokens of the model's own files by their source; None where it has none. Not collective."""
-        return self._engine().stop_tokens
+        """The end-of-sequence tokens of the model's own files by their source; None without an engine, or where none are named. Not
+        collective.
+        """
+        return self._controller.stop_tokens if self._controller is not None else None
 
     @property
     def engine_group(self) -> Any:
