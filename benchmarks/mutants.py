@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="MUTANT")
     parser.add_argument("--base", nargs="+", default=[], metavar="NAME", help="fake engine, hf, fake strategy, single, sharded")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="so many mutants at a time, each in a process of its own")
+    parser.add_argument("--named", action="store_true", help="ask each the test that it names and those it builds on, no more")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = parser.parse_args()
     if args.jobs < 1:
@@ -34,7 +35,7 @@ def main() -> int:
     names = [m.name for m in MUTANTS.values() if (not args.only or m.name in args.only) and (not args.base or m.base in args.base)]
     _print("mutant", "of", "killed", "by test", "message")
     start = time.monotonic()
-    rows = run_mutants(names, jobs=args.jobs, told=_show)
+    rows = run_mutants(names, jobs=args.jobs, asked="named" if args.named else "usual", told=_show)
     killed, by_name = sum(row.killed for row in rows), sum(row.by_name for row in rows)
     seconds = time.monotonic() - start
     print(f"{len(rows)} mutants, {killed} killed, {by_name} by the named test, {seconds:.0f} s")

@@ -59,6 +59,19 @@ class LateEngine(CachedEngine):
             self.__dict__["cache"] = {}
 
 
+class BlockCachedEngine(HFEngine):
+    """Finds in its cache what has a whole block of 256 tokens, before and after a sync, and nothing shorter."""
+
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> list[RequestOutput]:
+        fresh = super().generate(requests, sampling)
+        kept: dict[tuple[int, ...], Any] = self.__dict__.setdefault("kept", {})
+        outputs = [
+            replace(o, completions=kept.setdefault(tuple(o.prompt_token_ids), o.completions)) if len(o.prompt_token_ids) >= 256 else o
+            for o in fresh
+        ]
+        return [replace(o, completions=tuple(replace(c, weight_version=self._version) for c in o.completions)) for o in outputs]
+
+
 class StaleEngine(HFEngine):
     def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
         for _ in buckets:
@@ -81,9 +94,9 @@ def planted(name: str, *, sums: bool) -> EngineSpec:
     return EngineSpec(name="planted", target=f"{__name__}:{name}", capabilities=capabilities)
 
 
-def make(folder: Path, spec: EngineSpec | None, *, verify: bool = True) -> tuple[Any, SyncProbe]:
+def make(folder: Path, spec: EngineSpec | None, *, verify: bool = True, context: int = 208) -> tuple[Any, SyncProbe]:
     config = make_config(
-        dict(strategy="single", engine_type="planted" if spec else "hf", prompt_max_len=200, generate_max_len=8, seed=1)
+        dict(strategy="single", engine_type="planted" if spec else "hf", prompt_max_len=context - 8, generate_max_len=8, seed=1)
         | ({} if verify else {"verify_sync_every": 0})
     )
     strategy = get_strategy(config, registry=fake_registry(*([spec] if spec else [])))
@@ -99,16 +112,16 @@ def change(actor: torch.nn.Module) -> None:
         parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
 
 
-def proved_sync(strategy: Any, probe: SyncProbe) -> dict[str, float]:
+def verified_sync(strategy: Any, probe: SyncProbe) -> dict[str, float]:
     probe.before_sync()
     strategy.update_engine_weights(probe.actor)
     return probe.after_sync()
 
 
-def test_an_honest_engine_is_proved_after_each_sync(tmp_path: Path) -> None:
+def test_an_honest_engine_is_verified_after_each_sync(tmp_path: Path) -> None:
     strategy, probe = make(tmp_path, None)
     for _ in range(3):
-        metrics = proved_sync(strategy, probe)
+        metrics = verified_sync(strategy, probe)
         assert metrics["verify/gap"] < FP32_CPU.mean / 10 and metrics["verify/gap_max"] < FP32_CPU.largest / 10
         assert metrics["time/verify_s"] > 0
         change(probe.actor)
@@ -123,18 +136,26 @@ def test_an_honest_engine_is_proved_after_each_sync(tmp_path: Path) -> None:
 )
 def test_a_cache_that_is_not_reset_is_named(tmp_path: Path, engine: str, words: str) -> None:
     strategy, probe = make(tmp_path, planted(engine, sums=True))
-    proved_sync(strategy, probe)
+    verified_sync(strategy, probe)
     change(probe.actor)
     with pytest.raises(WeightSyncError, match=words):
-        proved_sync(strategy, probe)
+        verified_sync(strategy, probe)
+
+
+def test_a_stale_block_of_256_tokens_is_found_where_the_context_has_room_for_one(tmp_path: Path) -> None:
+    strategy, probe = make(tmp_path, planted("BlockCachedEngine", sums=True), context=320)
+    verified_sync(strategy, probe)
+    change(probe.actor)
+    with pytest.raises(WeightSyncError, match="prompts that it was never asked agree"):
+        verified_sync(strategy, probe)
 
 
 def test_stale_weights_are_found_without_sums(tmp_path: Path) -> None:
     strategy, probe = make(tmp_path, planted("StaleEngine", sums=False))
-    proved_sync(strategy, probe)
+    verified_sync(strategy, probe)
     change(probe.actor)
     with pytest.raises(WeightSyncError, match="after sync 2: .* gives no sums of its weights"):
-        proved_sync(strategy, probe)
+        verified_sync(strategy, probe)
 
 
 def test_the_first_tensor_is_named_where_sums_can_tell(tmp_path: Path) -> None:
@@ -142,15 +163,19 @@ def test_the_first_tensor_is_named_where_sums_can_tell(tmp_path: Path) -> None:
     strategy, probe = make(tmp_path, planted("HalfEngine", sums=True), verify=False)
     change(probe.actor)
     with pytest.raises(WeightSyncError, match=r"the first tensor that differs is model.layers.1.mlp.up_proj.weight \(1 in all\)"):
-        proved_sync(strategy, probe)
+        verified_sync(strategy, probe)
 
 
 def test_the_prompts_span_a_cache_block_and_fit_the_context() -> None:
-    prompts = probe_prompts(PROMPTS, special_ids=[7], longest=200, seed=1)
-    assert [len(p) for p in prompts] == [3, 5, 160, 160]
-    assert prompts == probe_prompts(PROMPTS, special_ids=[7], longest=200, seed=1)
+    prompts = probe_prompts(PROMPTS, special_ids=[7], block=0, longest=200, seed=1)
+    assert [len(p) for p in prompts] == [3, 5, 160, 200]
+    assert prompts == probe_prompts(PROMPTS, special_ids=[7], block=0, longest=200, seed=1)
     assert {t for p in prompts[2:] for t in p} == {5, 6, 8, 9, 10, 11, 12}
-    assert [len(p) for p in probe_prompts(PROMPTS, special_ids=[], longest=16, seed=1)] == [3, 5, 16, 16]
+    lengths = {
+        (block, longest): [len(p) for p in probe_prompts(PROMPTS, special_ids=[], block=block, longest=longest, seed=1)[2:]]
+        for block, longest in ((0, 16), (16, 4096), (1100, 4096), (1100, 2100))
+    }
+    assert lengths == {(0, 16): [16, 16], (16, 4096): [160, 2000], (1100, 4096): [160, 2201], (1100, 2100): [160, 2100]}
     assert all(a[0] != b[0] and sorted(a) == sorted(b) for a, b in zip(prompts, rotated(prompts), strict=True))
     assert rotated([[4, 4]]) == []
 

@@ -62,6 +62,10 @@ class SGLangEngine(InferenceEngine):
     def status(self) -> EngineStatus:
         return self._status
 
+    @property
+    def cache_block(self) -> int:
+        return self._process.page_size
+
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> list[RequestOutput]:
         if self._status is not EngineStatus.AWAKE:
             raise EngineStateError(f"generate while the engine is {self._status}; call wake_up first")

@@ -92,6 +92,11 @@ class SGLangProcess:
         return [child.pid for child in self.children if child.pid is not None]
 
     @property
+    def page_size(self) -> int:
+        """Tokens in one page of its cache, as it settled it at its start."""
+        return int(self._engine.server_args.page_size or 1)
+
+    @property
     def alive(self) -> bool:
         """Whether all children live, and none has reported a failure."""
         return not self._failed and all(child.is_alive() for child in self.children)

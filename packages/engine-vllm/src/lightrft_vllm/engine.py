@@ -150,6 +150,11 @@ class VLLMEngine(InferenceEngine):
         self._weights_held = self._weights_held and level == 1
         self._status = EngineStatus.ASLEEP
 
+    @property
+    def cache_block(self) -> int:
+        self._alive()
+        return int(self._llm.llm_engine.vllm_config.cache_config.block_size)
+
     def wake_up(self, tags: Collection[WakeTag]) -> None:
         self._alive()
         if self._status is EngineStatus.ASLEEP and "weights" in tags:

@@ -45,7 +45,7 @@ def run_conformance(kind: str, name: str, *, ranks: int | None) -> dict[str, Any
     changed = [v.message for v in verdicts if v.state == "failed" and REPLACED in v.message]
     if changed:
         raise UserError(f"{kind} {name!r} got no verdict: {' '.join(changed[0].split())}")
-    counts = {state: sum(v.state == state for v in verdicts) for state in ("passed", "failed", "refused", "not asked")}
+    counts = {state: sum(v.state == state for v in verdicts) for state in ("passed", "failed", "blocked", "refused", "not asked")}
     return {
         "plugin": {
             "kind": kind,

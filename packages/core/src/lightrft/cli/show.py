@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +111,9 @@ def conformance(report: Mapping[str, Any]) -> None:
     for requirement in report["requirements"]:
         if requirement["state"] == "failed":
             print(f"FAILED {requirement['name']}: {requirement['text']}\n  {requirement['message'].rstrip()}\n")
+    blocked = Counter(p["message"] for p in report["requirements"] if p["state"] == "blocked")
+    for reason, number in blocked.items():
+        print(f"{number} more {'is' if number == 1 else 'are'} {reason}, and can be asked once that is met\n")
     environment = [
         f"{name} {', '.join(value) if isinstance(value, list) else value}" for name, value in report["environment"].items() if value
     ]

@@ -19,14 +19,14 @@ from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.types import EngineStatus, SamplingParams
 
 NUM_OF_DATA = 2
-NUM_RANDOM = 2
-RANDOM_LENGTH = 160
-"""Tokens; more than a block of any engine's prefix cache (128 at most), so that a cache that was not reset is met."""
+NEAR, FAR = 160, 2000
+"""Tokens of the drawn prompts, where the context has room: more than a usual block of a prefix cache, and far more than any, so that a
+cache that was not reset is met."""
 NEW_TOKENS = 4
 
 
 class SyncProbe:
-    """Every rank asks its engine the same prompts, so each engine group is proved. Its methods are collective."""
+    """Every rank asks its engine the same prompts, so each engine group is verified. Making one, and its methods, are collective."""
 
     def __init__(
         self, *, strategy: StrategyBase, actor: torch.nn.Module, config: Config, prompts: Sequence[Sequence[int]], tokenizer: Any
@@ -34,8 +34,15 @@ class SyncProbe:
         self.strategy = strategy
         self.actor = actor
         self.config = config
-        self.prompts = probe_prompts(prompts, special_ids=tokenizer.all_special_ids, longest=config.prompt_max_len, seed=config.seed)
         self.sampling = SamplingParams(temperature=0.0, max_new_tokens=min(NEW_TOKENS, config.generate_max_len), ignore_eos=True)
+        engine = strategy.inference_engine
+        self.prompts = probe_prompts(
+            prompts,
+            special_ids=tokenizer.all_special_ids,
+            block=int(strategy.all_reduce(engine.cache_block if engine is not None else 0, "max")),
+            longest=config.prompt_max_len + config.generate_max_len - self.sampling.max_new_tokens,
+            seed=config.seed,
+        )
         self.bound = bound_for(strategy.engine_dtype, device_type=strategy.world.device.type)
         self._seconds = 0.0
 
@@ -99,12 +106,19 @@ class SyncProbe:
         )
 
 
-def probe_prompts(prompts: Sequence[Sequence[int]], *, special_ids: Collection[int], longest: int, seed: int) -> list[list[int]]:
-    """The first prompts of the data, and long ones drawn from the tokens of the first hundred: tokens that the model takes as text."""
+def probe_prompts(
+    prompts: Sequence[Sequence[int]], *, special_ids: Collection[int], block: int, longest: int, seed: int
+) -> list[list[int]]:
+    """The first prompts of the data, and long ones drawn from the tokens of the first hundred: tokens that the model takes as text.
+
+    One of `NEAR` tokens and one of `FAR`, or of more than two blocks of the engine's prefix cache where that is more (`block`, 0: not
+    known); none of more than `longest`, what the context holds.
+    """
     special = set(special_ids)
     known = sorted({token for prompt in prompts[:100] for token in prompt} - special) or sorted({t for p in prompts[:1] for t in p})
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(known), (NUM_RANDOM, min(RANDOM_LENGTH, longest)), generator=generator).tolist()
+    lengths = (min(NEAR, longest), min(max(FAR, 2 * block + 1), longest))
+    drawn = [torch.randint(len(known), (length,), generator=generator).tolist() for length in lengths]
     return [*(list(prompt) for prompt in prompts[:NUM_OF_DATA]), *([known[index] for index in row] for row in drawn)]
 
 

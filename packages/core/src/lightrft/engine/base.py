@@ -63,6 +63,14 @@ class InferenceEngine(ABC):
     def status(self) -> EngineStatus:
         """AWAKE, WEIGHTS_ONLY, ASLEEP, or UNUSABLE after a failure that left the weights in doubt."""
 
+    @property
+    def cache_block(self) -> int:
+        """Tokens in one block of its prefix cache: a prompt with fewer is never found in it. 0: it has none, or none of a known size.
+
+        The kit, and the verification of a sync, ask with prompts of more than two blocks, so that a stale block shows. Not collective.
+        """
+        return 0
+
     @classmethod
     def read_sampling(cls, value: Any) -> SamplingParams:
         """Our dataclass, or a mapping of its fields; an engine may take its library's own names and objects as well. On every rank.

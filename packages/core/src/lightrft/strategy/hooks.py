@@ -52,9 +52,11 @@ class StrategyHooks(ABC):
     """What is abstract has to be written, the rest has a default. Every hook is *collective* but `_describe`, `_unwrap` and `_shapes`."""
 
     needs_process_group: ClassVar[bool] = False
-    """Whether the backend needs a process group even for one rank."""
+    """Whether the backend needs a process group even for one rank, as torch's DDP and FSDP do."""
 
     world: World
+    """`rank`, `world_size`, `local_rank`, `device` (of this rank), and `group`: None where one rank runs without a process group."""
+
     spec: StrategySpec
 
     def _join_world(self) -> World:
@@ -83,6 +85,13 @@ class StrategyHooks(ABC):
         hooks are given.
         """
 
+    def _begin_micro_batch(self, model: torch.nn.Module, final: bool) -> None:  # noqa: B027  # a default, not a method to write
+        """Called before the forward pass of each micro-batch of `accumulate`, with the `final` that its `_backward` will have.
+
+        Override where the forward decides on communication, as that of torch's DDP does (`require_backward_grad_sync`). A caller that goes
+        forward by itself and calls `backward` comes without it.
+        """
+
     @abstractmethod
     def _backward(self, loss: torch.Tensor, model: torch.nn.Module, optimizer: Optimizer, final: bool) -> None:
         """Adds the gradient of `loss`, a scalar, this rank's share: gradients are summed over micro-batches and ranks, not averaged.
@@ -94,7 +103,7 @@ class StrategyHooks(ABC):
     def _step(self, optimizer: Optimizer, model: torch.nn.Module, max_norm: float) -> StepResult:
         """Clips the norm over this model and all ranks (`max_norm` 0: not at all), steps, clears the gradients.
 
-        A norm that is not finite skips the step on all ranks alike. The result has the norm before clipping.
+        A norm that is not finite skips the step on all ranks together. The result has the norm before clipping.
         """
 
     @abstractmethod

@@ -170,6 +170,7 @@ class StrategyBase(StrategyHooks, EngineSide):
         most = max(1, self.all_reduce(len(micro_batches), "max"))
         mine = len(micro_batches)
         for index in range(most):
+            self._begin_micro_batch(model, index == most - 1)
             # Without a name for the loss: one would keep its graph until the next loss is there, and memory would hold both.
             self.backward(
                 share(micro_batches[index]) if index < mine else self._worth_nothing(model), model, optimizer, final=index == most - 1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -16,12 +18,15 @@ from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, EngineSpec
 from lightrft.rollout.controller import RolloutController
 from lightrft.testing.image_text import END_ID, IMAGE_ID, START_ID, image_inputs, noise, tiny_image_folder, tiny_image_model
-from lightrft.testing.limits import descendants
+from lightrft.testing.limits import descendants, sentence
 from lightrft.testing.tiny import EOS_ID, Family, tiny_causal_lm, tiny_model_folder
 from lightrft.types import Completion, EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import Weight, WeightBucket, saved_buffers, tied_names
 
-MAX_MODEL_LEN = 256
+MAX_MODEL_LEN = 2304
+MAX_BATCH_SIZE = 8
+FAR = 2000
+"""Tokens of a prompt that fills a block of any engine's prefix cache, whatever the engine says of it."""
 NUM_MODELS = 3
 MEM_UTIL = 0.3
 
@@ -46,6 +51,9 @@ class Judge(Protocol):
     def logprobs(self, model: Any, prompt: Sequence[int], token_ids: Sequence[int], *, temperature: float = 1.0) -> torch.Tensor:
         """Natural logs of each token's probability, [T] in float64, unfiltered; untempered unless another temperature is named."""
 
+    def logprobs_of_each(self, model: Any, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """The same of several completions of one prompt."""
+
 
 class TransformersJudge:
     """A model of transformers."""
@@ -67,6 +75,14 @@ class TransformersJudge:
         logits = model(torch.tensor([[*prompt, *token_ids]])).logits[0, len(prompt) - 1 : -1].double() / temperature
         found: torch.Tensor = logits.log_softmax(-1).gather(-1, torch.tensor(list(token_ids))[:, None]).squeeze(-1)
         return found
+
+    @torch.no_grad()
+    def logprobs_of_each(self, model: Any, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        width = max(map(len, completions))
+        ids = torch.tensor([[*prompt, *tokens, *[0] * (width - len(tokens))] for tokens in completions])  # what comes later changes nothing
+        logprobs = model(ids).logits[:, len(prompt) - 1 : -1].double().log_softmax(-1)
+        values = logprobs.gather(-1, ids[:, len(prompt) :, None]).squeeze(-1)
+        return [row[: len(tokens)] for row, tokens in zip(values, completions, strict=True)]
 
 
 class EngineBench:
@@ -98,17 +114,28 @@ class EngineBench:
         self.version = 0
         self._engine: InferenceEngine | None = None
         self.processes: dict[int, str] = {}
-        self.hung = ""
+        self.asking, self.blocked = "", ""  # the test that asks now; the one that found what makes asking more worthless
         self.starts = 0
+        self._answers: WeakKeyDictionary[Any, dict[tuple[int, ...], list[int]]] = WeakKeyDictionary()
         self.short = [3, 4, 5]
         self.long = self.filling(200)
         self.prompts = [self.short, self.long, self.filling(36)]
 
     def filling(self, length: int) -> list[int]:
-        """A prompt of so many tokens. 200 are more than a block of any engine's cache, so that a stale one shows."""
-        return [
-            3 + (7 * i) % (self.judge.vocab_size - 14 if self.judge.vocab_size > 32 else self.judge.vocab_size - 3) for i in range(length)
-        ]
+        """A prompt of so many tokens; a longer one begins as a shorter one does."""
+        kinds = self.judge.vocab_size - 14 if self.judge.vocab_size > 32 else self.judge.vocab_size - 3
+        return [3 + (7 * i) % kinds for i in range(length)]
+
+    def cache_lengths(self) -> list[int]:
+        """How long prompts are that a prefix cache finds: one of the usual sizes, one far beyond any, and more than two declared blocks.
+
+        Raises:
+            AssertionError: the engine declares a block of which two do not fit into the kit's context.
+        """
+        block, longest = self.engine.cache_block, MAX_MODEL_LEN - GREEDY.max_new_tokens
+        assert block >= 0, f"cache_block is {block}; it is a number of tokens, 0 where there is no prefix cache"
+        assert 2 * block < longest, f"cache_block is {block}: two of them do not fit into the {MAX_MODEL_LEN} tokens of the kit's context"
+        return sorted({200, FAR, *((2 * block + 1,) if block else ())})
 
     @property
     def engine(self) -> InferenceEngine:
@@ -135,11 +162,19 @@ class EngineBench:
             self.restart()
 
     def restart(self, *, mem_util: float = MEM_UTIL) -> None:
-        """A new engine with the folder's weights; `mem_util` is its share of a GPU's memory."""
+        """A new engine with the folder's weights; `mem_util` is its fraction of a GPU's memory.
+
+        Raises:
+            AssertionError: it does not start; with the usual memory nothing more is asked.
+        """
         self.close()
         self.processes = descendants()
         self.starts += 1
-        self._engine = self._start(mem_util)
+        try:
+            self._engine = self._start(mem_util)
+        except Exception as error:
+            self.blocked = self.asking if mem_util == MEM_UTIL else ""
+            raise AssertionError(f"the engine does not start: {sentence(error)}") from error
         self.model, self._before, self.version = self.models[0], None, 0
 
     def can(self, capability: Capability) -> bool:
@@ -150,13 +185,20 @@ class EngineBench:
         """Gives the engine all weights of the model, as the next version or another."""
         engine = self.engine
         self.version = self.version + 1 if version is None else version
-        engine.update_weights(weights_of(model), version=self.version)
-        engine.reset_cache()
+        try:
+            engine.update_weights(weights_of(model), version=self.version)
+            engine.reset_cache()
+        except Exception as error:
+            self.blocked = self.asking
+            raise AssertionError(f"a sync of all weights failed, nothing more can be asked: {sentence(error)}") from error
         self._before, self.model = self.model, model
 
     def greedy(self, prompt: Sequence[int]) -> list[int]:
         """What the engine has to answer to `GREEDY` now."""
-        return self.judge.greedy(self.model, prompt, max_new_tokens=GREEDY.max_new_tokens)
+        known = self._answers.setdefault(self.model, {})
+        if tuple(prompt) not in known:
+            known[tuple(prompt)] = self.judge.greedy(self.model, prompt, max_new_tokens=GREEDY.max_new_tokens)
+        return list(known[tuple(prompt)])
 
     def greedy_before(self, prompt: Sequence[int]) -> list[int] | None:
         """What it had to answer before the last sync."""
@@ -169,6 +211,30 @@ class EngineBench:
     def talkative(self) -> list[int]:
         """A prompt whose greedy answer does not end by itself within `GREEDY`."""
         return next(p for p in self.many_prompts() if len(a := self.greedy(p)) == GREEDY.max_new_tokens and a[-1] != self.judge.eos_id)
+
+    @cached_property
+    def lively(self) -> list[Any]:
+        """`models` whose layers outweigh their embeddings: greedy, those with tied embeddings would repeat one token."""
+        changed = copy.deepcopy(self.models)
+        for model in changed:
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    parameter.mul_(40.0 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
+        return changed
+
+    def answering(self, fits: Callable[[list[int]], bool]) -> tuple[list[int], list[int]]:
+        """A prompt, and its greedy answer under `GREEDY`, that fits; syncs the lively model that gives it.
+
+        Raises:
+            AssertionError: none does.
+        """
+        for model in self.lively:
+            for prompt in self.many_prompts():
+                answer = self.judge.greedy(model, prompt, max_new_tokens=GREEDY.max_new_tokens)
+                if fits(answer):
+                    self.sync(model)
+                    return prompt, answer
+        raise AssertionError("the kit's models have no greedy answer of the kind that this test needs")
 
     def changed_in(self, ending: str) -> Any:
         """`models[0]` with another value in the parameters of that name, in the first layer where it is one of a layer."""
@@ -206,6 +272,24 @@ class EngineBench:
             f"(drawn with {drawn_with(sampling)})"
         )
 
+    def judge_group(self, output: RequestOutput, sampling: SamplingParams, *, bound: float) -> None:
+        """`judge_logprobs` of all completions of a prompt, with the worst of them named.
+
+        Raises:
+            AssertionError: log-probs are missing, or are not those of the judge.
+        """
+        completions = [list(c.token_ids) for c in output.completions]
+        expected = self.judge.logprobs_of_each(self.model, list(output.prompt_token_ids), completions)
+        for sample, (completion, right) in enumerate(zip(output.completions, expected, strict=True)):
+            assert completion.logprobs is not None, f"request {output.id}, sample {sample} has no log-probs, asked were those of all"
+            found = torch.tensor(completion.logprobs, dtype=torch.float64)
+            if len(found) == len(right) and float((found - right).abs().max()) < bound:
+                continue
+            try:
+                self.judge_logprobs(output, completion, sampling, bound=bound)
+            except AssertionError as error:
+                raise AssertionError(f"under load, request {output.id}, sample {sample} of {sampling.n}: {error}") from error
+
     def through_controller(self, sampling: SamplingParams, *, logprobs: bool = False) -> list[RequestOutput]:
         """A rollout of one prompt as core asks for it, on one rank."""
         group = Axis(ranks=(0,), rank=0, group=None)
@@ -226,8 +310,8 @@ class EngineBench:
         )
 
     def abandon(self, words: str) -> None:
-        """Asks nothing more of an engine that hangs, for these words; it is not ended, for that would hang as well."""
-        self._engine, self.hung = None, words
+        """Asks nothing more of an engine that hangs; it is not ended, for that would hang as well."""
+        self._engine, self.blocked = None, self.asking
 
     def close(self) -> None:
         """Ends the engine."""
@@ -244,7 +328,7 @@ class EngineBench:
                 device=self.device,
                 seed=0,
                 max_model_len=MAX_MODEL_LEN,
-                max_batch_size=8,
+                max_batch_size=MAX_BATCH_SIZE,
                 mem_util=mem_util,
                 trust_remote_code=False,
                 rank=0,

@@ -193,6 +193,9 @@ class FakeJudge:
     def logprobs(self, model: Any, prompt: Sequence[int], token_ids: Sequence[int], *, temperature: float = 1.0) -> torch.Tensor:
         return torch.full((len(token_ids),), -math.log(VOCAB_SIZE), dtype=torch.float64)
 
+    def logprobs_of_each(self, model: Any, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        return [self.logprobs(model, prompt, tokens) for tokens in completions]
+
     def _weights(self, model: Any) -> int:
         names = tied_names(model)
         return fingerprint({names[name]: WeightSum(*tensor_sum(p.detach())) for name, p in model.named_parameters()})

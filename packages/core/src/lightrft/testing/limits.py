@@ -44,6 +44,15 @@ def within(seconds: float, what: str, *, then: Callable[[str], None] = lambda wo
         signal.signal(signal.SIGALRM, before)
 
 
+def sentence(error: BaseException) -> str:
+    """What was raised, in one line, and the last place of it in the plugin's own code; where it has none on the way, the last of all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not {"lightrft", "torch", "site-packages"} & set(Path(frame.filename).parts)]
+    place = (own or list(frames))[-1]
+    text = " ".join(str(error).split())
+    return f"{place.name} raised {type(error).__name__}: {text} ({Path(place.filename).name}:{place.lineno})"
+
+
 def descendants() -> dict[int, str]:
     """The processes below this one that run, with their command lines. Empty where there is no /proc."""
     parents, names = dict[int, int](), dict[int, str]()

@@ -63,7 +63,7 @@ def tiny_causal_lm(
         num_key_value_heads=kv_heads,
         head_dim=HEAD_SIZE,  # type: ignore[call-arg]  # Qwen2's configuration keeps it although it has no such field
         tie_word_embeddings=tie,
-        max_position_embeddings=1024,
+        max_position_embeddings=4096,
         pad_token_id=PAD_ID,
         bos_token_id=None,
         eos_token_id=EOS_ID,

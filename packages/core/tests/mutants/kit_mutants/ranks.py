@@ -40,7 +40,7 @@ class NotReduced(ShardedStrategy):
         return gradient
 
 
-@mutant("sharded", "the norm of the local shard only", test="a_clipped_update_is_that_of_one_process", words="gradient norms by")
+@mutant("sharded", "the norm of the local shard only", test="max_norm_clips_0_is_off_and_none_is_the_configurations", words="reported norm")
 class NormOfTheShard(ShardedStrategy):
     def _norm(self, parts: list[torch.Tensor]) -> float:
         return math.sqrt(sum(float(part.double().square().sum()) for part in parts))

@@ -1,4 +1,4 @@
-"""Which mutants does the kit kill, and by which test? Runs every one of them through the kit of its kind; a row for each."""
+"""Runs mutants through the kit of their kind: a row for each, with the test that killed it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 
 from kit_mutants.mutant import MUTANTS, Mutant, mutant_registry
+from lightrft.testing.conformance import requirements
+from lightrft.testing.conformance.requirement import CHECKS
 from lightrft.testing.conformance.run import Verdict, run_kit
+from lightrft.testing.conformance.strategy import RESUMED
 
-TIMEOUT_S = 20.0
+Asked = Literal["named", "usual", "everything"]
+"""Which tests: the one that a mutant names and those it builds on; all but those of `SLOW`; all."""
+
+TIMEOUT_S, HANGS_S = 60.0, 20.0
+"""Of one test; of a mutant that hangs, which costs all of it."""
+
 SHARE_BY_NAME = 0.95
 
 SLOW = (
@@ -22,6 +32,8 @@ SLOW = (
     "test_two_ranks_share_one_engine",
 )
 """Tests that spawn ranks of their own: asked only of mutants that they are named for."""
+
+FIRST_OF_ENGINES = "test_it_starts_awake_and_answers"
 
 SOURCE = """
 from lightrft.testing.conformance import EngineConformance, StrategyConformance
@@ -53,7 +65,9 @@ class Row:
     seconds: float
 
 
-def run_mutants(names: Sequence[str] = (), *, jobs: int = 1, told: Callable[[Row], None] = lambda row: None) -> list[Row]:
+def run_mutants(
+    names: Sequence[str] = (), *, jobs: int = 1, asked: Asked = "usual", told: Callable[[Row], None] = lambda row: None
+) -> list[Row]:
     """Of the named mutants, or of all; `jobs` of them at a time, each in a process of its own where there are several.
 
     Rows, and what is `told`, are in the order of the names, whatever ends first.
@@ -64,23 +78,23 @@ def run_mutants(names: Sequence[str] = (), *, jobs: int = 1, told: Callable[[Row
     if jobs < 1:
         raise ValueError(f"jobs={jobs}; at least 1 mutant has to run at a time")
     mutant_registry()
-    asked, rows = list(names or MUTANTS), list[Row]()
+    chosen, rows = list(names or MUTANTS), list[Row]()
     if jobs == 1:
-        for name in asked:
-            rows.append(run_mutant(name))
+        for name in chosen:
+            rows.append(run_mutant(name, asked))
             told(rows[-1])
         return rows
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
-        for row in pool.map(run_mutant, asked):
+        for row in pool.map(partial(run_mutant, asked=asked), chosen):
             rows.append(row)
             told(row)
     return rows
 
 
-def run_mutant(name: str) -> Row:
+def run_mutant(name: str, asked: Asked = "usual") -> Row:
     """What the kit says of one."""
     mutant_registry()
-    return _row(MUTANTS[name], _verdicts(MUTANTS[name]))
+    return _row(MUTANTS[name], verdicts_of(MUTANTS[name], asked))
 
 
 def _one_thread() -> None:
@@ -94,11 +108,26 @@ def good_enough(rows: Sequence[Row]) -> bool:
     return bool(rows) and all(row.killed for row in rows) and sum(row.by_name for row in rows) >= SHARE_BY_NAME * len(rows)
 
 
-def _verdicts(mutant: Mutant) -> list[Verdict]:
-    left_out = [f"Test{mutant.name}::{name}" for name in SLOW if name != mutant.test]
-    verdicts, problems = run_kit(SOURCE.format(names=[mutant.name], timeout_s=TIMEOUT_S), leave_out=left_out)
+def verdicts_of(mutant: Mutant, asked: Asked = "usual") -> list[Verdict]:
+    """What the kit says, in the order in which it says it. Of `SLOW` a mutant is asked what it is named for, with `everything` all."""
+    left_out = [] if asked == "everything" else [name for name in SLOW if name != mutant.test]
+    if asked == "named":
+        kept = {mutant.test, *(f"test_{name}" for name in _builds_on(mutant.test.removeprefix("test_"))), FIRST_OF_ENGINES}
+        left_out = [name for name in tests_of(mutant.kind) if name not in kept]
+    source = SOURCE.format(names=[mutant.name], timeout_s=HANGS_S if "hangs" in mutant.words + mutant.fault else TIMEOUT_S)
+    verdicts, problems = run_kit(source, leave_out=[f"Test{mutant.name}::{name}" for name in left_out])
     assert not problems, problems
     return verdicts
+
+
+def tests_of(kind: str) -> list[str]:
+    """The names of all tests of a kit."""
+    return [name for r in requirements() if r.kind == kind or "::" not in r.test for name in [r.test.rpartition("::")[2]]]
+
+
+def _builds_on(check: str) -> set[str]:
+    plainer = CHECKS[check].after if check in CHECKS else RESUMED if f"test_{check}" == SLOW[1] else ()
+    return set(plainer).union(*(_builds_on(name) for name in plainer))
 
 
 def _row(mutant: Mutant, verdicts: Sequence[Verdict]) -> Row:

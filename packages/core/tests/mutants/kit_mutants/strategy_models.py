@@ -91,14 +91,14 @@ class UnwrapsTooFar(SingleStrategy):
         return inner.model if hasattr(inner, "model") else inner
 
 
-@mutant("single", "one name of a tied parameter is missing", test=TIED, words="the tied name lm_head.weight is missing")
+@mutant("single", "one name of a tied parameter is missing", test=TIED, words="the export lacks the name lm_head.weight")
 class OneTiedNameMissing(SingleStrategy):
     def _export_weights(self, model: Module, dtype: torch.dtype | None, max_bytes: int) -> Iterator[WeightBucket]:
         for bucket in super()._export_weights(model, dtype, max_bytes):
             yield [replace(weight, names=weight.names[:1]) for weight in bucket]
 
 
-@mutant("single", "a parameter is missing", test=BITWISE, words="export lacks ['model.norm.weight']")
+@mutant("single", "a parameter is missing", test=BITWISE, words="export lacks model.norm.weight")
 class ParameterMissing(SingleStrategy):
     def _export_weights(self, model: Module, dtype: torch.dtype | None, max_bytes: int) -> Iterator[WeightBucket]:
         for bucket in super()._export_weights(model, dtype, max_bytes):

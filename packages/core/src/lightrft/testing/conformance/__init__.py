@@ -17,8 +17,8 @@ from collections.abc import Iterator
 
 import pytest
 
-PARTS = ("engine", "engine_kit", "engine_draws", "engine_ends", "engine_images", "engine_ranks", "engine_syncs", "engine_states")
-pytest.register_assert_rewrite(*(f"lightrft.testing.conformance.{part}" for part in PARTS))
+PARTS = ("kit", "cache", "draws", "ends", "images", "limits", "load", "plain", "ranks", "seeds", "states", "syncs")
+pytest.register_assert_rewrite(*(f"lightrft.testing.conformance.engine_{part}" for part in PARTS))
 
 from lightrft.testing.conformance.base import Conformance, KitError  # noqa: E402  # after the rewriting of their assertions is asked for
 from lightrft.testing.conformance.engine import EngineConformance  # noqa: E402

@@ -16,6 +16,9 @@ from lightrft.testing.conformance.requirement import requirement
 from lightrft.testing.engine_bench import GREEDY, EngineBench, requests_of
 from lightrft.types import FinishReason, RequestOutput, SamplingParams
 
+LENGTHS = (5, 0, 33, 2, 150, 14, 1)
+"""By which prompts are longer, in turn: neither rising nor falling, nor all the same."""
+
 FP32_ERROR = 1e-5
 """Of log-probs against transformers on the CPU."""
 
@@ -36,19 +39,6 @@ class Draws(EngineKit, kit=True):
                 found, expected = list(output.completions[0].token_ids), bench.greedy(prompt)
                 old = "; these are those of the weights before: stale weights" if found == bench.greedy_before(prompt) else ""
                 assert found == expected, f"after sync {bench.version} greedy tokens are {found}, of the synced weights {expected}{old}"
-
-    @requirement("reset_cache")
-    def test_nothing_computed_with_older_weights_is_used_again(self, bench: EngineBench) -> None:
-        """Prompts longer than a block of any cache, asked again after a sync and `reset_cache`: the answer is that of the new weights"""
-        for model in (bench.models[1], bench.models[2]):
-            bench.sync(model)
-            for _ in range(2):
-                outputs = bench.engine.generate(requests_of([bench.long, bench.long], logprobs=False), GREEDY)
-                found = tokens(outputs)
-                expected = [[bench.greedy(bench.long)]] * 2
-                assert found == expected, (
-                    f"a prompt asked before answers {found[0][0]} after sync {bench.version}, not {expected[0][0]}: stale cache"
-                )
 
     @requirement("generate", needs=Capability.LOGPROBS)
     def test_logprobs_are_untempered_unfiltered_and_only_where_asked(self, bench: EngineBench, record_property: Record) -> None:
@@ -112,9 +102,8 @@ class Draws(EngineKit, kit=True):
     @requirement("generate")
     def test_outputs_answer_the_requests_in_order(self, bench: EngineBench) -> None:
         """One output for each request, in the order of the requests, with its id and its prompt, and the tokens that belong to it"""
-        requests = [
-            replace(r, id=70_007 + 3 * r.id) for r in requests_of([[3 + i % 11, 4, 5 + i // 11] for i in range(12)], logprobs=False)
-        ]
+        prompts = [[3 + i % 11, 4, 5 + i // 11, *bench.filling(LENGTHS[i % len(LENGTHS)])] for i in range(12)]
+        requests = [replace(r, id=70_007 + 3 * r.id) for r in requests_of(prompts, logprobs=False)]
         outputs = bench.engine.generate(requests, GREEDY)
         found = [(o.id, list(o.prompt_token_ids)) for o in outputs]
         expected = [(r.id, list(r.prompt_token_ids)) for r in requests]

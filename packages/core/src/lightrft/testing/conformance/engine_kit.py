@@ -62,10 +62,15 @@ class EngineKit(Conformance, kit=True):
             pytest.fail(complaint(names), pytrace=False)
 
     @pytest.fixture
-    def bench(self, shared_bench: EngineBench) -> Iterator[EngineBench]:
-        """Awake, with the weights of some model (`bench.model`). The time is that of the test, too; after a hang nothing more is asked."""
-        if shared_bench.hung:
-            pytest.fail(f"not asked, for in an earlier test {shared_bench.hung}", pytrace=False)
+    def bench(self, shared_bench: EngineBench, request: pytest.FixtureRequest, record_property: Record) -> Iterator[EngineBench]:
+        """Awake, with the weights of some model (`bench.model`). The time is that of the test, too.
+
+        After an engine that hangs, does not start or takes no weights nothing more is asked.
+        """
+        if shared_bench.blocked:
+            record_property("blocked", shared_bench.blocked)
+            pytest.skip(f"blocked by {shared_bench.blocked}")
+        shared_bench.asking = request.node.name
         with within(self.timeout_s, f"engine {self.plugin_name()!r}", then=shared_bench.abandon):
             shared_bench.ready()
             yield shared_bench

@@ -9,13 +9,14 @@ from torch.distributed.tensor import DTensor
 
 from lightrft.plugins.specs import Capability
 from lightrft.testing.conformance.bench import StrategyBench
+from lightrft.testing.conformance.plain import FROZEN, NAMES, STEPS
 from lightrft.testing.conformance.requirement import check
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.testing.workload import SETTINGS, full_parameters, largest_difference
 from lightrft.weights.safetensors_reader import WeightFiles
 
 
-@check("prepare_model")
+@check("prepare_model", after=FROZEN)
 def a_frozen_model_has_no_gradients(bench: StrategyBench) -> None:
     """Eval mode, no parameter requires gradients, and neither does an output"""
     model = bench.strategy.prepare_model(tiny_causal_lm().train())
@@ -26,14 +27,14 @@ def a_frozen_model_has_no_gradients(bench: StrategyBench) -> None:
     assert not logits.requires_grad, "the output of a frozen model requires gradients"
 
 
-@check("prepare_model")
+@check("prepare_model", after=FROZEN)
 def a_frozen_model_gives_the_outputs_of_the_whole(bench: StrategyBench) -> None:
     """Each rank's own input, through the model as prepared, gives what the plain model gives"""
     far = _distance(bench, bench.strategy.prepare_model(tiny_causal_lm()), times=1)
     assert far < 1e-4, f"logits of a frozen model differ by {far:.1e} from those of the plain model"
 
 
-@check("prepare_model")
+@check("prepare_model", after=FROZEN)
 def shard_size_divides_the_world(bench: StrategyBench) -> None:
     """A `shard_size` that does not divide the number of ranks is a ValueError with both numbers"""
     bad = bench.world_size + 1
@@ -45,7 +46,7 @@ def shard_size_divides_the_world(bench: StrategyBench) -> None:
     raise AssertionError(f"shard_size={bad} was accepted in a world of {bench.world_size}, which it does not divide")
 
 
-@check("prepare_model", needs=Capability.SHARDED_FROZEN)
+@check("prepare_model", needs=Capability.SHARDED_FROZEN, after=FROZEN)
 def neighbouring_ranks_share_one_copy(bench: StrategyBench) -> None:
     """With `shard_size` N a rank holds one N-th, groups do not wait for each other, and outputs are those of the whole model"""
     whole = sum(p.numel() for p in tiny_causal_lm().parameters())
@@ -59,7 +60,7 @@ def neighbouring_ranks_share_one_copy(bench: StrategyBench) -> None:
         assert far < 1e-4, f"logits of a model with shard_size={size} differ by {far:.1e} from those of the plain model"
 
 
-@check("prepare_model")
+@check("prepare_model", after=(*FROZEN, *NAMES))
 def models_are_filled_from_weight_files(bench: StrategyBench) -> None:
     """A model on the meta device gets the values of the files, frozen or trained, every one of them"""
     folder = bench.folder / "filled"
@@ -78,7 +79,7 @@ def models_are_filled_from_weight_files(bench: StrategyBench) -> None:
         assert far == 0, f"a {what} model made on the meta device does not hold the values of its files: they differ by {far}"
 
 
-@check("unwrap")
+@check("unwrap", after=(*STEPS, *FROZEN))
 def unwrap_gives_the_model_of_transformers(bench: StrategyBench) -> None:
     """The model inside, with its `config`, for frozen and trained models"""
     plain = tiny_causal_lm()

@@ -9,8 +9,9 @@ import torch
 from lightrft.errors import CapabilityError, LightRFTError, StrategyStateError
 from lightrft.plugins.specs import Capability
 from lightrft.testing.conformance.bench import StrategyBench
+from lightrft.testing.conformance.plain import NAMES, STEPS
 from lightrft.testing.conformance.requirement import Refused, check
-from lightrft.testing.conformance.update import PARITY, compare
+from lightrft.testing.conformance.update import PARITY, UPDATES, compare
 from lightrft.testing.parity import BOUND, Distance
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.testing.workload import SETTINGS, full_parameters, largest_difference, train
@@ -41,26 +42,26 @@ def refuses(bench: StrategyBench, capability: Capability) -> None:
     raise Refused(str(capability))
 
 
-@check("prepare_trainable", needs=Capability.ZERO_STAGES)
+@check("prepare_trainable", needs=Capability.ZERO_STAGES, after=UPDATES)
 def every_zero_stage_gives_the_same_update(bench: StrategyBench) -> None:
     """`zero_stage` 0 to 3 change memory, and not what is learnt"""
     for stage in range(4):
         _same(bench, "accumulation 3", zero_stage=stage)
 
 
-@check("prepare_trainable", needs=Capability.ADAM_OFFLOAD)
+@check("prepare_trainable", needs=Capability.ADAM_OFFLOAD, after=UPDATES)
 def adam_in_host_memory_gives_the_same_update(bench: StrategyBench) -> None:
     """`adam_offload` changes memory, and not what is learnt"""
     _same(bench, "accumulation 3", adam_offload=True)
 
 
-@check("prepare_trainable", needs=Capability.RESHARD_POLICY)
+@check("prepare_trainable", needs=Capability.RESHARD_POLICY, after=UPDATES)
 def keeping_parameters_gathered_gives_the_same_update(bench: StrategyBench) -> None:
     """`fsdp_reshard_after_forward` off changes memory, and not what is learnt"""
     _same(bench, "accumulation 3", fsdp_reshard_after_forward=False)
 
 
-@check("prepare_trainable", needs=Capability.BF16)
+@check("prepare_trainable", needs=Capability.BF16, after=UPDATES)
 def bf16_computes_in_bfloat16_over_float32_masters(bench: StrategyBench) -> None:
     """`bf16`: logits in bfloat16, an update near that of float32, and steps that bfloat16 would round away are kept"""
     strategy = bench.start(bf16=True)
@@ -71,14 +72,14 @@ def bf16_computes_in_bfloat16_over_float32_masters(bench: StrategyBench) -> None
     compare(bench.measure(PARITY["accumulation 3"], bf16=True), bench.oracle["accumulation 3"], "bf16", BF16)
 
 
-@check("prepare_trainable", needs=Capability.MIXED_PRECISION_OPTIMIZER)
+@check("prepare_trainable", needs=Capability.MIXED_PRECISION_OPTIMIZER, after=UPDATES)
 def a_mixed_precision_optimizer_keeps_float32_masters(bench: StrategyBench) -> None:
     """`use_mp_opt` with `bf16`: parameters in bfloat16, an update near that of float32"""
     settings = ASKED[Capability.MIXED_PRECISION_OPTIMIZER]
     compare(bench.measure(PARITY["accumulation 3"], **settings), bench.oracle["accumulation 3"], "use_mp_opt", BF16)
 
 
-@check("maybe_offload_optimizer", needs=Capability.OPTIMIZER_OFFLOAD)
+@check("maybe_offload_optimizer", needs=Capability.OPTIMIZER_OFFLOAD, after=NAMES)
 def optimizer_state_comes_back_with_the_same_bits(bench: StrategyBench) -> None:
     """`fsdp_cpu_offload`: state leaves after every step and comes back; parameters are those of a run without; calls are idempotent"""
     strategy, found = bench.start(fsdp_cpu_offload=True), []
@@ -97,7 +98,7 @@ def optimizer_state_comes_back_with_the_same_bits(bench: StrategyBench) -> None:
     )
 
 
-@check("maybe_offload_optimizer", needs=Capability.OPTIMIZER_OFFLOAD)
+@check("maybe_offload_optimizer", needs=Capability.OPTIMIZER_OFFLOAD, after=STEPS)
 def optimizer_state_really_leaves(bench: StrategyBench) -> None:
     """While offloaded, every moment lies in host memory and in other storage than before; loading puts it back on the device"""
     strategy = bench.start(fsdp_cpu_offload=True)
@@ -116,7 +117,7 @@ def optimizer_state_really_leaves(bench: StrategyBench) -> None:
     assert back == {strategy.world.device.type}, f"after maybe_load_optimizer the state is on {back}"
 
 
-@check("optimizer_step", needs=Capability.OPTIMIZER_OFFLOAD)
+@check("optimizer_step", needs=Capability.OPTIMIZER_OFFLOAD, after=STEPS)
 def a_step_while_offloaded_is_refused(bench: StrategyBench) -> None:
     """A StrategyStateError that names `maybe_load_optimizer`, and no step"""
     strategy = bench.start(fsdp_cpu_offload=True)

@@ -27,7 +27,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Requirement:
-    """`method` of the contract requirements `text`; `test` (`Class::name`) asks for it, where `capability` is declared or None."""
+    """`method` of the contract requires `text`; `test` (`Class::name`) asks for it, where `capability` is declared or None."""
 
     kind: Literal["strategy", "engine"]
     method: str
@@ -40,30 +40,37 @@ class Requirement:
 class StrategyCheck:
     """Runs on every rank of one world, all ranks together; raises AssertionError, in words for the author of the plugin.
 
-    `needs` is the capability that it asks for; without it the strategy has to refuse.
+    `needs` is the capability that it asks for; without it the strategy has to refuse. `after` names the plainer checks that it builds
+    on: where one of them failed it is not asked, for it could fail for that reason alone, and is told as blocked by it.
     """
 
     name: str
     method: str
     run: Check
     needs: Capability | None
+    after: tuple[str, ...]
 
     @property
     def text(self) -> str:
         return _text(self.run, self.name)
 
+    @property
+    def part(self) -> str:
+        """The module that it is written in."""
+        return self.run.__module__.rpartition(".")[2]
+
 
 CHECKS: dict[str, StrategyCheck] = {}
-"""Every check of a strategy, in the order in which they run."""
+"""Every check of a strategy, by name. `world.ORDER` is the order in which they run."""
 
 
-def check(method: str, *, needs: Capability | None = None) -> Callable[[Check], Check]:
-    """Registers a check of `StrategyBase.method`."""
+def check(method: str, *, needs: Capability | None = None, after: tuple[str, ...] = ()) -> Callable[[Check], Check]:
+    """Registers a check of `StrategyBase.method`; see `StrategyCheck`."""
 
     def register(run: Check) -> Check:
         name = run.__name__
         assert name not in CHECKS, f"two checks named {name}"
-        CHECKS[name] = StrategyCheck(name, method, run, needs)
+        CHECKS[name] = StrategyCheck(name, method, run, needs, after)
         return run
 
     return register

@@ -12,6 +12,7 @@ from lightrft.config.load import make_config
 from lightrft.errors import CapabilityError, StrategyStateError
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.testing.conformance.bench import StrategyBench
+from lightrft.testing.conformance.plain import NAMES
 from lightrft.testing.conformance.requirement import check
 from lightrft.testing.fake_strategy import with_fake_engine
 from lightrft.testing.tiny import tiny_causal_lm, tiny_model_folder
@@ -30,7 +31,7 @@ def _with_engine(bench: StrategyBench, *, tp_size: int = 1) -> Iterator[Strategy
     bench.strategy.all_reduce(0.0)
     settings = {"model_name_or_path": str(folder), "prompt_max_len": 32, "generate_max_len": 16, "engine_tp_size": tp_size}
     strategy = bench.start(with_fake_engine(bench.registry), **settings)
-    strategy.setup_inference_engine(make_config({**settings, "engine_type": "fake"}))
+    strategy.setup_inference_engine(make_config({"strategy": bench.subject.name, **settings, "engine_type": "fake"}))
     yield strategy
     strategy.shutdown_inference_engine()
 
@@ -74,7 +75,7 @@ def outputs_do_not_depend_on_who_brings_the_prompts(bench: StrategyBench) -> Non
         assert gathered == expected, "completions depend on which rank brings a prompt, or reach another prompt than the one they answer"
 
 
-@check("update_engine_weights")
+@check("update_engine_weights", after=NAMES)
 def a_sync_gives_the_engine_the_actor(bench: StrategyBench) -> None:
     """After a sync the engine holds the actor bit by bit, `weight_version` is one more, and completions carry it"""
     with _with_engine(bench) as strategy:
@@ -123,7 +124,7 @@ def ranks_train_on_without_an_engine(bench: StrategyBench) -> None:
     with _with_engine(bench) as strategy:
         twice = False
         try:
-            strategy.setup_inference_engine(make_config({"engine_type": "fake"}))
+            strategy.setup_inference_engine(make_config({"strategy": bench.subject.name, "engine_type": "fake"}))
         except StrategyStateError:
             twice = True
     works = strategy.all_reduce(1.0, "sum") == bench.world_size

@@ -16,13 +16,14 @@ import pytest
 
 from lightrft.testing.conformance.requirement import MARK
 
-State = Literal["passed", "failed", "refused", "not asked"]
+State = Literal["passed", "failed", "blocked", "refused", "not asked"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one test (`name` with its parameters in brackets) of one class; `refused`: what is not declared is refused, as it has to be.
+    """Of one test (`name` with its parameters in brackets) of one class.
 
+    `refused`: what is not declared is refused, as it has to be. `blocked`: it could fail for the reason of a plainer one that failed.
     `message` is the reason where it failed, or was not asked. `method` of the contract has the requirement `text`.
     """
 
@@ -66,7 +67,7 @@ class _Reporter:
         if report.failed:
             state = "failed"
         elif report.skipped:
-            state = "not asked"
+            state = "blocked" if "blocked" in known else "not asked"
         elif "refused" in known:
             state = "refused"
         _, kit, name = report.nodeid.rsplit("::", 2)

@@ -14,6 +14,7 @@ import torch
 from lightrft.errors import CheckpointError, PeerError
 from lightrft.strategy.strategy_base import Optimizer
 from lightrft.testing.conformance.bench import StrategyBench, Tensors
+from lightrft.testing.conformance.plain import NAMES, STEPS
 from lightrft.testing.conformance.requirement import NotAsked, check
 from lightrft.testing.tiny import tiny_causal_lm, tiny_lora, tiny_tokenizer
 from lightrft.testing.workload import SETTINGS, full_parameters, largest_difference, train
@@ -60,7 +61,7 @@ def draws(state: dict[str, Any]) -> list[float]:
     return torch.rand(3, generator=generator).tolist()
 
 
-@check("load_ckpt")
+@check("load_ckpt", after=NAMES)
 def a_resumed_run_is_bitwise_the_same(bench: StrategyBench) -> None:
     """Parameters, optimizer and schedule: what is loaded replaces everything, and later steps have the same bits"""
     run, folder = Run(bench), bench.folder / "resumed"
@@ -82,7 +83,7 @@ def a_resumed_run_is_bitwise_the_same(bench: StrategyBench) -> None:
     )
 
 
-@check("save_ckpt")
+@check("save_ckpt", after=NAMES)
 def a_run_is_not_changed_by_saving(bench: StrategyBench) -> None:
     """A run that saves goes on as one that does not"""
     run, undisturbed = Run(bench), Run(bench)
@@ -94,7 +95,7 @@ def a_run_is_not_changed_by_saving(bench: StrategyBench) -> None:
     assert far == 0, f"parameters differ by {far} because the run was saved"
 
 
-@check("load_ckpt")
+@check("load_ckpt", after=STEPS)
 def client_state_comes_back_whole(bench: StrategyBench) -> None:
     """Numbers, texts, lists and tensors, the state of random generators among them, on every rank as rank 0 saved them"""
     run, state = Run(bench), client_state()
@@ -107,7 +108,7 @@ def client_state_comes_back_whole(bench: StrategyBench) -> None:
     assert plain == {name: value for name, value in state.items() if name != "rng"}, f"client_state came back as {plain}"
 
 
-@check("save_ckpt")
+@check("save_ckpt", after=STEPS)
 def a_save_that_fails_leaves_the_old_one_whole(bench: StrategyBench) -> None:
     """A full disk on one rank, at the end of its write: an error on all ranks, the older checkpoint unchanged, and no half one beside it"""
     run, folder = Run(bench), bench.folder / "kept"
@@ -133,7 +134,7 @@ def a_save_that_fails_leaves_the_old_one_whole(bench: StrategyBench) -> None:
     assert steps == [1], f"after a failed save the checkpoint is of step {steps}: {unreadable}"
 
 
-@check("save_ckpt")
+@check("save_ckpt", after=NAMES)
 def a_newer_save_replaces_the_older(bench: StrategyBench) -> None:
     """The same folder, saved again, holds the newer run and nothing of the older"""
     run, folder = Run(bench), bench.folder / "replaced"
@@ -149,7 +150,7 @@ def a_newer_save_replaces_the_older(bench: StrategyBench) -> None:
     assert step == 1 and far == 0, f"the folder holds step {step}, parameters {far} from those of the newer save"
 
 
-@check("load_ckpt")
+@check("load_ckpt", after=STEPS)
 def a_checkpoint_of_another_model_is_refused(bench: StrategyBench) -> None:
     """More parameters than were saved, or fewer: a CheckpointError that names the first, on all ranks"""
     small, large = Run(bench), Run(bench, layers=2)
@@ -161,7 +162,7 @@ def a_checkpoint_of_another_model_is_refused(bench: StrategyBench) -> None:
         assert "model.layers.1." in said, f"a checkpoint that {what} this model is refused without naming one: {said!r}"
 
 
-@check("load_ckpt")
+@check("load_ckpt", after=STEPS)
 def a_damaged_checkpoint_is_refused(bench: StrategyBench) -> None:
     """No folder, a file that is missing or changed by one bit: a CheckpointError on all ranks, and a good one loads afterwards"""
     run, good = Run(bench), bench.folder / "good"
@@ -182,7 +183,7 @@ def a_damaged_checkpoint_is_refused(bench: StrategyBench) -> None:
     assert run.load(good)["step"] == 5, "a good checkpoint does not load after bad ones were refused"
 
 
-@check("save_model")
+@check("save_model", after=NAMES)
 def a_saved_model_loads_in_transformers(bench: StrategyBench) -> None:
     """A HF folder with config, safetensors and tokenizer; equal bit by bit, tied weights tied"""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -202,7 +203,7 @@ def a_saved_model_loads_in_transformers(bench: StrategyBench) -> None:
     assert len(AutoTokenizer.from_pretrained(folder)) == len(tiny_tokenizer()), "the tokenizer is not the one that was given"
 
 
-@check("save_adapter")
+@check("save_adapter", after=NAMES)
 def saved_adapters_load_in_peft(bench: StrategyBench) -> None:
     """The folder that `PeftModel.from_pretrained` reads: with it the base model is the trained one; without adapters a ValueError"""
     if importlib.util.find_spec("peft") is None:

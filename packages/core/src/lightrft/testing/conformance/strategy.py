@@ -19,31 +19,56 @@ from lightrft.plugins.specs import Capability
 from lightrft.testing.conformance import saving
 from lightrft.testing.conformance.base import Conformance, KitError
 from lightrft.testing.conformance.bench import MakeRegistry, StrategyBench, Subject, Tensors
-from lightrft.testing.conformance.requirement import CHECKS, MARK, StrategyCheck, requirement
-from lightrft.testing.conformance.world import END, KIT, Outcome, ask
+from lightrft.testing.conformance.plain import STEPS
+from lightrft.testing.conformance.requirement import MARK, StrategyCheck, requirement
+from lightrft.testing.conformance.world import END, KIT, ORDER, Outcome, ask
 from lightrft.testing.spmd import run_spmd
 from lightrft.testing.workload import largest_difference
+
+Record = Callable[[str, object], None]
+
+RESUMED = (
+    "a_resumed_run_is_bitwise_the_same",
+    "micro_batches_do_not_change_the_update",
+    "a_clipped_update_is_that_of_one_process",
+    "a_schedule_reaches_the_optimizer",
+)
+"""What a run that is resumed on other ranks builds on."""
 
 OTHER_RANKS = {1: 2, 2: 1, 4: 2}
 """On how many ranks a run is resumed that was saved on so many."""
 
 
 class World:
-    """The outcomes of all checks of one strategy on so many ranks; asked when the first is wanted."""
+    """The outcomes of the checks of one strategy on so many ranks that were selected; asked when the first is wanted.
 
-    def __init__(self, subject: Subject, ranks: int, *, timeout_s: float, only: tuple[str, ...]) -> None:
+    Where the plainest check failed with fewer ranks (`smaller`), nothing is asked with more.
+    """
+
+    def __init__(self, subject: Subject, ranks: int, *, timeout_s: float, selected: tuple[str, ...], smaller: World | None) -> None:
         self.subject, self.ranks = subject, ranks
-        self._timeout_s, self._only = timeout_s, only
+        self._timeout_s, self._selected, self._smaller = timeout_s, selected, smaller
         self._outcomes: dict[str, Outcome] | None = None
 
     def outcome(self, check: str) -> Outcome:
         if self._outcomes is None:
-            self._outcomes = ask(self.subject, self.ranks, self._only or tuple(CHECKS), timeout_s=self._timeout_s)
+            if root := self._smaller.blocked_by(STEPS) if self._smaller else "":
+                self._outcomes = dict.fromkeys((*self._selected, KIT, END), Outcome("blocked", root))
+            else:
+                self._outcomes = ask(self.subject, self.ranks, self._selected, timeout_s=self._timeout_s)
         return self._outcomes[check]
 
+    def blocked_by(self, checks: tuple[str, ...]) -> str:
+        """Of the first of these that failed its name, of one that is blocked the name of what blocks it; nothing where all held."""
+        for name in (name for name in checks if name in self._selected):
+            outcome = self.outcome(name)
+            if outcome.kind in ("failed", "blocked"):
+                return f"{name}[{_named(self.ranks)}]" if outcome.kind == "failed" else outcome.text
+        return ""
 
-class StrategyConformance(Conformance, kit=True):
-    """Set `strategy_name`; where needed `ranks`, `settings` (of the configuration) and `timeout_s` (of one check)."""
+
+class StrategyChecks(Conformance, kit=True):
+    """The checks of `world.ORDER` as tests, in that order."""
 
     kind = "strategy"
     WIRING = frozenset({"strategy_name", "ranks", "settings", "registry", "timeout_s"})
@@ -52,6 +77,8 @@ class StrategyConformance(Conformance, kit=True):
     """World sizes; one that does not declare `multi_rank` is asked on one rank, and has to refuse two."""
     settings: ClassVar[Mapping[str, Any]] = {}
     timeout_s: ClassVar[float] = 60.0
+    _world: ClassVar[World]
+    """The last one that was asked; the next has more ranks."""
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "world" in metafunc.fixturenames:
@@ -60,14 +87,16 @@ class StrategyConformance(Conformance, kit=True):
                     f"{type(self).__name__} sets ranks = {type(self).ranks!r}: nothing would be tested. Give world sizes, (1, 2)"
                 )
             asked = type(self).ranks if Capability.MULTI_RANK in type(self).spec().capabilities else (1,)
-            metafunc.parametrize("world", asked, indirect=True, scope="class", ids=[f"{n} ranks" if n > 1 else "1 rank" for n in asked])
+            metafunc.parametrize("world", asked, indirect=True, scope="class", ids=list(map(_named, asked)))
 
     @pytest.fixture(scope="class")
     @classmethod
     def world(cls, request: pytest.FixtureRequest) -> World:
         wanted = {item.originalname for item in request.session.items if item.cls is cls}  # type: ignore[attr-defined]  # functions
-        only = tuple(name for name in CHECKS if f"test_{name}" in wanted)
-        return World(cls._subject(), request.param, timeout_s=cls.timeout_s, only=only)
+        selected = tuple(name for name in ORDER if f"test_{name}" in wanted)
+        made = World(cls._subject(), request.param, timeout_s=cls.timeout_s, selected=selected, smaller=vars(cls).get("_world"))
+        cls._world = made
+        return made
 
     @classmethod
     def _subject(cls) -> Subject:
@@ -84,11 +113,39 @@ class StrategyConformance(Conformance, kit=True):
             else:
                 assert "multi_rank" in said, f"2 ranks were silently accepted without 'multi_rank' declared (rank {rank}: {said})"
 
+
+def _named(ranks: int) -> str:
+    return "1 rank" if ranks == 1 else f"{ranks} ranks"
+
+
+def _test_of(check: StrategyCheck) -> Callable[..., None]:
+    def test(self: StrategyChecks, world: World, record_property: Record) -> None:
+        _tell(world.outcome(check.name), record_property)
+
+    test.__name__ = f"test_{check.name}"
+    test.__qualname__ = f"StrategyChecks.{test.__name__}"
+    test.__doc__ = check.text
+    setattr(test, MARK, (check.method, check.needs))
+    return test
+
+
+for _check in ORDER.values():
+    setattr(StrategyChecks, f"test_{_check.name}", _test_of(_check))
+
+
+class StrategyConformance(StrategyChecks, kit=True):
+    """Set `strategy_name`; where needed `ranks`, `settings` (of the configuration) and `timeout_s` (of one check).
+
+    Tests run from the plain to what builds on it; one that could fail for a plainer one's reason alone is skipped as blocked by that.
+    """
+
     @requirement("load_ckpt", needs=Capability.MULTI_RANK)
-    def test_a_run_is_resumed_on_another_number_of_ranks(self, world: World, tmp_path: Path) -> None:
+    def test_a_run_is_resumed_on_another_number_of_ranks(self, world: World, tmp_path: Path, record_property: Record) -> None:
         """What is loaded is bitwise what was saved; two steps later it is near, for sums are in another order"""
         if Capability.MULTI_RANK not in type(self).spec().capabilities:
             pytest.skip("this strategy runs on one rank")
+        if root := world.blocked_by(RESUMED):
+            _blocked(root, record_property)
         folder, here, there = tmp_path / "saved", world.ranks, OTHER_RANKS.get(world.ranks, 1)
         expected = run_spmd(_save, here, world.subject, str(folder), timeout_s=4 * self.timeout_s)[0]
         for rank, found in enumerate(run_spmd(_resume, there, world.subject, str(folder), timeout_s=4 * self.timeout_s)):
@@ -101,41 +158,33 @@ class StrategyConformance(Conformance, kit=True):
             )
 
     @requirement("spec")
-    def test_nothing_replaced_the_kit_on_the_ranks(self, world: World) -> None:
+    def test_nothing_replaced_the_kit_on_the_ranks(self, world: World, record_property: Record) -> None:
         """Where the plugin is loaded, it changed neither the kit nor the public side of the contracts"""
-        _tell(world.outcome(KIT), None)
+        _tell(world.outcome(KIT), record_property)
 
     @requirement("shutdown")
-    def test_it_ends_twice_over(self, world: World) -> None:
+    def test_it_ends_twice_over(self, world: World, record_property: Record) -> None:
         """After `shutdown` no process group is left, and a second call does no harm"""
-        _tell(world.outcome(END), None)
+        _tell(world.outcome(END), record_property)
 
 
-def _test_of(check: StrategyCheck) -> Callable[..., None]:
-    def test(self: StrategyConformance, world: World, record_property: Callable[[str, object], None]) -> None:
-        _tell(world.outcome(check.name), record_property)
-
-    test.__name__ = f"test_{check.name}"
-    test.__qualname__ = f"StrategyConformance.{test.__name__}"
-    test.__doc__ = check.text
-    setattr(test, MARK, (check.method, check.needs))
-    return test
-
-
-for _check in CHECKS.values():
-    setattr(StrategyConformance, f"test_{_check.name}", _test_of(_check))
-
-
-def _tell(outcome: Outcome, record: Callable[[str, object], None] | None) -> None:
+def _tell(outcome: Outcome, record: Record) -> None:
     __tracebackhide__ = True
-    if record is not None:
-        record("seconds", outcome.seconds)
-        if outcome.kind == "refused":
-            record("refused", outcome.text)
+    record("seconds", outcome.seconds)
+    if outcome.kind == "refused":
+        record("refused", outcome.text)
+    if outcome.kind == "blocked":
+        _blocked(outcome.text, record)
     if outcome.kind == "not asked":
         pytest.skip(outcome.text)
     if outcome.kind == "failed":
         pytest.fail(outcome.text, pytrace=False)
+
+
+def _blocked(root: str, record: Record) -> None:
+    __tracebackhide__ = True
+    record("blocked", f"test_{root}")
+    pytest.skip(f"blocked by test_{root}")
 
 
 def _start_on_two(subject: Subject) -> str:

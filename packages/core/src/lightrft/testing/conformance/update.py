@@ -10,6 +10,7 @@ import torch
 from lightrft.errors import StrategyStateError
 from lightrft.strategy.strategy_base import AdamWSettings
 from lightrft.testing.conformance.bench import POINTS, StrategyBench, close, line_gradient
+from lightrft.testing.conformance.plain import NAMES, STEPS, VALUES
 from lightrft.testing.conformance.requirement import NotAsked, check
 from lightrft.testing.parity import BOUND, CASES, GRADIENT_STEP, Distance, Measured, distance
 from lightrft.testing.tiny import tiny_causal_lm
@@ -20,36 +21,38 @@ PLAIN_STEP = AdamWSettings(learning_rate=0.125, betas=(0.0, 0.0), eps=0.0)
 
 PARITY = {case.name: case for case in CASES}
 
+SHARES = ("shares_are_summed_over_ranks",)
+ACCUMULATION = ("shares_are_summed_over_micro_batches",)
+UPDATES = ("an_update_is_that_of_one_process", "micro_batches_do_not_change_the_update")
 
-@check("backward")
+
+@check("backward", after=NAMES)
 def shares_are_summed_over_ranks(bench: StrategyBench) -> None:
     """The gradient is the sum of all ranks' shares: no mean over ranks, and no mean of the ranks' means"""
     line = bench.line(GRADIENT_STEP)
     line.backward()
-    result = bench.strategy.optimizer_step(line.optimizer, line.model, None, "line", max_norm=0.0)
-    expected, world = line_gradient(2.0), bench.world_size
-    moved = line.stepped_with
-    for what, found in (("norm", result.grad_norm), ("gradient", moved)):
-        assert close(found, expected, rel=1e-4), (
-            f"the {what} of a token on the first rank and two on the last is {found:.4f}; by hand (1 + 6 + 6) / 3 = {expected:.4f}. "
-            f"{expected / world:.4f} would be a mean over {world} ranks: shares are summed, each is already divided by the global count"
-        )
+    bench.strategy.optimizer_step(line.optimizer, line.model, None, "line", max_norm=0.0)
+    expected, world, found = line_gradient(2.0), bench.world_size, line.stepped_with
+    assert close(found, expected, rel=1e-4), (
+        f"the gradient of a token on the first rank and two on the last is {found:.4f}; by hand (1 + 6 + 6) / 3 = {expected:.4f}. "
+        f"{expected / world:.4f} would be a mean over {world} ranks: shares are summed, each is already divided by the global count"
+    )
 
 
-@check("backward")
+@check("backward", after=("shares_are_summed_over_ranks",))
 def shares_are_summed_over_micro_batches(bench: StrategyBench) -> None:
     """The gradient is the sum over micro-batches: no division by the number of accumulation steps"""
     line = bench.line(GRADIENT_STEP)
     line.backward_in_two()
-    result = bench.strategy.optimizer_step(line.optimizer, line.model, None, "line", max_norm=0.0)
-    expected = line_gradient(2.0)
-    assert close(result.grad_norm, expected, rel=1e-4), (
-        f"one token in the first micro-batch and two in the second give a gradient of {result.grad_norm:.4f}; by hand (1 + 6 + 6) / 3 = "
+    bench.strategy.optimizer_step(line.optimizer, line.model, None, "line", max_norm=0.0)
+    expected, found = line_gradient(2.0), line.stepped_with
+    assert close(found, expected, rel=1e-4), (
+        f"one token in the first micro-batch and two in the second give a gradient of {found:.4f}; by hand (1 + 6 + 6) / 3 = "
         f"{expected:.4f}. {expected / 2:.4f} would be divided by the accumulation steps a second time, 4.0000 the last micro-batch alone"
     )
 
 
-@check("backward")
+@check("backward", after=STEPS)
 def backward_takes_a_scalar(bench: StrategyBench) -> None:
     """A loss that is not a scalar is a ValueError that shows its shape"""
     line = bench.line(SETTINGS)
@@ -63,7 +66,7 @@ def backward_takes_a_scalar(bench: StrategyBench) -> None:
     )
 
 
-@check("prepare_trainable")
+@check("prepare_trainable", after=SHARES)
 def the_optimizer_is_adamw_with_the_settings_asked_for(bench: StrategyBench) -> None:
     """Learning rate, betas, eps and decoupled weight decay reach the optimizer"""
     settings = AdamWSettings(learning_rate=0.1, betas=(0.5, 0.75), eps=0.25, weight_decay=0.5)
@@ -80,7 +83,7 @@ def the_optimizer_is_adamw_with_the_settings_asked_for(bench: StrategyBench) -> 
         assert close(found, weight), f"after step {step} of {settings} the weight is {found:.6f}, by hand {weight:.6f}"
 
 
-@check("prepare_trainable")
+@check("prepare_trainable", after=STEPS)
 def a_trained_model_is_in_eval_mode(bench: StrategyBench) -> None:
     """Dropout is off: the policy that is updated has to be the one that sampled"""
     model, optimizer = bench.strategy.prepare_trainable(tiny_causal_lm().train(), optimizer=SETTINGS)
@@ -92,7 +95,7 @@ def a_trained_model_is_in_eval_mode(bench: StrategyBench) -> None:
         full_parameters(bench.strategy, model)
 
 
-@check("prepare_trainable")
+@check("prepare_trainable", after=NAMES)
 def only_what_requires_gradients_is_trained(bench: StrategyBench) -> None:
     """Parameters that require no gradients stay as they are; a model without trained ones is a ValueError"""
     model: torch.nn.Module = tiny_causal_lm()
@@ -113,7 +116,7 @@ def only_what_requires_gradients_is_trained(bench: StrategyBench) -> None:
     raise AssertionError("prepare_trainable took a model of which no parameter requires gradients")
 
 
-@check("optimizer_step")
+@check("optimizer_step", after=SHARES)
 def max_norm_clips_0_is_off_and_none_is_the_configurations(bench: StrategyBench) -> None:
     """`max_norm` bounds the gradient that is stepped with; the reported norm is the one before"""
     expected = line_gradient(2.0)
@@ -130,7 +133,7 @@ def max_norm_clips_0_is_off_and_none_is_the_configurations(bench: StrategyBench)
         assert plain, f"a step reports {result}: a plain float and a plain bool, for a tensor holds on to its device"
 
 
-@check("optimizer_step")
+@check("optimizer_step", after=STEPS)
 def a_step_clears_the_gradients(bench: StrategyBench) -> None:
     """Nothing of one step is left in the next"""
     line = bench.line(SETTINGS)
@@ -141,7 +144,7 @@ def a_step_clears_the_gradients(bench: StrategyBench) -> None:
     assert norm == 0.0, f"a loss worth 0 after a step has a gradient norm of {norm}: gradients of the step before are left"
 
 
-@check("optimizer_step")
+@check("optimizer_step", after=SHARES)
 def a_schedule_reaches_the_optimizer(bench: StrategyBench) -> None:
     """torch's schedulers work on the optimizer that `prepare_trainable` returned; a step steps the one it is given"""
     line = bench.line(PLAIN_STEP)
@@ -155,7 +158,7 @@ def a_schedule_reaches_the_optimizer(bench: StrategyBench) -> None:
         )
 
 
-@check("optimizer_step")
+@check("optimizer_step", after=VALUES)
 def a_norm_that_is_not_finite_skips_the_step_on_all_ranks(bench: StrategyBench) -> None:
     """NaN or Inf, on one rank alone: no rank steps, the scheduler waits, the step is counted, and training goes on as if it had not been"""
     for sick in (math.nan, math.inf):
@@ -185,7 +188,7 @@ def a_norm_that_is_not_finite_skips_the_step_on_all_ranks(bench: StrategyBench) 
         assert far == 0, f"{who}: the run goes on differently from one that never saw it, parameters differ by {far}"
 
 
-@check("optimizer_step")
+@check("optimizer_step", after=NAMES)
 def a_forward_after_a_step_sees_the_new_weights(bench: StrategyBench) -> None:
     """No forward pass uses weights of before a step, whatever passes came between backward and step"""
     strategy = bench.strategy
@@ -204,37 +207,37 @@ def a_forward_after_a_step_sees_the_new_weights(bench: StrategyBench) -> None:
     assert far < 1e-4, f"a forward pass after a step is {far:.1e} from a plain model with the exported weights: it uses other weights"
 
 
-@check("prepare_trainable")
+@check("prepare_trainable", after=(*SHARES, *VALUES))
 def an_update_is_that_of_one_process(bench: StrategyBench) -> None:
     """Gradients of the first step, norms, and parameters after five steps, with rows of different lengths dealt unevenly to the ranks"""
     _compare(bench, "accumulation 1")
 
 
-@check("accumulate")
+@check("accumulate", after=(*SHARES, *ACCUMULATION, "an_update_is_that_of_one_process"))
 def micro_batches_do_not_change_the_update(bench: StrategyBench) -> None:
     """Three micro-batches with different numbers of tokens give the update of one"""
     _compare(bench, "accumulation 3")
 
 
-@check("accumulate")
+@check("accumulate", after=UPDATES)
 def a_rank_without_micro_batches_takes_part(bench: StrategyBench) -> None:
     """A rank that has no rows in a step changes nothing and keeps no other rank waiting"""
     _compare(bench, "one rank empty")
 
 
-@check("optimizer_step")
+@check("optimizer_step", after=(*UPDATES, "max_norm_clips_0_is_off_and_none_is_the_configurations"))
 def a_clipped_update_is_that_of_one_process(bench: StrategyBench) -> None:
     """The norm is that of the whole gradient, over all ranks and parameters, and is clipped once"""
     _compare(bench, "clipping")
 
 
-@check("optimizer_step")
+@check("optimizer_step", after=(*UPDATES, "a_clipped_update_is_that_of_one_process"))
 def each_model_is_clipped_alone(bench: StrategyBench) -> None:
     """Two models that train side by side: each step clips and steps exactly the model it is given"""
     _compare(bench, "actor and critic")
 
 
-@check("prepare_trainable")
+@check("prepare_trainable", after=(*UPDATES, "a_clipped_update_is_that_of_one_process"))
 def adapters_alone_are_trained(bench: StrategyBench) -> None:
     """A model with LoRA adapters: only they get gradients, and their update is that of one process"""
     if importlib.util.find_spec("peft") is None:
@@ -242,13 +245,13 @@ def adapters_alone_are_trained(bench: StrategyBench) -> None:
     _compare(bench, "LoRA")
 
 
-@check("prepare_trainable")
+@check("prepare_trainable", after=UPDATES)
 def recomputed_activations_change_nothing(bench: StrategyBench) -> None:
     """`gradient_checkpointing` gives the same update"""
     compare(bench.measure(PARITY["accumulation 3"], gradient_checkpointing=True), bench.oracle["accumulation 3"], "with recomputation")
 
 
-@check("accumulate")
+@check("accumulate", after=STEPS)
 def accumulate_without_a_smallest_input_says_what_is_possible(bench: StrategyBench) -> None:
     """A model that is none of transformers' and a rank with fewer micro-batches: a ValueError that names the remedy"""
     line = bench.line(SETTINGS)
@@ -260,7 +263,7 @@ def accumulate_without_a_smallest_input_says_what_is_possible(bench: StrategyBen
     raise AssertionError(f"accumulate of no micro-batch on a plain module was accepted; it has no input to fill up with ({POINTS[:0]})")
 
 
-@check("optimizer_step")
+@check("optimizer_step", after=STEPS)
 def a_step_before_the_final_micro_batch_is_refused(bench: StrategyBench) -> None:
     """A step after `backward(final=False)` would be one of gradients that are not reduced: a StrategyStateError that says so"""
     line = bench.line(GRADIENT_STEP)

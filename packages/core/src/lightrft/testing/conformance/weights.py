@@ -6,6 +6,7 @@ import torch
 
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.testing.conformance.bench import StrategyBench, Tensors
+from lightrft.testing.conformance.plain import FROZEN, NAMES, VALUES
 from lightrft.testing.conformance.requirement import check
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.testing.workload import SETTINGS, full_parameters, largest_difference, train
@@ -26,7 +27,7 @@ def _trainable(strategy: StrategyBase, *, tie: bool = False) -> tuple[torch.nn.M
     return strategy.prepare_trainable(source, optimizer=SETTINGS)[0], values, names
 
 
-@check("export_weights")
+@check("export_weights", after=NAMES)
 def every_parameter_leaves_once_and_bitwise(bench: StrategyBench) -> None:
     """Full tensors under the names of the HF model, in its order, with the values that were prepared; twice in a row"""
     model, expected, names = _trainable(bench.strategy)
@@ -34,7 +35,8 @@ def every_parameter_leaves_once_and_bitwise(bench: StrategyBench) -> None:
         found = [(w.names[0], w.tensor.detach().cpu().clone()) for bucket in bench.strategy.export_weights(model) for w in bucket]
         left = [name for name, _ in found]
         missing, more = [n[0] for n in names if n[0] not in left], [n for n in left if n not in expected]
-        assert not missing and not more, f"the {time} export lacks {missing[:3]} and has the unknown {more[:3]}"
+        assert not missing, f"the {time} export lacks {', '.join(missing[:3])} ({len(missing)} in all)"
+        assert not more, f"the {time} export has {', '.join(more[:3])}, which the model does not have ({len(more)} in all)"
         twice = sorted({n for n in left if left.count(n) > 1})
         assert not twice, f"exported more than once: {twice[:3]}"
         assert left == [n[0] for n in names], "parameters leave in another order than `named_parameters` of the HF model has"
@@ -42,20 +44,22 @@ def every_parameter_leaves_once_and_bitwise(bench: StrategyBench) -> None:
         assert not wrong, f"the {time} export of {', '.join(wrong[:3])} is not bitwise what was prepared ({len(wrong)} tensors)"
 
 
-@check("export_weights")
+@check("export_weights", after=NAMES)
 def tied_weights_leave_once_with_all_their_names(bench: StrategyBench) -> None:
     """A parameter that the model holds under several names leaves as one tensor that has them all"""
     model, _, names = _trainable(bench.strategy, tie=True)
     found = [w.names for bucket in bench.strategy.export_weights(model) for w in bucket]
     tied = next(n for n in names if len(n) > 1)
     lacking = [n for n in tied if n not in {name for known in found for name in known}]
-    assert not lacking, f"the tied name {lacking[0]} is missing from the export, beside {tied[0]}; an engine would keep its old values"
+    assert not lacking, (
+        f"{' and '.join(tied)} are one parameter, and the export lacks the name {', '.join(lacking)}: an engine would keep its old values"
+    )
     assert [set(n) for n in found] == [set(n) for n in names], (
         f"tied names {tied} are exported as {[n for n in found if set(n) & set(tied)]}"
     )
 
 
-@check("export_weights")
+@check("export_weights", after=VALUES)
 def weights_leave_in_the_dtype_asked_for(bench: StrategyBench) -> None:
     """`dtype` casts every tensor, rounded from the values that are trained; None keeps their own"""
     model, expected, _ = _trainable(bench.strategy)
@@ -68,7 +72,7 @@ def weights_leave_in_the_dtype_asked_for(bench: StrategyBench) -> None:
                 assert not weight.tensor.requires_grad, f"{weight.names[0]} leaves with its gradient graph"
 
 
-@check("export_weights")
+@check("export_weights", after=NAMES)
 def buckets_keep_their_bound(bench: StrategyBench) -> None:
     """No bucket holds more bytes than asked for, but one that holds a single larger tensor; none is closed early"""
     model, _, _ = _trainable(bench.strategy)
@@ -84,7 +88,7 @@ def buckets_keep_their_bound(bench: StrategyBench) -> None:
         )
 
 
-@check("export_weights")
+@check("export_weights", after=NAMES)
 def trained_weights_leave_after_a_step(bench: StrategyBench) -> None:
     """What leaves is what was stepped, the same on every rank"""
     model, optimizer = bench.strategy.prepare_trainable(tiny_causal_lm(), optimizer=SETTINGS)
@@ -99,7 +103,7 @@ def trained_weights_leave_after_a_step(bench: StrategyBench) -> None:
     assert not different, f"ranks export different values of {', '.join(different[:3])}"
 
 
-@check("export_weights")
+@check("export_weights", after=(*FROZEN, *NAMES))
 def frozen_models_leave_whole_too(bench: StrategyBench) -> None:
     """A model of `prepare_model` exports its values, also where ranks share it"""
     source = tiny_causal_lm(vocab_size=VOCABULARY)
@@ -108,7 +112,7 @@ def frozen_models_leave_whole_too(bench: StrategyBench) -> None:
     assert far == 0, f"the export of a frozen model differs by {far} from what was prepared"
 
 
-@check("move_ema_model")
+@check("move_ema_model", after=VALUES)
 def a_moving_average_follows_what_leaves(bench: StrategyBench) -> None:
     """After two steps it is beta (beta w0 + (1 - beta) w1) + (1 - beta) w2 of the weights that left, in float32, identical on every rank"""
     beta, strategy = 0.75, bench.strategy
@@ -123,7 +127,7 @@ def a_moving_average_follows_what_leaves(bench: StrategyBench) -> None:
     assert far <= 1e-6, f"the average differs by {far} from {beta} of itself and {1 - beta} of the exported weights after each step"
 
 
-@check("save_ema_model")
+@check("save_ema_model", after=VALUES)
 def a_moving_average_comes_back_bit_by_bit(bench: StrategyBench) -> None:
     """What `save_ema_model` wrote, `load_ema_model` gives another average, on every rank the part that it holds"""
     saved = bench.strategy.prepare_ema_model(tiny_causal_lm(vocab_size=VOCABULARY, seed=3))

@@ -1,4 +1,4 @@
-"""How are many checks asked in one spawned world, each with its own verdict, even where one of them raises, dies or hangs?"""
+"""Many checks asked in one spawned world, each with a verdict of its own, also where one of them raises, dies or hangs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pickle
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,14 +17,21 @@ from typing import Literal
 import torch
 
 from lightrft.distributed.failure import LOST_PEER
-from lightrft.testing.conformance import frozen, options, rollouts, saving, update, values, weights  # noqa: F401  # registered by import
+from lightrft.testing.conformance import frozen, options, plain, rollouts, saving, update, values, weights  # noqa: F401  # registered by import
 from lightrft.testing.conformance.bench import StrategyBench, Subject
 from lightrft.testing.conformance.integrity import complaint, replaced
 from lightrft.testing.conformance.requirement import CHECKS, NotAsked, Refused
+from lightrft.testing.limits import sentence
 from lightrft.testing.parity import CASES, Measured, measure
 from lightrft.testing.spmd import SpmdError, run_spmd
 
-Kind = Literal["held", "failed", "refused", "not asked"]
+Kind = Literal["held", "failed", "blocked", "refused", "not asked"]
+
+PARTS = ("plain", "values", "weights", "frozen", "update", "options", "saving", "rollouts")
+"""From the plain to what builds on it."""
+
+ORDER = {check.name: check for check in sorted(CHECKS.values(), key=lambda check: PARTS.index(check.part))}
+"""Every check, in the order in which they run: what a check comes after stands before it."""
 
 KIT = "the_kit_is_whole"
 END = "it_ends_twice_over"
@@ -36,7 +43,10 @@ GRACE_S = 3.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one check on one rank, or on all together; `text` says what failed, was refused, or why it was not asked."""
+    """Of one check on one rank, or on all together; `text` says what failed, was refused, or why it was not asked.
+
+    Of one that is blocked, `text` is the name of the check that failed, the first of those it builds on.
+    """
 
     kind: Kind
     text: str = ""
@@ -53,9 +63,10 @@ def ask(subject: Subject, ranks: int, names: Sequence[str], *, timeout_s: float)
     while left:
         with tempfile.TemporaryDirectory(prefix="lightrft-conformance-") as name:
             folder, died = Path(name), ""
+            failed = _roots(found)
             try:
                 total_s = 60 + timeout_s * len(left)
-                run_spmd(_run, ranks, subject, left, str(folder), _oracle(), timeout_s, timeout_s=total_s, cuda=cuda)
+                run_spmd(_run, ranks, subject, left, str(folder), _oracle(), timeout_s, failed, timeout_s=total_s, cuda=cuda)
             except SpmdError as error:
                 died = str(error)
             for check in list(left):
@@ -68,31 +79,38 @@ def ask(subject: Subject, ranks: int, names: Sequence[str], *, timeout_s: float)
                     left.remove(check)
                     break
             if died and not any(folder.glob("*.0")):  # it does not even start: the others would say the same
-                found |= dict.fromkeys(left, next(iter(found.values())))
+                found |= dict.fromkeys(left, Outcome("blocked", next(iter(found))))
                 left = []
     return found
 
 
-def _run(subject: Subject, names: Sequence[str], folder: str, oracle: str, timeout_s: float) -> None:
-    """On each rank: all checks, one after the other, all ranks in step."""
+def _run(subject: Subject, names: Sequence[str], folder: str, oracle: str, timeout_s: float, failed: Mapping[str, str]) -> None:
+    """On each rank: all checks, one after the other, all ranks in step. `failed` is what `_roots` gives of the worlds before."""
     torch.use_deterministic_algorithms(torch.cuda.is_available(), warn_only=True)  # bitwise requirements hold on a GPU, too
     expected: dict[str, Measured] = pickle.loads(Path(oracle).read_bytes())
     shared = Path(folder) / "files"
     shared.mkdir(exist_ok=True)
     bench = StrategyBench(subject, shared, expected)
-    rank, world = bench.rank, bench.world_size
+    rank, world, roots = bench.rank, bench.world_size, dict(failed)
     for name in names:
         with (Path(folder) / f"{name}.{rank}.stack").open("w") as stack:
             faulthandler.dump_traceback_later(timeout_s, exit=True, file=stack)
-            outcome = _one(bench, name)
+            outcome = _one(bench, name, roots)
             faulthandler.cancel_dump_traceback_later()
         _write(Path(folder) / f"{name}.{rank}", outcome)
         _wait(Path(folder), name, world, GRACE_S if outcome.kind == "failed" else timeout_s + GRACE_S)
+        on_ranks = [_read(Path(folder) / f"{name}.{other}") for other in range(world)]  # all are there: what is blocked is so on every rank
+        roots |= _roots({name: _together([o for o in on_ranks if o is not None])})
         if outcome.kind == "failed":
             bench.forget()
 
 
-def _one(bench: StrategyBench, name: str) -> Outcome:
+def _roots(found: Mapping[str, Outcome]) -> dict[str, str]:
+    """Of each check that failed, its name; of each that is blocked, the name of the one that failed."""
+    return {name: name if o.kind == "failed" else o.text for name, o in found.items() if o.kind in ("failed", "blocked")}
+
+
+def _one(bench: StrategyBench, name: str, failed: Mapping[str, str]) -> Outcome:
     start = time.monotonic()
 
     def outcome(kind: Kind, text: str = "") -> Outcome:
@@ -108,6 +126,8 @@ def _one(bench: StrategyBench, name: str) -> Outcome:
         check = CHECKS[name]
         if check.needs is not None and not bench.can(check.needs):
             options.refuses(bench, check.needs)
+        if root := next((failed[plainer] for plainer in check.after if plainer in failed), ""):
+            return outcome("blocked", root)
         check.run(bench)
         return outcome("held")
     except Refused as refused:
@@ -117,7 +137,7 @@ def _one(bench: StrategyBench, name: str) -> Outcome:
     except AssertionError as error:
         return outcome("failed", str(error) or traceback.format_exc())
     except Exception as error:  # whatever a plugin raises is its failure
-        return outcome("failed", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+        return outcome("failed", f"{sentence(error)}\n{traceback.format_exc()}")
 
 
 def _end(bench: StrategyBench) -> None:
