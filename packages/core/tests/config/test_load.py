@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -120,3 +122,17 @@ def test_a_key_that_stands_twice(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text("seed: 1\nfsdp: true\nseed: 2\n", encoding="utf-8")
     assert "key 'seed' stands on line 1 and again on line 3; remove one" in recipe_problem(path)
+
+
+REFUSED_BY_THE_CONSTRUCTOR = ["2026-02-30", "0b_", "0x_", "!!int x", "!!float x", "!!bool x", "!!timestamp 1", "9" * 5000, "[" * 3000]
+
+
+@pytest.mark.parametrize("value", REFUSED_BY_THE_CONSTRUCTOR, ids=lambda value: value[:12])
+def test_a_value_that_the_reader_cannot_make_is_one_line_with_its_place(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"seed: 1\noutput_dir: {value}\n")
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(path)
+    [line] = caught.value.problems
+    assert line.startswith(f"config {str(path)!r} is not YAML: ") and "\n" not in line and len(line) < 400
+    assert "line 2" in line or "nested too deeply" in line

@@ -56,6 +56,11 @@ def start_ranks(config: Config, *, mode: Mode, nproc_per_node: int) -> dict[str,
         result = launch(command, nproc_per_node=nproc_per_node)
         if result.exit_code:
             raise SystemExit(result.exit_code)
+        if not summary_path.exists():
+            print(
+                "rank 0 ended with code 0 before the job was over: something that it ran has ended its process (os._exit)", file=sys.stderr
+            )
+            raise SystemExit(1)
         summary: dict[str, Any] = json.loads(summary_path.read_text(encoding="utf-8"))
         return summary
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from lightrft.config.schema import Config
 from lightrft.config.sections import Sections, installed_sections, may_be_section, read_sections
+from lightrft.config.yaml_text import load_yaml
 from lightrft.errors import ConfigError, nearest
 from lightrft.types import REFUSED_SAMPLING
 
@@ -42,7 +43,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     path = Path(path).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
+        values = load_yaml(text)
     except OSError as error:
         raise ConfigError([f"config {str(path)!r}: {error.strerror or error}; give the path of a YAML file"]) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -9,12 +9,12 @@ from lightrft.rewards.score import Scores, not_applicable
 from lightrft.types import Sample
 
 
-def add_not_applicable(metrics: StepMetrics, scores: Scores, samples: Sequence[Sample], *, reward_key: str, copies: int) -> None:
-    """`not_applicable/NAME` and `rollout/unrewarded`, where they are not 0. `copies`: so many ranks have the same samples. Local."""
+def add_not_applicable(metrics: StepMetrics, scores: Scores, samples: Sequence[Sample], *, reward_key: str) -> None:
+    """`not_applicable/NAME` and `rollout/unrewarded`, where they are not 0. Local."""
     none = not_applicable(scores, samples, reward_key=reward_key)
     bare = sum(all(values[index] is None for values in scores.parts.values()) for index in range(len(samples)))
-    metrics.add("not_applicable", {name: float(count) for name, count in none.items()}, _named, copies=copies)
-    metrics.add("unrewarded", {"bare": float(bare), "count": float(len(samples))}, _share, copies=copies)
+    metrics.add("not_applicable", {name: float(count) for name, count in none.items()}, _named)
+    metrics.add("unrewarded", {"bare": float(bare), "count": float(len(samples))}, _share)
 
 
 def _named(total: Mapping[str, float]) -> dict[str, float]:

@@ -123,8 +123,7 @@ class ExperienceMaker:
         for name, values in scores.parts.items():
             known = [value for value in values if value is not None]
             self.metrics.mean(f"reward/{name}", float(sum(known)), float(len(known)))
-        copies = self.strategy.mesh.sequence.size
-        add_not_applicable(self.metrics, scores, batch.samples, reward_key=self.config.reward_key, copies=copies)
+        add_not_applicable(self.metrics, scores, batch.samples, reward_key=self.config.reward_key)
         everyone = self.strategy.all_gather({"reward": rewarded.rewards, "group": rewarded.group_ids})
         sentence = self.dead_rewards.update(everyone["reward"].tolist(), everyone["group"].tolist())
         if sentence or self.dead_rewards.alone_for_long:

@@ -112,6 +112,14 @@ class RunReport:
         self.started = time.time() - state["seconds"]
         if self.strategy.is_rank_0:
             rewind_logs(log_folder(self.config), self.rows, keeps_metrics="jsonl" in self.config.loggers)
+            self._rewind_loggers(int(self.rows[-1]["step"]) if self.rows else 0)
+
+    def _rewind_loggers(self, step: int) -> None:
+        for name, logger in zip(self.config.loggers, self.loggers, strict=True):
+            if hasattr(logger, "rewind"):
+                logger.rewind(step)
+            else:
+                self.strategy.print(f"resume: logger {name!r} has no `rewind`: what it holds of steps after {step} will be there twice")
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.rows.append({"step": float(step), **metrics})

@@ -1,4 +1,4 @@
-"""How do a run's logs look as they did at an earlier step? Lines of later steps go, for the resumed run will write them again."""
+"""A run's logs as they were at an earlier step: lines of later steps go, for the resumed run will write them again."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ def rewind_logs(folder: Path, rows: Sequence[Mapping[str, float]], *, keeps_metr
     for name in BY_STEP:
         path = folder / name
         if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if _step(line) <= last]
-            path.write_text("".join(kept), encoding="utf-8")
+            # Not `splitlines`, for which U+2028 and others inside of a text end a line. What stands after the last end of a line is half a
+            # line of a run that was killed: the next one would be glued to it.
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+            path.write_text("".join(f"{line}\n" for line in lines if _step(line) <= last), encoding="utf-8")
     for path in folder.glob("eval_samples-*.jsonl"):
         number = path.stem.removeprefix("eval_samples-")
         if number.isdigit() and int(number) > last:
@@ -34,4 +36,4 @@ def _step(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return 0  # half a line of a run that was killed is the last one; the next line would be glued to it
+        return 0  # no line of this version's; it stays

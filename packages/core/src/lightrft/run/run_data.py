@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from lightrft.config.yaml_text import load_yaml
 from lightrft.errors import RunFolderError
 from lightrft.run.checkpoint_folder import saved_in
 
@@ -49,7 +50,7 @@ def read_run(folder: Path) -> RunData:
         found = "is no folder" if not folder.is_dir() else "has no config.yaml"
         raise RunFolderError(f"{str(folder)!r} holds no run: it {found}; give the output_dir of `lightrft train` or `lightrft demo`")
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config = load_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RunFolderError(f"{str(folder / 'config.yaml')!r} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):

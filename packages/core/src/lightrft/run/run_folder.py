@@ -1,4 +1,4 @@
-"""What is in the folder of a run, and when may it be used? The configuration in it is the sign that it holds a run."""
+"""The folder of a run: what is in it, and when it may be used. The configuration in it is the sign that it holds a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from lightrft.config.schema import Config
 from lightrft.errors import RunFolderError
 from lightrft.observe.warnings_log import WARNINGS_FILE
 from lightrft.plugins.registry import Registry
+from lightrft.run import lock
 from lightrft.run.checkpoint_folder import FOLDER
 
 CONFIG_FILE = "config.yaml"
@@ -60,6 +61,28 @@ def open_run_folder(config: Config, *, backend: Mapping[str, Any], registry: Reg
     except OSError as error:
         raise RunFolderError(f"output_dir={config.output_dir!r} cannot be written: {error.strerror or error}") from error
     return folder
+
+
+def folders_of(config: Config) -> list[Path]:
+    """The run folder, and the log folder where that is another: the places that no other run may write to."""
+    return list(dict.fromkeys([Path(config.output_dir).expanduser(), log_folder(config)]))
+
+
+def hold_folders(config: Config, *, log: Callable[[str], None]) -> None:
+    """Takes the run's folders for this process, once; a lock that a killed run left is told. For rank 0 alone.
+
+    Raises:
+        RunFolderError: another process runs there.
+    """
+    for folder in folders_of(config):
+        if (before := lock.hold(folder)) is not None:
+            log(f"{str(folder)!r}: a run that has ended without a word ({before}) left its lock, which is taken over")
+
+
+def release_folders(config: Config) -> None:
+    """Gives them back; nothing where this process does not have them."""
+    for folder in folders_of(config):
+        lock.release(folder)
 
 
 def log_folder(config: Config) -> Path:

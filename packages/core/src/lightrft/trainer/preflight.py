@@ -27,7 +27,7 @@ def preflight_problems(config: Config, *, mode: Mode, registry: Registry, world_
         "invariance": lambda: check_invariance(config, registry=registry, world_size=world_size),
         "prompts": lambda: check_showing(config),
     }
-    problems = [*problems_of(checks[mode]), *_data(config, mode), *_resume(config, mode)]
+    problems = [*problems_of(checks[mode]), *_data(config, mode), *_resume(config, mode), *_locks(config, mode)]
     return problems or _models(config, mode)
 
 
@@ -74,6 +74,14 @@ def _models(config: Config, mode: Mode) -> list[str]:
     files = [config.prompt_data] if mode != "eval" else []
     files += eval_files(config.eval_data).values() if mode in ("train", "eval") else []
     return problems_of(lambda: check_tokens(config, [path for path in files if path]))
+
+
+def _locks(config: Config, mode: Mode) -> list[str]:
+    """Folders in which another process runs."""
+    from lightrft.run.lock import in_use
+    from lightrft.run.run_folder import folders_of
+
+    return [line for folder in folders_of(config) if (line := in_use(folder))] if mode == "train" else []
 
 
 def _resume(config: Config, mode: Mode) -> list[str]:

@@ -18,7 +18,7 @@ from lightrft.models.load import load_tokenizer
 from lightrft.plugins.registry import Registry
 from lightrft.rewards.trial import loading_problems
 from lightrft.run.evaluate_samples import best_worst_median
-from lightrft.run.run_folder import open_run_folder
+from lightrft.run.run_folder import hold_folders, open_run_folder
 from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.base_model import prepare_base_model
@@ -122,6 +122,7 @@ def _base_model(config: Config, strategy: StrategyBase) -> Path:
     """Opens the run folder and gives the base model: of the run that is resumed, where that made one."""
     source = check_resume(config) if config.resume_from else None
     goes_on = source is not None and in_run(source, Path(config.output_dir))
+    hold_folders(config, log=strategy.print)
     folder = open_run_folder(config, backend=strategy.describe(), goes_on=goes_on)
     made = source.parent.parent / "base" if source is not None else None
     if made is not None and (made / "config.json").is_file():

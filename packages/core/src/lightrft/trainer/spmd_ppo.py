@@ -15,11 +15,13 @@ from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.diagnostics.label_leak import labels_in_prompts
 from lightrft.diagnostics.monitors import differing_ends, leak
+from lightrft.distributed.consensus import together
 from lightrft.distributed.watchdog import watching
 from lightrft.errors import StoppedByWarning
 from lightrft.experience.metrics import add_rollout_metrics
 from lightrft.observe.phase_clock import PhaseFunction
 from lightrft.run.checkpoint_folder import find
+from lightrft.run.run_folder import hold_folders, release_folders
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.evaluate import EvalSets
 from lightrft.trainer.saver import EMA_MODEL, StopRun, latest_value
@@ -98,6 +100,8 @@ class SPMDPPOTrainer(TrainerParts):
                 return self.finish()
             except Exception as error:
                 return self.stopped(error)
+            finally:
+                release_folders(self.config)
 
     def make_experience(self) -> dict[str, float]:
         """`self.experience` becomes this rank's share of the next rollout; returns what is known of the step so far. Collective."""
@@ -129,6 +133,7 @@ class SPMDPPOTrainer(TrainerParts):
 
     def begin(self) -> None:
         """Before the first step: the engine gets the actor's weights, which are evaluated; or those of a checkpoint. Collective."""
+        together(self.strategy.world, "taking the run folder", self._hold_folders, rank_0_only=True)
         if self.config.resume_from:
             folder = find(self.config.resume_from, run=Path(self.config.output_dir))
             with self.strategy.world.stamp.entering("load"):
@@ -147,6 +152,9 @@ class SPMDPPOTrainer(TrainerParts):
             self.report.start({name: value for name, value in self.metrics.items() if name != "time/sync_s"})
         self.saver.mark(self.step)
         self.warnings.stop_if_asked()
+
+    def _hold_folders(self) -> None:
+        hold_folders(self.config, log=self.strategy.print)
 
     def begin_step(self, step: int) -> None:
         """Nothing is measured yet of this step but the checkpoint before it. Local."""

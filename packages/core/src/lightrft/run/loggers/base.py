@@ -1,4 +1,4 @@
-"""What is a logger? The contract for plugins of kind `logger`."""
+"""The contract of a logger, for plugins of kind `logger`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ class Logger(Protocol):
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes the metrics of one step. Must not keep or change `metrics`."""
+        ...
+
+    def rewind(self, step: int) -> None:
+        """Takes out what was logged of later steps: a run that was stopped goes on after `step` and will log them again. Called at most
+        once, before the first `log`. A logger may lack this method; the run then says that its later steps come twice.
+        """
         ...
 
     def close(self) -> None:

@@ -70,6 +70,9 @@ class ConsoleLogger:
             self._rows.append((step, dict(metrics)))
         self._live.update(self._table(), refresh=True)
 
+    def rewind(self, step: int) -> None:
+        """Nothing to do: a new process has printed nothing."""
+
     def close(self) -> None:
         if self._live is not None:
             self._live.stop()

@@ -21,6 +21,9 @@ class JsonlLogger:
         self._file.write(as_line(step, metrics))
         self._file.flush()
 
+    def rewind(self, step: int) -> None:
+        """Nothing to do: the run itself writes this file as it was (`run.rewind`)."""
+
     def close(self) -> None:
         self._file.close()
 

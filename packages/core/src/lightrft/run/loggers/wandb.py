@@ -1,4 +1,4 @@
-"""How do metrics get to Weights & Biases? Under their names; `WANDB_PROJECT`, `WANDB_MODE` and the other variables are wandb's own."""
+"""Metrics for Weights & Biases, under their names; `WANDB_PROJECT`, `WANDB_MODE` and the other variables are wandb's own."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ class WandbLogger:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)
+
+    def rewind(self, step: int) -> None:
+        """wandb takes no step twice, and cannot take one back: of steps that the stopped run has logged, its values stay."""
+        known = int(getattr(self._run, "step", 0))
+        if known > step + 1:
+            print(f"resume: wandb keeps the stopped run's values of steps {step + 1} to {known - 1}, which it cannot take back", flush=True)
 
     def close(self) -> None:
         self._run.finish()
