@@ -52,11 +52,6 @@ class LogprobColumns:
         return self.logprobs if self.entropy is None else (*self.logprobs, self.entropy)
 
 
-def chunks_of(labels: Tensor, size: int) -> list[slice]:
-    """Slices of at most `size` that cover the labels; one empty slice where there are none."""
-    return [slice(start, start + size) for start in range(0, max(len(labels), 1), size)]
-
-
 def sum_dtype(tensor: Tensor) -> torch.dtype:
     """float32, or float64 for float64."""
     return torch.promote_types(tensor.dtype, torch.float32)
