@@ -15,9 +15,11 @@ from lightrft.config.load import make_config
 from lightrft.config.reward_checks import check_rewards
 from lightrft.errors import CodePermissionError, RewardError
 from lightrft.plugins.registry import Registry
+from lightrft.rewards.adapters import adapted
 from lightrft.rewards.code import code_reward
 from lightrft.rewards.load import NamedReward, RewardFunction, load_rewards, rewards_of
 from lightrft.rewards.score import Scores, not_applicable, score
+from lightrft.testing.small_trainer import make_trainer
 from lightrft.types import Sample
 
 ROWS: list[dict[str, Any]] = [{"prompt": "1+1", "answer": "2", "level": 3}, {"prompt": "2+2", "answer": "4"}]
@@ -184,8 +186,6 @@ def test_the_ground_truth_of_verls_own_rows() -> None:
     def grade(solution_str: str, ground_truth: str, data_source: str) -> float:
         return float(ground_truth == "7" and data_source == "gsm8k")
 
-    from lightrft.rewards.adapters import adapted
-
     row = {"data_source": "gsm8k", "reward_model": {"style": "rule", "ground_truth": "7"}}
     assert adapted(grade, adapter="verl", input_key="prompt")([Sample(prompt="p", completion="c", row=row)]) == [1.0]
 
@@ -196,6 +196,16 @@ def test_without_its_adapter_the_line_says_which(others: str) -> None:
             load(f"{others}:{function}")
     with pytest.raises(RewardError, match=r"a verl reward returned a dict without 'score' \(keys: acc\)"):
         of(load(f"verl:{others}:scoreless"))
+
+
+def test_a_function_of_another_library_that_a_script_gives_is_refused_with_its_adapter(tmp_path: Path) -> None:
+    def of_trl(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        return [1.0] * len(prompts)
+
+    with pytest.raises(ValueError, match=r"parameters of a trl reward function; give it as .*adapted\(f, adapter='trl'"):
+        make_trainer(tmp_path, reward=of_trl)
+    given = adapted(of_trl, adapter="trl", input_key="prompt")
+    assert make_trainer(tmp_path / "adapted", reward=given, max_steps=1, eval_prompts=()).fit()["steps"] == 1
 
 
 CODE = [Sample(prompt="p", completion="x = 1", answer="assert x == 1")]
