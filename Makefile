@@ -26,7 +26,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs gsm8k memory parity collectives overhead curves learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test clean
+.PHONY: help setup demo docs gsm8k memory parity row-parity collectives overhead curves learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,9 @@ memory: $(STAMP)  ## a table: log-probs and gradients without logits held, plain
 
 parity: $(STAMP)  ## a table: how far each backend's update is from that of one process, on 1, 2 and 4 ranks
 	@$(BIN)/python benchmarks/parity.py $(ARGS)
+
+row-parity: $(STAMP)  ## a table: the same for packed rows, rows that ranks share, and the fused head, on four models
+	@$(BIN)/python benchmarks/row_parity.py $(ARGS)
 
 mutants: $(STAMP)  ## a table: every planted fault, and the test of the conformance kit that sees it
 	@$(BIN)/python benchmarks/mutants.py $(ARGS)

@@ -115,10 +115,10 @@ def test_an_old_and_a_future_copy_of_it_are_listed_and_refused_with_the_side_to_
 
 
 def test_what_it_does_not_declare_is_refused_before_anything_starts(python, tmp_path):
-    done = lightrft(python, "demo", *BY_NAME, "--packing_samples", "--output_dir", str(tmp_path / "run"), cwd=tmp_path)
+    done = lightrft(python, "demo", *BY_NAME, "--bf16", "--output_dir", str(tmp_path / "run"), cwd=tmp_path)
     assert done.returncode == 2
     text = " ".join(done.stderr.split())
-    assert "packing_samples=True needs the capability 'packing', which strategy 'acme' (lightrft-acme 0.1.0) does not declare" in text
+    assert "bf16=True needs the capability 'bf16', which strategy 'acme' (lightrft-acme 0.1.0) does not declare" in text
     assert not (tmp_path / "run").exists()
 
 

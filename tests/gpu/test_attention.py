@@ -1,4 +1,4 @@
-"""Our attention function on CUDA: the variable-length kernel against float32, compiled blocks, ranks over nccl."""
+"""Packed attention on CUDA: one kernel for all segments, its windows, heads and scale; compiled blocks; two GPUs on one row."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def test_the_kernel_is_as_near_to_float32_as_segments_one_by_one(window: int | N
         (torch.bfloat16, lambda *qkv: attention_kernels._one_by_one(*qkv, offsets, asked)),
         (torch.bfloat16, lambda *qkv: attend_segments(*qkv, offsets, max(LENGTHS), asked)),
     ):
-        leaves = [x.to(cast).requires_grad_() for x in tensors]
+        leaves = [x.detach().clone().to(cast).requires_grad_() for x in tensors]
         out = attend(*leaves)
         torch.autograd.backward((out.float() ** 2).sum())
         found.append([out.detach().float(), *(x.grad.float() for x in leaves if x.grad is not None)])
@@ -75,25 +75,25 @@ def test_the_check_of_a_model_holds_in_bfloat16(name: str) -> None:
 
 def packed_logits(model: Any, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     positions = torch.cat([torch.arange(n, device="cuda") for n in LENGTHS])[None]
-    with packed_forward():
-        logits: torch.Tensor = model(
-            input_ids=ids, position_ids=positions, **Segments(offsets=offsets, longest=max(LENGTHS)).inputs()
-        ).logits
+    row = Segments(offsets=offsets, longest=max(LENGTHS))
+    with torch.no_grad(), packed_forward():
+        logits: torch.Tensor = model(input_ids=ids, position_ids=positions, **row.inputs()).logits
     return logits[0].float()
 
 
-def test_compiled_blocks_give_the_same_and_can_be_checked() -> None:
-    model = family("qwen3", max_position_embeddings=1024).cuda().bfloat16()
+def test_compiled_blocks_are_as_near_to_float32_and_can_be_checked() -> None:
+    model = family("qwen3", max_position_embeddings=1024).cuda()
     use_our_attention(model, setting=SETTING)
     ids = torch.randint(3, 64, (1, sum(LENGTHS)), generator=torch.Generator().manual_seed(0)).cuda()
     offsets = torch.tensor([0, *LENGTHS], device="cuda").cumsum(0).to(torch.int32)
-    with torch.no_grad():
-        eager = packed_logits(model, ids, offsets)
-        for layer in model.model.layers:
-            layer.compile(dynamic=True)
-        compiled = packed_logits(model, ids, offsets)
-        check_packing(lambda **inputs: model(**inputs).logits, model.config, device=torch.device("cuda"), setting=SETTING)
-    assert float((compiled - eager).abs().mean()) < 2 * BF16 * float(eager.abs().mean())
+    exact = packed_logits(model, ids, offsets)
+    model.bfloat16()
+    eager = packed_logits(model, ids, offsets)
+    for layer in model.model.layers:
+        layer.compile(dynamic=True)
+    compiled = packed_logits(model, ids, offsets)
+    check_packing(lambda **inputs: model(**inputs).logits, model.config, device=torch.device("cuda"), setting=SETTING)
+    assert 0 < float((compiled - exact).abs().mean()) < 1.2 * float((eager - exact).abs().mean())
 
 
 def shared(name: str) -> None:

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 
 from lightrft.batch.grid import Grid
+from lightrft.batch.label_parts import ALONE, LabelParts
 from lightrft.batch.stages import Sampled, token_index
+from lightrft.distributed.mesh import Axis
+from lightrft.distributed.sequence import padded_offsets, shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +21,9 @@ class MicroBatch:
 
     Of M labels, sequence by sequence: `labels` int64 [M], the sampled tokens; `at` int64 [M], the place in the flattened [R * L] whose
     logits predict each; `columns`, float32 [M] each, by name; `grid` says where each stands in [N, T] for losses.
+
+    Where ranks share a row, `inputs`, `labels` [m] and `at` [m] are of this rank's part of it, columns and grid of all; `parts` makes
+    one of the other.
     """
 
     inputs: Mapping[str, Any]
@@ -25,6 +31,7 @@ class MicroBatch:
     at: torch.Tensor
     columns: Mapping[str, torch.Tensor]
     grid: Grid
+    parts: LabelParts
 
     @property
     def num_tokens(self) -> int:
@@ -48,24 +55,24 @@ def padded(batch: Sampled, index: torch.Tensor, *, columns: Sequence[str] = (), 
     place = row * width + torch.arange(len(tokens)) - offsets[:-1][row]
     ids = torch.zeros(max(len(index), 1) * width, dtype=torch.long)
     ids[place] = batch.token_ids[tokens].long()
-    inputs = {"input_ids": ids.view(-1, width)}
-    return _with_labels(batch, index, tokens, place, inputs, columns, device)
+    return _with_labels(batch, index, tokens, place, {"input_ids": ids.view(-1, width)}, columns, device, ALONE)
 
 
-def packed(batch: Sampled, index: torch.Tensor, *, columns: Sequence[str] = (), device: torch.device) -> MicroBatch:
+def packed(batch: Sampled, index: torch.Tensor, *, columns: Sequence[str] = (), device: torch.device, axis: Axis = ALONE) -> MicroBatch:
     """The sequences `index` [K] as one row, one after the other, without padding: `input_ids` and `position_ids` [1, L], positions from 0
     in each; `cu_seq_lens_q` int32 [K + 1] and `max_length_q`, where each begins, for an attention that keeps them apart.
 
+    The ranks of `axis`, which bring the same sequences, get equal parts of the row, padded by a segment of its own (`sequence_axis`).
     No sequences are one of one token without labels, so that every rank can take part in a forward pass.
     """
     tokens, offsets = token_index(batch.offsets, index)
     ids, ends = (batch.token_ids[tokens].long(), offsets) if len(index) else (torch.zeros(1, dtype=torch.long), torch.tensor([0, 1]))
-    lengths = ends.diff()
-    place = torch.arange(len(tokens))
-    positions = torch.arange(len(ids)) - torch.repeat_interleave(ends[:-1], lengths)
-    inputs = {"input_ids": ids[None], "position_ids": positions[None], "cu_seq_lens_q": ends.int()}
-    made = _with_labels(batch, index, tokens, place, inputs, columns, device)
-    return replace(made, inputs={**made.inputs, "max_length_q": int(lengths.max())})
+    positions = torch.arange(len(ids)) - torch.repeat_interleave(ends[:-1], ends.diff())
+    ends = padded_offsets(ends, axis)
+    inputs = {"input_ids": shard(ids[None], axis), "position_ids": shard(positions[None], axis), "cu_seq_lens_q": ends.int()}
+    made = _with_labels(batch, index, tokens, torch.arange(len(tokens)), inputs, columns, device, axis)
+    shared = {"sequence_axis": axis} if axis.size > 1 else {}
+    return replace(made, inputs={**made.inputs, "max_length_q": int(ends.diff().max()), **shared})
 
 
 def _with_labels(
@@ -76,15 +83,18 @@ def _with_labels(
     inputs: Mapping[str, torch.Tensor],
     columns: Sequence[str],
     device: torch.device,
+    axis: Axis,
 ) -> MicroBatch:
     sampled = batch.loss_mask[tokens]
-    chosen = tokens[sampled]
+    chosen, at = tokens[sampled], place[sampled] - 1
+    parts = LabelParts.of(at, inputs["input_ids"].numel(), axis)
     return MicroBatch(
         inputs={name: to_device(tensor, device) for name, tensor in inputs.items()},
-        labels=to_device(batch.token_ids[chosen].long(), device),
-        at=to_device(place[sampled] - 1, device),
+        labels=to_device(batch.token_ids[chosen].long()[parts.mine], device),
+        at=to_device(at[parts.mine] - axis.rank * inputs["input_ids"].numel(), device),
         columns={name: to_device(getattr(batch, name)[chosen], device) for name in columns},
         grid=Grid.of(batch.num_sampled[index]).to(device),
+        parts=parts,
     )
 
 

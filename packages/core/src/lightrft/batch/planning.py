@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from lightrft.batch.dealing import Dealing
+from lightrft.batch.label_parts import ALONE
 from lightrft.batch.micro_batch import MicroBatch, packed, padded
 from lightrft.batch.stages import Rewarded, Sampled
 from lightrft.distributed.collectives import gather_ragged
@@ -23,6 +24,8 @@ class Batching:
     rollout. A micro-batch has at most `micro_batch_size` padded rows or, with a `token_budget` above 0, one packed row of at most so many
     tokens (a longer sequence goes alone). With `balance` sequences change their rank so that every rank has about the same work in each
     step: tokens, and their attention, which costs as much as the rest for a sequence of `attention_length` tokens.
+
+    The ranks of `sequence` share each row, which then is a packed one without a budget as well.
     """
 
     train_batch_size: int
@@ -31,6 +34,7 @@ class Batching:
     token_budget: int = 0
     balance: bool = False
     attention_length: float = float("inf")
+    sequence: Axis = ALONE
 
     def micro_batches(self, batch: Sampled, index: torch.Tensor) -> list[torch.Tensor]:
         """The sequences `index` [K] in parts, one for each forward pass. Local."""
@@ -40,8 +44,9 @@ class Batching:
 
     def micro(self, batch: Sampled, index: torch.Tensor, *, columns: Sequence[str] = (), device: torch.device) -> MicroBatch:
         """One of them as a model's input. Local."""
-        make = packed if self.token_budget else padded
-        return make(batch, index, columns=columns, device=device)
+        if self.token_budget or self.sequence.size > 1:
+            return packed(batch, index, columns=columns, device=device, axis=self.sequence)
+        return padded(batch, index, columns=columns, device=device)
 
     def costs(self, lengths: torch.Tensor) -> torch.Tensor:
         """float64 [N]: the work that sequences of these lengths are, in tokens."""

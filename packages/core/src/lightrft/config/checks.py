@@ -17,7 +17,7 @@ from lightrft.config.metric_names import never_logged
 from lightrft.config.model_checks import engine_fit
 from lightrft.config.model_folder import model_path_problem
 from lightrft.config.reward_checks import check_rewards
-from lightrft.config.row_checks import row_fit
+from lightrft.config.row_checks import row_fit, shared_ranks
 from lightrft.config.schema import Config
 from lightrft.config.sections import unread_sections
 from lightrft.errors import ConfigError, PluginError
@@ -46,8 +46,6 @@ NEEDS = (
     Need("fsdp_reshard_after_forward", "strategy", Capability.RESHARD_POLICY),
     Need("bf16", "strategy", Capability.BF16),
     Need("use_mp_opt", "strategy", Capability.MIXED_PRECISION_OPTIMIZER),
-    Need("sp_size", "strategy", Capability.SEQUENCE_PARALLEL),
-    Need("packing_samples", "strategy", Capability.PACKING),
     Need("engine_tp_size", "engine", Capability.TENSOR_PARALLEL),
     Need("engine_mem_util", "engine", Capability.MEM_UTIL),
     Need("stop", "engine", Capability.STOP_STRINGS),
@@ -71,17 +69,16 @@ def compile_problem(config: Config) -> str | None:
     return None
 
 
-def check(config: Config, *, registry: Registry, world_size: int, typed: Collection[str] = (), rewards: bool = True) -> None:
+def check(config: Config, *, registry: Registry, world_size: int, typed: Collection[str] = ()) -> None:
     """Raises ConfigError with every problem found. Looks at files and plugins; loads no model, starts no process.
 
-    `typed` names the settings that stood on the command line, where a default can mean more than silence. `rewards` False: the settings
-    name none, since functions are given.
+    `typed` names the settings that stood on the command line, where a default can mean more than silence.
     """
     problems = [*_sizes(config, world_size), *_choices(config), *algorithm_problems(config, registry), *ignored_settings(config)]
     problems += unread_sections(config, registry)
     problems += [*_files(config), *row_fit(config, world_size=world_size), *_plugins(config, registry, world_size)]
     problems += _typed(config, registry, typed)
-    problems += check_rewards(config, registry=registry) if rewards else []
+    problems += check_rewards(config, registry=registry)
     if problems:
         raise ConfigError(problems)
 
@@ -89,6 +86,7 @@ def check(config: Config, *, registry: Registry, world_size: int, typed: Collect
 def check_strategy(config: Config, *, registry: Registry, world_size: int) -> None:
     """The part of `check` that concerns the strategy alone, for scripts that build the rest themselves."""
     problems = [*_strategy_choice(config), *_capabilities(config, registry, "strategy", strategy_name(config))]
+    problems += shared_ranks(config, world_size=world_size)
     if not problems and world_size > 1:
         problems += _multi_rank(config, registry, world_size)
     if problems:
@@ -189,11 +187,14 @@ def _tp_size(config: Config, world_size: int) -> Iterator[str]:
 
 
 def _sizes(config: Config, world_size: int) -> Iterator[str]:
-    unit = config.micro_train_batch_size * world_size
+    ranks, what = world_size, "world size"
+    if config.sp_size > 1 and world_size % config.sp_size == 0:  # else told by `row_fit`
+        ranks, what = world_size // config.sp_size, f"world size / sp_size {config.sp_size}"
+    unit = config.micro_train_batch_size * ranks
     if config.train_batch_size % unit:
         yield (
-            f"train_batch_size={config.train_batch_size} is not divisible by micro_train_batch_size x world size = "
-            f"{config.micro_train_batch_size} x {world_size} = {unit}; use a multiple of {unit}"
+            f"train_batch_size={config.train_batch_size} is not divisible by micro_train_batch_size x {what} = "
+            f"{config.micro_train_batch_size} x {ranks} = {unit}; use a multiple of {unit}"
         )
     yield from _batches(config, world_size)
     yield from _scratch(config)
@@ -321,7 +322,7 @@ def _plugins(config: Config, registry: Registry, world_size: int) -> Iterator[st
     yield from _sleep(config, registry)
     yield from _engine_fit(config, registry)
     yield from _gap(config, registry)
-    if config.keep_best and (config.save_every or config.save_every_minutes):
+    if config.keep_best and config.save_every:
         yield from _best_metric(config, registry)
     named = [("advantage", config.advantage_estimator), ("policy_loss", config.policy_loss)]
     named += [("logger", name) for name in config.loggers]

@@ -28,12 +28,11 @@ KINDS = {"rwkv": "a recurrent model", "xlstm": "a recurrent model", "bloom": "a 
 
 def row_fit(config: Config, *, world_size: int) -> Iterator[str]:
     """What `packing_samples`, `sp_size` and the lengths ask of the model and of the ranks, and cannot have."""
-    sizes = [n for n in range(1, world_size + 1) if world_size % n == 0]
     values = model_values(config)
-    if config.sp_size not in sizes:
-        yield f"sp_size={config.sp_size} does not divide the world size {world_size}; possible: {_listed(sizes)}"
+    if wrong := list(shared_ranks(config, world_size=world_size)):
+        yield from wrong
     elif shape := model_shape(config):
-        yield from _heads(config.sp_size, shape, sizes)
+        yield from _heads(config.sp_size, shape, world_size)
     if values is None:
         return
     asked = {"packing_samples": config.packing_samples, "sp_size": config.sp_size > 1}
@@ -41,6 +40,12 @@ def row_fit(config: Config, *, world_size: int) -> Iterator[str]:
     for name in [name for name, is_asked in asked.items() if is_asked and problem]:
         yield f"{name}={getattr(config, name)!r}: the model is {problem}, whose sequences cannot stand in one row; leave {name} out"
     yield from _rope(config, values)
+
+
+def shared_ranks(config: Config, *, world_size: int) -> Iterator[str]:
+    """Whether sequences can have so many ranks."""
+    if config.sp_size not in (sizes := _divisors(world_size)):
+        yield f"sp_size={config.sp_size} does not divide the world size {world_size}; possible: {_listed(sizes)}"
 
 
 def packing_problem(values: Mapping[str, Any]) -> str:
@@ -61,9 +66,9 @@ def packing_problem(values: Mapping[str, Any]) -> str:
     return known or next((words for name, words in STATES.items() if values.get(name) is not None), "")
 
 
-def _heads(sp_size: int, shape: ModelShape, sizes: list[int]) -> Iterator[str]:
+def _heads(sp_size: int, shape: ModelShape, world_size: int) -> Iterator[str]:
     if shape.heads and shape.heads % sp_size:
-        possible = [n for n in sizes if shape.heads % n == 0]
+        possible = [n for n in _divisors(world_size) if shape.heads % n == 0]
         yield f"sp_size={sp_size} does not divide the model's {shape.heads} attention heads; possible: {_listed(possible)}"
 
 
@@ -89,6 +94,10 @@ def _ropes(values: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     if isinstance(found, Mapping):
         yield found
         yield from (part for part in found.values() if isinstance(part, Mapping))
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def _listed(numbers: list[int]) -> str:

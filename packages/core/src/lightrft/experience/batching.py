@@ -15,6 +15,7 @@ def update_batching(config: Config, strategy: StrategyBase, *, training: bool = 
         max_epochs=config.max_epochs,
         token_budget=config.max_tokens_per_micro_batch if config.packing_samples else 0,
         balance=config.balance_ranks or config.packing_samples,
+        sequence=strategy.mesh.sequence,
     )
 
 

@@ -98,7 +98,7 @@ class SamplingCheck:
         """Of each label, float32 [M]: -log p - H, the variance of -log p, and 1 where p is 0."""
         logits = label_logits(actor, micro)
         parts = [self._of(rows, labels) for rows, labels in zip(torch.split(logits, ROWS), torch.split(micro.labels, ROWS), strict=True)]
-        return [torch.cat(column) for column in zip(*parts, strict=True)] if parts else [logits.new_zeros(0)] * 3
+        return micro.parts.whole([torch.cat(column) for column in zip(*parts, strict=True)] if parts else [logits.new_zeros(0)] * 3)
 
     def _of(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         surprise = -filter_logits(logits / self.sampling.temperature, self.sampling).log_softmax(-1)

@@ -25,8 +25,24 @@ from lightrft.models.attention_kernels import Asked, attend_rows, attend_segment
 NAME = "lightrft"
 """Of the implementation, in `config._attn_implementation`. None of transformers' checks looks for a part of it."""
 
-WITHOUT_MEANING = frozenset({"position_ids", "use_cache", "output_attentions", "output_router_logits", "cu_seq_lens_k", "max_length_k"})
+WITHOUT_MEANING = frozenset(
+    {
+        "position_ids",
+        "use_cache",
+        "return_dict",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "cu_seq_lens_k",
+        "max_length_k",
+    }
+)
 """Arguments that layers pass on and that change nothing here."""
+
+
+def has_our_attention(model: Any) -> bool:
+    """Whether `use_our_attention` was called on it."""
+    return bool(model.config.get_text_config()._attn_implementation == NAME)
 
 
 def use_our_attention(model: Any, *, setting: str) -> None:
@@ -57,7 +73,7 @@ class Segments:
     """The borders of a packed row's sequences, and the ranks among which the row is shared.
 
     `offsets` int32 [K + 1] on the model's device, those of the whole row (`padded_offsets`) also where ranks share it;
-    `longest` is the longest sequence's length.
+    `longest` is the longest segment's length, that of the padding included: a kernel leaves out what is beyond it.
     """
 
     offsets: torch.Tensor

@@ -76,7 +76,7 @@ def _outputs(forward: Callable[..., torch.Tensor], sequences: Sequence[torch.Ten
     length = ids.shape[1]
     if axis is not None:
         ids, positions, borders = shard(ids, axis), shard(positions, axis), padded_offsets(borders, axis)
-    row = Segments(offsets=borders, longest=max(map(len, sequences)), axis=axis)
+    row = Segments(offsets=borders, longest=int(borders.diff().max()), axis=axis)
     with packed_forward() as watch:
         out = forward(input_ids=ids, position_ids=positions, **row.inputs())[0].float()
     return (out if axis is None else gather(out.T, length, axis).T), watch

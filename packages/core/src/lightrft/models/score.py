@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from lightrft.batch.micro_batch import MicroBatch
+from lightrft.models.attention import packed_forward
 from lightrft.models.heads import LabelRequest, score_labels
 
 
@@ -30,19 +32,32 @@ def score_tokens(
     implementation; None: by the plain one.
     """
     request = LabelRequest(rows=micro.at, labels=micro.labels, temperatures=temperatures, entropy=entropy, chunk_size=fused_chunk)
-    found = score_labels(model, request, **micro.inputs)
+    with _attention_for(micro):
+        found = score_labels(model, request, **micro.inputs)
     mean = torch.zeros_like(found.logprobs[0].detach()) if found.entropy is None else found.entropy
-    return TokenScores(logprobs=found.logprobs, entropy=mean)
+    *logprobs, mean = micro.parts.whole([*found.logprobs, mean])
+    return TokenScores(logprobs=tuple(logprobs), entropy=mean)
 
 
 def token_values(critic: Any, micro: MicroBatch) -> torch.Tensor:
     """The critic's value, float32 [M], of the text before each label; gradients flow."""
-    values: torch.Tensor = critic(**micro.inputs, use_cache=False).logits[..., 0]
-    return values.flatten()[micro.at].float()
+    with _attention_for(micro):
+        values: torch.Tensor = critic(**micro.inputs, use_cache=False).logits[..., 0]
+    [whole] = micro.parts.whole([values.flatten()[micro.at].float()])
+    return whole
 
 
 def label_logits(model: Any, micro: MicroBatch, **told: Any) -> torch.Tensor:
-    """float32 [M, V]: those that predict the labels. `told` goes to the model beside the micro-batch's inputs."""
-    logits = model(**micro.inputs, use_cache=False, **told).logits
+    """float32 [m, V]: those that predict the labels of this rank's part; `micro.parts` makes columns of them whole.
+
+    `told` goes to the model beside the micro-batch's inputs.
+    """
+    with _attention_for(micro):
+        logits = model(**micro.inputs, use_cache=False, **told).logits
     chosen: torch.Tensor = logits.flatten(0, 1)[micro.at].float()
     return chosen
+
+
+def _attention_for(micro: MicroBatch) -> AbstractContextManager[object]:
+    """In a packed row every layer has to be told where sequences end."""
+    return packed_forward() if "cu_seq_lens_q" in micro.inputs else nullcontext()

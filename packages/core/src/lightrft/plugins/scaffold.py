@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import lightrft
 from lightrft.errors import UserError
 from lightrft.plugins.known import KNOWN_EXTRAS
 from lightrft.plugins.registry import Registry
@@ -72,7 +73,7 @@ def template_folder() -> Path:
     Raises:
         UserError: in neither.
     """
-    package = Path(__file__).resolve().parent.parent
+    package = Path(lightrft.__file__).resolve().parent
     places = [package / "plugin_template", package.parent.parent / "plugin_template"]
     for place in places:
         if (place / "pyproject.toml").is_file():

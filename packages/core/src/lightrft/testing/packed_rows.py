@@ -26,7 +26,7 @@ FAMILIES: dict[str, Any] = {
     "qwen3": lambda **more: tf.Qwen3ForCausalLM(tf.Qwen3Config(**SMALL | more)),
     "llama": lambda **more: tf.LlamaForCausalLM(tf.LlamaConfig(**SMALL | more)),
     "gemma2": lambda **more: tf.Gemma2ForCausalLM(tf.Gemma2Config(**CAPPED | more)),
-    "tied": lambda **more: tf.Qwen2ForCausalLM(tf.Qwen2Config(**SMALL | {"tie_word_embeddings": True} | more)),
+    "tied": lambda **more: tf.LlamaForCausalLM(tf.LlamaConfig(**SMALL | {"tie_word_embeddings": True} | more)),
     "sinks": lambda **more: tf.GptOssForCausalLM(
         tf.GptOssConfig(**SMALL | {"sliding_window": WINDOW, "num_local_experts": 2, "num_experts_per_tok": 1} | more)
     ),
@@ -74,7 +74,7 @@ def logprobs_packed(model: Any, rows: Sequence[torch.Tensor], axis: Axis | None 
     length = ids.shape[1]
     if axis is not None:
         ids, positions, labels, offsets = shard(ids, axis), shard(positions, axis), shard(labels, axis), padded_offsets(offsets, axis)
-    row = Segments(offsets=offsets, longest=max(map(len, rows)), axis=axis)
+    row = Segments(offsets=offsets, longest=int(offsets.diff().max()), axis=axis)
     with packed_forward():
         logits = model(**{"input_ids": ids, "position_ids": positions} | row.inputs() | inputs).logits[0]
     found = _of_labels(logits, labels)

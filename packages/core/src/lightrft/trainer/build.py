@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import torch
 from transformers import get_scheduler
@@ -13,29 +13,21 @@ from lightrft.data.prompts import Finding, Prompt, PromptSet
 from lightrft.models.critic import make_critic
 from lightrft.models.load import Opened, load_tokenizer, open_causal_lm
 from lightrft.models.lora import add_lora
-from lightrft.observe.phase_clock import PhaseFunction
-from lightrft.rewards.load import NamedReward
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.prompts import prompt_set
 from lightrft.trainer.reward_models import build_rewards
+from lightrft.trainer.rows import ready_for_rows
 from lightrft.trainer.spmd_ppo import SPMDPPOTrainer
 from lightrft.trainer.steps import count_updates
 
 
-def build_trainer(
-    config: Config,
-    strategy: StrategyBase,
-    *,
-    model_path: str,
-    rewards: Sequence[NamedReward] | None = None,
-    phases: Mapping[str, PhaseFunction] | None = None,
-) -> SPMDPPOTrainer:
-    """Everything from files and settings, but for `rewards` that are given. The strategy's engine is set up by the caller. Collective."""
+def build_trainer(config: Config, strategy: StrategyBase, *, model_path: str) -> SPMDPPOTrainer:
+    """Everything from files and settings. The strategy's engine is set up by the caller. Collective."""
     tokenizer = load_tokenizer(model_path, trust_remote_code=config.trust_remote_code)
     findings: list[Finding] = []
     prompts = read_prompts(config, config.prompt_data, tokenizer=tokenizer, strategy=strategy, tell=findings.append)
     eval_sets = read_eval_sets(config, tokenizer=tokenizer, strategy=strategy, tell=findings.append)
-    rewards = build_rewards(config, strategy) if rewards is None else rewards
+    rewards = build_rewards(config, strategy)
     actor, optimizer = build_actor(config, strategy, model_path=model_path)
     has_critic = strategy.registry.spec("advantage", config.advantage_estimator).critic
     critic, critic_optimizer = build_critic(config, strategy, model_path=model_path) if has_critic else (None, None)
@@ -48,7 +40,7 @@ def build_trainer(
         actor=actor,
         initial_model=build_initial_model(config, strategy, model_path=model_path),
         ema_model=build_ema_model(config, strategy, model_path=model_path),
-        reward_model=list(rewards),
+        reward_model=rewards,
         actor_optim=optimizer,
         actor_scheduler=build_scheduler(config, optimizer, num_steps=actor_updates),
         critic=critic,
@@ -58,7 +50,6 @@ def build_trainer(
         prompts=prompts.prompts,
         eval_prompts=eval_sets,
         config=config,
-        phases=phases,
     )
     trainer.warn(*dict.fromkeys(findings))
     return trainer
@@ -116,7 +107,10 @@ def build_actor(
     model: torch.nn.Module = opened.model
     if config.lora_rank:
         model = add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha, target_modules=config.lora_target_modules, seed=config.seed)
-    return strategy.prepare_trainable(model, optimizer=settings or _adamw(config, config.learning_rate), weights=opened.weights)
+    settings = settings or _adamw(config, config.learning_rate)
+    actor, optimizer = strategy.prepare_trainable(model, optimizer=settings, weights=opened.weights)
+    ready_for_rows(actor, config=config, strategy=strategy)
+    return actor, optimizer
 
 
 def build_critic(
@@ -124,8 +118,10 @@ def build_critic(
 ) -> tuple[torch.nn.Module, Optimizer]:
     """The value model, in float32, and its AdamW: trained whole, also beside adapters. Collective."""
     opened = _open(config, strategy, config.critic_model_name_or_path or model_path, torch.float32)
-    optimizer = settings or _adamw(config, config.critic_learning_rate)
-    return strategy.prepare_trainable(make_critic(opened.model), optimizer=optimizer, weights=opened.weights)
+    settings = settings or _adamw(config, config.critic_learning_rate)
+    critic, optimizer = strategy.prepare_trainable(make_critic(opened.model), optimizer=settings, weights=opened.weights)
+    ready_for_rows(critic, config=config, strategy=strategy)
+    return critic, optimizer
 
 
 def build_initial_model(config: Config, strategy: StrategyBase, *, model_path: str) -> torch.nn.Module | None:
@@ -133,7 +129,9 @@ def build_initial_model(config: Config, strategy: StrategyBase, *, model_path: s
     if config.kl_coef == 0:
         return None
     opened = _open(config, strategy, model_path, torch.bfloat16 if config.bf16 else torch.float32)
-    return strategy.prepare_model(opened.model, weights=opened.weights)
+    model = strategy.prepare_model(opened.model, weights=opened.weights)
+    ready_for_rows(model, config=config, strategy=strategy)
+    return model
 
 
 def build_ema_model(config: Config, strategy: StrategyBase, *, model_path: str) -> torch.nn.Module | None:

@@ -35,6 +35,7 @@ from lightrft.trainer.learner import Learner
 from lightrft.trainer.refusals import refuse
 from lightrft.trainer.resume import PromptsDigest
 from lightrft.trainer.reward_models import as_rewards
+from lightrft.trainer.rows import ready_for_rows
 from lightrft.trainer.run_state import EngineState, RandomState, RunState, SkippedSteps
 from lightrft.trainer.saver import Saver, Trained
 from lightrft.trainer.steps import count_updates, num_rollouts, updates_per_rollout
@@ -101,6 +102,9 @@ class TrainerParts(TrainerPhases):
         self.critic, self.critic_optim, self.critic_scheduler = given.critic, given.critic_optim, given.critic_scheduler
         self.initial_model, self.ema_model = given.initial_model, given.ema_model
         self.trained = given.trained
+        for model in (self.actor, self.critic, self.initial_model):
+            if model is not None:
+                ready_for_rows(model, config=config, strategy=strategy)
         self.rewards = as_rewards(reward_model, config=config, strategy=strategy)
         self.tokenizer = tokenizer
         self.prompts = list(prompts)

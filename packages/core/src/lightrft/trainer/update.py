@@ -15,6 +15,7 @@ from lightrft.batch.stages import Trainable
 from lightrft.config.schema import Config
 from lightrft.config.sections import settings_of
 from lightrft.distributed.lockstep import lockstep
+from lightrft.distributed.sequence import check_in_step
 from lightrft.experience.batching import fused_chunk, needs_old_logprobs, update_batching
 from lightrft.models.score import score_tokens
 from lightrft.observe.metrics import StepMetrics
@@ -64,6 +65,8 @@ class PolicyUpdate:
         counts = _Counts(self.strategy.world.device)
         for epoch in plan:
             there = epoch.dealing.there(experience)
+            rows = [there.offsets, there.token_ids, *(step.index for step in epoch.steps)]
+            check_in_step(rows, self.strategy.mesh.sequence, doing="the update")
             for step in epoch.steps:
                 self._accumulate(there, step, kl_coef, counts)
                 counts.rate = self.optimizer.param_groups[0]["lr"]  # of the step that is made now; the schedule moves on with it

@@ -155,17 +155,6 @@ class Bf16Absent(SingleStrategy):
 
 @mutant(
     "single",
-    "packing declared, which no contract knows",
-    test="packing_is_tested_elsewhere",
-    words="nothing could test it",
-    declares=[Capability.PACKING],
-)
-class PackingDeclared(SingleStrategy):
-    pass
-
-
-@mutant(
-    "single",
     "several ranks declared and absent",
     test="more_than_one_rank_is_run_or_refused",
     words="is one process",

@@ -23,8 +23,6 @@ ASKED: dict[Capability, dict[str, Any]] = {
     Capability.RESHARD_POLICY: {"fsdp_reshard_after_forward": False},
     Capability.BF16: {"bf16": True},
     Capability.MIXED_PRECISION_OPTIMIZER: {"bf16": True, "use_mp_opt": True},
-    Capability.PACKING: {"packing_samples": True},
-    Capability.SEQUENCE_PARALLEL: {"sp_size": 2},
 }
 """The settings that ask for each."""
 
@@ -130,22 +128,6 @@ def a_step_while_offloaded_is_refused(bench: StrategyBench) -> None:
         assert "maybe_load_optimizer" in str(error), f"the refusal does not say what to call: {str(error)!r}"
         return
     raise AssertionError("a step was taken while the optimizer's state was offloaded")
-
-
-@check("get_strategy", needs=Capability.PACKING)
-def packing_is_tested_elsewhere(bench: StrategyBench) -> None:
-    """`packing_samples` has no requirement in this contract yet: nobody may declare it"""
-    _untested(Capability.PACKING)
-
-
-@check("get_strategy", needs=Capability.SEQUENCE_PARALLEL)
-def sequence_parallelism_is_tested_elsewhere(bench: StrategyBench) -> None:
-    """`sp_size` has no requirement in this contract yet: nobody may declare it"""
-    _untested(Capability.SEQUENCE_PARALLEL)
-
-
-def _untested(capability: Capability) -> None:
-    raise AssertionError(f"{str(capability)!r} is declared, and this version's contract requires nothing of it: nothing could test it")
 
 
 def _same(bench: StrategyBench, case: str, **settings: Any) -> None:

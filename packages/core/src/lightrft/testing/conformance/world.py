@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from lightrft.distributed.failure import LOST_PEER
-from lightrft.testing.conformance import frozen, options, plain, rollouts, saving, update, values, weights  # noqa: F401  # registered by import
+from lightrft.testing.conformance import frozen, options, plain, rollouts, rows, saving, update, values, weights  # noqa: F401  # registered by import
 from lightrft.testing.conformance.bench import StrategyBench, Subject
 from lightrft.testing.conformance.integrity import complaint, replaced
 from lightrft.testing.conformance.requirement import CHECKS, NotAsked, Refused
@@ -27,7 +27,7 @@ from lightrft.testing.spmd import SpmdError, run_spmd
 
 Kind = Literal["held", "failed", "blocked", "refused", "not asked"]
 
-PARTS = ("plain", "values", "weights", "frozen", "update", "options", "saving", "rollouts")
+PARTS = ("plain", "values", "weights", "frozen", "update", "rows", "options", "saving", "rollouts")
 """From the plain to what builds on it."""
 
 ORDER = {check.name: check for check in sorted(CHECKS.values(), key=lambda check: PARTS.index(check.part))}
