@@ -77,7 +77,7 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
         StrategySpec(
             name="single",
             target="lightrft.strategy.single:SingleStrategy",
-            capabilities=frozenset({Capability.OPTIMIZER_OFFLOAD}),
+            capabilities=frozenset({Capability.OPTIMIZER_OFFLOAD, Capability.BF16}),
             summary="one process, plain torch: the oracle",
         ),
         EngineSpec(

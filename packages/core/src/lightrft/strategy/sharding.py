@@ -74,9 +74,14 @@ def _choose_reshard(model: nn.Module, _inputs: object, *, blocks: bool) -> None:
 def shard_frozen(model: nn.Module, *, mesh: DeviceMesh, bf16: bool) -> nn.Module:
     """`shard` for a model without gradients: with `bf16` its parameters are held in bfloat16."""
     if bf16:
-        for parameter in model.parameters():  # not buffers: rotary frequencies lose too much in bfloat16
-            parameter.data = parameter.data.to(torch.bfloat16)
+        hold_in_bfloat16(model)
     return shard(model, mesh=mesh, bf16=bf16)
+
+
+def hold_in_bfloat16(model: nn.Module) -> None:
+    """Rounds the parameters of a frozen model; not buffers: rotary frequencies lose too much in bfloat16."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def sharded_modules(model: nn.Module) -> Iterator[FSDPModule]:

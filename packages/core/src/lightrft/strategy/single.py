@@ -1,16 +1,18 @@
-"""How does one process train with plain torch? The oracle that every backend is compared with."""
+"""One process that trains with plain torch: the oracle that every backend is compared with."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import wraps
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from lightrft.distributed.world import World
 from lightrft.errors import CapabilityError
+from lightrft.strategy.sharding import hold_in_bfloat16
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StepResult, StrategyBase
 from lightrft.weights.buckets import Weight, WeightBucket, in_buckets, tied_names
 from lightrft.weights.safetensors_reader import WeightFiles
@@ -19,7 +21,9 @@ STATE = "state.pt"
 
 
 class SingleStrategy(StrategyBase):
-    """See `StrategyBase`. One rank; parameters in float32; nothing is wrapped."""
+    """See `StrategyBase`. One rank; trained parameters in float32, also under `bf16`, where passes go through torch's autocast: products
+    in bfloat16, gradients added up in float32. Nothing is wrapped.
+    """
 
     def _join_world(self) -> World:
         world = World.join(need_group=False)
@@ -32,6 +36,8 @@ class SingleStrategy(StrategyBase):
     def _prepare_frozen(self, model: torch.nn.Module, shard_size: int | None, weights: WeightFiles | None) -> torch.nn.Module:
         if weights is not None:
             weights.fill(model)
+        if self.config.bf16:
+            hold_in_bfloat16(model)
         return model.to(self.world.device)
 
     def _prepare_trainable(
@@ -40,7 +46,20 @@ class SingleStrategy(StrategyBase):
         if weights is not None:
             weights.fill(model)
         model = model.to(self.world.device).float()
+        if self.config.bf16:
+            self._autocast(model)
         return model, settings.over(model)
+
+    def _autocast(self, model: torch.nn.Module) -> None:
+        """Passes of the model compute in bfloat16 from now on; recomputation in the backward pass does as its pass did."""
+        forward = model.forward
+
+        @wraps(forward)
+        def in_bfloat16(*args: Any, **kwargs: Any) -> Any:
+            with torch.autocast(self.world.device.type, dtype=torch.bfloat16):
+                return forward(*args, **kwargs)
+
+        model.forward = in_bfloat16
 
     def _backward(self, loss: torch.Tensor, model: torch.nn.Module, optimizer: Optimizer, final: bool) -> None:
         torch.autograd.backward(loss)
