@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightrft.observe.compiler import graphs_made
-from lightrft.strategy.compiled import compile_blocks
+from lightrft.strategy.compiled import compile_blocks, has_experts
 from lightrft.testing.architectures import KINDS, make_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -26,7 +26,7 @@ def outputs(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return torch.cat([logits.detach().flatten(), *(p.grad.float().flatten() for p in model.parameters() if p.grad is not None)])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not has_experts(make_model(kind))])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_family_compiled(kind: str, dtype: torch.dtype) -> None:
     exact, plain, compiled = (make_model(kind).cuda() for _ in range(3))
@@ -40,4 +40,4 @@ def test_a_family_compiled(kind: str, dtype: torch.dtype) -> None:
         assert found <= 1.5 * allowed + 2e-6, (shape, float(found), float(allowed))
     made = (graphs_made() or 0) - before
     print(f"{kind}, {dtype}: {made} graphs, {float(found):.2g} from float32, uncompiled {float(allowed):.2g}")
-    assert made <= GRAPHS * (2 if kind == "qwen2.5-vl" else 1)
+    assert made <= GRAPHS

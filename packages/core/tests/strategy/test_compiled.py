@@ -14,9 +14,10 @@ from lightrft.config.load import make_config
 from lightrft.errors import ConfigError
 from lightrft.observe.compiler import graphs_made
 from lightrft.strategy import compiled
-from lightrft.strategy.compiled import compile_blocks, compiles
+from lightrft.strategy.compiled import compile_blocks, compile_where_asked, compiles
 from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings
+from lightrft.testing.architectures import make_model
 from lightrft.testing.fake_strategy import fake_registry
 
 
@@ -85,7 +86,6 @@ def test_recomputation_is_laid_around_compiled_blocks(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch, "compile", compile_)
     monkeypatch.setattr(compiled, "compiles", lambda config, device_type: True)
-    monkeypatch.setattr("lightrft.strategy.strategy_base.compiles", lambda config, device_type: True)
     strategy = get_strategy(make_config({"strategy": "single", "gradient_checkpointing": True}), registry=fake_registry())
     model, _ = strategy.prepare_trainable(stack(), optimizer=AdamWSettings(learning_rate=1e-3))
     model(torch.ones(1, 2, 8)).sum().backward()
@@ -109,6 +109,18 @@ def test_recomputation_is_laid_around_compiled_blocks(monkeypatch: pytest.Monkey
 )
 def test_what_is_compiled_by_itself(settings: dict[str, Any], device_type: str, expected: bool) -> None:
     assert compiles(make_config(settings), device_type) is expected
+
+
+def test_experts_are_compiled_only_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[nn.Module] = []
+    monkeypatch.setattr(compiled, "compile_blocks", asked.append)
+    monkeypatch.setattr(compiled, "_is_on", lambda: True)
+    dense, experts = make_model("qwen3"), make_model("qwen3-moe")
+    for model in (dense, experts):
+        compile_where_asked(model, make_config({"fsdp": True}), device_type="cuda")
+    assert asked == [dense]
+    compile_where_asked(experts, make_config({"compile": "yes"}), device_type="cpu")
+    assert asked == [dense, experts]
 
 
 def test_what_cannot_be_compiled_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,9 @@ class Config(BaseModel):
         False, "strategy", "compute the activations of each block again in the backward pass instead of keeping them"
     )
     compile: Literal["auto", "yes", "no"] = _field(
-        "auto", "strategy", "compile each block of a model by torch.compile; auto: on CUDA, but with DeepSpeed's stage 3 or sp_size above 1"
+        "auto",
+        "strategy",
+        "compile each block of a model by torch.compile; auto: on CUDA, but for experts, DeepSpeed's stage 3 and sp_size above 1",
     )
     packing_samples: bool = _field(False, "strategy", "pack several samples into one row, without padding")
     max_tokens_per_micro_batch: Count = _field(

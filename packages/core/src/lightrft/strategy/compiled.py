@@ -20,6 +20,19 @@ GRAPHS_AT_MOST = 32
 these uncompiled, and says so."""
 
 
+def compile_where_asked(model: nn.Module, config: Config, *, device_type: str) -> None:
+    """`compile_blocks`, where the settings ask for it: by auto not of experts, whose code depends on the tokens' choice and comes out in
+    pieces.
+    """
+    if compiles(config, device_type) and not (config.compile == "auto" and has_experts(model)):
+        compile_blocks(model)
+
+
+def has_experts(model: nn.Module) -> bool:
+    """Whether transformers' classes in the model choose experts by token."""
+    return any("Experts" in type(module).__name__ or "MoE" in type(module).__name__.replace("Moe", "MoE") for module in model.modules())
+
+
 def compiles(config: Config, device_type: str) -> bool:
     """Whether a run with these settings compiles its models there: `compile`, of which auto is yes on CUDA where nothing forbids it.
 

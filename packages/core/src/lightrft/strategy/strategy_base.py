@@ -18,7 +18,7 @@ from lightrft.errors import CapabilityError, StrategyStateError
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, StrategySpec
 from lightrft.strategy import checkpoint, ema, hf_export
-from lightrft.strategy.compiled import compile_blocks, compiles
+from lightrft.strategy.compiled import compile_where_asked
 from lightrft.strategy.hooks import AdamWSettings, Optimizer, Scheduler, StepResult, StrategyHooks
 from lightrft.strategy.recompute import recompute_activations
 from lightrft.strategy.rollout_facade import EngineSide
@@ -106,8 +106,7 @@ class StrategyBase(StrategyHooks, EngineSide):
             self._require(Capability.SHARDED_FROZEN, f"shard_size={shard_size}")
         if weights is not None:
             weights.fill_buffers(model)
-        if compiles(self.config, self.world.device.type):
-            compile_blocks(model)
+        compile_where_asked(model, self.config, device_type=self.world.device.type)
         return self._prepare_frozen(model.requires_grad_(False).eval(), shard_size, weights)
 
     def prepare_trainable(
@@ -128,8 +127,7 @@ class StrategyBase(StrategyHooks, EngineSide):
         if weights is not None:
             weights.fill_buffers(model)
             weights.take_values(model)
-        if compiles(self.config, self.world.device.type):
-            compile_blocks(model)
+        compile_where_asked(model, self.config, device_type=self.world.device.type)
         if self.config.gradient_checkpointing:
             recompute_activations(model)
         return self._prepare_trainable(model.eval(), optimizer, weights)
