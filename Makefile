@@ -26,7 +26,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs gsm8k memory parity row-parity collectives overhead curves learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test clean
+.PHONY: help setup demo docs gsm8k memory parity row-parity collectives overhead curves learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-bench vs-trl phases clean
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -89,6 +89,12 @@ $(CROSSCHECK_STAMP): $(STAMP) tools/thin_env.py
 	@$(BIN)/uv pip install --quiet --python $(CROSSCHECK_VENV)/bin/python --compile-bytecode --no-deps 'trl==1.16.*'
 	@touch $@
 
+vs-trl: $(CROSSCHECK_STAMP)  ## a step of ours against one of trl 1.16 on the same work, alternating; ARGS='--ranks 2'
+	@$(BIN)/python benchmarks/vs_trl.py --trl-python $(abspath $(CROSSCHECK_VENV))/bin/python $(ARGS)
+
+phases: $(STAMP)  ## a table: each phase of a step against its floor, and the parts of a sync
+	@$(BIN)/python benchmarks/phases.py $(ARGS)
+
 curves: $(STAMP)  ## the demo with fsdp and ZeRO 1, 2 and 3, and how far their curves lie apart
 	@$(BIN)/python benchmarks/backend_curves.py $(ARGS)
 
@@ -144,6 +150,11 @@ gpu-unpack:  ## on the GPU machine: unpack FROM=.build/gpu-vllm-1 (or -2) beside
 gpu-test:  ## on the GPU machine: install those wheels beside its torch and run the tests marked gpu
 	python3 -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target $(GPU_SITE) .build/gpu/*.whl
 	VLLM_USE_FLASHINFER_SAMPLER=0 PYTHONPATH=$(GPU_SITE) python3 -m pytest tests/gpu packages/backend-fsdp/tests/test_cuda.py -m gpu -s $(ARGS)
+
+gpu-bench:  ## on the GPU machine, after gpu-test: phases against their floors, a real shape's memory, the step against trl's where trl is
+	VLLM_USE_FLASHINFER_SAMPLER=0 PYTHONPATH=$(GPU_SITE) python3 benchmarks/phases.py $(ARGS)
+	VLLM_USE_FLASHINFER_SAMPLER=0 PYTHONPATH=$(GPU_SITE) python3 benchmarks/gpu_memory.py
+	VLLM_USE_FLASHINFER_SAMPLER=0 PYTHONPATH=$(GPU_SITE) python3 -c 'import trl' && VLLM_USE_FLASHINFER_SAMPLER=0 PYTHONPATH=$(GPU_SITE) python3 benchmarks/vs_trl.py
 
 clean:  ## remove environments, caches and runs
 	rm -rf $(VENV) $(CORE_VENV) $(VLLM_VENV) $(SGLANG_VENV) $(CROSSCHECK_VENV) runs build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -9,24 +9,29 @@ from typing import Any
 
 import torch
 
-QWEN2_5 = {"max_position_embeddings": 32768, "rope_theta": 1e6}
+QWEN = {"max_position_embeddings": 32768, "rope_theta": 1e6}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": ("Qwen3", dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=32,
                            intermediate_size=96, vocab_size=512)),
+    "small": ("Qwen3", dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+                            intermediate_size=768, vocab_size=4096)),
     "268m": ("Qwen3", dict(hidden_size=1024, num_hidden_layers=16, num_attention_heads=16, num_key_value_heads=8, head_dim=64,
                            intermediate_size=3072, vocab_size=32768)),
-    "1.5b": ("Qwen2", dict(hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2, intermediate_size=8960,
-                           vocab_size=151936, tie_word_embeddings=True, **QWEN2_5)),
-    "3b": ("Qwen2", dict(hidden_size=2048, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2, intermediate_size=11008,
-                         vocab_size=151936, tie_word_embeddings=True, **QWEN2_5)),
-    "7b": ("Qwen2", dict(hidden_size=3584, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4, intermediate_size=18944,
-                         vocab_size=152064, **QWEN2_5)),
+    "1.5b": ("Qwen3", dict(hidden_size=1536, head_dim=128, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
+                           intermediate_size=8960,
+                           vocab_size=151936, tie_word_embeddings=True, **QWEN)),
+    "3b": ("Qwen3", dict(hidden_size=2048, head_dim=128, num_hidden_layers=36,
+                           num_attention_heads=16, num_key_value_heads=2, intermediate_size=11008,
+                         vocab_size=151936, tie_word_embeddings=True, **QWEN)),
+    "7b": ("Qwen3", dict(hidden_size=3584, head_dim=128, num_hidden_layers=28,
+                           num_attention_heads=28, num_key_value_heads=4, intermediate_size=18944,
+                         vocab_size=152064, **QWEN)),
 }  # fmt: skip
-"""268m is the one that TRL was compared on; 1.5b, 3b and 7b have the shapes of Qwen2.5."""
+"""tiny and small are for CPUs; TRL was compared on 268m; 1.5b, 3b and 7b have the sizes of Qwen2.5 in the layout of Qwen3."""
 
 
 def make_model(name: str, folder: Path) -> Path:
-    """Writes the model in bfloat16, without an end of sequence: every completion has all of its tokens. Returns `folder`."""
+    """Writes the model in bfloat16. Returns `folder`."""
     import transformers
 
     if (folder / "config.json").exists():
@@ -74,11 +79,12 @@ def share_even(samples: list[Any]) -> list[float]:
 
 
 def workload(name: str, work: Path, *, prompt_len: int, new_tokens: int) -> dict[str, Any]:
-    """The settings that name a model, its prompts and its reward."""
+    """The settings that name a model, its prompts and its reward; every completion has all of its tokens."""
     return {
         "model_name_or_path": str(make_model(name, work / "models" / name)),
         "prompt_data": str(make_prompts(name, work / "prompts" / f"{name}-{prompt_len}.jsonl", length=prompt_len)),
-        "reward": [f"{Path(__file__).resolve()}:share_even"], "label_key": "", "prompt_max_len": prompt_len, "generate_max_len": new_tokens,
+        "reward": [f"{Path(__file__).resolve()}:share_even"], "label_key": "", "ignore_eos": True,
+        "prompt_max_len": prompt_len, "generate_max_len": new_tokens,
     }  # fmt: skip
 
 
