@@ -42,8 +42,9 @@ class SGLangEngine(InferenceEngine):
     def __init__(self, setup: EngineSetup) -> None:
         super().__init__(setup)
         self._facts = model_facts(setup.model_path, trust_remote_code=setup.trust_remote_code)
-        self._shapes = expected_shapes(setup.model_path)
-        self._names = FileNames(setup.model_path, self._shapes, trust_remote_code=setup.trust_remote_code)
+        shapes = expected_shapes(setup.model_path)
+        self._names = FileNames(setup.model_path, shapes, trust_remote_code=setup.trust_remote_code)
+        self._shapes = {name: shapes[name] for name in self._names.needed()}
         self._on_cuda = setup.device.type == "cuda"
         if not self._on_cuda:
             os.environ["SGLANG_USE_CPU_ENGINE"] = "1"  # read at import, here and in the children

@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch.distributed as dist
 from lightrft.distributed.collectives import gather_objects
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
+from lightrft.engine.hf_decoding import has_plain_cache
 from lightrft.engine.model_facts import model_facts
-from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
+from lightrft.errors import CapabilityError, EngineError, EngineStateError, ModelError, WeightSyncError
 from lightrft.types import Completion, EngineStatus, FinishReason, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import WeightBucket
 from lightrft.weights.checksum import WeightSum
@@ -51,8 +53,10 @@ class VLLMEngine(InferenceEngine):
     def __init__(self, setup: EngineSetup) -> None:
         super().__init__(setup)
         self._facts = model_facts(setup.model_path, trust_remote_code=setup.trust_remote_code)
-        self._shapes = expected_shapes(setup.model_path)
-        self._names = FileNames(setup.model_path, self._shapes, trust_remote_code=setup.trust_remote_code)
+        shapes = expected_shapes(setup.model_path)
+        self._names = FileNames(setup.model_path, shapes, trust_remote_code=setup.trust_remote_code)
+        self._shapes = {name: shapes[name] for name in self._names.needed()}
+        self._check_libraries()
         self._has_tokenizer = any((Path(setup.model_path) / name).exists() for name in TOKENIZER_FILES)
         self._can_sleep = setup.device.type == "cuda"
         self._shares_group = dist.is_initialized()
@@ -216,7 +220,17 @@ class VLLMEngine(InferenceEngine):
         # A prompt that is cut over two forwards ends in vLLM 0.32 with an error where its request has a seed: a generator on the CPU cannot
         # be set back by the draw that is thrown away.
         whole_prompts = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(CPU_BATCH_TOKENS, setup.max_model_len)}
+        if not has_plain_cache(self._names.model()):  # vLLM keeps recurrent states for its prefix cache only where it may divide prompts
+            whole_prompts["enable_prefix_caching"] = False
         return arguments | {"enforce_eager": True} | own_size | whole_prompts
+
+    def _check_libraries(self) -> None:
+        """Raises ModelError where vLLM would only say that the model "failed to be inspected"."""
+        if hasattr(self._names.model().config, "vision_config") and find_spec("torchvision") is None:
+            raise ModelError(
+                f"model {self.setup.model_path!r} reads images, and vLLM needs torchvision for such a model, also on text alone: install "
+                "the torchvision of this torch, or use --engine_type hf"
+            )
 
     @contextmanager
     def _as_they_end(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[dict[int, RequestOutput]]:

@@ -22,7 +22,7 @@ from lightrft.engine.quiet import no_progress_bars
 from lightrft.errors import ModelError
 from lightrft.models.load import load_tokenizer
 from lightrft.weights.buckets import saved_buffers, tied_names
-from lightrft.weights.model_class import language_model_class
+from lightrft.weights.model_class import ignored_on_load, language_model_class
 
 Shapes = dict[str, tuple[int, ...]]
 MAX_NAMED = 3
@@ -150,12 +150,6 @@ def _place(name: str, model: Any, known: Mapping[str, Any]) -> str:
     converters: Any = [rule for rule in rules if not isinstance(rule, WeightRenaming)]
     renamed, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, dict(known))
     return renamed if converter is None else CONVERTED
-
-
-def ignored_on_load(name: str, model: Any) -> bool:
-    """Whether loading such a tensor is known to change nothing: rotary tables, masks, heads of other tasks that the class names."""
-    patterns = [*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), r"rotary_emb\.inv_freq$", r"attn\.(masked_)?bias$"]
-    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _tied(ties: Mapping[str, tuple[str, ...]], held: Mapping[str, TensorHeader]) -> Iterator[str]:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig
 
 from lightrft.weights.buckets import Weight, WeightBucket, saved_buffers
-from lightrft.weights.model_class import language_model_class
+from lightrft.weights.model_class import ignored_on_load, language_model_class
 
 
 class FileNames:
@@ -33,6 +33,11 @@ class FileNames:
         """Names and full shapes of the modules' parameters, a tied one once, and saved buffers: what `convert` takes."""
         model = self.model()
         return {name: tuple(tensor.shape) for name, tensor in (dict(model.named_parameters()) | saved_buffers(model)).items()}
+
+    def needed(self) -> frozenset[str]:
+        """The folder's names but those that loading is known to ignore, such as rotary tables of older versions: nobody sends these."""
+        model = self.model() if self._known else None
+        return frozenset(name for name in self._known if not ignored_on_load(name, model))
 
     def _convert(self, weight: Weight) -> Iterator[Weight]:
         if not self._known or any(name in self._known for name in weight.names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -16,6 +17,12 @@ def language_model_class(config: Any) -> Any:
     return (
         AutoModelForImageTextToText if not own_code and type(config) not in causal and type(config) in image_text else AutoModelForCausalLM
     )
+
+
+def ignored_on_load(name: str, model: Any) -> bool:
+    """Whether loading such a tensor is known to change nothing: rotary tables, masks, heads of other tasks that the class names."""
+    patterns = [*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), r"rotary_emb\.inv_freq$", r"attn\.(masked_)?bias$"]
+    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _classes(automatic: Any) -> Any:
