@@ -278,6 +278,36 @@ def exchange(folder: Path, other: Path) -> None:
     shutil.copytree(other, folder / "actor")
 
 
+@pytest.mark.parametrize("damage", ["trainer.json", "actor/manifest.json", "actor/state.pt", "actor/extra.pt"])
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, whole: tuple[Path, SPMDPPOTrainer], damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole[0] / "run" / "checkpoints", run / "checkpoints")
+    broken = folder_of(run, STEPS) / damage
+    broken.write_bytes(broken.read_bytes()[:-7] + b"damaged")
+    settings = SAME | {"resume_from": "latest"}
+    check_resume(make_trainer(tmp_path, **settings).config)
+    resumed = make_trainer(tmp_path, **settings)
+    resumed.fit()
+    assert_same(resumed, whole[1])
+    out = capsys.readouterr().out
+    assert "step-6' is damaged: " in out and "; the one before it is tried" in out and "step-4, step 4 of 6" in out
+
+
+def test_a_save_without_room_is_refused_before_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(CheckpointError, match=r"step-1': no space left on device: about \d+ MiB are needed, 0 MiB free at .*; make room"):
+        make_trainer(tmp_path, save_every=1).fit()
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_a_checkpoint_every_so_many_minutes(tmp_path: Path) -> None:
+    make_trainer(tmp_path, **SAME | {"save_every": 0, "save_every_minutes": 1e-9, "keep_checkpoints": 0}).fit()
+    assert [one.step for one in saved_in(tmp_path / "run")] == list(range(1, STEPS + 1))
+
+
 def test_latest_survives_a_kill_between_two_renames(tmp_path: Path, whole: tuple[Path, SPMDPPOTrainer]) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole[0] / "run" / "checkpoints", run / "checkpoints")

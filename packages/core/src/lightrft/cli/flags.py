@@ -13,13 +13,14 @@ from lightrft.config.sections import flags_of, installed_sections
 from lightrft.errors import ConfigError, nearest
 from lightrft.types import REFUSED_SAMPLING
 
-OWN = ("config", "nproc_per_node", "num_workers", "launcher", "json")
+OWN = ("config", "nproc_per_node", "num_workers", "launcher", "max_restarts", "json")
 """Flags of the commands themselves; all others are settings."""
 
-OF_RECIPES = ("config", "launcher", "num_workers")
+OF_RECIPES = ("config", "launcher", "num_workers", "max_restarts")
 """Those of them that only commands with a recipe have."""
 
 LAUNCHERS = ("torchrun", "ray")
+RESTARTS = "how often a run whose rank fails goes on from its newest checkpoint (default: never)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class Flags:
     nproc: int | None
     num_workers: int | None = None
     launcher: str = LAUNCHERS[0]
+    max_restarts: int = 0
     as_json: bool
     problems: list[str] = field(default_factory=list)
 
@@ -56,6 +58,8 @@ def parse(
         parser.add_argument("--config", metavar="FILE", help="a recipe (YAML); flags win over it")
         parser.add_argument("--launcher", choices=LAUNCHERS, default=LAUNCHERS[0], help="what starts the ranks (default: torchrun's agent)")
         parser.add_argument("--num-workers", "--num_workers", metavar="N", help="ranks on Ray's cluster (--launcher ray; default: 1)")
+    if command == "train":
+        parser.add_argument("--max-restarts", "--max_restarts", metavar="N", help=RESTARTS)
     parser.add_argument("--nproc-per-node", "--nproc_per_node", metavar="N", help=nproc_help)
     parser.add_argument("--json", action="store_true", help="make the last line of stdout one JSON object")
     override_parser(parser)
@@ -66,6 +70,8 @@ def parse(
     launcher, num_workers = given.get("launcher", LAUNCHERS[0]), _count(given.get("num_workers"), "--num-workers", problems)
     if launcher == "ray" and nproc is not None:
         problems.append("--nproc-per-node has no effect with --launcher ray, which places ranks itself; use --num-workers")
+    if launcher == "ray" and given.get("max_restarts") is not None:
+        problems.append("--max-restarts has no effect with --launcher ray; start the command again with --resume_from latest")
     if launcher != "ray" and num_workers is not None:
         problems.append("--num-workers has no effect without --launcher ray; use --nproc-per-node")
     settings = {name: value for name, value in given.items() if name not in OWN}
@@ -75,6 +81,7 @@ def parse(
         nproc=nproc,
         num_workers=num_workers,
         launcher=launcher,
+        max_restarts=_count(given.get("max_restarts"), "--max-restarts", problems, of="restarts") or 0,
         as_json=given["json"],
         problems=problems,
     )
@@ -120,10 +127,10 @@ def _unknown(rest: Sequence[str], *, takes_recipe: bool) -> list[str]:
     return problems
 
 
-def _count(text: str | None, flag: str, problems: list[str]) -> int | None:
+def _count(text: str | None, flag: str, problems: list[str], *, of: str = "ranks") -> int | None:
     if text is None:
         return None
     if text.isdigit() and int(text) >= 1:
         return int(text)
-    problems.append(f"{flag} {text!r}: give a whole number of ranks, at least 1")
+    problems.append(f"{flag} {text!r}: give a whole number of {of}, at least 1")
     return None

@@ -13,6 +13,7 @@ import yaml
 
 from lightrft.cli.flags import Flags
 from lightrft.cli.ray_launch import start_on_ray
+from lightrft.cli.restart import Restarts, going_on, started_again
 from lightrft.cli.settings import checked, merge, typed_alone
 from lightrft.config.load import make_config
 from lightrft.config.schema import Config
@@ -36,33 +37,51 @@ def run_command(flags: Flags, *, mode: Mode) -> dict[str, Any]:
         return start_on_ray(config, mode=mode, num_workers=num_workers)
     nproc = flags.nproc or default_nproc()
     config = _checked(flags, mode=mode, world_size=nproc)
-    return start_ranks(config, mode=mode, nproc_per_node=nproc)
+    return start_ranks(config, mode=mode, nproc_per_node=nproc, max_restarts=flags.max_restarts)
 
 
 def _checked(flags: Flags, *, mode: Mode, world_size: int) -> Config:
-    return checked(merge(flags, mode=mode), problems=flags.problems, mode=mode, world_size=world_size, typed=typed_alone(flags))
+    return checked(_merged(flags, mode=mode), problems=flags.problems, mode=mode, world_size=world_size, typed=typed_alone(flags))
 
 
-def start_ranks(config: Config, *, mode: Mode, nproc_per_node: int) -> dict[str, Any]:
-    """Runs the workers on this machine and returns rank 0's summary.
+def _merged(flags: Flags, *, mode: Mode) -> dict[str, Any]:
+    """Where torchrun or Slurm has started the job again, a training goes on in its folder."""
+    values = merge(flags, mode=mode)
+    if mode != "train" or not started_again():
+        return values
+    return going_on(values, run=Path(values.get("output_dir") or Config().output_dir).expanduser())
+
+
+def start_ranks(config: Config, *, mode: Mode, nproc_per_node: int, max_restarts: int = 0) -> dict[str, Any]:
+    """Runs the workers on this machine and returns rank 0's summary; a training is started again up to `max_restarts` times.
 
     Raises:
         SystemExit: a rank failed; what failed has been printed.
     """
     with tempfile.TemporaryDirectory(prefix="lightrft-") as folder:
         config_path, summary_path = Path(folder) / "config.yaml", Path(folder) / "summary.json"
-        config_path.write_text(yaml.safe_dump(config.model_dump(), allow_unicode=True), encoding="utf-8")
         command = [sys.executable, "-m", "lightrft.cli.worker", mode, str(config_path), str(summary_path)]
-        result = launch(command, nproc_per_node=nproc_per_node)
-        if result.exit_code:
-            raise SystemExit(result.exit_code)
-        if not summary_path.exists():
-            print(
-                "rank 0 ended with code 0 before the job was over: something that it ran has ended its process (os._exit)", file=sys.stderr
-            )
-            raise SystemExit(1)
-        summary: dict[str, Any] = json.loads(summary_path.read_text(encoding="utf-8"))
-        return summary
+        values, run, restarts = config.model_dump(), Path(config.output_dir).expanduser(), Restarts(most=max_restarts)
+        while True:
+            config_path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+            result = launch(command, nproc_per_node=nproc_per_node, grace_s=config.stop_grace_s)
+            if not result.exit_code:
+                return _summary(summary_path)
+            refused = restarts.refused(result.cause, run=run)
+            if refused is not None:
+                print(refused, end="\n" if refused else "", file=sys.stderr, flush=True)
+                raise SystemExit(result.exit_code)
+            print(restarts.sentence(run=run), file=sys.stderr, flush=True)
+            values = going_on(values, run=run)
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    """Rank 0's; raises SystemExit where it ended without one."""
+    if not path.exists():
+        print("rank 0 ended with code 0 before the job was over: something that it ran has ended its process (os._exit)", file=sys.stderr)
+        raise SystemExit(1)
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return summary
 
 
 def _as_rank(flags: Flags, *, mode: Mode) -> dict[str, Any]:
@@ -70,11 +89,13 @@ def _as_rank(flags: Flags, *, mode: Mode) -> dict[str, Any]:
     from lightrft.cli.worker import work
 
     problems = list(flags.problems)
+    if flags.max_restarts:
+        problems.append("--max-restarts has no effect under torchrun, which has one of its own (before the script's name)")
     if flags.launcher != "torchrun":
         problems.append(f"--launcher {flags.launcher} has no effect under torchrun, which has started the ranks; leave it out")
     if flags.nproc is not None:
         problems.append("--nproc-per-node has no effect under torchrun, which has started the ranks; leave it out")
-    values = merge(flags, mode=mode)
+    values = _merged(flags, mode=mode)
     if os.environ["RANK"] == "0":
         world_size = int(os.environ["WORLD_SIZE"])
         config = checked(values, problems=problems, mode=mode, world_size=world_size, typed=typed_alone(flags))

@@ -16,6 +16,7 @@ class Pointless:
     on: str
     read: tuple[object, ...] | None  # the values of `on` that read them; None: any but zero and empty
     remedy: str
+    unless: str = ""  # another setting that reads them, where it is given
 
 
 POINTLESS = (
@@ -43,7 +44,7 @@ POINTLESS = (
     Pointless(
         ("sft_batch_size", "sft_learning_rate", "sft_key", "sft_strip", "sft_target_reward"), "sft_steps", None, "set sft_steps above 0"
     ),
-    Pointless(("keep_checkpoints", "keep_best"), "save_every", None, "set save_every"),
+    Pointless(("keep_checkpoints", "keep_best"), "save_every", None, "set save_every", unless="save_every_minutes"),
     Pointless(("best_metric", "best_mode"), "keep_best", None, "set keep_best"),
     Pointless(("sft_target_reward", "max_eval_samples", "eval_every", "eval_n"), "eval_data", None, "set eval_data"),
     Pointless(("eval_max_len",), "eval_data", None, "set eval_data"),
@@ -61,6 +62,8 @@ def ignored_settings(config: Config) -> Iterator[str]:
     for rule in POINTLESS:
         found = getattr(config, rule.on)
         if found in rule.read if rule.read is not None else found:
+            continue
+        if rule.unless and is_given(config, rule.unless):
             continue
         for name in rule.fields:
             if is_given(config, name):

@@ -336,6 +336,10 @@ class Config(BaseModel):
     save_samples: CountOrOff = _field(3, "run", "completions of each rollout kept in samples.jsonl: best, worst and median first; 0 = none")
     eval_every: CountOrOff = _field(0, "run", "steps between two evaluations; 0 = only before and after")
     save_every: CountOrOff = _field(0, "run", "steps between two checkpoints; 0 = one only where the run is stopped or fails")
+    save_every_minutes: PositiveOrOff = _field(0.0, "run", "minutes after which the next step ends with a checkpoint as well; 0 = off")
+    stop_grace_s: PositiveOrOff = _field(
+        0.0, "run", "seconds that a run which was told to stop may take to save; then it is ended; 0 = as long as it takes"
+    )
     keep_checkpoints: CountOrOff = _field(3, "run", "newest checkpoints that stay; 0 = all")
     keep_best: CountOrOff = _field(0, "run", "checkpoints that stay beside the newest: the best ones by best_metric")
     best_metric: str = _field("eval/reward", "run", "metric that the best checkpoints are chosen by, where it was measured")

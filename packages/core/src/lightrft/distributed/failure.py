@@ -73,8 +73,6 @@ def reporting_failures() -> Iterator[None]:
     """
     try:
         yield
-    except SystemExit:
-        raise
     except KeyboardInterrupt:
         leave(130)
     except BaseException as error:  # whatever it is, this process is over and has to say why
@@ -108,6 +106,8 @@ def report_hang(error: Exception, *, rank: int, told_by: int, stacks: str) -> No
 def describe(error: BaseException, *, rank: int) -> RankFailure:
     """The report of an exception."""
     text = str(error) or type(error).__name__
+    if isinstance(error, SystemExit):
+        text = f"sys.exit({error.code!r}) was called in the run; code of a reward or plugin must raise an error instead"
     steps = _own_frames_off(error.__traceback__)
     return RankFailure(
         rank=rank,

@@ -27,6 +27,7 @@ MONITOR_INTERVAL_S = 0.1
 STOP_TIMEOUT_S = 10
 """How long ranks may take to end after a signal to the launcher, before they are killed."""
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 AGENT_KILLS_AFTER_S = 5
 """A SIGKILL that comes this long after the first failure is the agent's (after 30 s), not the cause."""
@@ -55,11 +56,11 @@ def default_nproc(*, without_cuda: int = 1) -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else without_cuda
 
 
-def launch(command: Sequence[str], *, nproc_per_node: int) -> LaunchResult:
+def launch(command: Sequence[str], *, nproc_per_node: int, grace_s: float = 0.0) -> LaunchResult:
     """Runs `command` on `nproc_per_node` ranks of this machine and returns after all of them have ended.
 
     When one rank fails, the others are ended and the first cause is printed to stderr. A signal to this process ends all ranks; a first
-    SIGTERM lets ranks that can save do so and end by themselves.
+    SIGTERM, SIGINT or SIGHUP lets ranks that can save do so and end by themselves, within `grace_s` seconds (0: however long it takes).
 
     Raises:
         ValueError: fewer than one rank.
@@ -71,7 +72,7 @@ def launch(command: Sequence[str], *, nproc_per_node: int) -> LaunchResult:
     from torch.distributed.launcher.api import elastic_launch
 
     with _quiet_torchrun(), _signals_restored(), _failure_folder(nproc_per_node) as folder:
-        _take_sigterm(folder)
+        _take_stops(folder, grace_s)
         try:
             elastic_launch(_launch_config(nproc_per_node), command[0])(*command[1:])
             return LaunchResult(exit_code=0)
@@ -127,7 +128,7 @@ def _launch_config(nproc_per_node: int) -> LaunchConfig:
         local_addr="127.0.0.1",  # else it asks the name service for this machine's name, which may be down
         max_restarts=0,
         monitor_interval=MONITOR_INTERVAL_S,
-        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # not SIGTERM: see `_take_sigterm`
+        signals_to_handle="SIGQUIT",  # the others: see `_take_stops`
     )
 
 
@@ -143,19 +144,26 @@ def _rank_defaults(nproc_per_node: int) -> dict[str, str]:
     }
 
 
-def _take_sigterm(folder: Path) -> None:
-    """Instead of the agent's handler, which ends the ranks at once (and leaves this signal to us)."""
+def _take_stops(folder: Path, grace_s: float) -> None:
+    """Instead of the agent's handlers, which end the ranks at once (and leave these signals to us)."""
     if threading.current_thread() is not threading.main_thread():
         return
     from torch.distributed.elastic.multiprocessing.api import SignalException
 
     def handle(number: int, frame: object) -> None:
-        if ask_to_stop(folder):
-            print("SIGTERM: the run is saved and ends at its next step; once more ends it at once", file=sys.stderr, flush=True)
-        else:
+        name = signal.Signals(number).name
+        if not ask_to_stop(folder, name):
             raise SignalException(f"process {os.getpid()} got signal {number}", sigval=signal.Signals(number))
+        within = f", in {grace_s:g} s at the latest" if grace_s else ""
+        print(f"{name}: the run is saved and ends at its next step{within}; once more ends it at once", file=sys.stderr, flush=True)
+        if grace_s:
+            timer = threading.Timer(min(grace_s, threading.TIMEOUT_MAX), os.kill, (os.getpid(), number))
+            timer.daemon = True
+            timer.start()
 
-    signal.signal(signal.SIGTERM, handle)
+    for number in STOPS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, handle)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How is a run told to save and end? By SIGTERM, to a rank itself or to its launcher, which leaves the ranks a note."""
+"""A run is told to save and end by SIGTERM to a rank, or by SIGTERM, SIGINT or SIGHUP to its launcher, which leaves the ranks a note."""
 
 from __future__ import annotations
 
@@ -29,6 +29,12 @@ class StopRequests:
         """Whether this rank was told to stop."""
         return self._signalled or (self._folder is not None and (self._folder / STOP).exists())
 
+    @property
+    def signal(self) -> str:
+        """The name of the signal that came to the launcher, else SIGTERM."""
+        note = self._folder / STOP if self._folder is not None else None
+        return (note.read_text() if note is not None and note.exists() else "") or "SIGTERM"
+
     @contextmanager
     def listening(self) -> Iterator[None]:
         """SIGTERM only sets `asked` within. In another thread than the main one nothing is changed: Python has no handlers there."""
@@ -49,9 +55,11 @@ class StopRequests:
         self._signalled = True
 
 
-def ask_to_stop(folder: Path) -> bool:
-    """For the launcher: tells its ranks to save and end. False where they do not listen, or were told before."""
+def ask_to_stop(folder: Path, name: str) -> bool:
+    """For the launcher, which got the signal `name`: tells the ranks to save and end. False where they do not listen, or were told."""
     if not (folder / CAN_SAVE).exists() or (folder / STOP).exists():
         return False
-    (folder / STOP).touch()
+    temporary = folder / f".{STOP}"
+    temporary.write_text(name)
+    temporary.replace(folder / STOP)
     return True

@@ -67,6 +67,25 @@ def remove(saved: Sequence[Saved]) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
+def check_space(run: Path, *, doing: str, least: int) -> None:
+    """Whether another checkpoint has room: as much as the newest one there, or `least` bytes, and a tenth more.
+
+    Raises:
+        CheckpointError: it has not.
+    """
+    saved = saved_in(run)
+    newest = sum(path.stat().st_size for path in whole(saved[-1].folder).rglob("*") if path.is_file()) if saved else 0
+    needed, free = (
+        int(1.1 * max(newest, least)),
+        shutil.disk_usage(next(path for path in (run, *run.absolute().parents) if path.exists())).free,
+    )
+    if free < needed:
+        raise CheckpointError(
+            f"{doing}: no space left on device: about {needed / 2**20:,.0f} MiB are needed, {free / 2**20:,.0f} MiB free at {str(run)!r}; "
+            "make room, or set keep_checkpoints lower; what was there before is unchanged"
+        )
+
+
 def seal(folder: Path, about: Mapping[str, Any]) -> None:
     """Writes `trainer.json` into a folder in which everything else is written: `about`, and the checksums."""
     content = dict(about) | {"manifests": _manifests(folder)}
@@ -75,7 +94,7 @@ def seal(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def find(resume_from: str, *, run: Path) -> Path:
-    """The checkpoint that the setting names: a folder, or `latest`, the newest of the run folder.
+    """The checkpoint that the setting names: a folder, or `latest`, the newest of the run folder whose `trainer.json` is as it was saved.
 
     Raises:
         CheckpointError: none there.
@@ -84,13 +103,21 @@ def find(resume_from: str, *, run: Path) -> Path:
         saved = saved_in(run)
         if not saved:
             raise CheckpointError(f"resume_from='latest': no checkpoint in {str(run / FOLDER)!r}; leave resume_from out to begin a run")
-        return saved[-1].folder
+        return next((one.folder for one in reversed(saved) if _reads(one.folder)), saved[-1].folder)
     folder = Path(resume_from).expanduser()
     if (whole(folder) / STATE_FILE).is_file():
         return folder
     inside = saved_in(folder)
     hint = f"; did you mean {str(inside[-1].folder)!r}?" if inside else f" (it has no {STATE_FILE}); give one like RUN/{FOLDER}/step-10"
     raise CheckpointError(f"resume_from={resume_from!r} is no checkpoint{hint}")
+
+
+def _reads(folder: Path) -> bool:
+    try:
+        read(folder)
+    except CheckpointError:
+        return False
+    return True
 
 
 def whole(folder: Path) -> Path:
@@ -123,6 +150,27 @@ def read(folder: Path) -> dict[str, Any]:
         if here.get(name) != found["manifests"].get(name):
             raise _damaged(folder, f"{name} is {'not what was saved' if name in here else 'missing'}")
     return found
+
+
+def damage(folder: Path, *, part: int = 0, parts: int = 1) -> str:
+    """What is wrong with a checkpoint, empty if nothing: `read`'s complaints, and the checksums of every `parts`-th file from `part` on."""
+    try:
+        read(folder)
+        here = whole(folder)
+        named = {
+            f"{Path(manifest).parent}/{name}": checksum
+            for manifest in _manifests(here)
+            for name, checksum in json.loads((here / manifest).read_text(encoding="utf-8"))["files"].items()
+        }
+        for name in sorted(named)[part::parts]:
+            with (here / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != named[name]:
+                    return f"{str(folder)!r} is damaged: {name} is not what was saved"
+    except (CheckpointError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return str(error)
+    except OSError as error:
+        return f"{str(folder)!r} is damaged: {error.filename} cannot be read ({error.strerror})"
+    return ""
 
 
 def _damaged(folder: Path, what: str) -> CheckpointError:

@@ -12,7 +12,7 @@ from lightrft.config.load import make_config
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.errors import CheckpointError, ConfigError
-from lightrft.run.checkpoint_folder import find, read, saved_in
+from lightrft.run.checkpoint_folder import LATEST, find, read, saved_in
 
 BELONG_TO_STATE = (
     "seed",
@@ -42,6 +42,8 @@ OF_NO_CONSEQUENCE = (
     "loggers",
     "plot_every",
     "save_every",
+    "save_every_minutes",
+    "stop_grace_s",
     "keep_checkpoints",
     "keep_best",
     "resume_from",
@@ -88,7 +90,7 @@ def check_resume(config: Config) -> Path:
     step = read(folder)["step"]
     changed_settings(read(folder)["config"], config)
     newer = [one.folder.name for one in saved_in(run) if one.step > step]
-    if in_run(folder, run) and newer:
+    if in_run(folder, run) and newer and config.resume_from != LATEST:
         raise CheckpointError(
             f"resume_from={config.resume_from!r}: the run folder has newer checkpoints ({', '.join(newer)}), which would be replaced; "
             "use resume_from latest, or another output_dir"

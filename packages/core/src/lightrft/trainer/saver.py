@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ import torch
 
 from lightrft.config.schema import Config
 from lightrft.distributed import atomic_folder
+from lightrft.distributed.collectives import gather_objects
 from lightrft.distributed.consensus import together
 from lightrft.distributed.stop import StopRequests
 from lightrft.errors import CheckpointError, EngineError, LightRFTError, PeerError, RewardError, StoppedByWarning
-from lightrft.run.checkpoint_folder import folder_of, read, remove, saved_in, seal, to_remove, whole
+from lightrft.run.checkpoint_folder import FOLDER, check_space, damage, folder_of, read, remove, saved_in, seal, to_remove, whole
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.resume import changed_settings
 from lightrft.trainer.run_state import RunState, State
@@ -67,6 +69,7 @@ class Saver:
         self._marked: tuple[int, State] | None = None
         self._value: float | None = None
         self._on_disk = -1
+        self._since = time.monotonic()
 
     def mark(self, step: int, *, value: float | None = None) -> None:
         """All parts are those of the end of this step; `value` is what the best are chosen by, where it was measured. Local."""
@@ -94,7 +97,12 @@ class Saver:
     def stop_if_asked(self) -> None:
         """Raises StopRun on all ranks where one was told to stop."""
         if self.strategy.all_reduce(int(self.requests.asked), "max"):
-            raise StopRun("SIGTERM")
+            raise StopRun(self.requests.signal)
+
+    def is_late(self) -> bool:
+        """Whether the last checkpoint is older than `save_every_minutes` on any rank's clock. Collective where that is set."""
+        minutes = self.config.save_every_minutes
+        return bool(minutes and self.strategy.all_reduce(int(time.monotonic() - self._since >= 60 * minutes), "max"))
 
     def save(self) -> Path:
         """The checkpoint of the marked step, written beside its place and renamed; then those that need not stay are removed.
@@ -110,11 +118,13 @@ class Saver:
         start = time.perf_counter()
         with self.strategy.world.stamp.entering("save"):
             self._write(step, self.state.gathered(snapshot), folder)
-        self._on_disk = step
+        self._on_disk, self._since = step, time.monotonic()
         self.seconds = time.perf_counter() - start
         return folder
 
     def _write(self, step: int, state: State, folder: Path) -> None:
+        doing = f"saving {str(folder)!r}"
+        together(self.strategy.world, doing, lambda: check_space(self._run, doing=doing, least=self._least_bytes()), rank_0_only=True)
         temporary = atomic_folder.fresh_beside(self.strategy.world, folder)
         with atomic_folder.removed_on_failure(self.strategy.world, temporary):
             for name, one in self.trained.items():
@@ -127,7 +137,12 @@ class Saver:
             if self.ema_model is not None:
                 self.strategy.save_ema_model(temporary / EMA_MODEL, self.ema_model)
             finish = lambda: self._finish(step, temporary, folder)  # noqa: E731
-            together(self.strategy.world, f"saving {str(folder)!r}", finish, rank_0_only=True)
+            together(self.strategy.world, doing, finish, rank_0_only=True)
+
+    def _least_bytes(self) -> int:
+        """What the trained models and their two moments take at least: half precision."""
+        sizes = [math.prod(shape) for one in self.trained.values() for shape in self.strategy._shapes(one.model).values()]
+        return 2 * sum(sizes)
 
     def rescue(self, error: Exception) -> Path | None:
         """After an error: the checkpoint of the marked step, where there is one and all ranks are here together; else None."""
@@ -141,6 +156,22 @@ class Saver:
             return None
         self.strategy.print(f"saved {folder} before the run stops; go on with --resume_from {folder}")
         return folder
+
+    def newest_whole(self) -> Path:
+        """The newest checkpoint of the run folder that is not damaged; those that are, are told. Each rank looks at a part of the files.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        world, saved = self.strategy.world, saved_in(self._run)
+        problem = f"no checkpoint in {str(self._run / FOLDER)!r}; leave resume_from out to begin a run"
+        for one in reversed(saved):
+            found = gather_objects(damage(one.folder, part=world.rank, parts=world.world_size), group=world.group)
+            if not any(found):
+                return one.folder
+            problem = next(text for text in found if text)
+            self.strategy.print(f"resume: {problem}; the one before it is tried")
+        raise CheckpointError(f"resume_from='latest': {problem}")
 
     def load(self, folder: Path) -> int:
         """Restores models, optimizers, schedules and all parts; returns the step. What differs from the saved run is told.

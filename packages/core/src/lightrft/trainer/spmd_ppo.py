@@ -20,7 +20,7 @@ from lightrft.distributed.watchdog import watching
 from lightrft.errors import StoppedByWarning
 from lightrft.experience.metrics import add_rollout_metrics
 from lightrft.observe.phase_clock import PhaseFunction
-from lightrft.run.checkpoint_folder import find
+from lightrft.run.checkpoint_folder import LATEST, find
 from lightrft.run.run_folder import hold_folders, release_folders
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.evaluate import EvalSets
@@ -135,7 +135,8 @@ class SPMDPPOTrainer(TrainerParts):
         """Before the first step: the engine gets the actor's weights, which are evaluated; or those of a checkpoint. Collective."""
         together(self.strategy.world, "taking the run folder", self._hold_folders, rank_0_only=True)
         if self.config.resume_from:
-            folder = find(self.config.resume_from, run=Path(self.config.output_dir))
+            latest = self.config.resume_from == LATEST
+            folder = self.saver.newest_whole() if latest else find(self.config.resume_from, run=Path(self.config.output_dir))
             with self.strategy.world.stamp.entering("load"):
                 self.step = self.saver.load(folder)
             self.strategy.print(f"resumed from {folder}, step {self.step} of {self.num_steps}")
@@ -170,7 +171,7 @@ class SPMDPPOTrainer(TrainerParts):
         self.warn(*self.monitors.observe(self.metrics), *self.learning.observe(self.metrics, told=self.warnings.names))
         self.report.step(self.step, self.metrics, self.experience)
         self.saver.mark(self.step, value=latest_value(self.metrics, self.config.best_metric))
-        if due(self.step, every=self.config.save_every, last=self.num_steps):
+        if due(self.step, every=self.config.save_every, last=self.num_steps) or self.saver.is_late():
             self.saver.save()
         self.saver.stop_if_asked()
         self.warnings.stop_if_asked()
