@@ -26,7 +26,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs gsm8k memory parity row-parity collectives overhead curves learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-bench vs-trl phases clean
+.PHONY: help setup demo docs gsm8k memory parity row-parity collectives overhead curves learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-bench vs-trl phases clean chaos audit
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -56,6 +56,13 @@ row-parity: $(STAMP)  ## a table: the same for packed rows, rows that ranks shar
 
 mutants: $(STAMP)  ## a table: every planted fault, and the test of the conformance kit that sees it
 	@$(BIN)/python benchmarks/mutants.py $(ARGS)
+
+chaos: $(STAMP)  ## kill ranks of a run that goes on by itself, and compare it with the straight one; ARGS='--kills 50' for long
+	@$(BIN)/python benchmarks/chaos.py $(ARGS)
+
+audit: $(STAMP)  ## known vulnerabilities of what is installed (pip-audit, needs the network), and ruff's rules about security
+	$(BIN)/ruff check --select S --ignore S101,S105,S108,S311,S603,S606,S607 --per-file-ignores '*/testing/*:S301,*/rewards/sandbox/*:S102,*/config/yaml_text.py:S506' packages/*/src
+	$(BIN)/uv tool run pip-audit --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') $(ARGS)
 
 collectives: $(STAMP)  ## a table: the collectives of a step, counted on 1, 2 and 4 ranks, and what follows for 64 and 1024
 	@$(BIN)/python benchmarks/collectives.py $(ARGS)

@@ -9,16 +9,19 @@ import shutil
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from lightrft.config.schema import Config
 from lightrft.errors import CheckpointError, RewardError
 from lightrft.run.checkpoint_folder import find, folder_of, read, saved_in
 from lightrft.testing.small_trainer import make_trainer, odd_tokens
 from lightrft.trainer import SPMDPPOTrainer
-from lightrft.trainer.resume import check_resume
+from lightrft.trainer.resume import FilesDigest, changed_settings, check_resume, reward_files, weight_files
+from lightrft.trainer.resume_settings import BELONG_TO_STATE, OF_NO_CONSEQUENCE, TAKES_EFFECT
 from lightrft.types import Sample
 
 STEPS = 6
@@ -184,6 +187,50 @@ def test_what_does_not_fit_is_refused_before_a_model_loads(whole: tuple[Path, SP
     with pytest.raises(CheckpointError) as caught:
         check_resume(settings)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_setting_is_refused_told_or_of_no_consequence() -> None:
+    lists = [*BELONG_TO_STATE, *OF_NO_CONSEQUENCE, *TAKES_EFFECT]
+    assert sorted(lists) == sorted(Config.model_fields), "put a new setting into one of the lists of resume_settings.py"
+
+
+@pytest.mark.parametrize("name", Config.model_fields)
+def test_what_a_changed_setting_does_to_a_resumed_run(name: str) -> None:
+    saved = Config().model_dump()
+    now: Any = SimpleNamespace(model_dump=lambda: saved | {name: "another value"})
+    if name in BELONG_TO_STATE:
+        with pytest.raises(CheckpointError, match=f"saved with {name}=.*, here 'another value'; set it as it was"):
+            changed_settings(saved, now)
+    else:
+        told = [] if name in OF_NO_CONSEQUENCE else [f"{name}: {saved[name]!r} -> 'another value'"]
+        assert changed_settings(saved, now) == told
+
+
+def test_a_changed_kl_coef_takes_effect_while_it_is_fixed_and_is_refused_while_it_adapts(tmp_path: Path, whole: Any) -> None:
+    last = str(folder_of(whole[0] / "run", 4))
+    resumed = make_trainer(tmp_path, **SAME | {"resume_from": last, "kl_coef": 50.0})
+    resumed.fit()
+    assert resumed.experience_maker.kl_control.coef == 50.0
+    assert any(not torch.equal(x, y) for x, y in zip(everything(resumed), everything(whole[1]), strict=True))
+    adaptive = Config(kl_coef=0.1, kl_target=1.0)
+    with pytest.raises(CheckpointError, match="kl_coef=0.1, here 0.2"):
+        changed_settings(adaptive.model_dump(), adaptive.model_copy(update={"kl_coef": 0.2}))
+
+
+def test_another_reference_model_is_refused_and_an_edited_reward_file_is_told(tmp_path: Path) -> None:
+    model, reward = tmp_path / "model.safetensors", tmp_path / "mine.py"
+    model.write_bytes(bytes(3 << 20))
+    reward.write_text("def f(samples): return [1.0]")
+    reference = FilesDigest("the initial model", weight_files(tmp_path), refuses=True)
+    rewards = FilesDigest("reward file", reward_files([f"{reward}:f", "exact_match", "module:f"]), refuses=False)
+    saved = reference.state_dict(), rewards.state_dict()
+    assert reference.load_state_dict(saved[0]) == rewards.load_state_dict(saved[1]) == []
+    model.write_bytes(b"\1" + bytes((3 << 20) - 1))
+    reward.write_text("def f(samples): return [2.0]")
+    with pytest.raises(CheckpointError, match=r"the initial model is not the one that the run began with \(model.safetensors differ\)"):
+        FilesDigest("the initial model", weight_files(tmp_path), refuses=True).load_state_dict(saved[0])
+    told = FilesDigest("reward file", [reward], refuses=False).load_state_dict(saved[1])
+    assert told == ["changed since the checkpoint: reward file mine.py"]
 
 
 def test_an_older_checkpoint_of_the_same_folder_is_refused_while_newer_ones_are_there(whole: tuple[Path, SPMDPPOTrainer]) -> None:

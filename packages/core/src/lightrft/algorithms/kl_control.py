@@ -28,5 +28,6 @@ class KLController:
         return {"coef": self.coef}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """The reverse."""
-        self.coef = state["coef"]
+        """The reverse. A fixed coefficient is the setting's, not the checkpoint's."""
+        if self.target > 0:
+            self.coef = state["coef"]

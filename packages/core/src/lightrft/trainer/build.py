@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from transformers import get_scheduler
@@ -15,6 +16,7 @@ from lightrft.models.load import Opened, load_tokenizer, open_causal_lm
 from lightrft.models.lora import add_lora
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.prompts import prompt_set
+from lightrft.trainer.resume import FilesDigest, reward_files, weight_files
 from lightrft.trainer.reward_models import build_rewards
 from lightrft.trainer.rows import ready_for_rows
 from lightrft.trainer.spmd_ppo import SPMDPPOTrainer
@@ -51,6 +53,9 @@ def build_trainer(config: Config, strategy: StrategyBase, *, model_path: str) ->
         eval_prompts=eval_sets,
         config=config,
     )
+    reference = FilesDigest("the initial model", weight_files(Path(model_path)), refuses=config.kl_coef > 0)
+    trainer.state.register("reference", reference)
+    trainer.state.register("reward_files", FilesDigest("reward file", reward_files(config.reward), refuses=False))
     trainer.warn(*dict.fromkeys(findings))
     return trainer
 

@@ -13,48 +13,7 @@ from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.errors import CheckpointError, ConfigError
 from lightrft.run.checkpoint_folder import LATEST, find, read, saved_in
-
-BELONG_TO_STATE = (
-    "seed",
-    "strategy",
-    "fsdp",
-    "lora_rank",
-    "lora_alpha",
-    "lora_target_modules",
-    "use_mp_opt",
-    "advantage_estimator",
-    "policy_loss",
-    "critic_learning_rate",
-    "learning_rate",
-    "lr_scheduler",
-    "lr_warmup_steps",
-    "adam_beta1",
-    "adam_beta2",
-    "weight_decay",
-    "ema_beta",
-)
-"""The optimizer, the schedule and the order of the data come from the checkpoint: another value would have no effect, or a wrong one."""
-
-OF_NO_CONSEQUENCE = (
-    "output_dir",
-    "overwrite_output_dir",
-    "log_dir",
-    "loggers",
-    "plot_every",
-    "save_every",
-    "save_every_minutes",
-    "stop_grace_s",
-    "keep_checkpoints",
-    "keep_best",
-    "resume_from",
-    "generate_timeout_s",
-    "hang_timeout_s",
-    "phase_timeouts",
-    "heartbeat_timeout_s",
-    "on_warning",
-    "monitor_steps",
-)
-"""They change nothing of what is learnt."""
+from lightrft.trainer.resume_settings import BELONG_TO_STATE, OF_NO_CONSEQUENCE, UNLESS
 
 
 def changed_settings(saved: Mapping[str, Any], config: Config) -> list[str]:
@@ -69,7 +28,8 @@ def changed_settings(saved: Mapping[str, Any], config: Config) -> list[str]:
     except ConfigError as error:
         raise CheckpointError(f"the checkpoint's settings cannot be read by this version: {error.problems[0]}") from None
     different = [name for name in now if before[name] != now[name] and name not in OF_NO_CONSEQUENCE]
-    refused = [f"{name}={before[name]!r}, here {now[name]!r}" for name in different if name in BELONG_TO_STATE]
+    held = {*BELONG_TO_STATE, *(name for name, other in UNLESS.items() if before[other] or now[other])}
+    refused = [f"{name}={before[name]!r}, here {now[name]!r}" for name in different if name in held]
     if refused:
         raise CheckpointError(f"the checkpoint was saved with {'; '.join(refused)}; set it as it was, or begin a run without resume_from")
     return [f"{name}: {before[name]!r} -> {now[name]!r}" for name in different]
@@ -123,3 +83,48 @@ class PromptsDigest:
                 f"the training prompts are not those that the run began with ({state['number']} then, {self._number} now, by their "
                 "tokens and answers); give the same prompt_data, template and tokenizer"
             )
+
+
+class FilesDigest:
+    """Part of the run's state: notices that files which the run reads are not those that it began with.
+
+    Of a large file the size and the first and last MiB count. `refuses`: another content is an error, else it is told.
+    """
+
+    def __init__(self, what: str, paths: Sequence[Path], *, refuses: bool) -> None:
+        self._what, self._refuses = what, refuses
+        self._digests = {path.name: _digest(path) for path in sorted(paths) if path.is_file()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"digests": dict(self._digests)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> list[str]:
+        """Sentences about what differs. Raises CheckpointError where this refuses."""
+        before = dict(state["digests"])
+        different = sorted(name for name in {*before, *self._digests} if before.get(name) != self._digests.get(name))
+        if different and self._refuses:
+            raise CheckpointError(
+                f"{self._what} is not the one that the run began with ({', '.join(different[:3])} differ); give the same, or begin a run "
+                "without resume_from"
+            )
+        return [f"changed since the checkpoint: {self._what} {name}" for name in different]
+
+
+def _digest(path: Path) -> str:
+    found = hashlib.blake2b(str(path.stat().st_size).encode(), digest_size=16)
+    with path.open("rb") as file:
+        found.update(file.read(1 << 20))
+        file.seek(max(0, path.stat().st_size - (1 << 20)))
+        found.update(file.read())
+    return found.hexdigest()
+
+
+def reward_files(rewards: Sequence[str]) -> list[Path]:
+    """The Python files that rewards of the form `path/to/file.py:function` name."""
+    places = [reward.rpartition(":")[0] for reward in rewards]
+    return [Path(place).expanduser() for place in places if place.endswith(".py")]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """What a model's folder holds of weights, and its configuration; none for a hub's name."""
+    return [*folder.glob("*.safetensors"), *folder.glob("config.json")] if folder.is_dir() else []

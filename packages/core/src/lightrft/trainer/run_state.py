@@ -20,7 +20,7 @@ class Stateful(Protocol):
 
     def state_dict(self) -> Mapping[str, Any]: ...
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> list[str] | None: ...
 
 
 class RunState:
@@ -50,24 +50,24 @@ class RunState:
         return snapshot | {name: [rank[name] for rank in ranks] for name in mine}
 
     def load(self, saved: Mapping[str, Any]) -> list[str]:
-        """Restores every part; returns a sentence for each whose per-rank states are of another number of ranks and were left out.
+        """Restores every part; returns what they say of it, and a sentence for each that is of another number of ranks and left out.
 
         Raises:
             CheckpointError: a part is missing, or does not take its state.
         """
-        world, left_out = self.strategy.world, []
+        world, told = self.strategy.world, list[str]()
         missing = [name for name in self._parts if name not in saved]
         if missing:
             raise CheckpointError(f"the checkpoint has no state of {', '.join(missing)}; another version or trainer saved it")
         for name, part in self._parts.items():
             state = saved[name]
             if name not in self._per_rank:
-                part.load_state_dict(state)
+                told += part.load_state_dict(state) or []
             elif len(state) == world.world_size:
                 part.load_state_dict(state[world.rank])
             else:
-                left_out.append(f"{name} of {len(state)} ranks does not fit {world.world_size} and starts anew")
-        return left_out
+                told.append(f"{name} of {len(state)} ranks does not fit {world.world_size} and starts anew")
+        return told
 
 
 class RandomState:
