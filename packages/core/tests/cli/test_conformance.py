@@ -122,13 +122,12 @@ def test_a_plugin_whose_target_cannot_be_had_gets_one_sentence(plant: Plant) -> 
 
 
 def test_an_engine_that_hangs_is_named_and_asked_no_more(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(EngineConformance, "timeout_s", 3.0)
+    monkeypatch.setattr(EngineConformance, "timeout_s", 10.0)
     plant("    def generate(self, requests, sampling):\n        import time\n        time.sleep(1e6)\n")
     report = run_conformance("engine", "planted", ranks=None)
-    messages = [row["message"] for row in report["requirements"] if row["state"] == "failed"]
-    assert messages[0].startswith("engine 'planted' hangs: it did not come back within 3 s; it is in ") and "in generate" in messages[0]
-    assert all(message.startswith("not asked, for in an earlier test engine 'planted' hangs") for message in messages[1:])
-    assert len(messages) > 40 and report["seconds"] < 60
+    [message] = [row["message"] for row in report["requirements"] if row["state"] == "failed"]
+    assert message.startswith("engine 'planted' hangs: it did not come back within 10 s; it is in ") and "in generate" in message
+    assert sum(row["state"] == "blocked" for row in report["requirements"]) > 40 and report["seconds"] < 90
 
 
 @pytest.mark.parametrize("ranks", [(), (0,), (True, 2)])

@@ -75,7 +75,7 @@ def test_every_bad_row_is_named_with_its_line_and_nothing_is_written(tmp_path: P
     assert caught.value.problems == [
         f"{path}:3: no column 'completion' (columns: prompt)",
         f"{path}:4: prompt=3 is a int, expected text or a list of chat messages",
-        f"{path}:5: completion=None is a NoneType, expected text",
+        f"{path}:5: no column 'completion' (columns: prompt)",
     ]
     assert not (tmp_path / "scores").exists()
 

@@ -15,8 +15,8 @@ Finding = tuple[str, str]
 """The name of a fault and a sentence about it."""
 CONSTANT = -0.05
 """Explained variance of a critic that is as good as a constant, as it is at its start: it comes out a little below zero, by noise."""
-NOTHING_EXPLAINED = 0.01
-"""Explained variance up to which a critic says no more than one number for everything."""
+NOTHING_EXPLAINED = 0.001
+"""Explained variance, of either sign, up to which a critic moves no more than rounding does; one that learns slowly strays further."""
 ENDED_AT_FIRST = 0.5
 """Share of completions that ended by themselves in the first rollouts, below which a ceiling on length is no news."""
 BASELINE_STEPS = 3
@@ -118,7 +118,7 @@ def _watches(config: Config) -> list[Watch]:
         )
 
     def constant(value: float, _: float) -> str | None:
-        if not CONSTANT <= value <= NOTHING_EXPLAINED:
+        if abs(value) > NOTHING_EXPLAINED:
             return None
         return (
             f"critic explains nothing: explained variance {value:.3f}, about 0 for {2 * patience} rollouts, is that of one number for all "

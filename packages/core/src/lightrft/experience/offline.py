@@ -40,7 +40,7 @@ def score_file(path: str, *, out: str, rewards: Sequence[NamedReward], reward_ke
     scores = _score(samples, table=table, rewards=rewards, reward_key=reward_key)
     seconds = time.perf_counter() - start
     lines = [
-        json.dumps(dict(row) | {"reward": total, "parts": {name: values[index] for name, values in scores.parts.items()}}, default=str)
+        json.dumps(_present(row) | {"reward": total, "parts": {name: values[index] for name, values in scores.parts.items()}}, default=str)
         for index, (row, total) in enumerate(zip(table.rows, scores.total, strict=True))
     ]
     _write(Path(out).expanduser(), "".join(line + "\n" for line in lines))
@@ -58,25 +58,31 @@ def _samples(table: Table) -> list[Sample]:
     problems: list[str] = []
     samples = []
     for index, row in enumerate(table.rows):
-        wrong = _wrong(row)
+        given = _present(row)
+        wrong = _wrong(given)
         if wrong:
             problems.append(f"{table.where(index)}: {wrong}")
             continue
-        answer = row.get("answer")
+        answer = given.get("answer")
         samples.append(
             Sample(
                 prompt=_text(row["prompt"]),
                 completion=row["completion"],
                 answer=None if answer is None else str(answer),
                 row=row,
-                finish_reason=row.get("finish_reason", "stop"),
-                num_tokens=row.get("num_tokens", 0),
+                finish_reason=given.get("finish_reason", "stop"),
+                num_tokens=given.get("num_tokens", 0),
             )
         )
     if problems:
         more = [f"{table.path}: {len(problems) - MOST_PROBLEMS} more rows are wrong"] if len(problems) > MOST_PROBLEMS else []
         raise ConfigError(problems[:MOST_PROBLEMS] + more)
     return samples
+
+
+def _present(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that this row has; a table gives every row those of all."""
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def _wrong(row: Mapping[str, Any]) -> str:
