@@ -17,7 +17,7 @@ from lightrft.errors import EngineStateError
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import WeightBucket, saved_buffers, tied_names
 from lightrft.weights.checksum import WeightSum, tensor_sum
-from lightrft.weights.model_class import language_model_class
+from lightrft.weights.model_class import keep_soft_cap, language_model_class
 from lightrft.weights.staging import stage
 
 
@@ -31,7 +31,7 @@ class HFEngine(InferenceEngine):
             model: Any = language_model_class(config).from_pretrained(
                 setup.model_path, dtype=setup.dtype, trust_remote_code=setup.trust_remote_code
             )
-        self._model: Any = model.to(setup.device).eval().requires_grad_(False)
+        self._model: Any = keep_soft_cap(model).to(setup.device).eval().requires_grad_(False)
         facts = model_facts(setup.model_path, trust_remote_code=setup.trust_remote_code)
         self._eos, self._vocab_size = facts.eos_token_ids, facts.vocab_size
         self._tokenizer: Any = None  # for stop strings
@@ -133,7 +133,7 @@ class HFEngine(InferenceEngine):
             for name, buffer in self._buffers.items():  # in the dtypes that `from_pretrained` gave them
                 owner, _, attribute = name.rpartition(".")
                 setattr(fresh.get_submodule(owner), attribute, buffer)
-            self._model = fresh.to(self.setup.device).eval().requires_grad_(False)
+            self._model = keep_soft_cap(fresh).to(self.setup.device).eval().requires_grad_(False)
 
     def _held(self) -> dict[str, torch.Tensor]:
         """What `update_weights` replaces: parameters, a tied one once, and the buffers of the state dict."""

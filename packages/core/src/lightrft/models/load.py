@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from lightrft.config.model_folder import HUB_NAME, TOKENIZER_FILES, model_path_problem
 from lightrft.engine.quiet import no_progress_bars
 from lightrft.errors import ModelError
-from lightrft.weights.model_class import language_model_class
+from lightrft.weights.model_class import keep_soft_cap, language_model_class
 from lightrft.weights.safetensors_reader import WeightFiles
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ def open_causal_lm(path: str | Path, *, dtype: torch.dtype, trust_remote_code: b
             if (folder / "generation_config.json").is_file():
                 model.generation_config = GenerationConfig.from_pretrained(folder)
             model.config.use_cache = False
-            return Opened(model, weights)
+            return Opened(keep_soft_cap(model), weights)
         reason = f"its files have no {missing[0]} of that shape under that name"
     whole = load_causal_lm(path, dtype=dtype, trust_remote_code=trust_remote_code, auto_class=auto_class)
     return Opened(whole, None, reason)
@@ -100,6 +100,7 @@ def load_causal_lm(path: str | Path, *, dtype: torch.dtype, trust_remote_code: b
     model, info = _wrapped(load, what="model", path=path)
     _check_complete(path, sorted(info["missing_keys"]))
     model.config.use_cache = False
+    keep_soft_cap(model)
     return model
 
 

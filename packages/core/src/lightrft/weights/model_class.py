@@ -25,5 +25,12 @@ def ignored_on_load(name: str, model: Any) -> bool:
     return any(re.search(pattern, name) for pattern in patterns)
 
 
+def keep_soft_cap(model: Any) -> Any:
+    """The model; with a soft cap on its attention (Gemma 2) by transformers' eager function: its sdpa drops the cap, and says nothing."""
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")
+    return model
+
+
 def _classes(automatic: Any) -> Any:
     return automatic._model_mapping.keys()

@@ -155,6 +155,24 @@ class Bf16Absent(SingleStrategy):
 
 @mutant(
     "single",
+    "the prepared model drops where sequences end",
+    test="packed_rows_give_the_same_update",
+    words="is not told where sequences end",
+)
+class DropsSegments(SingleStrategy):
+    def _prepare_trainable(self, model: Module, settings: Any, weights: Any) -> Any:
+        prepared, optimizer = super()._prepare_trainable(model, settings, weights)
+        inner = prepared.forward
+
+        def forward(*args: Any, cu_seq_lens_q: Any = None, max_length_q: Any = None, **known: Any) -> Any:
+            return inner(*args, **known)
+
+        prepared.forward = forward
+        return prepared, optimizer
+
+
+@mutant(
+    "single",
     "several ranks declared and absent",
     test="more_than_one_rank_is_run_or_refused",
     words="is one process",
