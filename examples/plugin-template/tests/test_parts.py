@@ -51,6 +51,8 @@ def test_the_logger_writes_a_line_for_each_call(tmp_path: Path) -> None:
     logger = Registry.discover().load("logger", "acme")(LoggerSetup(log_dir=tmp_path, config=make_config({}), total_steps=2))
     logger.log(1, {"rollout/reward": 0.25, "eval/reward": 1.0})
     logger.log(2, {"rollout/reward": float("nan")})
+    logger.log(3, {"rollout/reward": 0.5})
+    logger.rewind(2)  # the run was stopped, and goes on after step 2
     logger.close()
     assert (tmp_path / "acme.log").read_text(encoding="utf-8").splitlines() == [
         "step 1 eval/reward=1 rollout/reward=0.25",

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from lightrft.distributed.launch import launch
+from lightrft.cli.start import start_ranks
+from lightrft.config.load import make_config
+from lightrft.distributed.launch import LaunchResult, launch
 
 COLLECTIVE = """
 import os, signal, sys, time
@@ -160,3 +162,11 @@ def wait_until_gone(pid: int) -> None:
     while Path(f"/proc/{pid}").exists() and "(zombie)" not in Path(f"/proc/{pid}/status").read_text():
         assert time.monotonic() < end, f"process {pid} is an orphan"
         time.sleep(0.05)
+
+
+def test_a_rank_that_ends_its_process_with_0_is_no_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("lightrft.cli.start.launch", lambda command, **given: LaunchResult(exit_code=0))
+    with pytest.raises(SystemExit) as caught:
+        start_ranks(make_config({}), mode="train", nproc_per_node=1)
+    assert caught.value.code == 1
+    assert "rank 0 ended with code 0 before the job was over: something that it ran has ended its process" in capsys.readouterr().err
