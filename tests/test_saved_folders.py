@@ -8,17 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from families import make_family
 from safetensors.torch import load_file, save_file
+from small_run import write_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightrft.config.load import make_config
 from lightrft.errors import CheckpointError, PeerError
 from lightrft.models.load import open_causal_lm
-from lightrft.strategy import get_strategy
+from lightrft.strategy import get_strategy, hf_export
 from lightrft.strategy.strategy_base import AdamWSettings, StrategyBase
 from lightrft.testing import run_spmd
 from lightrft.testing.tiny import tiny_causal_lm, tiny_model_folder, tiny_tokenizer
+from lightrft.trainer.run import train
 
 IDS = torch.arange(3, 30)[None]
 RENAMED = ("mixtral", "qwen3-moe", "gpt-neox", "granite-moe", "deepseek-v3", "minimax-m2", "gemma3", "gpt2")
@@ -156,3 +159,28 @@ def test_a_save_that_a_library_refuses_fails_on_all_ranks_together(tmp_path: Pat
     assert first[0] == "CheckpointError" and "temperature" in first[1] and "unchanged" in first[1]
     assert second[0] == "PeerError" and "rank 0" in second[1]
     assert list(tmp_path.iterdir()) == []
+
+
+def run_that_cannot_save(recipe: str) -> str:
+    """A run whose last save is refused on rank 0, as a library refuses it."""
+    config = make_config(yaml.safe_load(Path(recipe).read_text(encoding="utf-8")))
+
+    def refuse(*_given: Any) -> None:
+        raise ValueError("planted: this cannot be written")
+
+    hf_export._write = refuse
+    try:
+        train(config)
+    except (CheckpointError, PeerError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "saved"
+
+
+@pytest.mark.slow
+def test_a_final_save_that_fails_leaves_a_checkpoint_on_two_ranks(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, micro_train_batch_size=4)
+    first, second = run_spmd(run_that_cannot_save, 2, str(recipe), timeout_s=200)
+    assert first.startswith("CheckpointError: saving") and "planted: this cannot be written" in first
+    assert second.startswith("PeerError")
+    assert (tmp_path / "run" / "checkpoints" / "step-2" / "actor").is_dir()
+    assert not (tmp_path / "run" / "model").exists()
