@@ -98,7 +98,7 @@ class Encoder:
         """The characters of a special token's text as ordinary tokens."""
         if not word:
             return []
-        for anchor in ("", word[0]):  # some tokenizers put a space before the first word of a text
+        for anchor in (word[0], ""):  # behind another word, for some tokenizers put a space before the first one of a text
             before = self._ids([anchor])[0] if anchor else []
             [found] = self._tokenizer([anchor + word], add_special_tokens=False, split_special_tokens=True)["input_ids"]
             ids = [int(i) for i in found[len(before) :]]

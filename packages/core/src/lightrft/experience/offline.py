@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightrft.data.columns import answers_at
 from lightrft.data.rows import Table, load_table
 from lightrft.errors import ConfigError, DataError, RewardError
 from lightrft.rewards.load import NamedReward
@@ -63,12 +64,14 @@ def _samples(table: Table) -> list[Sample]:
         if wrong:
             problems.append(f"{table.where(index)}: {wrong}")
             continue
-        answer = given.get("answer")
+        answers = answers_at(given, "answer", where=table.where(index))
         samples.append(
             Sample(
                 prompt=_text(row["prompt"]),
                 completion=row["completion"],
-                answer=None if answer is None else str(answer),
+                answer=answers[0] if answers else None,
+                answers=answers,
+                raw_completion=given.get("raw_completion") or row["completion"],
                 row=row,
                 finish_reason=given.get("finish_reason", "stop"),
                 num_tokens=given.get("num_tokens", 0),
@@ -92,8 +95,10 @@ def _wrong(row: Mapping[str, Any]) -> str:
             return f"no column {column!r} (columns: {', '.join(map(str, row)) or 'none'})"
         if not isinstance(row[column], kinds):
             return f"{column}={row[column]!r:.60} is a {type(row[column]).__name__}, expected {words}"
-    if isinstance(row.get("answer"), (dict, list)):
-        return f"answer={row['answer']!r:.60} is a {type(row['answer']).__name__}, expected text or a number"
+    try:
+        answers_at(row, "answer", where="")
+    except DataError as error:
+        return str(error).removeprefix(": ")
     if row.get("finish_reason", "stop") not in REASONS:
         return f"finish_reason={row['finish_reason']!r:.60} is not one of {', '.join(REASONS)}"
     if type(row.get("num_tokens", 0)) is not int:
