@@ -239,7 +239,7 @@ ESCAPES: dict[str, tuple[str, str]] = {
     "the host of a virtual machine": (TRIES + "import socket\ndef look(): return tries(lambda: socket.socket(40, 1, 0))", "assert look() == 'PermissionError'"),
     "packets": (TRIES + "import socket\ndef look(): return tries(lambda: socket.socket(17, 3, 0))", "assert look() == 'PermissionError'"),
     "netlink": (TRIES + "import socket\ndef look(): return tries(lambda: socket.socket(16, 3, 0))", "assert look() == 'PermissionError'"),
-    "another user": (TRIES + "import os\ndef look(): return tries(lambda: os.setuid(0)), os.getuid()", "assert look() == ('PermissionError', 1000)"),
+    "another user": (TRIES + "import os\ndef look(): return tries(lambda: os.setuid(0)), os.getuid()", "assert look() in (('PermissionError', 1000), ('OSError', 1000))"),
     "capabilities": (LIBC + "def look(): return [n for n in range(41) if libc.prctl(24, 999, 0, 0, 0) == 0]", "assert look() == []"),
     "namespaces": (LIBC + "def look(): return libc.unshare(0x10000000), libc.unshare(0x00020000)", "assert look() == (-1, -1)"),
     "namespaces by clone": (LIBC + "def look(): return call(56, 0x10000000 | 17, 0, 0, 0, 0)", "assert look() is True"),
