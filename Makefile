@@ -26,7 +26,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs gsm8k memory parity row-parity collectives overhead curves learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-bench vs-trl phases clean chaos audit
+.PHONY: help setup demo docs gsm8k memory parity row-parity collectives overhead curves packing learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-bench vs-trl phases clean chaos audit
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -101,6 +101,9 @@ vs-trl: $(CROSSCHECK_STAMP)  ## a step of ours against one of trl 1.16 on the sa
 
 phases: $(STAMP)  ## a table: each phase of a step against its floor, and the parts of a sync
 	@$(BIN)/python benchmarks/phases.py $(ARGS)
+
+packing: $(STAMP)  ## a table: packed rows against padded ones: padding, time of an update, work of ranks
+	@$(BIN)/python benchmarks/packing.py $(ARGS)
 
 curves: $(STAMP)  ## the demo with fsdp and ZeRO 1, 2 and 3, and how far their curves lie apart
 	@$(BIN)/python benchmarks/backend_curves.py $(ARGS)

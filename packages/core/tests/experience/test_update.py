@@ -60,7 +60,9 @@ def by_hand(model: torch.nn.Module, prompt: list[int], completion: list[int]) ->
 
 
 def steps_of(batch: Trainable, strategy, *, seed: int = 1):  # type: ignore[no-untyped-def]
-    plan = epochs(batch, update_batching(strategy.config, strategy), axis=strategy.mesh.data, seed=seed)
+    plan = epochs(
+        batch, update_batching(strategy.config, strategy, model=tiny_causal_lm(vocab_size=32)), axis=strategy.mesh.data, seed=seed
+    )
     return [step for epoch in plan for step in epoch.steps]
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightrft.batch.planning import Batching
 from lightrft.config.schema import Config
 from lightrft.strategy.strategy_base import StrategyBase
 
 
-def update_batching(config: Config, strategy: StrategyBase, *, training: bool = True) -> Batching:
-    """The update's steps and micro-batches; `training` False: with the micro-batches of passes that have no gradients."""
+def update_batching(config: Config, strategy: StrategyBase, *, model: Any, training: bool = True) -> Batching:
+    """The steps and micro-batches of an update of `model`; `training` False: with the micro-batches of passes that have no gradients."""
     return Batching(
         train_batch_size=config.train_batch_size,
         micro_batch_size=config.micro_train_batch_size if training else config.micro_rollout_batch_size,
@@ -16,7 +18,17 @@ def update_batching(config: Config, strategy: StrategyBase, *, training: bool = 
         token_budget=config.max_tokens_per_micro_batch if config.packing_samples else 0,
         balance=config.balance_ranks or config.packing_samples,
         sequence=strategy.mesh.sequence,
+        attention_length=_attention_length(strategy.unwrap(model).config),
     )
+
+
+def _attention_length(model_config: Any) -> float:
+    """Tokens of a sequence whose attention costs as much as the rest of its blocks.
+
+    A block of width h multiplies each token by about 12 h^2 weights; causal attention multiplies and adds it with half of n others, by
+    queries and keys and by weights and values: n h.
+    """
+    return 12.0 * float(model_config.get_text_config().hidden_size)
 
 
 def fused_chunk(config: Config) -> int | None:

@@ -59,7 +59,7 @@ class SamplingCheck:
         vocabulary = strategy.unwrap(actor).config.get_text_config().vocab_size
         part = beginnings(batch.select(torch.tensor(sorted(firsts), dtype=torch.int64)), longest=max(MOST_LOGITS // vocabulary, 1))
         alone = [torch.tensor([index]) for index in range(len(part))]
-        batching = update_batching(strategy.config, strategy, training=False)
+        batching = update_batching(strategy.config, strategy, model=actor, training=False)
         columns = score_columns(lambda micro: self._facts(actor, micro), part, alone, number=3, strategy=strategy, batching=batching)
         difference, variance, outside = (float(part.sampled(column).double().sum()) for column in columns)
         sums = {"tokens": float(part.loss_mask.sum()), "difference": difference, "variance": variance, "outside": outside}

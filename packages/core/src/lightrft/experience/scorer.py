@@ -42,7 +42,7 @@ class Scorer:
 
     def run(self, batch: Rewarded, *, seed: int) -> Scores:
         """All columns. Collective; the same passes on every rank."""
-        batching = update_batching(self.config, self.strategy)
+        batching = update_batching(self.config, self.strategy, model=self.actor)
         epoch = epochs(batch, batching, axis=self.strategy.mesh.data, seed=seed)[0]
         there = epoch.dealing.there(batch)
         found = self._scores(there, epoch, batching)
@@ -51,7 +51,7 @@ class Scorer:
     def _scores(self, batch: Rewarded, epoch: Epoch, batching: Batching) -> Scores:
         everything = torch.arange(len(batch))
         parts = _parts_of(batch, epoch, batching)
-        others = update_batching(self.config, self.strategy, training=False)
+        others = update_batching(self.config, self.strategy, model=self.actor, training=False)
         passive = others.micro_batches(batch, everything)
         old, untempered = self._actor(batch, parts, epoch, batching)
         reference, values = old, torch.zeros_like(old)

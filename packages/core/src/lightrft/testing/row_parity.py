@@ -91,7 +91,7 @@ def _trained(strategy: StrategyBase, name: str, settings: AdamWSettings, *, step
 
 
 def _accumulate(strategy: StrategyBase, model: Any, optimizer: Any, batch: Sampled) -> None:
-    batching, device = update_batching(strategy.config, strategy), strategy.world.device
+    batching, device = update_batching(strategy.config, strategy, model=model), strategy.world.device
     total = int(batch.num_sampled.sum())
 
     def share(index: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,7 @@ class CriticUpdate:
         self.critic = critic
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.batching = update_batching(config, strategy)
+        self.batching = update_batching(config, strategy, model=critic)
 
     def run(self, experience: Trainable, *, seed: int) -> dict[str, float]:
         """All steps over this rank's share; global metrics. `critic/explained_variance` is that of the values before the update; it is left

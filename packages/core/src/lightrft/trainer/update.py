@@ -53,7 +53,7 @@ class PolicyUpdate:
         self.scheduler = scheduler
         self.policy_loss = policy_loss
         self.ema_model = ema_model
-        self.batching = update_batching(config, strategy)
+        self.batching = update_batching(config, strategy, model=actor)
         self.settings = settings_of(config, strategy.registry.spec("policy_loss", config.policy_loss))
 
     def run(self, experience: Trainable, *, seed: int, kl_coef: float | None = None) -> dict[str, float]:
