@@ -103,7 +103,7 @@ def _padded(micro: list[Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 def _logit_loss(model: Any, micro: list[Row]) -> torch.Tensor:
     ids, rows, labels = _padded(micro)
-    logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)[rows]
+    logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)[rows].float()
     warm, plain = (logits / TEMPERATURE).log_softmax(-1), logits.log_softmax(-1)
     entropy = -(warm.exp() * warm).sum(-1)
     return _loss(warm.gather(1, labels[:, None])[:, 0], plain.gather(1, labels[:, None])[:, 0], entropy)
