@@ -114,6 +114,19 @@ def test_the_weight_gradient_of_bfloat16_is_summed_in_float32(chunk_size):
     assert weight.grad.dtype == torch.bfloat16 and weight.grad[:, 0].tolist() == [512.0, -512.0]
 
 
+@BOTH
+def test_autocast_counts_in_the_backward_pass_that_comes_after_it(chunk_size):
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(size, 8, generator=generator).requires_grad_() for size in (13, 7)]
+    labels, spec = torch.randint(7, (13,), generator=generator), LogprobSpec(chunk_size=chunk_size)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = linear_logprob([(leaves[0], leaves[1])], labels, spec=spec).logprobs[0]
+    expected = linear_logprob([(leaves[0].bfloat16(), leaves[1].bfloat16())], labels, spec=spec).logprobs[0]
+    assert torch.equal(found, expected)
+    both = [torch.autograd.grad(column.sum(), leaves) for column in (found, expected)]
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*both, strict=True))
+
+
 @pytest.mark.parametrize("chunk_size", [None, 64], ids=["plain", "fused"])
 def test_bfloat16_is_as_near_to_float64_as_logits_are(chunk_size, monkeypatch):
     monkeypatch.setattr(plain_logprob, "PLAIN_CHUNK", 64)

@@ -27,5 +27,14 @@ def linear_logprob(terms: Terms, labels: Tensor, *, spec: LogprobSpec, bias: Ten
     gradients are accumulated over chunks in float32. A logit of minus infinity has probability 0 and adds nothing to the entropy.
     """
     implementation: Any = PlainLogprob if spec.chunk_size is None else FusedLogprob
-    found = implementation.apply(spec, labels, bias, *(tensor for pair in terms for tensor in pair))
+    tensors = _under_autocast([bias, *(tensor for pair in terms for tensor in pair)], device=labels.device.type)
+    with torch.autocast(labels.device.type, enabled=False):  # it ends before the backward pass, which computes the same again
+        found = implementation.apply(spec, labels, *tensors)
     return LogprobColumns.of(found, count=len(spec.temperatures))
+
+
+def _under_autocast(tensors: Sequence[Tensor | None], *, device: str) -> list[Tensor | None]:
+    """In the type that autocast would give to a linear layer's inputs; as they are without it."""
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    return [None if tensor is None else tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors]
