@@ -317,3 +317,9 @@ def test_a_tied_model_of_save_pretrained_is_whole(tmp_path: Path) -> None:
     LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
                                  tie_word_embeddings=True)).save_pretrained(tmp_path)  # fmt: skip
     assert folder_problem("m", str(tmp_path)) == ""
+
+
+def test_adapters_that_a_model_cannot_have_are_told_before_ranks_start(tmp_path: Path, whole: Path) -> None:
+    assert found_before_ranks(whole, tmp_path, lora_rank=2) == []
+    [line] = found_before_ranks(whole, tmp_path, lora_rank=2, lora_target_modules=["c_attn"])
+    assert "LlamaForCausalLM has no linear layer called c_attn" in line

@@ -20,7 +20,12 @@ LLAMA = {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 96, 
 
 def problems(folder: Path, model: dict[str, Any] | None, *, world: int = 1, device: str = "cpu", **settings: Any) -> list[str]:
     cutting = EngineSpec(
-        name="cutting", target="a:b", capabilities=frozenset(Capability), cuts_heads=True, cpu_head_sizes=frozenset({16, 32})
+        name="cutting",
+        target="a:b",
+        capabilities=frozenset(Capability),
+        cuts_heads=True,
+        cpu_head_sizes=frozenset({16, 32}),
+        cpu_latent_sizes=frozenset({576}),
     )
     plain = EngineSpec(name="plain", target="a:b", capabilities=frozenset(Capability))
     provider = Provider(distribution="x", version="1", entry_point="x")
@@ -56,6 +61,7 @@ def test_a_model_that_fits_is_let_in(tmp_path: Path, tp: int) -> None:
         (LLAMA, {"generate_max_len": 40}, r"32 \+ 40 = 72 tokens is more than the model's context of 64 .*; lower one of them"),
         ({"n_head": 6, "n_embd": 60, "n_positions": 64}, {"engine_tp_size": 4, "world": 4}, "6 attention heads.*\n.*of size 10"),
         ({"text_config": LLAMA | {"head_dim": 8}, "vision_config": {}}, {}, "of size 8"),
+        (LLAMA | {"head_dim": 64, "kv_lora_rank": 512, "qk_rope_head_dim": 32}, {}, "latent attention .* of size 544; possible: 576"),
     ],
 )
 def test_what_it_cannot_do_is_one_line(tmp_path: Path, model: dict[str, Any], settings: dict[str, Any], said: str) -> None:
@@ -65,6 +71,8 @@ def test_what_it_cannot_do_is_one_line(tmp_path: Path, model: dict[str, Any], se
 def test_what_does_not_hold_is_not_said(tmp_path: Path) -> None:
     odd = LLAMA | {"head_dim": 24}
     assert problems(tmp_path, odd, device="cuda") == [], "on CUDA it can"
+    latent = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
+    assert problems(tmp_path, LLAMA | {"head_dim": 64} | latent) == [], "DeepSeek-V3's head_dim is not its attention's"
     assert problems(tmp_path, odd, world=4, engine_tp_size=4, engine_type="plain") == [], "it cuts nothing"
     assert problems(tmp_path, LLAMA | {"rope_scaling": {"rope_type": "yarn"}}, generate_max_len=400) == [], "stretched positions"
     assert problems(tmp_path, None) == problems(tmp_path, {}) == [], "a hub name, a configuration that says nothing"

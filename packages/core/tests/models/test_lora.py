@@ -1,13 +1,17 @@
-"""Do adapters start as they should, and are they merged into what they are worth?"""
+"""Adapters start as they should, and are merged into what they are worth."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from transformers import MambaConfig, MambaForCausalLM, MixtralConfig, MixtralForCausalLM
 
+from lightrft.config.load import make_config
 from lightrft.errors import ModelError
 from lightrft.models.load import parameters_on_meta
 from lightrft.models.lora import add_lora
+from lightrft.strategy import get_strategy
+from lightrft.strategy.strategy_base import AdamWSettings
 from lightrft.testing.tiny import tiny_causal_lm, tiny_lora
 from lightrft.weights.buckets import Weight
 from lightrft.weights.lora_merge import Adapter, is_adapter, merged, plain_name
@@ -88,3 +92,31 @@ def test_merged_by_hand_cast_and_cut_again():
 def test_values_that_count():
     adapted = tiny_lora(tiny_causal_lm().eval())
     assert not torch.allclose(adapted(IDS).logits, tiny_causal_lm().eval()(IDS).logits)
+
+
+def test_layers_beside_stacked_experts_get_adapters_and_experts_none(tmp_path):
+    config = MixtralConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        num_local_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    model = MixtralForCausalLM(config).eval()
+    names = set(model.state_dict())
+    strategy = get_strategy(make_config({"strategy": "single"}))
+    actor, optimizer = strategy.prepare_trainable(lora(model), optimizer=AdamWSettings(learning_rate=1e-2))
+    assert not any("experts" in name for name, p in actor.named_parameters() if p.requires_grad)
+    strategy.backward(actor(IDS).logits.logsumexp(-1).mean(), actor, optimizer)
+    strategy.optimizer_step(optimizer, actor, None)
+    weights = {name: w.tensor for bucket in strategy.export_weights(actor) for w in bucket for name in w.names}
+    assert weights.keys() == names
+    twin = MixtralForCausalLM(config).eval()
+    twin.load_state_dict(weights)
+    torch.testing.assert_close(twin(IDS).logits, actor(IDS).logits, rtol=0, atol=1e-5)
+    with pytest.raises(ModelError, match=r"experts, w1 would reach the experts of MixtralForCausalLM.*possible: q_proj, k_proj"):
+        lora(MixtralForCausalLM(config), target_modules=["experts", "w1", "q_proj"])
+    strategy.shutdown()
+
+
+def test_what_peft_refuses_is_told_with_the_layers_that_there_are():
+    model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, state_size=8))
+    with pytest.raises(ModelError, match=r"peft refuses a layer of MambaForCausalLM.*out_proj.*Linear layers are in_proj"):
+        lora(model)

@@ -32,6 +32,7 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
             cuda_only=frozenset({Capability.SLEEP_1, Capability.SLEEP_2, Capability.MEM_UTIL}),
             cuts_heads=True,
             cpu_head_sizes=frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512}),
+            cpu_latent_sizes=frozenset({576}),
             summary="vLLM on every rank of its group, CPU and CUDA",
         )
     ]

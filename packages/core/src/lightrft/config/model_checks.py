@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ class ModelShape:
     heads: int | None
     kv_heads: int | None
     head_size: int | None
+    latent_size: int | None = None
+    """Of attention that keeps a latent in place of keys and values: its heads are then no size that an engine's kernel sees."""
+
     context: int | None
 
 
@@ -29,12 +33,8 @@ def engine_fit(config: Config, spec: EngineSpec, *, device_type: str | None, mod
         return
     if spec.cuts_heads:
         yield from _cut(config.engine_tp_size, shape, spec.name)
-    possible = sorted(spec.cpu_head_sizes)
-    if device_type == "cpu" and possible and shape.head_size is not None and shape.head_size not in possible:
-        yield (
-            f"engine_type={spec.name!r} on the CPU cannot do the model's attention heads of size {shape.head_size}; possible: "
-            f"{', '.join(map(str, possible))}; use another model, or --engine_type hf"
-        )
+    if device_type == "cpu":
+        yield from _sizes(shape, spec)
     name = "eval_max_len" if config.eval_max_len > config.generate_max_len else "generate_max_len"
     longest = config.prompt_max_len + getattr(config, name)
     if shape.context is not None and longest > shape.context:
@@ -73,18 +73,41 @@ def model_values(config: Config, model_path: str | None = None) -> dict[str, Any
 
 
 def _shape_of(values: dict[str, Any]) -> ModelShape:
-    def number(*names: str) -> int | None:
-        return next((values[name] for name in names if isinstance(values.get(name), int)), None)
-
+    number = partial(_number, values)
     heads = number("num_attention_heads", "n_head", "n_heads")
     hidden = number("hidden_size", "n_embd", "d_model")
     size = number("head_dim")
+    latent, rotary = number("kv_lora_rank"), number("qk_rope_head_dim")
+    if latent and rotary:  # head_dim is that of the rotary part alone
+        return ModelShape(heads=heads, kv_heads=heads, head_size=None, latent_size=latent + rotary, context=_context(values))
     return ModelShape(
         heads=heads,
         kv_heads=number("num_key_value_heads") or heads,
         head_size=size if size is not None or not heads or not hidden else hidden // heads,
-        context=None if _stretched(values) else number("max_position_embeddings", "n_positions"),
+        context=_context(values),
     )
+
+
+def _number(values: dict[str, Any], *names: str) -> int | None:
+    return next((values[name] for name in names if isinstance(values.get(name), int)), None)
+
+
+def _context(values: dict[str, Any]) -> int | None:
+    return None if _stretched(values) else _number(values, "max_position_embeddings", "n_positions")
+
+
+def _sizes(shape: ModelShape, spec: EngineSpec) -> Iterator[str]:
+    """What its kernels on the CPU have no size for."""
+    for what, size, sizes in (
+        ("attention heads", shape.head_size, spec.cpu_head_sizes),
+        ("latent attention (kv_lora_rank + qk_rope_head_dim)", shape.latent_size, spec.cpu_latent_sizes),
+    ):
+        if size is not None and sizes and size not in sizes:
+            possible = ", ".join(map(str, sorted(sizes)))
+            yield (
+                f"engine_type={spec.name!r} on the CPU cannot do the model's {what} of size {size}; possible: {possible}; use another "
+                "model, or --engine_type hf"
+            )
 
 
 def _stretched(values: dict[str, Any]) -> bool:

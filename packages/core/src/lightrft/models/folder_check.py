@@ -55,16 +55,21 @@ def folder_problem(
     return f"{name}={written or path!r}: {found}" if found else ""
 
 
+def empty_model(path: str | Path, *, auto_class: Any = None, trust_remote_code: bool = False) -> Any:
+    """The folder's model without values, on the meta device."""
+    config = AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        return (auto_class or language_model_class(config)).from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+
+
 def _problems(folder: Path, *, auto_class: Any, trust_remote_code: bool, tokenizer: bool) -> Iterator[str]:
     try:
-        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # of transformers, or of the repository's code: the cause is told
         yield _of_config(error, trust_remote_code=trust_remote_code)
         return
     try:
-        with torch.device("meta"):
-            loads = auto_class or language_model_class(config)
-            model = loads.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+        model = empty_model(folder, auto_class=auto_class, trust_remote_code=trust_remote_code)
         tensors = dict(model.named_parameters()) | saved_buffers(model)
     except Exception as error:  # as above
         yield f"its config.json gives no model: {_words(error)}"

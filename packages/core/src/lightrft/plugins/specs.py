@@ -120,6 +120,7 @@ class EngineSpec(PluginSpec):
     `topology`: a `single_leader` engine lives on the first rank of its group; an `spmd` engine on every rank, called with the same input.
     `cuda_only`: those of its capabilities that it lacks without a CUDA device. `cuts_heads`: tensor parallelism divides the attention
     heads among the ranks of a group. `cpu_head_sizes`: the sizes of a head that it can do on the CPU; empty: any.
+    `cpu_latent_sizes`: the same of a latent (DeepSeek's attention keeps one in place of heads: kv_lora_rank + qk_rope_head_dim).
     """
 
     kind: ClassVar[str] = "engine"
@@ -127,6 +128,7 @@ class EngineSpec(PluginSpec):
     cuda_only: frozenset[Capability] = frozenset()
     cuts_heads: bool = False
     cpu_head_sizes: frozenset[int] = frozenset()
+    cpu_latent_sizes: frozenset[int] = frozenset()
 
     def capabilities_on(self, device_type: str) -> frozenset[Capability]:
         """What it can do on `cpu` or `cuda`."""

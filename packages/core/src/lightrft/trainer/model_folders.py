@@ -10,8 +10,10 @@ from transformers import AutoModelForSequenceClassification
 from lightrft.config.reward_names import model_folder
 from lightrft.config.schema import Config
 from lightrft.engine.stop_tokens import embedding_rows
-from lightrft.models.folder_check import folder_problem
+from lightrft.errors import ModelError
+from lightrft.models.folder_check import empty_model, folder_problem
 from lightrft.models.load import load_tokenizer
+from lightrft.models.lora import targets_of
 from lightrft.trainer.prompts import prompt_set
 
 
@@ -39,10 +41,23 @@ def check_tokens(config: Config, files: Sequence[str]) -> None:
 def _each(config: Config) -> Iterator[str]:
     trust = config.trust_remote_code
     if config.scratch_tokenizer == "none":
-        yield folder_problem("model_name_or_path", config.model_name_or_path, trust_remote_code=trust, tokenizer=True)
+        problem = folder_problem("model_name_or_path", config.model_name_or_path, trust_remote_code=trust, tokenizer=True)
+        yield problem or _adapters(config)
     if config.critic_model_name_or_path:
         yield folder_problem("critic_model_name_or_path", config.critic_model_name_or_path, trust_remote_code=trust)
     classifier = AutoModelForSequenceClassification
     for reward in config.reward:
         if model := model_folder(reward):
             yield folder_problem("reward", model.path, auto_class=classifier, trust_remote_code=trust, tokenizer=True, written=reward)
+
+
+def _adapters(config: Config) -> str:
+    """Why the model cannot have the adapters that are asked for."""
+    if not config.lora_rank or not Path(config.model_name_or_path).expanduser().is_dir():
+        return ""
+    model = empty_model(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
+    try:
+        targets_of(model, config.lora_target_modules)
+    except ModelError as error:
+        return str(error)
+    return ""
