@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from lightrft.version import __version__
+
+if TYPE_CHECKING:
+    from lightrft.config import Config, make_config
+    from lightrft.strategy import get_strategy
+    from lightrft.trainer import SPMDPPOTrainer
+    from lightrft.trainer.run import evaluate, train
+    from lightrft.types import Sample
+
+__all__ = ["Config", "SPMDPPOTrainer", "Sample", "__version__", "evaluate", "get_strategy", "make_config", "train"]
 
 PUBLIC = {
     "Config": "lightrft.config",

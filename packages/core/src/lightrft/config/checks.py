@@ -69,16 +69,17 @@ def compile_problem(config: Config) -> str | None:
     return None
 
 
-def check(config: Config, *, registry: Registry, world_size: int, typed: Collection[str] = ()) -> None:
+def check(config: Config, *, registry: Registry, world_size: int, typed: Collection[str] = (), rewards: bool = True) -> None:
     """Raises ConfigError with every problem found. Looks at files and plugins; loads no model, starts no process.
 
-    `typed` names the settings that stood on the command line, where a default can mean more than silence.
+    `typed` names the settings that stood on the command line, where a default can mean more than silence. `rewards` False: the settings
+    name none, since functions are given.
     """
     problems = [*_sizes(config, world_size), *_choices(config), *algorithm_problems(config, registry), *ignored_settings(config)]
     problems += unread_sections(config, registry)
     problems += [*_files(config), *row_fit(config, world_size=world_size), *_plugins(config, registry, world_size)]
     problems += _typed(config, registry, typed)
-    problems += check_rewards(config, registry=registry)
+    problems += check_rewards(config, registry=registry) if rewards else []
     if problems:
         raise ConfigError(problems)
 

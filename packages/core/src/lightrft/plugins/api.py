@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import Version
 
-import lightrft
+from lightrft.version import __version__
 
 API_VERSION = 1
 """Which contracts this lightrft has. Raised by every change after which a plugin that was right may be wrong: a hook or method that is
@@ -28,7 +28,7 @@ def problem_with_api(api: int, *, distribution: str, version: str) -> str:
         return ""
     takes = str(API_VERSION) if OLDEST_API == API_VERSION else f"{OLDEST_API} to {API_VERSION}"
     side = _side(distribution, plugin_is_older=api < OLDEST_API)
-    return f"{distribution} {version} is written for plugin API {api}, lightrft {lightrft.__version__} takes {takes}: {side}"
+    return f"{distribution} {version} is written for plugin API {api}, lightrft {__version__} takes {takes}: {side}"
 
 
 def problem_with_requirement(distribution: str) -> str:
@@ -36,7 +36,7 @@ def problem_with_requirement(distribution: str) -> str:
 
     A plugin that uses what this lightrft does not have yet, or no longer has, fails before it can tell its number.
     """
-    here = Version(lightrft.__version__)
+    here = Version(__version__)
     for wanted in _required_lightrft(distribution):
         if not wanted.specifier.contains(here, prereleases=True):
             older = not any(part.operator in (">=", ">", "==", "~=") and here < Version(part.version) for part in wanted.specifier)

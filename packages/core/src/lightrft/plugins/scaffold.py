@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import lightrft
 from lightrft.errors import UserError
 from lightrft.plugins.known import KNOWN_EXTRAS
 from lightrft.plugins.registry import Registry
@@ -73,7 +72,7 @@ def template_folder() -> Path:
     Raises:
         UserError: in neither.
     """
-    package = Path(lightrft.__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     places = [package / "plugin_template", package.parent.parent / "plugin_template"]
     for place in places:
         if (place / "pyproject.toml").is_file():

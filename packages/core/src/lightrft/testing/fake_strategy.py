@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-import lightrft
 from lightrft.config.schema import Config
 from lightrft.distributed.world import World
 from lightrft.plugins import builtin
@@ -17,6 +16,7 @@ from lightrft.plugins.specs import Capability, EngineSpec, PluginSpec, StrategyS
 from lightrft.strategy.single import SingleStrategy
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.testing.sharded_strategy import SHARDED_STRATEGY
+from lightrft.version import __version__
 
 RECORDED = (
     "prepare_model",
@@ -81,7 +81,7 @@ FAKE_STRATEGY = StrategySpec(
     summary="one process, plain torch, records its calls",
 )
 
-PROVIDER = Provider(distribution="lightrft", version=lightrft.__version__, entry_point="testing")
+PROVIDER = Provider(distribution="lightrft", version=__version__, entry_point="testing")
 
 
 def fake_registry(*extra_specs: PluginSpec) -> Registry:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,8 @@ from lightrft.data.prompts import Finding, Prompt, PromptSet
 from lightrft.models.critic import make_critic
 from lightrft.models.load import Opened, load_tokenizer, open_causal_lm
 from lightrft.models.lora import add_lora
+from lightrft.observe.phase_clock import PhaseFunction
+from lightrft.rewards.load import NamedReward
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.prompts import prompt_set
 from lightrft.trainer.resume import FilesDigest, reward_files, weight_files
@@ -23,13 +25,20 @@ from lightrft.trainer.spmd_ppo import SPMDPPOTrainer
 from lightrft.trainer.steps import count_updates
 
 
-def build_trainer(config: Config, strategy: StrategyBase, *, model_path: str) -> SPMDPPOTrainer:
-    """Everything from files and settings. The strategy's engine is set up by the caller. Collective."""
+def build_trainer(
+    config: Config,
+    strategy: StrategyBase,
+    *,
+    model_path: str,
+    rewards: Sequence[NamedReward] | None = None,
+    phases: Mapping[str, PhaseFunction] | None = None,
+) -> SPMDPPOTrainer:
+    """Everything from files and settings, but for `rewards` that are given. The strategy's engine is set up by the caller. Collective."""
     tokenizer = load_tokenizer(model_path, trust_remote_code=config.trust_remote_code)
     findings: list[Finding] = []
     prompts = read_prompts(config, config.prompt_data, tokenizer=tokenizer, strategy=strategy, tell=findings.append)
     eval_sets = read_eval_sets(config, tokenizer=tokenizer, strategy=strategy, tell=findings.append)
-    rewards = build_rewards(config, strategy)
+    rewards = build_rewards(config, strategy) if rewards is None else rewards
     actor, optimizer = build_actor(config, strategy, model_path=model_path)
     has_critic = strategy.registry.spec("advantage", config.advantage_estimator).critic
     critic, critic_optimizer = build_critic(config, strategy, model_path=model_path) if has_critic else (None, None)
@@ -42,7 +51,7 @@ def build_trainer(config: Config, strategy: StrategyBase, *, model_path: str) ->
         actor=actor,
         initial_model=build_initial_model(config, strategy, model_path=model_path),
         ema_model=build_ema_model(config, strategy, model_path=model_path),
-        reward_model=rewards,
+        reward_model=list(rewards),
         actor_optim=optimizer,
         actor_scheduler=build_scheduler(config, optimizer, num_steps=actor_updates),
         critic=critic,
@@ -52,6 +61,7 @@ def build_trainer(config: Config, strategy: StrategyBase, *, model_path: str) ->
         prompts=prompts.prompts,
         eval_prompts=eval_sets,
         config=config,
+        phases=phases,
     )
     reference = FilesDigest("the initial model", weight_files(Path(model_path)), refuses=config.kl_coef > 0)
     trainer.state.register("reference", reference)

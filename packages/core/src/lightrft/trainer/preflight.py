@@ -18,10 +18,12 @@ from lightrft.plugins.registry import Registry
 Mode = Literal["train", "eval", "bisect", "invariance", "prompts"]
 
 
-def preflight_problems(config: Config, *, mode: Mode, registry: Registry, world_size: int, typed: Collection[str] = ()) -> list[str]:
-    """One line for each problem of the settings, the data and the checkpoint to go on from. `typed`: see `check`. Local."""
+def preflight_problems(
+    config: Config, *, mode: Mode, registry: Registry, world_size: int, typed: Collection[str] = (), rewards: bool = True
+) -> list[str]:
+    """One line for each problem of the settings, the data and the checkpoint to go on from. `typed`, `rewards`: see `check`. Local."""
     checks: dict[Mode, Callable[[], None]] = {
-        "train": lambda: check(config, registry=registry, world_size=world_size, typed=typed),
+        "train": lambda: check(config, registry=registry, world_size=world_size, typed=typed, rewards=rewards),
         "eval": lambda: check_eval(config, registry=registry, world_size=world_size),
         "bisect": lambda: check_bisect(config, registry=registry, world_size=world_size),
         "invariance": lambda: check_invariance(config, registry=registry, world_size=world_size),

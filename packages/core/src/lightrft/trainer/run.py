@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightrft.config.checks import check_engine
 from lightrft.config.hang_limits import hang_limits
+from lightrft.config.load import make_config
 from lightrft.config.schema import Config
 from lightrft.diagnostics.monitors import differing_ends
 from lightrft.distributed.collectives import agree, broadcast_object
@@ -15,6 +16,7 @@ from lightrft.distributed.consensus import together
 from lightrft.distributed.watchdog import watching
 from lightrft.errors import ModelError
 from lightrft.models.load import load_tokenizer
+from lightrft.observe.phase_clock import PhaseFunction
 from lightrft.plugins.registry import Registry
 from lightrft.rewards.trial import loading_problems
 from lightrft.run.evaluate_samples import best_worst_median
@@ -25,24 +27,53 @@ from lightrft.trainer.base_model import prepare_base_model
 from lightrft.trainer.build import build_trainer, read_eval_sets
 from lightrft.trainer.evaluate import evaluate as evaluate_sets
 from lightrft.trainer.evaluate import write_rows
+from lightrft.trainer.given import Rows, in_place_of, keep_rows
 from lightrft.trainer.preflight import Mode, preflight_problems, raise_all
 from lightrft.trainer.prompts import check_prompts
 from lightrft.trainer.resume import check_resume, in_run
-from lightrft.trainer.reward_models import build_rewards
+from lightrft.trainer.reward_models import as_rewards, build_rewards
+from lightrft.types import Sample
 
 
-def train(config: Config, *, registry: Registry | None = None) -> dict[str, Any]:
+def train(
+    config: Config | Mapping[str, Any],
+    *,
+    rewards: Sequence[Callable[[Sequence[Sample]], Any]] | None = None,
+    prompts: Rows | None = None,
+    eval_prompts: Rows | None = None,
+    phases: Mapping[str, PhaseFunction] | None = None,
+    registry: Registry | None = None,
+) -> dict[str, Any]:
     """Trains as configured; returns the summary, the same on every rank. Every rank of the world calls it.
 
+    `rewards` are functions `(samples) -> one number each`, in place of the setting `reward`. `prompts` and `eval_prompts` are rows in
+    memory (texts, mappings of columns, or a `datasets.Dataset`), in place of `prompt_data` and `eval_data`; they are kept as files in the
+    run folder, which can then be evaluated and resumed. `phases` are functions in place of phases (see `SPMDPPOTrainer`).
+
     After an error the process group is left as it is: other ranks may be inside a collective, so the caller should end the process.
+
+    Raises:
+        ConfigError: all problems of the settings and of what is given beside them.
+
+    Example:
+        lightrft.train(
+            {"model_name_or_path": "model", "strategy": "single", "engine_type": "hf", "output_dir": "runs/mine"},
+            rewards=[lambda samples: [float("42" in sample.completion) for sample in samples]],
+            prompts=["6 x 7 =", "40 + 2 ="],
+        )
     """
+    config = config if isinstance(config, Config) else make_config(config)
+    given = in_place_of(config, rewards=rewards, prompts=prompts, eval_prompts=eval_prompts)
+    config = config if rewards is None else config.model_copy(update={"reward": []})
     strategy = get_strategy(config, registry=registry)
     world = strategy.world
     check_engine(config, registry=strategy.registry, world_size=world.world_size, device_type=world.device.type)
+    config = keep_rows(config, given, world=world)
     with watching(world, hang_limits(config)):
-        model_path = open_run(config, strategy)
+        model_path = open_run(config, strategy, rewards=rewards is None)
         strategy.setup_inference_engine(config, engine_type=config.engine_type, model_path=model_path)
-        summary = build_trainer(config, strategy, model_path=model_path).fit()
+        functions = None if rewards is None else as_rewards(list(rewards), config=config, strategy=strategy)
+        summary = build_trainer(config, strategy, model_path=model_path, rewards=functions, phases=phases).fit()
     strategy.shutdown()
     return summary
 
@@ -74,9 +105,9 @@ def _evaluate(config: Config, strategy: StrategyBase) -> dict[str, Any]:
     return metrics | {"num_prompts": sum(map(len, sets.values())), "samples": best_worst_median(result.rows)}
 
 
-def admit(config: Config, strategy: StrategyBase, *, mode: Mode) -> None:
+def admit(config: Config, strategy: StrategyBase, *, mode: Mode, rewards: bool = True) -> None:
     """Raises, on all ranks, what speaks against the job before a model loads: settings, data and checkpoint as rank 0 sees them, rewards
-    on every rank. Collective.
+    on every rank (`rewards` False: functions are given). Collective.
 
     Raises:
         ConfigError: all problems (PeerError on the other ranks).
@@ -84,7 +115,7 @@ def admit(config: Config, strategy: StrategyBase, *, mode: Mode) -> None:
     world, registry = strategy.world, strategy.registry
 
     def look() -> None:
-        raise_all(preflight_problems(config, mode=mode, registry=registry, world_size=world.world_size))
+        raise_all(preflight_problems(config, mode=mode, registry=registry, world_size=world.world_size, rewards=rewards))
 
     together(world, "checking the settings", look, rank_0_only=True)
     if mode in ("train", "eval"):
@@ -92,11 +123,11 @@ def admit(config: Config, strategy: StrategyBase, *, mode: Mode) -> None:
         together(world, "reading the prompts", lambda: check_prompts(config, training=mode == "train"), rank_0_only=True)
 
 
-def open_run(config: Config, strategy: StrategyBase) -> str:
+def open_run(config: Config, strategy: StrategyBase, *, rewards: bool = True) -> str:
     """Checks everything (`admit`), opens the run folder and makes the base model, on rank 0 while the others wait; returns the model's path
     on every rank. Collective.
     """
-    admit(config, strategy, mode="train")
+    admit(config, strategy, mode="train", rewards=rewards)
     return share_base_model(strategy, lambda: _base_model(config, strategy))
 
 

@@ -1,0 +1,86 @@
+"""What a script gives `lightrft.train` beside the settings: reward functions, and rows in memory that are kept in the run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightrft.config.ignored import is_given
+from lightrft.config.schema import Config
+from lightrft.distributed.consensus import together
+from lightrft.distributed.world import World
+from lightrft.errors import ConfigError, DataError
+from lightrft.trainer.preflight import raise_all
+
+Rows = Iterable[str | Mapping[str, Any]]
+DATA_FOLDER = "data"
+"""Of the run folder; an overwriting run leaves it."""
+
+
+def in_place_of(
+    config: Config, *, rewards: Sequence[Callable[..., Any]] | None, prompts: Rows | None, eval_prompts: Rows | None
+) -> dict[str, list[Mapping[str, Any]]]:
+    """The rows by the setting that they stand for. Local; nothing is written.
+
+    Raises:
+        ConfigError: a setting says the same as an argument, or an argument is empty or of another kind.
+    """
+    problems = []
+    for argument, value, setting in (
+        ("rewards", rewards, "reward"),
+        ("prompts", prompts, "prompt_data"),
+        ("eval_prompts", eval_prompts, "eval_data"),
+    ):
+        if value is not None and is_given(config, setting):
+            problems.append(f"{argument}=... and {setting}={getattr(config, setting)!r} are both given; leave one out")
+    if rewards is not None and not (rewards and all(map(callable, rewards))):
+        problems.append(f"rewards={rewards!r:.60} is not a list of functions (samples) -> one number each; give at least one")
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for argument, given, setting in (("prompts", prompts, "prompt_data"), ("eval_prompts", eval_prompts, "eval_data")):
+        if given is not None:
+            try:
+                rows[setting] = [_row(argument, index, one, config) for index, one in enumerate(given)]
+            except ConfigError as error:
+                problems += error.problems
+    raise_all(problems)
+    return rows
+
+
+def keep_rows(config: Config, rows: Mapping[str, Sequence[Mapping[str, Any]]], *, world: World) -> Config:
+    """Writes the rows as `data/prompt_data.jsonl` and `data/eval_data.jsonl` of the run folder; the settings that name them. Collective.
+
+    Raises:
+        DataError: a row holds what is no JSON (PeerError on the other ranks), or the folder cannot be written.
+    """
+    folder = Path(config.output_dir) / DATA_FOLDER
+    paths = {setting: folder / f"{setting}.jsonl" for setting in rows}
+    for setting, path in paths.items():
+        together(world, f"keeping {setting}", partial(_write, path, rows[setting]), rank_0_only=True)
+    named = {setting: str(path) if setting == "prompt_data" else [str(path)] for setting, path in paths.items()}
+    return config.model_copy(update=named)
+
+
+def _row(argument: str, index: int, one: Any, config: Config) -> Mapping[str, Any]:
+    if isinstance(one, str):
+        return {config.input_key: one}
+    if isinstance(one, Mapping):
+        return one
+    raise ConfigError([f"{argument}[{index}]={one!r:.60} is a {type(one).__name__}; expected a text, or a mapping of columns"])
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    lines = []
+    for index, row in enumerate(rows):
+        try:
+            lines.append(json.dumps(dict(row), ensure_ascii=False) + "\n")
+        except (TypeError, ValueError) as error:
+            what = f"row {index} of {path.stem} holds what is no JSON ({error})"
+            raise DataError(f"{what}; give texts, numbers, lists and mappings") from None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
