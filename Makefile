@@ -26,7 +26,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs gsm8k memory parity row-parity collectives overhead curves packing learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-core test-workspace test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-bench vs-trl phases clean chaos audit
+.PHONY: help setup demo docs gsm8k memory parity row-parity collectives overhead curves packing learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-bench vs-trl phases clean chaos audit
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -67,8 +67,9 @@ audit: $(STAMP)  ## known vulnerabilities of what is installed (pip-audit, needs
 collectives: $(STAMP)  ## a table: the collectives of a step, counted on 1, 2 and 4 ranks, and what follows for 64 and 1024
 	@$(BIN)/python benchmarks/collectives.py $(ARGS)
 
-docs: $(STAMP)  ## bring the tables of docs/plugin-author.md up to date with the code
+docs: $(STAMP)  ## bring the tables of docs/plugin-author.md and docs/conformance-kit.md up to date
 	@$(BIN)/python tools/plugin_tables.py
+	@$(BIN)/python tools/kit_table.py
 
 overhead: $(STAMP)  ## a table: a step through each strategy against a loop by hand, as ratios
 	@$(BIN)/python benchmarks/strategies.py $(ARGS)
@@ -117,8 +118,8 @@ test-slow: $(STAMP) $(CORE_STAMP)  ## the tests marked slow; CI runs them after 
 lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy packages/core/src packages/backend-fsdp/src packages/backend-deepspeed/src packages/engine-vllm/src packages/engine-sglang/src examples/plugin-template/src packages/core/tests/mutants
-	PYTHONPATH=examples/plugin-template/src $(BIN)/lint-imports
+	$(BIN)/mypy packages/core/src packages/backend-fsdp/src packages/backend-deepspeed/src packages/engine-vllm/src packages/engine-sglang/src examples/plugin-template/src examples/plugin-ddp/src examples/plugin-continuous-batching/src packages/core/tests/mutants
+	PYTHONPATH=examples/plugin-template/src:examples/plugin-ddp/src:examples/plugin-continuous-batching/src $(BIN)/lint-imports
 
 test-core: $(CORE_STAMP)  ## core's tests where nothing but core is installed: no plugin
 	$(CORE_VENV)/bin/python -m pytest packages/core/tests -m "not slow" $(ARGS)
@@ -129,6 +130,9 @@ $(CORE_STAMP): $(STAMP) tools/thin_env.py
 
 test-workspace: $(STAMP)  ## the plugins' tests and those of the packages together
 	$(BIN)/python -m pytest packages/backend-fsdp/tests packages/backend-deepspeed/tests tests -m "not slow" $(ARGS)
+
+test-examples: $(STAMP)  ## the example distributions, from wheels in clean environments: the whole kit, and the demo on two ranks
+	$(BIN)/python -m pytest tests/test_plugin_examples.py $(ARGS)
 
 test-vllm: $(VLLM_STAMP)  ## vLLM itself on the CPU, in an environment of its own
 	$(VLLM_VENV)/bin/python -m pytest packages/engine-vllm/tests $(ARGS)

@@ -17,12 +17,14 @@ DISTRIBUTIONS = {
     "lightrft-backend-fsdp": ROOT / "packages/backend-fsdp",
     "lightrft-backend-deepspeed": ROOT / "packages/backend-deepspeed",
     "lightrft-acme": ROOT / "examples/plugin-template",
+    "lightrft-ddp": ROOT / "examples/plugin-ddp",
+    "lightrft-continuous-batching": ROOT / "examples/plugin-continuous-batching",
 }
 
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A wheel of each package and of the plugin template, built without a network."""
+    """A wheel of each package, of the plugin template and of each example, built without a network."""
     built = {}
     for name, source in DISTRIBUTIONS.items():
         folder = tmp_path_factory.mktemp(name)

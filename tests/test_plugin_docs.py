@@ -71,3 +71,10 @@ def test_the_commands_are_there():
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     asked = set(re.findall(r"\blightrft ([a-z][a-z-]+)", "".join(re.findall(r"```bash.*?```|`lightrft [^`]*`", TEXT, re.DOTALL))))
     assert asked and asked <= known
+
+
+def test_the_example_of_a_test_passes(tmp_path):
+    [source] = [block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "def test_prompts_are_answered_in_order" in block]
+    found: dict[str, object] = {}
+    exec(source, found)
+    found["test_prompts_are_answered_in_order"](tmp_path)

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = "lightrft/plugin_template/"
+EXAMPLES = ("lightrft-acme", "lightrft-ddp", "lightrft-continuous-batching")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -51,13 +52,15 @@ def test_what_a_wheel_holds(wheels):
         "lightrft-backend-fsdp": "lightrft_fsdp",
         "lightrft-backend-deepspeed": "lightrft_deepspeed",
         "lightrft-acme": "lightrft_acme",
+        "lightrft-ddp": "lightrft_ddp",
+        "lightrft-continuous-batching": "lightrft_continuous",
     }
     assert packages.keys() == wheels.keys()
     for name, package in packages.items():
         files = [file for file in zipfile.ZipFile(wheels[name]).namelist() if not file.startswith(TEMPLATE)]
         assert f"{package}/py.typed" in files
         assert any(file.endswith(".dist-info/entry_points.txt") for file in files)
-        assert any(file.endswith("/LICENSE") for file in files) or name == "lightrft-acme"
+        assert any(file.endswith("/LICENSE") for file in files) or name in EXAMPLES
         assert not [
             file for file in files if "test_" in file or not file.startswith((f"{package}/", f"{package.replace('-', '_')}", "lightrft"))
         ]

@@ -168,3 +168,12 @@ class LengthOnTheLastDraw(HFEngine):
 class ShortestFirst(FakeEngine):
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
         return sorted(super().generate(requests, sampling), key=lambda o: len(o.prompt_token_ids))
+
+
+@mutant(
+    "hf", "special tokens are never text for stop strings", words="ended no completion although special tokens are text",
+    test="special_tokens_are_text_for_stop_strings_only_where_that_is_asked",
+)  # fmt: skip
+class SpecialTokensNeverSeen(HFEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        return super().generate(requests, replace(sampling, skip_special_tokens=True))

@@ -85,6 +85,7 @@ def mutant_registry() -> Registry:
         plain,
         ranks,
         strategy_models,
+        strategy_options,
         strategy_saving,
         strategy_update,
     )

@@ -197,3 +197,22 @@ class FullDiskIsSecret(ShardedStrategy):
 class LeavesTheGroup(ShardedStrategy):
     def _leave_world(self) -> None:
         """Nothing."""
+
+
+@mutant(
+    "sharded", "a rank that brings all prompts gets other draws", test="outputs_do_not_depend_on_who_brings_the_prompts",
+    words="completions depend on which rank brings a prompt",
+)  # fmt: skip
+class DrawsDependOnTheRank(ShardedStrategy):
+    def gather_and_generate(self, *args: Any, **kwargs: Any) -> list[RequestOutput]:
+        outputs = super().gather_and_generate(*args, **kwargs)
+        numbers: list[Any] = [None] * self.world.world_size
+        dist.all_gather_object(numbers, len(outputs))
+        alone = sum(number > 0 for number in numbers) == 1 and self.world.world_size > 1 and sum(numbers) > 1
+        return [replace(o, completions=o.completions[::-1]) for o in outputs] if alone else outputs
+
+
+@mutant("sharded", "ranks that share a row count it twice", test="shared_rows_give_the_same_update", words="sp 2: the update is not")
+class SharedRowsCountTwice(ShardedStrategy):
+    def _backward(self, loss: torch.Tensor, model: Module, optimizer: Optimizer, final: bool) -> None:
+        super()._backward(loss * self.config.sp_size, model, optimizer, final)

@@ -14,6 +14,7 @@ import torch
 
 from kit_mutants.mutant import MUTANTS, Mutant, mutant_registry
 from lightrft.testing.conformance import requirements
+from lightrft.testing.conformance.plain import STEPS
 from lightrft.testing.conformance.requirement import CHECKS
 from lightrft.testing.conformance.run import Verdict, run_kit
 from lightrft.testing.conformance.strategy import RESUMED
@@ -126,7 +127,7 @@ def tests_of(kind: str) -> list[str]:
 
 
 def _builds_on(check: str) -> set[str]:
-    plainer = CHECKS[check].after if check in CHECKS else RESUMED if f"test_{check}" == SLOW[1] else ()
+    plainer = CHECKS[check].after if check in CHECKS else RESUMED if f"test_{check}" == SLOW[1] else STEPS
     return set(plainer).union(*(_builds_on(name) for name in plainer))
 
 

@@ -98,7 +98,10 @@ class OneTiedNameMissing(SingleStrategy):
             yield [replace(weight, names=weight.names[:1]) for weight in bucket]
 
 
-@mutant("single", "a parameter is missing", test=BITWISE, words="export lacks model.norm.weight")
+@mutant(
+    "single", "a parameter is missing", test="parameters_leave_under_the_names_of_the_model",
+    words="parameters do not leave: model.norm.weight",
+)  # fmt: skip
 class ParameterMissing(SingleStrategy):
     def _export_weights(self, model: Module, dtype: torch.dtype | None, max_bytes: int) -> Iterator[WeightBucket]:
         for bucket in super()._export_weights(model, dtype, max_bytes):

@@ -50,12 +50,13 @@ class ClipsTheWrongModel(SingleStrategy):
         return super()._prepare_trainable(model, settings, weights)
 
     def _step(self, optimizer: Optimizer, model: Module, max_norm: float) -> StepResult:
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
         if max_norm > 0:
             torch.nn.utils.clip_grad_norm_(self.latest.parameters(), max_norm)
-        return super()._step(optimizer, model, 0.0)
+        return replace(super()._step(optimizer, model, 0.0), grad_norm=norm)
 
 
-@mutant("single", "max_norm 0 sets every gradient to zero", test=MAX_NORM, words="(0 is off)")
+@mutant("single", "max_norm 0 sets every gradient to zero", test="shares_are_summed_over_ranks", words="on the last is 0.0000")
 class ZeroClipsAll(SingleStrategy):
     def _step(self, optimizer: Optimizer, model: Module, max_norm: float) -> StepResult:
         return super()._step(optimizer, model, max_norm or 1e-12)

@@ -63,8 +63,8 @@ def ranks_bring_different_numbers_of_prompts(bench: StrategyBench) -> None:
 @check("gather_and_generate")
 def outputs_do_not_depend_on_who_brings_the_prompts(bench: StrategyBench) -> None:
     """All prompts on the last rank give what they give when they are dealt over the ranks, sample by sample"""
-    everything = [prompt for rank in range(bench.world_size) for prompt in _prompts(rank)] or [[3, 4]]
-    mine = _prompts(bench.rank) if bench.world_size > 1 else everything
+    everything = [prompt for rank in range(bench.world_size) for prompt in _prompts(rank + 1)]
+    mine = _prompts(bench.rank + 1)
     with _with_engine(bench) as strategy:
         dealt = strategy.gather_and_generate(SAMPLING, all_prompt_token_ids=mine)
         at_once = strategy.gather_and_generate(SAMPLING, all_prompt_token_ids=everything if bench.is_last else [])

@@ -1,0 +1,1 @@
+"""An engine of LightRFT on transformers' continuous batching."""

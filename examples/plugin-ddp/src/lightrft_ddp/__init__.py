@@ -1,0 +1,1 @@
+"""A strategy of LightRFT on torch's DistributedDataParallel."""
