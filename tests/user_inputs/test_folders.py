@@ -119,12 +119,15 @@ def packed(suffix: str, dtype: torch.dtype) -> Change:
 
 
 OWN_CODE = both(
-    config(model_type="own_llama", auto_map={"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnLM"}),
+    config(
+        model_type="own_llama",
+        auto_map={"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"},
+    ),
     text("configuration_own.py", "from transformers import LlamaConfig\nclass OwnConfig(LlamaConfig):\n    model_type = 'own_llama'\n"),
     text(
         "modeling_own.py",
         "from transformers import LlamaForCausalLM\nfrom .configuration_own import OwnConfig\n"
-        "class OwnLM(LlamaForCausalLM):\n    config_class = OwnConfig\n",
+        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n",
     ),
 )
 QUANTISED = ("quantised", "give the model that it was made from")
