@@ -59,8 +59,9 @@ def on_ranks(folder: str, tp: int, level: int) -> dict[str, Any]:
     for _ in range(3):
         strategy.update_engine_weights(actor)
         wrong += differing(strategy, actor)
-        maker.add_logprobs(maker.generate(mine))
-        gaps.append(maker.metrics["rollout/logprob_gap"])
+        maker.score(maker.reward(maker.generate(mine)), seed=0)
+        found = maker.metrics.reduce(strategy.world.group)
+        gaps.append(found["rollout/logprob_gap"])
         status = strategy.inference_engine_status
         train_a_step(strategy, actor, optimizer)
         strategy.update_engine_weights(actor)

@@ -114,8 +114,9 @@ def test_the_engine_agrees_with_the_actor_after_each_sync(strategy: StrategyBase
     prompts = [Prompt(index=i, text="", token_ids=tuple(range(3, 6 + 5 * i)), answer=None, row={}) for i in range(4)]
     for _ in range(3):
         strategy.update_engine_weights(actor)
-        maker.add_logprobs(maker.generate(prompts))
-        gap = maker.metrics["rollout/logprob_gap"]
+        maker.score(maker.reward(maker.generate(prompts)), seed=0)
+        found = maker.metrics.reduce(strategy.world.group)
+        gap = found["rollout/logprob_gap"]
         print(f"bf16={strategy.config.bf16}: gap {gap:.2e}")
         assert gap < bound
         step(strategy, actor, optimizer)

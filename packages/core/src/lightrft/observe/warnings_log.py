@@ -6,10 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightrft.distributed.world import World
 from lightrft.errors import StoppedByWarning
+
+if TYPE_CHECKING:  # it brings torch, and commands that print read the file's name here
+    from lightrft.distributed.world import World
 
 WARNINGS_FILE = "warnings.jsonl"
 
