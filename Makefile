@@ -26,7 +26,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs gsm8k memory parity row-parity collectives overhead curves packing learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-bench vs-trl phases clean chaos audit
+.PHONY: help setup demo docs gsm8k memory parity row-parity collectives overhead curves packing learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-long test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-bench vs-trl phases clean chaos audit
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -112,8 +112,12 @@ curves: $(STAMP)  ## the demo with fsdp and ZeRO 1, 2 and 3, and how far their c
 test: lint test-core test-workspace test-vllm test-sglang  ## lint, types, import rules, and all tests but the slow ones
 
 test-slow: $(STAMP) $(CORE_STAMP)  ## the tests marked slow; CI runs them after `make test`
-	$(CORE_VENV)/bin/python -m pytest packages/core/tests -m slow $(ARGS) || [ $$? = $(NOTHING_COLLECTED) ]
-	$(BIN)/python -m pytest packages/backend-fsdp/tests packages/backend-deepspeed/tests tests -m slow $(ARGS)
+	$(CORE_VENV)/bin/python -m pytest packages/core/tests -m "slow and not long" $(ARGS) || [ $$? = $(NOTHING_COLLECTED) ]
+	$(BIN)/python -m pytest packages/backend-fsdp/tests packages/backend-deepspeed/tests tests -m "slow and not long" $(ARGS)
+
+test-long: $(STAMP) $(VLLM_STAMP)  ## the tests marked long: tables of model families, ranks that hang, every strategy with every kind of rows
+	$(BIN)/python -m pytest packages/core/tests packages/backend-fsdp/tests packages/backend-deepspeed/tests tests -m long $(ARGS)
+	$(VLLM_VENV)/bin/python -m pytest packages/engine-vllm/tests -m long $(ARGS)
 
 lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
@@ -122,20 +126,20 @@ lint: $(STAMP)  ## ruff, mypy, import-linter
 	PYTHONPATH=examples/plugin-template/src:examples/plugin-ddp/src:examples/plugin-continuous-batching/src $(BIN)/lint-imports
 
 test-core: $(CORE_STAMP)  ## core's tests where nothing but core is installed: no plugin
-	$(CORE_VENV)/bin/python -m pytest packages/core/tests -m "not slow" $(ARGS)
+	$(CORE_VENV)/bin/python -m pytest packages/core/tests -m "not slow and not long" $(ARGS)
 
 $(CORE_STAMP): $(STAMP) tools/thin_env.py
 	@$(BIN)/python tools/thin_env.py $(CORE_VENV) --without deepspeed --editable packages/core
 	@touch $@
 
 test-workspace: $(STAMP)  ## the plugins' tests and those of the packages together
-	$(BIN)/python -m pytest packages/backend-fsdp/tests packages/backend-deepspeed/tests tests -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest packages/backend-fsdp/tests packages/backend-deepspeed/tests tests -m "not slow and not long" $(ARGS)
 
 test-examples: $(STAMP)  ## the example distributions, from wheels in clean environments: the whole kit, and the demo on two ranks
 	$(BIN)/python -m pytest tests/test_plugin_examples.py $(ARGS)
 
 test-vllm: $(VLLM_STAMP)  ## vLLM itself on the CPU, in an environment of its own
-	$(VLLM_VENV)/bin/python -m pytest packages/engine-vllm/tests $(ARGS)
+	$(VLLM_VENV)/bin/python -m pytest packages/engine-vllm/tests -m "not long" $(ARGS)
 
 $(VLLM_STAMP): $(MANIFESTS) $(wildcard packages/engine-vllm/cpu/*.txt) tools/engine_env.py
 	@$(SETUP_PYTHON) tools/engine_env.py vllm $(VLLM_VENV)

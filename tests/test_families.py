@@ -27,7 +27,7 @@ CLOSE = 2e-5
 IDS = torch.arange(3, 30)[None]
 
 
-@pytest.mark.parametrize("family", [f if f in SAMPLE else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES])
+@pytest.mark.parametrize("family", [f if f in SAMPLE else pytest.param(f, marks=pytest.mark.long) for f in FAMILIES])
 def test_a_family_is_right_from_folder_to_folder(tmp_path: Path, family: str) -> None:
     make_family(family, seed=1).save_pretrained(tmp_path / "base")
     assert folder_problem("m", str(tmp_path / "base")) == ""

@@ -96,9 +96,9 @@ def hang_of(done: subprocess.CompletedProcess[str]) -> str:
     ("where", "name", "rank", "how", "phase"),
     [
         ("lightrft_fsdp.strategy.FSDPV2Strategy", "_backward", 1, "stop", "update"),
-        pytest.param("lightrft.rewards.exact_match", "required_answer", 0, "spin", "reward", marks=pytest.mark.slow),
-        pytest.param("lightrft.engine.hf.HFEngine", "update_weights", 1, "lock", "sync", marks=pytest.mark.slow),
-        pytest.param("lightrft.strategy.hf_export", "_write_shards", 0, "sleep", "finish", marks=pytest.mark.slow),
+        pytest.param("lightrft.rewards.exact_match", "required_answer", 0, "spin", "reward", marks=pytest.mark.long),
+        pytest.param("lightrft.engine.hf.HFEngine", "update_weights", 1, "lock", "sync", marks=pytest.mark.long),
+        pytest.param("lightrft.strategy.hf_export", "_write_shards", 0, "sleep", "finish", marks=pytest.mark.long),
     ],
 )
 def test_the_rank_that_hangs_is_named(recipe: Path, tmp_path: Path, where: str, name: str, rank: int, how: str, phase: str) -> None:
@@ -111,7 +111,7 @@ def test_the_rank_that_hangs_is_named(recipe: Path, tmp_path: Path, where: str, 
     assert seconds < LIMIT_S + WITHIN_S
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_in_different_collectives_are_both_named(recipe: Path, tmp_path: Path) -> None:
     done, seconds = run(recipe, tmp_path, "lightrft.experience.pipeline.ExperienceMaker", "reward", 1, "other")
     first = hang_of(done)
@@ -119,7 +119,7 @@ def test_two_ranks_in_different_collectives_are_both_named(recipe: Path, tmp_pat
     assert "broadcast" in first and seconds < LIMIT_S + WITHIN_S
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_slow_first_step_is_no_hang(recipe: Path, tmp_path: Path) -> None:
     patient = tmp_path / "recipe.yaml"
     patient.write_text(

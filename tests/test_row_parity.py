@@ -29,7 +29,7 @@ def test_two_ranks_with_fsdp():
     assert {row["rows"] for row in found["rows"]} == set(VARIANTS) - {"sp 4"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_row_is_within_its_bound():
     rows = verdict()["rows"]
     asked = {(row["backend"], row["rows"], row["model"]) for row in rows}

@@ -11,7 +11,7 @@ from lightrft.errors import LightRFTError, ModelError
 from lightrft.testing.spmd import SpmdError, run_spmd
 from lightrft.testing.tiny import tiny_tokenizer
 
-pytestmark = pytest.mark.slow  # an engine for each family
+pytestmark = pytest.mark.long  # an engine for each family
 
 RIGHT = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi", "phi3", "olmo2", "granite", "stablelm", "starcoder2",
