@@ -21,7 +21,21 @@ PACKAGES = sorted(package.name for source in SOURCES for package in source.iterd
 LIBRARY = {"lightrft_deepspeed": "deepspeed", "lightrft_vllm": "vllm", "lightrft_sglang": "sglang"}
 """What each plugin drives, and nobody else may import."""
 
-BELOW = {"errors", "types", "plugins", "config", "utils", "distributed", "observe", "weights", "batch", "engine", "rollout", "strategy"}
+BELOW = {
+    "errors",
+    "types",
+    "version",
+    "plugins",
+    "config",
+    "utils",
+    "distributed",
+    "observe",
+    "weights",
+    "batch",
+    "engine",
+    "rollout",
+    "strategy",
+}
 """Floors 0 to 5, which a plugin may know."""
 
 OFFENDERS = [
