@@ -12,6 +12,7 @@ from torch import nn
 from lightrft.config.checks import check
 from lightrft.config.load import make_config
 from lightrft.errors import ConfigError
+from lightrft.observe import compiler
 from lightrft.observe.compiler import graphs_made
 from lightrft.strategy import compiled
 from lightrft.strategy.compiled import compile_blocks, compile_where_asked, compiles
@@ -19,6 +20,11 @@ from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings
 from lightrft.testing.architectures import make_model
 from lightrft.testing.fake_strategy import fake_registry
+
+
+@pytest.fixture(autouse=True)
+def _count_of_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "_made", [])  # it belongs to the process: later tests compile nothing and count nothing
 
 
 class Block(nn.Module):
