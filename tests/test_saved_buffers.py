@@ -111,13 +111,13 @@ def check_sync(strategy: StrategyBase, actor: Any, name: str) -> None:
     strategy.maybe_sleep_inference_engine()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("backend", "ranks", "level"), [(b, 1 + (b != "single"), 1 + i % 2) for i, b in enumerate(BACKENDS)])
 def test_buffers_leave_with_the_weights(tmp_path: Path, backend: str, ranks: int, level: int) -> None:
     run_spmd(on_ranks, ranks, str(folders(tmp_path)), BACKENDS[backend], level, timeout_s=300)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend != "single"])
 def test_buffers_leave_with_the_weights_of_one_rank(tmp_path: Path, backend: str) -> None:
     run_spmd(on_ranks, 1, str(folders(tmp_path)), BACKENDS[backend], 2, timeout_s=300)
