@@ -149,7 +149,11 @@ def test_token_ids_reach_the_engine_as_plain_integers(ids: Any) -> None:
         (dict(logprobs=[True]), ValueError, "logprobs has 1 entries for 2 prompts"),
         (dict(images=["i"], images_num=[1, 1]), ValueError, "does not fit 2 prompts and 1 images"),
         (dict(images=["i"], images_num=[1, 0]), CapabilityError, "images needs the capability 'multimodal', which engine 'fake'"),
-        (dict(logprobs=True), CapabilityError, "logprobs needs the capability 'logprobs'"),
+        (
+            dict(logprobs=True),
+            CapabilityError,
+            "logprobs needs the capability 'logprobs'.* unless logprob_gap_prompts and verify_sync_every are 0",
+        ),
         (dict(sampling=replace(SAMPLING, stop=("x",))), CapabilityError, "stop=.*'stop_strings'"),
         (dict(sampling=replace(SAMPLING, min_p=0.1)), CapabilityError, "min_p=0.1 needs"),
         (dict(prompt_token_ids=[[99]]), ValueError, "token id 99"),

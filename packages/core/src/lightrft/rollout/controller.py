@@ -39,6 +39,7 @@ from lightrft.weights.checksum import WeightSum
 from lightrft.weights.verify import SentSums, first_names, over_group, shape_problems
 
 T = TypeVar("T")
+LOGPROBS_REMEDY = "; a run asks for log-probs unless logprob_gap_prompts and verify_sync_every are 0"
 
 
 class RolloutController:
@@ -251,6 +252,7 @@ class RolloutController:
             if capability not in self.spec.capabilities_on(self._world.device.type):
                 raise CapabilityError(
                     f"{what} needs the capability {str(capability)!r}, which engine {self.spec.name!r} does not have here"
+                    + (LOGPROBS_REMEDY if capability is Capability.LOGPROBS else "")
                 )
         return requests
 
