@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from lightrft.config.ignored import is_given
 from lightrft.config.model_folder import model_path_problem
@@ -18,19 +19,23 @@ def algorithm_problems(config: Config, registry: Registry) -> Iterator[str]:
     yield from _rollout(config)
     if config.dual_clip and config.dual_clip <= 1:
         yield f"dual_clip={config.dual_clip} is not above 1, where it would bound ordinary losses; use about 3, or 0 for none"
-    try:
-        estimator: AdvantageSpec = registry.spec("advantage", config.advantage_estimator)
+    estimator: AdvantageSpec | None = _known(registry, "advantage", config.advantage_estimator)
+    if estimator is not None:
         yield from _estimator(config, estimator)
         yield from _critic(config, estimator)
         yield from _unread(config, "advantage_estimator", estimator.name, estimator.reads, ADVANTAGE_SETTINGS, registry, "advantage")
-    except PluginError:
-        pass
-    try:
-        loss: PolicyLossSpec = registry.spec("policy_loss", config.policy_loss)
+    loss: PolicyLossSpec | None = _known(registry, "policy_loss", config.policy_loss)
+    if loss is not None:
         yield from _loss(config, loss)
         yield from _unread(config, "policy_loss", loss.name, loss.reads, LOSS_SETTINGS, registry, "policy_loss")
+
+
+def _known(registry: Registry, kind: str, name: str) -> Any:
+    """The specification of that name; None for an unknown name or a plugin that does not load, which `check` tells."""
+    try:
+        return registry.spec(kind, name)
     except PluginError:
-        pass
+        return None
 
 
 def _rollout(config: Config) -> Iterator[str]:
