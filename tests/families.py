@@ -188,12 +188,12 @@ def family_row(name: str, folder: Path, *, engine: str, **settings: Any) -> dict
         actor, _ = strategy.prepare_trainable(make_family(name), optimizer=AdamWSettings(learning_rate=1e-3))
         before = _gap(strategy, make_family(name, seed=1))
         strategy.update_engine_weights(actor)
-        unproven: list[str] = strategy._controller.unproven  # type: ignore[union-attr]
+        unverified: list[str] = strategy._controller.unverified  # type: ignore[union-attr]
         differing = strategy.differing_engine_weights(actor)
         after = _gap(strategy, make_family(name))  # and to sleep again
     finally:
         strategy.shutdown()
-    return {"before": before, "after": after, "differing": differing, "unproven": unproven}
+    return {"before": before, "after": after, "differing": differing, "unverified": unverified}
 
 
 @torch.no_grad()

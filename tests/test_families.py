@@ -32,7 +32,7 @@ def test_a_family_is_right_from_folder_to_folder(tmp_path: Path, family: str) ->
     make_family(family, seed=1).save_pretrained(tmp_path / "base")
     assert folder_problem("m", str(tmp_path / "base")) == ""
     row = family_row(family, tmp_path / "base", engine="hf")
-    assert row["before"] <= CLOSE and row["after"] <= CLOSE and row["differing"] == [] and row["unproven"] == []
+    assert row["before"] <= CLOSE and row["after"] <= CLOSE and row["differing"] == [] and row["unverified"] == []
     trained_and_saved(family, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Are the parts found by their names, and are the small ones right, by numbers worked out by hand?"""
+"""The parts are found by their names, and the small ones are right by numbers worked out by hand."""
 
 from __future__ import annotations
 

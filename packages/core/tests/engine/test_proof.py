@@ -121,7 +121,7 @@ def test_a_good_sync_is_proved_in_full(tmp_path: Path, engine: type[HFEngine], t
     for version, seed in ((1, 2), (2, 3)):
         sent = weights(seed, tie=tie)
         unit.update_weights([sent[:5], sent[5:]], shapes=shapes_of(sent))
-        assert (unit.version, unit.unproven) == (version, [])
+        assert (unit.version, unit.unverified) == (version, [])
         assert unit.differing_weights([sent]) == []
     assert unit.differing_weights([weights(4, tie=tie)])
 
@@ -172,7 +172,7 @@ def test_what_the_engine_gives_no_sum_for_is_listed(tmp_path: Path) -> None:
 
     unit = controller(tmp_path / "model", Secretive)
     unit.update_weights([weights()])
-    assert unit.unproven == [DOWN]
+    assert unit.unverified == [DOWN]
 
 
 @pytest.mark.parametrize("fault", ["missing", "unknown", "shape"])

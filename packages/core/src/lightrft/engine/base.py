@@ -1,4 +1,4 @@
-"""What does an inference engine promise?"""
+"""The contract of an inference engine: the methods that an engine implements, and what each must do."""
 
 from __future__ import annotations
 

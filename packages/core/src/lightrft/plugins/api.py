@@ -11,7 +11,7 @@ from lightrft.version import __version__
 
 API_VERSION = 1
 """Which contracts this lightrft has. Raised by every change after which a plugin that was right may be wrong: a hook or method that is
-new without a default, gone, renamed, called with other arguments, or promises something else; a field of a spec or setup that is gone;
+new without a default, gone, renamed, called with other arguments, or with another meaning; a field of a spec or setup that is gone;
 a capability that means something else. Not raised by additions that have a default (a capability, an optional hook, a field, a kind): a
 plugin that relies on one says so in its requirement, `lightrft>=`.
 """

@@ -82,7 +82,7 @@ class RolloutController:
         self.takes_images = Capability.MULTIMODAL in spec.capabilities_on(world.device.type)
         self.gives_sums = Capability.WEIGHT_SUMS in spec.capabilities_on(world.device.type)
         self._verify_sums = verify_sums and self.gives_sums
-        self.unproven: list[str] = []
+        self.unverified: list[str] = []
         self.sent_fingerprint: int | None = None
         """Of the weights of the last sync; None where there is no engine, or syncs are not verified."""
         self._seed = seed
@@ -133,7 +133,7 @@ class RolloutController:
         read it to the end even where an engine raises.
 
         `shapes` (all names of each weight, its full shape) is compared with what the engine needs before the first bucket is asked for;
-        afterwards the engine's own tensors with what was sent, by their sums. `unproven` names the weights that it gives no sum for.
+        afterwards the engine's own tensors with what was sent, by their sums. `unverified` names the weights that it gives no sum for.
 
         Raises:
             WeightSyncError: names or shapes do not fit (nothing has changed); or the engine refused the weights; or does not hold them
@@ -223,7 +223,7 @@ class RolloutController:
     def _prove(self, sent: SentSums) -> None:
         held = self._held_sums()
         wrong = sent.differing(held) if self.engine is not None else []
-        self.unproven = sent.unproven(held) if self.engine is not None else []
+        self.unverified = sent.unverified(held) if self.engine is not None else []
         error = (
             WeightSyncError(
                 f"engine {self.spec.name!r} does not hold the actor after sync {self.version + 1}: the checksum differs of "

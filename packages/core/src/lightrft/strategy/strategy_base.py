@@ -1,4 +1,4 @@
-"""What does a training backend promise? Public methods validate and guard, then call one hook; a backend overrides hooks only."""
+"""The contract of a training backend. Public methods validate and guard, then call one hook; a backend overrides hooks only."""
 
 from __future__ import annotations
 

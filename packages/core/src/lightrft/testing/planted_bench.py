@@ -105,7 +105,7 @@ class PlantedBench:
     def unverified(self) -> list[str]:
         """The weights of the last sync that the engine gives no sum for."""
         controller: Any = self.strategy._controller
-        return list(controller.unproven)
+        return list(controller.unverified)
 
     def sync(self) -> None:
         """Gives the engine other weights than it has; raises what the trainer would be told."""

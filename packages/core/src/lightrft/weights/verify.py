@@ -63,7 +63,7 @@ class SentSums:
         """One number of all that was sent: another where a bit of any weight is another."""
         return hash(tuple(read_sums(self._found)))
 
-    def unproven(self, held: Mapping[tuple[str, ...], WeightSum]) -> list[str]:
+    def unverified(self, held: Mapping[tuple[str, ...], WeightSum]) -> list[str]:
         """What was sent and the engine gives no sum for, by first names."""
         proven = {self._index[name] for names in held for name in names if name in self._index}
         first: dict[int, str] = {}
