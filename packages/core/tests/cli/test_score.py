@@ -88,7 +88,7 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
 
 def test_the_row_on_which_a_reward_fails_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, ROWS[1], ROWS[0])
-    with pytest.raises(RewardError, match=rf"^{path}:2: reward '.*shout.py:picky' raised KeyError: 'id'"):
+    with pytest.raises(RewardError, match=rf"^{path}:2: reward 'picky' raised KeyError: 'id'"):
         score(tmp_path, "--reward", f"{tmp_path}/shout.py:picky")
     path = write(tmp_path, ROWS[0], {"prompt": "p", "completion": "5"})
     with pytest.raises(RewardError, match=f"^{path}:2: reward 'exact_match' raised ValueError: sample 0 has no reference answer"):
@@ -153,7 +153,7 @@ def test_reward_models_beside_functions(tmp_path: Path) -> None:
         with torch.no_grad():
             expected = float(model(input_ids=ids).logits[0, 0])
         assert one["parts"]["judge"] == pytest.approx(expected, abs=1e-5) and one["reward"] == pytest.approx(2 * expected, abs=2e-5)
-    assert result["warnings"] == [] and set(result["parts"]) == {"judge", f"{tmp_path}/shout.py:loud"}
+    assert result["warnings"] == [] and set(result["parts"]) == {"judge", "loud"}
     write(tmp_path, {"prompt": "<|im_start|>user 3?<|im_end|>", "completion": "7"})
     result, _ = score(tmp_path, "--reward", f"judge=model:{folder}")
     [warning] = result["warnings"]

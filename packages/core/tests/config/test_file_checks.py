@@ -71,7 +71,7 @@ def test_folder_without_permission(make, tmp_path, name, monkeypatch, problems):
 def test_reward_files(make, tmp_path, problems, registry):
     file = tmp_path / "mine.py"
     file.write_text("", encoding="utf-8")
-    check(make(reward=[f"{file}:f", "package.module:f"]), registry=registry(), world_size=2)
+    check(make(reward=[f"{file}:f", "other=package.module:f"]), registry=registry(), world_size=2)
     assert problems(make(reward=["none.py:f"])) == ["reward='none.py:f': no such file 'none.py'; the form is path/to/file.py:function"]
     for bad in (":f", "module:"):
         assert problems(make(reward=[bad])) == [f"reward={bad!r} is not of the form module:function or path/to/file.py:function"]

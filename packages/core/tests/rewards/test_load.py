@@ -46,9 +46,9 @@ def message(names: list[str], weights: list[float] | None = None) -> str:
 def test_plugin_name_module_and_file_with_weights(tmp_path: Path) -> None:
     path = tmp_path / "my rewards.py"
     path.write_text(FILE)
-    names = ["exact_match", "lightrft.rewards.exact_match:exact_match", f"{path}:length"]
+    names = ["exact_match", "f=lightrft.rewards.exact_match:exact_match", f"{path}:length"]
     found = load_rewards(names, weights=[1, 0.5, -2.0], registry=REGISTRY)
-    assert [r.name for r in found] == names and [r.weight for r in found] == [1.0, 0.5, -2.0]
+    assert [r.name for r in found] == ["exact_match", "f", "length"] and [r.weight for r in found] == [1.0, 0.5, -2.0]
     assert found[0].function is found[1].function is exact_match
     assert found[2].function.__name__ == "length"
 
@@ -73,7 +73,7 @@ def test_two_files_of_one_name_do_not_mix(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "r.py").write_text(f"def f(samples):\n    return [{folder!r}]\n")
-    first, second = load_rewards([f"{tmp_path}/a/r.py:f", f"{tmp_path}/b/r.py:f"], weights=[], registry=REGISTRY)
+    first, second = load_rewards([f"{tmp_path}/a/r.py:f", f"other={tmp_path}/b/r.py:f"], weights=[], registry=REGISTRY)
     assert [first.function([]), second.function([])] == [["a"], ["b"]]
 
 

@@ -141,11 +141,11 @@ def test_max_steps_decides_and_the_run_says_so(tmp_path: Path, capsys: pytest.Ca
     config = make_config({"rollout_batch_size": 4, "n_samples_per_prompt": 2, "train_batch_size": 4, "max_epochs": 3, "max_steps": 60})
     assert num_rollouts(config, num_prompts=61) == 60 and count_updates(config, num_prompts=61) == 360
     assert count_updates(config, num_prompts=61, first_rollouts_without=10) == 300
-    assert bound_in_words(config, num_prompts=61) == "60 steps: max_steps=60 decides (num_episodes=1 over 61 prompts would be 16)"
+    assert bound_in_words(config, num_prompts=61) == "60 rollouts: max_steps=60 decides (num_episodes=1 over 61 prompts would be 16)"
     free = config.model_copy(update={"max_steps": 0, "num_episodes": 2})
     assert num_rollouts(free, num_prompts=61) == 32
     assert make_trainer(tmp_path, max_steps=5).fit()["steps"] == 5
-    assert "5 steps: max_steps=5 decides (num_episodes=1 over 6 prompts would be 2)" in capsys.readouterr().out
+    assert "5 rollouts: max_steps=5 decides (num_episodes=1 over 6 prompts would be 2)" in capsys.readouterr().out
 
 
 def test_the_rate_that_is_logged_is_that_of_the_step_that_was_made(tmp_path: Path) -> None:

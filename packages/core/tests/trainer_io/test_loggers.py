@@ -71,6 +71,27 @@ def test_console_shows_only_what_the_settings_measure(tmp_path: Path, capsys: py
     assert set(full) - set(bare) == {"eval", "KL", "gap"}
 
 
+def test_console_has_a_column_for_each_of_several_rewards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for names in (("math",), ("math", "a_rather_long_name")):
+        logger = ConsoleLogger(LoggerSetup(log_dir=tmp_path, config=make_config({}), total_steps=1, rewards=names))
+        logger.log(1, {"rollout/reward": 0.5, "reward/math": 0.25, "reward/a_rather_long_name": 0.125})
+    one, _, two, row = capsys.readouterr().out.splitlines()
+    assert "math" not in one
+    assert two.split()[:4] == ["rollout", "reward", "math", "a_rather_long_name"] and row.split()[1:4] == ["0.500", "0.250", "0.125"]
+    assert len(two) == len(row)
+
+
+def test_console_tells_the_time_that_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("lightrft.run.loggers.console.time.monotonic", lambda: now)
+    logger = ConsoleLogger(setup(tmp_path))  # of 150 rollouts
+    for step, seconds in ((100, 60.0), (101, 100.0), (101, 5.0), (102, 95.0), (150, 4800.0)):  # resumed after 100; 101 comes in two calls
+        now += seconds
+        logger.log(step, {})
+    times = [line.split()[-2:] for line in capsys.readouterr().out.splitlines()]
+    assert times == [["time", "left"], ["1:00", "-"], ["2:40", "1:21:40"], ["2:45", "1:21:40"], ["4:20", "1:20:00"], ["1:24:20", "0:00"]]
+
+
 def test_console_repeats_its_header(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logger = ConsoleLogger(setup(tmp_path))
     for step in range(HEADER_EVERY + 1):
@@ -92,7 +113,7 @@ def test_console_on_a_terminal_is_one_table_in_which_a_step_has_one_row(tmp_path
     logger.log(7, {"rollout/reward": 0.25})
     logger.log(7, {"eval/reward": 0.75})
     logger.close()
-    last = terminal.getvalue().rpartition("step 7/150")[2].splitlines()
+    last = terminal.getvalue().rpartition("rollout 7/150")[2].splitlines()
     assert [line for line in last if "0.250" in line and "0.750" in line]
     assert "\x1b[?25h" in terminal.getvalue()  # the cursor is back
 

@@ -67,7 +67,7 @@ def test_the_page_is_whole_and_fetches_nothing(run: Path) -> None:
         "reward is 0.0 for all &lt;completions&gt;",
         "rollout/reward",
         "eval/reward",
-        "Step 5: lengths",
+        "Rollout 5: lengths",
         "checkpoints: step-",
     ):
         assert words in text, words
@@ -155,7 +155,7 @@ def test_a_folder_that_holds_no_run_is_one_line(tmp_path: Path) -> None:
 def test_charts_by_hand() -> None:
     two = chart([("reward", [(0, 0.0), (10, 1.0)])])
     # the plot is 168 high, from 12 to 180; 0 and 1 lie 0.06 of 1.12 from its edges: 168 * 0.06 / 1.12 = 9
-    assert '<polyline class="line0" points="52.0,171.0 448.0,21.0"/>' in two and "reward 1 at step 10" in two
+    assert '<polyline class="line0" points="52.0,171.0 448.0,21.0"/>' in two and "reward 1 at rollout 10" in two
     assert chart([("x", [])]) == chart([("x", [(1, float("nan"))])]) == '<p class="none">not logged</p>'
     bars = histogram([[1, 3], [2, 1]])
     assert bars.count('class="bar"') == 2 and "3: 1 to" in bars

@@ -169,7 +169,7 @@ def report(context: typer.Context) -> None:
     result = write_report(given.run, out=given.out)
     for line in result["unreadable"]:
         print(f"WARNING: {line}", flush=True)
-    print(f"report: {result['report']}   ({result['state']}, {result['steps']} steps, {result['warnings']} warnings)", flush=True)
+    print(f"report: {result['report']}   ({result['state']}, {result['steps']} rollouts, {result['warnings']} warnings)", flush=True)
     if given.json:
         show.json_line(result)
 

@@ -185,7 +185,7 @@ def training(summary: Mapping[str, Any]) -> None:
         table(("evaluation", "before", "after"), [(name, _number(before.get(name)), _number(after[name])) for name in after])
     else:
         table(("last rollout", "value"), [(name, _number(value)) for name, value in summary["last"].items()])
-    print(f"{summary['steps']} steps in {summary['seconds']:.0f} s, world size {summary['world_size']}")
+    print(f"{summary['steps']} rollouts in {summary['seconds']:.0f} s, world size {summary['world_size']}")
     if summary["stopped"]:
         print(f"stopped by {summary['stopped']}; checkpoint: {summary['checkpoint']}; go on with --resume_from latest", flush=True)
     else:
@@ -196,7 +196,7 @@ def demo(result: Mapping[str, Any]) -> None:
     """The end of `lightrft demo`: accuracy before and after, time, where things are, what to try next."""
     run, model = result["run_dir"], result["model_dir"]
     gain = f"{result['accuracy_before']:.3f} -> {result['accuracy_after']:.3f}"
-    print(f"\naccuracy {gain}   (greedy, held-out rows; {result['steps']} steps, {result['seconds']:.0f} s)\n")
+    print(f"\naccuracy {gain}   (greedy, held-out rows; {result['steps']} rollouts, {result['seconds']:.0f} s)\n")
     for name, about in DEMO_FILES.items():
         if (Path(run) / name).exists():
             print(f"  {Path(run) / name!s:<{len(run) + 15}}  {about}")

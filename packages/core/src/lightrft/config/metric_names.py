@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from lightrft.config.reward_names import called
 from lightrft.config.schema import Config
 from lightrft.errors import nearest
 
@@ -124,10 +125,10 @@ def never_logged(name: str, config: Config, *, has_critic: bool) -> str:
         return "" if has_critic else f"it needs a critic, which advantage_estimator={config.advantage_estimator!r} does not use"
     if metric.needs and not getattr(config, metric.needs):
         return f"it needs {metric.needs}, which is not set"
-    if metric.name in ("reward/NAME", "eval/NAME") and name.partition("/")[2] not in config.reward:
+    if metric.name in ("reward/NAME", "eval/NAME") and name.partition("/")[2] not in map(called, config.reward):
         group, _, part = name.partition("/")
         others = [m.name for m in METRICS if m.name.startswith(f"{group}/") and "NAME" not in m.name]
-        return f"there is no reward {part!r}{nearest(name, [*others, *(f'{group}/{reward}' for reward in config.reward)])}"
+        return f"there is no reward {part!r}{nearest(name, [*others, *(f'{group}/{reward}' for reward in map(called, config.reward))])}"
     return ""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightrft.config.ignored import is_given
 from lightrft.config.model_folder import model_path_problem
-from lightrft.config.reward_names import adapted_function, address_problem, model_folder, named_alike, server_address
+from lightrft.config.reward_names import RESERVED, address_problem, called, model_folder, named_alike, reward_function, server_address
 from lightrft.config.schema import Config
 from lightrft.errors import PluginError
 from lightrft.plugins.registry import Registry
@@ -30,6 +30,9 @@ def check_rewards(config: Config, *, registry: Registry) -> Iterator[str]:
     if is_given(config, "code_sandbox") and not any(reward == "code" or ":" in reward for reward in config.reward):
         yield f"code_sandbox={config.code_sandbox!r} has no effect without the reward code; leave it out"
     yield from named_alike(config.reward)
+    for reward in config.reward:
+        if called(reward) in RESERVED:
+            yield f"reward={reward!r} is called {called(reward)!r}, which other metrics are called; give it a name of its own: name=..."
     addresses = [address for reward in config.reward if (address := server_address(reward)) is not None]
     for reward in config.reward:
         yield from _one(reward, registry, trust_remote_code=config.trust_remote_code)
@@ -75,8 +78,9 @@ def _one(reward: str, registry: Registry, *, trust_remote_code: bool) -> Iterato
         except PluginError as error:
             yield str(error)
         return
-    other = adapted_function(reward)
-    path, _, function = (other.place if other else reward).rpartition(":")
+    found = reward_function(reward)
+    assert found is not None, reward
+    path, _, function = found.place.rpartition(":")
     if path.endswith(".py") and not Path(path).is_file():
         yield f"reward={reward!r}: no such file {path!r}; the form is path/to/file.py:function"
     elif not (path and function):

@@ -1,5 +1,6 @@
-"""What a reward's name is: a server (`http://host:port/path`), a model (`model:FOLDER`), a function of another library (`trl:PLACE`,
-`verl:PLACE`), each with `NAME=` before it where it is to be called so; else a plugin or a function of one's own.
+"""What a reward setting names: a server (`http://host:port/path`), a model (`model:FOLDER`), a function of one's own (PLACE is
+`module:function` or `path/to/file.py:function`) or of another library (`trl:PLACE`, `verl:PLACE`), each with `NAME=` before it where it is
+to be called so; else a plugin.
 """
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 _ADDRESS = re.compile(r"(?:(?P<name>[^=:/]*)=)?(?P<url>https?://.*)", re.DOTALL | re.IGNORECASE)
@@ -43,29 +45,41 @@ def model_folder(reward: str) -> ModelFolder | None:
     return None if match is None else ModelFolder(match["name"] or match["path"].rstrip("/").rpartition("/")[2], match["path"])
 
 
+RESERVED = ("reward", "length_mean", "overlong")
+"""Names of other metrics in the groups `reward/` and `eval/`."""
+
+
 @dataclass(frozen=True)
-class AdaptedFunction:
-    """A function `place` (`module:function` or `path/to/file.py:function`) written for the library `adapter`; `name` as in metrics."""
+class Function:
+    """A function `place` (`module:function` or `path/to/file.py:function`), written for the library `adapter` where that is not empty.
+
+    `name` is what metrics call the reward: the given one, else the function's, with its file's before it where the function's is reserved.
+    """
 
     name: str
     adapter: str
     place: str
 
 
-def adapted_function(reward: str) -> AdaptedFunction | None:
-    """The function of another library that a reward's name is: `trl:PLACE`, `NAME=verl:PLACE`; None where it is none."""
-    match = re.fullmatch(r"(?:(?P<name>[\w.-]+)=)?(?P<adapter>trl|verl):(?P<place>.+:.+)", reward)
-    return None if match is None else AdaptedFunction(match["name"] or reward, match["adapter"], match["place"])
+def reward_function(reward: str) -> Function | None:
+    """The function that a reward's name is, `[NAME=][trl:|verl:]PLACE`; None for a server, a model or a plugin. Nothing is looked up."""
+    if server_address(reward) or model_folder(reward) or ":" not in reward:
+        return None
+    match = re.fullmatch(r"(?:(?P<name>[\w.-]+)=)?(?:(?P<adapter>trl|verl):(?=.+:))?(?P<place>.+)", reward, re.DOTALL)
+    assert match is not None, reward
+    return Function(match["name"] or _short(match["place"]), match["adapter"] or "", match["place"])
+
+
+def _short(place: str) -> str:
+    module, _, function = place.rpartition(":")
+    stem = Path(module).stem if module.endswith(".py") else module.rpartition(".")[2]
+    return f"{stem}.{function}" if function in RESERVED else function
 
 
 def called(reward: str) -> str:
-    """What metrics, and the column `reward_key` of the data, call a reward."""
-    return (server_address(reward) or model_folder(reward) or adapted_function(reward) or _Plain(reward)).name
-
-
-@dataclass(frozen=True)
-class _Plain:
-    name: str
+    """What metrics, the console, and the column `reward_key` of the data call a reward."""
+    found = server_address(reward) or model_folder(reward) or reward_function(reward)
+    return found.name if found else reward
 
 
 def named_alike(rewards: Sequence[str]) -> list[str]:
@@ -74,7 +88,7 @@ def named_alike(rewards: Sequence[str]) -> list[str]:
     return [
         f"reward {name!r} is named twice; name it once and give it a weight in reward_weights"
         if name in rewards
-        else f"two rewards are called {name!r}; give them names of their own: name=http://..., name=model:..."
+        else f"two rewards are called {name!r}; give them names of their own: name=file.py:function, name=http://..., name=model:..."
         for name in dict.fromkeys(shown)
         if shown.count(name) > 1
     ]

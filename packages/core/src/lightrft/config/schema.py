@@ -121,7 +121,7 @@ class Config(BaseModel):
         10,
         "engine",
         "prove that the engine holds the actor: checksums at every sync where it can give them, fixed prompts at the first and every so "
-        "many steps; 0 = no proof",
+        "many rollouts; 0 = no proof",
     )
     logprob_gap_prompts: CountOrOff = _field(
         2, "engine", "prompts per rank and rollout whose log-probs the engine is asked for; 0 = no check"
@@ -227,7 +227,7 @@ class Config(BaseModel):
         False, "rollout", "let nothing but stop, stop_token_ids and generate_max_len end a completion of a rollout or an evaluation"
     )
     dynamic_sampling: bool = _field(
-        False, "rollout", "sample on until every prompt of the step has completions with different rewards (DAPO)"
+        False, "rollout", "sample on until every prompt of the rollout has completions with different rewards (DAPO)"
     )
     dynamic_sampling_tries: Count = _field(4, "rollout", "rollouts for one step at most; then prompts without a signal fill it up")
     overlong_filter: bool = _field(False, "rollout", "leave completions that generate_max_len cut off out of the loss (DAPO)")
@@ -244,8 +244,8 @@ class Config(BaseModel):
     reward: list[PathWord] = _field(
         ["exact_match"],
         "reward",
-        "rewards: plugin name, module:function, path/to/file.py:function, a server: [name=]http://host:port/path, or a model: "
-        "[name=]model:FOLDER (sequence classifier with one output)",
+        "rewards: plugin name, [name=]path/to/file.py:function, [name=]module:function, a server: [name=]http://host:port/path, or a "
+        "model: [name=]model:FOLDER (sequence classifier with one output); without name= a function's own name",
     )
     reward_weights: list[Number] = _field([], "reward", "weight of each reward in the sum; empty: all 1")
     allow_code_execution: bool = _field(False, "reward", "let the reward `code` run the model's programs, in a sandbox")
@@ -304,20 +304,20 @@ class Config(BaseModel):
     kl_horizon: Positive = _field(10000.0, "algorithm", "completions over which the adaptive kl_coef moves")
 
     # Update
-    train_batch_size: Count = _field(128, "update", "samples of one optimizer step")
+    train_batch_size: Count = _field(128, "update", "samples of one update (optimizer step)")
     micro_train_batch_size: Count = _field(4, "update", "samples per rank in one forward and backward")
     max_epochs: Count = _field(1, "update", "passes over each rollout's completions (PPO's epochs)")
     num_episodes: Count = _field(1, "update", "passes over the prompts")
     max_steps: CountOrOff = _field(0, "update", "rollouts of the run, whatever num_episodes says; 0 = as num_episodes says")
     learning_rate: Positive = _field(1e-6, "update", "peak learning rate of AdamW")
     lr_scheduler: Literal["constant_with_warmup", "linear", "cosine"] = _field("constant_with_warmup", "update", "learning-rate schedule")
-    lr_warmup_steps: CountOrOff = _field(0, "update", "optimizer steps of linear warm-up")
+    lr_warmup_steps: CountOrOff = _field(0, "update", "updates (optimizer steps, not rollouts) of linear warm-up")
     adam_beta1: Decay = _field(0.9, "update", "AdamW")
     adam_beta2: Decay = _field(0.95, "update", "AdamW")
     weight_decay: PositiveOrOff = _field(0.0, "update", "AdamW")
     max_norm: PositiveOrOff = _field(1.0, "update", "clip of the gradient norm; 0 = off")
     ema_beta: Decay = _field(
-        0.0, "update", "share of the past in a moving average of the actor's weights, moved by every optimizer step; 0 = no average"
+        0.0, "update", "share of the past in a moving average of the actor's weights, moved by every update; 0 = no average"
     )
 
     # Run
@@ -332,11 +332,11 @@ class Config(BaseModel):
     output_dir: PathText = _field("runs/lightrft", "run", "the run folder: configuration, metrics, plots, the model")
     overwrite_output_dir: bool = _field(False, "run", "allow a run folder that holds another run, and replace it")
     log_dir: PathText = _field("", "run", "folder of logs and plots; empty: the run folder")
-    plot_every: CountOrOff = _field(10, "run", "steps between two plots: distributions of lengths and rewards, curves; 0 = none")
+    plot_every: CountOrOff = _field(10, "run", "rollouts between two plots: distributions of lengths and rewards, curves; 0 = none")
     save_samples: CountOrOff = _field(3, "run", "completions of each rollout kept in samples.jsonl: best, worst and median first; 0 = none")
-    eval_every: CountOrOff = _field(0, "run", "steps between two evaluations; 0 = only before and after")
-    save_every: CountOrOff = _field(0, "run", "steps between two checkpoints; 0 = one only where the run is stopped or fails")
-    save_every_minutes: PositiveOrOff = _field(0.0, "run", "minutes after which the next step ends with a checkpoint as well; 0 = off")
+    eval_every: CountOrOff = _field(0, "run", "rollouts between two evaluations; 0 = only before and after")
+    save_every: CountOrOff = _field(0, "run", "rollouts between two checkpoints; 0 = one only where the run is stopped or fails")
+    save_every_minutes: PositiveOrOff = _field(0.0, "run", "minutes after which the next rollout ends with a checkpoint as well; 0 = off")
     stop_grace_s: PositiveOrOff = _field(
         0.0, "run", "seconds that a run which was told to stop may take to save; then it is ended; 0 = as long as it takes"
     )
@@ -349,11 +349,11 @@ class Config(BaseModel):
     monitor_steps: Count = _field(
         5,
         "run",
-        "steps in a row that entropy, the critic's explained variance or the update (gradient 0, steps skipped, weights unmoved, "
+        "rollouts in a row that entropy, the critic's explained variance or the update (gradient 0, updates skipped, weights unmoved, "
         "everything cut off) must look wrong before the run says so",
     )
     on_warning: Literal["continue", "stop"] = _field(
-        "continue", "run", "stop: a warning ends the run at the end of its step, with a checkpoint, a summary and exit code 2"
+        "continue", "run", "stop: a warning ends the run at the end of its rollout, with a checkpoint, a summary and exit code 2"
     )
     length_factor: AboveOne = _field(
         2.5, "run", "how many times longer, or shorter, completions may become than in the first 3 rollouts before the run says so"

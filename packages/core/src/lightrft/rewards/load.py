@@ -13,11 +13,11 @@ from typing import Any, cast
 
 from lightrft.config.reward_names import (
     ModelFolder,
-    adapted_function,
     address_problem,
     called,
     model_folder,
     named_alike,
+    reward_function,
     server_address,
 )
 from lightrft.config.schema import Config
@@ -41,7 +41,7 @@ ModelLoader = Callable[[ModelFolder], RewardFunction]
 
 @dataclass(frozen=True, kw_only=True)
 class NamedReward:
-    """A reward function under the name that it was asked for by, and its weight in the sum.
+    """A reward function under the name that metrics call it by, and its weight in the sum.
 
     `may_run_code`: it may run programs that the model wrote (`allow_code_execution`).
     """
@@ -71,7 +71,10 @@ def rewards_of(config: Config, *, registry: Registry, models: ModelLoader | None
         input_key=config.input_key,
         may_run_code=config.allow_code_execution,
     )
-    return [_in_sandbox(reward, config.code_sandbox) if reward.name == "code" else reward for reward in found]
+    return [
+        _in_sandbox(reward, config.code_sandbox) if asked == "code" else reward  # a function of one's own may have that name, too
+        for asked, reward in zip(config.reward, found, strict=True)
+    ]
 
 
 def _in_sandbox(reward: NamedReward, asked: str) -> NamedReward:
@@ -127,15 +130,15 @@ def _find(name: str, registry: Registry, remote: RemoteSettings, models: ModelLo
         if problem := address_problem(name, address):
             raise RewardError(problem)
         return RemoteReward(name=address.name, url=address.url, settings=remote)
-    if ":" not in name:
+    own = reward_function(name)
+    if own is None:
         plugin: RewardFunction = registry.load("reward", name)
         return plugin
-    other = adapted_function(name)
-    if other is not None:
-        return adapted(_function(name, other.place), adapter=other.adapter, input_key=input_key)
-    function = _function(name, name)
+    function = _function(name, own.place)
+    if own.adapter:
+        return adapted(function, adapter=own.adapter, input_key=input_key)
     if adapter := written_for(function):
-        raise RewardError(f"reward {name!r} has the parameters of a {adapter} reward function; give it as {adapter}:{name}")
+        raise RewardError(f"reward {name!r} has the parameters of a {adapter} reward function; give it as {adapter}:{own.place}")
     return function
 
 

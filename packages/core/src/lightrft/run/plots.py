@@ -38,7 +38,7 @@ def plot_lengths(lengths: Sequence[int], *, path: Path, step: int, max_len: int)
     if longest >= 0.7 * max_len:
         axes.axvline(max_len, color=RED, linewidth=1.4, linestyle="--", label=f"limit {max_len}")
     axes.set(xlabel="length of a completion (tokens)", ylabel="completions")
-    axes.set_title(f"Completion lengths, step {step}", loc="left")
+    axes.set_title(f"Completion lengths, rollout {step}", loc="left")
     axes.set_title(f"{len(lengths)} completions, {cut:.1%} at the limit of {max_len}", loc="right", fontsize=8, color=GREY)
     axes.legend(frameon=False)
     _save(figure, path)
@@ -60,7 +60,7 @@ def plot_rewards(rewards: Sequence[float], *, path: Path, step: int) -> None:
     mean = sum(rewards) / len(rewards)
     axes.axvline(mean, color=ORANGE, linewidth=1.8, label=f"mean {mean:.3g}")
     axes.set(xlabel="reward of a completion", ylabel="completions")
-    axes.set_title(f"Rewards, step {step}", loc="left")
+    axes.set_title(f"Rewards, rollout {step}", loc="left")
     axes.legend(frameon=False)
     _save(figure, path)
 

@@ -26,11 +26,13 @@ SUMMARY_METRICS = ("rollout/reward", "rollout/length_mean", "rollout/logprob_gap
 class RunReport:
     """Collects what happened. `start`, `step` and `finish` are collective."""
 
-    def __init__(self, *, strategy: StrategyBase, config: Config, total_steps: int, warnings: Warnings) -> None:
+    def __init__(
+        self, *, strategy: StrategyBase, config: Config, total_steps: int, warnings: Warnings, rewards: tuple[str, ...] = ()
+    ) -> None:
         self.warnings = warnings
         self.strategy = strategy
         self.config = config
-        self.loggers = _make_loggers(strategy, config, total_steps) if strategy.is_rank_0 else []
+        self.loggers = _make_loggers(strategy, config, total_steps, rewards) if strategy.is_rank_0 else []
         self.plots = log_folder(config) / "plots"
         self.rows: list[dict[str, float]] = []
         self.before: dict[str, float] = {}
@@ -131,7 +133,7 @@ def _parts(evaluation: Mapping[str, float]) -> dict[str, float]:
     return {name.removeprefix("eval/"): value for name, value in evaluation.items() if name.startswith("eval/")}
 
 
-def _make_loggers(strategy: StrategyBase, config: Config, total_steps: int) -> list[Logger]:
-    setup = LoggerSetup(log_dir=log_folder(config), config=config, total_steps=total_steps)
+def _make_loggers(strategy: StrategyBase, config: Config, total_steps: int, rewards: tuple[str, ...]) -> list[Logger]:
+    setup = LoggerSetup(log_dir=log_folder(config), config=config, total_steps=total_steps, rewards=rewards)
     setup.log_dir.mkdir(parents=True, exist_ok=True)
     return [strategy.registry.load("logger", name)(setup) for name in config.loggers]

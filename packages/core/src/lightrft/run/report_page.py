@@ -22,7 +22,7 @@ CHARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Groups without a signal, share", ("rollout/zero_variance_groups",)),
     ("Critic: explained variance", ("critic/explained_variance",)),
     ("Generation, tokens per second", ("rollout/tokens_per_s",)),
-    ("Step, seconds", ("time/step_s", "time/rollout_s", "time/update_s")),
+    ("Rollout with update, seconds", ("time/step_s", "time/rollout_s", "time/update_s")),
     ("Learning rate", ("train/lr",)),
 )
 SHOWN_SAMPLES = 9
@@ -78,7 +78,7 @@ def _subtitle(run: RunData) -> str:
 
 
 def _tiles(run: RunData) -> str:
-    found = [("steps", f"{max((int(row['step']) for row in run.metrics), default=0)}")]
+    found = [("rollouts", f"{max((int(row['step']) for row in run.metrics), default=0)}")]
     for label, name in (("reward, last rollout", "rollout/reward"), ("tokens per completion", "rollout/length_mean")):
         if series := run.series(name):
             found.append((label, f"{series[-1][1]:.4g}"))
@@ -94,7 +94,7 @@ def _tiles(run: RunData) -> str:
 
 def _warnings(run: RunData) -> str:
     lines = [
-        f"<div class='warning'><b>step {escape(str(row.get('step')))} · {escape(str(row.get('name')))}</b><br>"
+        f"<div class='warning'><b>rollout {escape(str(row.get('step')))} · {escape(str(row.get('name')))}</b><br>"
         f"{escape(str(row.get('text')))}</div>"
         for row in run.warnings
     ]
@@ -123,7 +123,9 @@ def _distributions(run: RunData) -> str:
     for row in dict.fromkeys((0, len(run.distributions) - 1)):
         for title, name in (("lengths, tokens", "lengths"), ("rewards", "rewards")):
             one = run.distributions[row]
-            cards.append(f"<div class='card'><h3>Step {escape(str(one.get('step')))}: {title}</h3>{histogram(one.get(name) or [])}</div>")
+            cards.append(
+                f"<div class='card'><h3>Rollout {escape(str(one.get('step')))}: {title}</h3>{histogram(one.get(name) or [])}</div>"
+            )
     return f"<div class='grid2'>{''.join(cards)}</div>"
 
 
@@ -137,7 +139,7 @@ def _samples(rows: Sequence[Row]) -> str:
         return "<p class='none'>none kept</p>"
     cells = []
     for row in rows:
-        which = escape(str(row.get("which", f"step {row.get('step')}")))
+        which = escape(str(row.get("which", f"rollout {row.get('step')}")))
         texts = "".join(f"<td><pre>{escape(str(row.get(name) or ''))}</pre></td>" for name in ("prompt", "completion", "answer"))
         cells.append(f"<tr><td class='n'>{which}</td><td class='n'>{escape(_number(row.get('reward')))}</td>{texts}</tr>")
     head = "<tr><th></th><th>reward</th><th>prompt</th><th>completion</th><th>reference</th></tr>"

@@ -25,7 +25,7 @@ def chart(series: Sequence[tuple[str, Points]]) -> str:
             parts.append(f'<polyline class="line{number}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}"/>')
         if len(places) <= 60:
             parts += [
-                f'<circle class="dot{number}" cx="{px:.1f}" cy="{py:.1f}" r="3"><title>{name} {y:.5g} at step {x:g}</title></circle>'
+                f'<circle class="dot{number}" cx="{px:.1f}" cy="{py:.1f}" r="3"><title>{name} {y:.5g} at rollout {x:g}</title></circle>'
                 for (px, py), (x, y) in zip(places, shown, strict=True)
             ]
     return _svg(parts)

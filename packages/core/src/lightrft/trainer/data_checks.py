@@ -18,7 +18,7 @@ MOST_PROBLEMS = 20
 
 
 NEED_ANSWERS = ("exact_match", "math", "code")
-"""Rewards that fail on a sample without a label."""
+"""Rewards of LightRFT that fail on a sample without a label."""
 
 
 def check_file(config: Config, path: str, *, required: Sequence[str]) -> None:
@@ -35,7 +35,7 @@ def check_file(config: Config, path: str, *, required: Sequence[str]) -> None:
         where = table.where(index)
         if config.label_key and answers_at(row, config.label_key, where=where):
             continue
-        needing = [name for name in _counting(config, row, names) if name in NEED_ANSWERS]
+        needing = [name for name in _counting(config, row, names) if name in NEED_ANSWERS and name in config.reward]
         if needing and config.label_key:
             problems.append(f"{where}: no column {config.label_key!r} (missing or null), and reward {needing[0]!r} needs an answer")
     raise_first(problems)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightrft.config.load import make_config
+from lightrft.config.reward_names import reward_function
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.errors import CheckpointError, ConfigError
@@ -120,8 +121,8 @@ def _digest(path: Path) -> str:
 
 
 def reward_files(rewards: Sequence[str]) -> list[Path]:
-    """The Python files that rewards of the form `path/to/file.py:function` name."""
-    places = [reward.rpartition(":")[0] for reward in rewards]
+    """The Python files that rewards of the form `path/to/file.py:function` name, with or without an adapter or a name of their own."""
+    places = [found.place.rpartition(":")[0] for reward in rewards if (found := reward_function(reward))]
     return [Path(place).expanduser() for place in places if place.endswith(".py")]
 
 

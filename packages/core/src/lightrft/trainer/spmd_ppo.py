@@ -139,7 +139,7 @@ class SPMDPPOTrainer(TrainerParts):
             folder = self.saver.newest_whole() if latest else find(self.config.resume_from, run=Path(self.config.output_dir))
             with self.strategy.world.stamp.entering("load"):
                 self.step = self.saver.load(folder)
-            self.strategy.print(f"resumed from {folder}, step {self.step} of {self.num_steps}")
+            self.strategy.print(f"resumed from {folder}, rollout {self.step} of {self.num_steps}")
         self.learner.start()  # masters are there before the first update
         self.clock.start()
         self.sync()

@@ -15,8 +15,8 @@ def bound_in_words(config: Config, *, num_prompts: int) -> str:
     episodes = _of_episodes(config, num_prompts)
     passes = f"num_episodes={config.num_episodes} over {num_prompts} prompts"
     if not config.max_steps:
-        return f"{episodes} steps: {passes} (max_steps is not set)"
-    return f"{config.max_steps} steps: max_steps={config.max_steps} decides ({passes} would be {episodes})"
+        return f"{episodes} rollouts: {passes} (max_steps is not set)"
+    return f"{config.max_steps} rollouts: max_steps={config.max_steps} decides ({passes} would be {episodes})"
 
 
 def updates_per_rollout(config: Config) -> int:

@@ -12,11 +12,14 @@ from lightrft.config.schema import Config
 
 @dataclass(frozen=True, kw_only=True)
 class LoggerSetup:
-    """What a logger is made from. `log_dir` exists; `total_steps` is the number of rollouts that the run will take."""
+    """What a logger is made from. `log_dir` exists; `total_steps` is the number of rollouts that the run will take; `rewards` are the names
+    of the rewards, as in the metrics `reward/NAME`.
+    """
 
     log_dir: Path
     config: Config
     total_steps: int
+    rewards: tuple[str, ...] = ()
 
 
 class Logger(Protocol):
