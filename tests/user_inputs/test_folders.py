@@ -185,7 +185,8 @@ CASES: dict[str, Case] = {
     # quantised
     "gptq": Case(quantised("gptq", bits=4), ("(gptq", *QUANTISED)),
     "awq": Case(quantised("awq", bits=4), ("(awq", *QUANTISED)),
-    "fp8 with scales": Case(quantised("fp8", weight_block_size=[128, 128]), ("(fp8", *QUANTISED)),
+    "fp8 in config.json alone": Case(quantised("fp8", weight_block_size=[128, 128]), ("(fp8", "none of its tensors is")),
+    "fp8 of another kind": Case(quantised("fp8", fmt="e5m2"), ("(fp8", *QUANTISED)),
     "compressed-tensors": Case(quantised("compressed-tensors"), ("(compressed-tensors", *QUANTISED)),
     "bitsandbytes": Case(quantised("bitsandbytes", load_in_4bit=True), ("(bitsandbytes", *QUANTISED)),
     "mxfp4": Case(quantised("mxfp4"), ("(mxfp4", *QUANTISED)),

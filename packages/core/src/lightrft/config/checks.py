@@ -145,7 +145,7 @@ def check_bisect(config: Config, *, registry: Registry, world_size: int) -> None
 
 def check_showing(config: Config) -> None:
     """What a look at prompts needs: a model's tokenizer and prompts, no strategy and no engine."""
-    problems = [*_model_folder(config), *_data_file(config, "prompt_data"), *_choices(config)]
+    problems = [*_model_folder(config, dequantises=True), *_data_file(config, "prompt_data"), *_choices(config)]
     if not config.prompt_data:
         problems.append("prompt_data is not set; give a .jsonl or .parquet file or a `datasets` folder")
     if problems:
@@ -244,7 +244,7 @@ def _files(config: Config) -> Iterator[str]:
         yield f"eval_out={config.eval_out!r} has no effect in training, which writes eval_samples-STEP.jsonl; leave eval_out out"
     if not config.prompt_data:
         yield "prompt_data is not set; give a .jsonl or .parquet file or a `datasets` folder"
-    yield from _model_folder(config)
+    yield from _model_folder(config, dequantises=True)
     yield from _output_folder(config)
     if config.log_dir:
         yield from _writable("log_dir", config.log_dir)
@@ -277,7 +277,7 @@ def _evaluation(config: Config) -> Iterator[str]:
             yield f"eval_k={k} is larger than eval_n={config.eval_n}: pass@{k} needs {k} samples of each prompt; set eval_n to {k} or more"
 
 
-def _model_folder(config: Config) -> Iterator[str]:
+def _model_folder(config: Config, *, dequantises: bool = False) -> Iterator[str]:
     path = config.model_name_or_path
     if config.scratch_tokenizer != "none":
         if path:
@@ -286,7 +286,8 @@ def _model_folder(config: Config) -> Iterator[str]:
     if not path:
         yield "model_name_or_path is not set; give a HF model folder or a hub name"
         return
-    if problem := model_path_problem("model_name_or_path", path, trust_remote_code=config.trust_remote_code, tokenizer=True):
+    trust = config.trust_remote_code
+    if problem := model_path_problem("model_name_or_path", path, trust_remote_code=trust, tokenizer=True, dequantises=dequantises):
         yield problem
 
 

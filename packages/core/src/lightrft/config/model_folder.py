@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightrft.config.quantised import quantisation, settings_of
 from lightrft.config.tensor_headers import INDEX, WHOLE, TensorHeader, tensor_headers
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -25,20 +26,31 @@ QUANTISED_NAMES = re.compile(
 PLAIN_DTYPES = ("F64", "F32", "F16", "BF16", "BOOL", "I64", "I32")
 FLOATS = ("F64", "F32", "F16", "BF16")
 WRITTEN = "give a folder written by save_pretrained"
+DEQUANTISED = (
+    "training dequantises model_name_or_path, nothing else does: give the model that it was made from, or the folder base/ of a run that "
+    "trained it"
+)
 UNQUANTISED = "give the model that it was made from, or a copy in float32, bfloat16 or float16"
 
 
 def model_path_problem(
-    name: str, path: str, *, trust_remote_code: bool = False, tokenizer: bool = False, written: str | None = None
+    name: str,
+    path: str,
+    *,
+    trust_remote_code: bool = False,
+    tokenizer: bool = False,
+    dequantises: bool = False,
+    written: str | None = None,
 ) -> str:
     """What is wrong with the model at `path`, in one line that begins with the setting `name`; empty where nothing is found.
 
-    A hub name passes: its files are looked at once they are here. `tokenizer` asks for one in the folder. `written`: the whole value of
-    the setting, where it is more than the path.
+    A hub name passes: its files are looked at once they are here. `tokenizer` asks for one in the folder. `dequantises`: the caller
+    makes a plain folder (`models.dequantise`) where one can be made exactly. `written`: the whole value of the setting, where it is more
+    than the path.
     """
     folder, asked = Path(path).expanduser(), f"{name}={written or path!r}"
     if folder.is_dir():
-        found = next(_folder_problems(folder, trust_remote_code=trust_remote_code, tokenizer=tokenizer), "")
+        found = next(_folder_problems(folder, trust_remote_code=trust_remote_code, tokenizer=tokenizer, dequantises=dequantises), "")
         return f"{asked}: {found}" if found else ""
     if folder.is_file():
         return f"{asked} is a file; {WRITTEN}"
@@ -59,16 +71,17 @@ def read_json(file: Path) -> dict[str, Any]:
     return found
 
 
-def _folder_problems(folder: Path, *, trust_remote_code: bool, tokenizer: bool) -> Iterator[str]:
+def _folder_problems(folder: Path, *, trust_remote_code: bool, tokenizer: bool, dequantises: bool) -> Iterator[str]:
     """In the order in which they would be met; those after the first may follow from it."""
     if not (folder / "config.json").is_file():
         yield _without_config(folder)
         return
     try:
         config = read_json(folder / "config.json")
-        yield from _quantised(folder, config)
+        if not (dequantises and quantisation(config)):
+            yield from _quantised(folder, config)
         yield from _config(folder, config, trust_remote_code=trust_remote_code)
-        yield from _weights(folder)
+        yield from _weights(folder, config)
         for name in JSON_FILES:
             if (folder / name).is_file():
                 read_json(folder / name)
@@ -88,11 +101,10 @@ def _without_config(folder: Path) -> str:
 
 
 def _quantised(folder: Path, config: dict[str, Any]) -> Iterator[str]:
-    text = config.get("text_config")
-    settings = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
-    if settings:
+    if settings := settings_of(config):
         method = settings.get("quant_method", settings.get("quant_type", "method not named")) if isinstance(settings, dict) else settings
-        yield f"the model is quantised ({method}, says config.json), and its tensors are not its weights; {UNQUANTISED}"
+        remedy = DEQUANTISED if quantisation(config) else UNQUANTISED
+        yield f"the model is quantised ({method}, says config.json), and its tensors are not its weights; {remedy}"
     for name in QUANTISED_FILES:
         if (folder / name).is_file():
             yield f"the model is quantised (it has a {name}), and its tensors are not its weights; {UNQUANTISED}"
@@ -116,16 +128,22 @@ def _config(folder: Path, config: dict[str, Any], *, trust_remote_code: bool) ->
             yield f"config.json says that {place} is the model's own code, and {module}.py is missing; copy it too"
 
 
-def _weights(folder: Path) -> Iterator[str]:
+def _weights(folder: Path, config: dict[str, Any]) -> Iterator[str]:
     if not (folder / INDEX).is_file() and not (folder / WHOLE).is_file():
         yield from _other_weights(folder)
         return
-    headers = tensor_headers(folder)
+    headers = plain_headers(folder, config)
     if not headers:
         yield f"{WHOLE} holds no tensor; {WRITTEN}"
     for name, header in headers.items():
         if QUANTISED_NAMES.search(name) or header.dtype not in PLAIN_DTYPES or _packed(name, header):
             yield f"the weights are quantised ({name} is {header.dtype}), and would be read as plain numbers; {UNQUANTISED}"
+
+
+def plain_headers(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorHeader]:
+    """Of the folder's tensors, as they are once dequantised where `config.quantised` knows how. Raises ValueError as `tensor_headers`."""
+    known, headers = quantisation(config), tensor_headers(folder)
+    return known.plain(headers)[0] if known else headers
 
 
 def _packed(name: str, header: TensorHeader) -> bool:

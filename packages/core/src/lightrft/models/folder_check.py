@@ -16,8 +16,8 @@ import torch
 import transformers
 from transformers import AutoConfig, GenerationConfig
 
-from lightrft.config.model_folder import BIN, BIN_INDEX, model_path_problem
-from lightrft.config.tensor_headers import TensorHeader, tensor_headers
+from lightrft.config.model_folder import BIN, BIN_INDEX, model_path_problem, plain_headers, read_json
+from lightrft.config.tensor_headers import TensorHeader
 from lightrft.engine.quiet import no_progress_bars
 from lightrft.errors import ModelError
 from lightrft.models.load import load_tokenizer
@@ -38,13 +38,17 @@ def folder_problem(
     auto_class: Any = None,
     trust_remote_code: bool = False,
     tokenizer: bool = False,
+    dequantises: bool = False,
     written: str | None = None,
 ) -> str:
     """As `model_path_problem`, and then everything that takes the model's classes; empty where nothing is wrong, and for a hub name.
 
     `auto_class` is transformers' class that the run will load it with (None: that of its language model).
     """
-    if found := model_path_problem(name, path, trust_remote_code=trust_remote_code, tokenizer=tokenizer, written=written):
+    found = model_path_problem(
+        name, path, trust_remote_code=trust_remote_code, tokenizer=tokenizer, dequantises=dequantises, written=written
+    )
+    if found:
         return found
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -75,7 +79,8 @@ def _problems(folder: Path, *, auto_class: Any, trust_remote_code: bool, tokeniz
         yield f"its config.json gives no model: {_words(error)}"
         return
     if not any((folder / name).is_file() for name in (BIN, BIN_INDEX)) or any(folder.glob("*.safetensors")):
-        yield from _misfits(model, {name: tuple(t.shape) for name, t in tensors.items()}, tensor_headers(folder))
+        headers = plain_headers(folder, read_json(folder / "config.json"))
+        yield from _misfits(model, {name: tuple(t.shape) for name, t in tensors.items()}, headers)
     if (folder / "generation_config.json").is_file():
         try:
             GenerationConfig.from_pretrained(folder)

@@ -51,7 +51,7 @@ def open_causal_lm(path: str | Path, *, dtype: torch.dtype, trust_remote_code: b
             model: PreTrainedModel = loads.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         return model
 
-    folder = _local_folder(path)
+    folder = local_folder(path)
     reason = "it has no *.safetensors"
     if any(folder.glob("*.safetensors")):
         model, weights = _wrapped(build, what="model", path=path), WeightFiles(folder)
@@ -130,7 +130,7 @@ def _check_folder(path: str | Path, *, trust_remote_code: bool) -> None:
         raise ModelError(problem)
 
 
-def _local_folder(path: str | Path) -> Path:
+def local_folder(path: str | Path) -> Path:
     """The folder itself, or where the hub's files of that name are kept (downloaded where they are not there yet)."""
     folder = Path(path).expanduser()
     if folder.is_dir():

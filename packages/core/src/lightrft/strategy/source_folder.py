@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 
-from lightrft.config.tensor_headers import tensor_headers
+from lightrft.config.model_folder import QUANTISED_FILES, plain_headers
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt", ".index.json")
-WRITTEN_ANEW = ("config.json", "adapter_config.json", "README.md")
+WRITTEN_ANEW = ("config.json", "adapter_config.json", "README.md", *QUANTISED_FILES)
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class SourceFolder:
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     def dtype_of(self, name: str) -> torch.dtype | None:
-        """On disk, of the tensor of that name in the files; of another, that of most tensors; None where nothing is known."""
+        """On disk, once dequantised, of the tensor of that name; of another, that of most tensors; None where nothing is known."""
         return self.dtypes.get(name, self.most_common)
 
     @property
@@ -56,7 +56,7 @@ def source_folder(name: str | Path | None) -> SourceFolder:
     if folder is None or not (folder / "config.json").is_file():
         return SourceFolder()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    headers = tensor_headers(folder)
+    headers = plain_headers(folder, config)
     return SourceFolder(folder, config, {name: DTYPES[h.dtype] for name, h in headers.items() if h.dtype in DTYPES})
 
 

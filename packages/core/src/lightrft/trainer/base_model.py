@@ -22,10 +22,11 @@ from lightrft.data.rows import load_rows
 from lightrft.engine.hf_generate import cut_by, generate
 from lightrft.engine.quiet import no_progress_bars
 from lightrft.engine.stop_tokens import folder_stop_tokens
-from lightrft.errors import DataError
+from lightrft.errors import DataError, ModelError
 from lightrft.experience.samples import samples_of
 from lightrft.experience.sampling import eval_greedy_params
-from lightrft.models.load import load_causal_lm, load_tokenizer
+from lightrft.models.dequantise import dequantise, is_quantised
+from lightrft.models.load import load_causal_lm, load_tokenizer, local_folder
 from lightrft.models.scratch import bpe_tokenizer, char_tokenizer, scratch_model
 from lightrft.plugins.registry import Registry
 from lightrft.rewards.load import NamedReward, rewards_of
@@ -39,22 +40,36 @@ Log = Callable[[str], None]
 
 
 def prepare_base_model(config: Config, *, folder: Path, registry: Registry, log: Log) -> Path:
-    """The path of the run's base model: `model_name_or_path` as it is, or `folder`, where a model that was made or warmed up is saved.
+    """The path of the run's base model: `model_name_or_path` as it is, or `folder`, where a model that was dequantised, made or warmed up
+    is saved.
 
     For one process alone; it uses the threads of all ranks of this machine (or this rank's GPU) while the others wait.
 
     Raises:
         DataError, ModelError, RewardError: the data, the model to load or a reward cannot be used.
     """
-    if config.scratch_tokenizer == "none" and not config.sft_steps:
-        return Path(config.model_name_or_path)
+    loads = config.scratch_tokenizer == "none"
+    path = _plain(config.model_name_or_path, folder=folder, log=log) if loads else folder
+    if loads and not config.sft_steps:
+        return path
     with _all_threads():
-        tokenizer, model = _load(config) if config.scratch_tokenizer == "none" else _make(config, log)
+        tokenizer, model = _load(path, trust_remote_code=config.trust_remote_code) if loads else _make(config, log)
         if config.sft_steps:
             _warm_up(config, tokenizer=tokenizer, model=model, registry=registry, log=log)
         with no_progress_bars():
             _save(model.to("cpu"), folder, source=config.model_name_or_path)
             tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _plain(name: str, *, folder: Path, log: Log) -> Path:
+    """The model of a path or hub name, dequantised as `folder` where it is quantised."""
+    path = local_folder(name)
+    if not is_quantised(path):
+        return Path(name)
+    if not Path(name).expanduser().is_dir():
+        raise ModelError(f"model {name!r} is quantised; download it with its tokenizer and give the folder, which training dequantises")
+    log(dequantise(path, folder))
     return folder
 
 
@@ -75,10 +90,9 @@ def target_text(row: Any, *, config: Config) -> str:
     return re.sub(config.sft_strip, "", text) if config.sft_strip else text
 
 
-def _load(config: Config) -> tuple[Any, Any]:
-    path = config.model_name_or_path
-    tokenizer = load_tokenizer(path, trust_remote_code=config.trust_remote_code)
-    return tokenizer, load_causal_lm(path, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
+def _load(path: Path, *, trust_remote_code: bool) -> tuple[Any, Any]:
+    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+    return tokenizer, load_causal_lm(path, dtype=torch.float32, trust_remote_code=trust_remote_code)
 
 
 def scratch_tokenizer(config: Config) -> Any:

@@ -17,9 +17,11 @@ from lightrft.models.lora import targets_of
 from lightrft.trainer.prompts import prompt_set
 
 
-def folder_problems(config: Config) -> list[str]:
-    """One line for each folder that is no plain checkpoint of the architecture that the job asks it to be. Local."""
-    return [problem for problem in _each(config) if problem]
+def folder_problems(config: Config, *, dequantises: bool) -> list[str]:
+    """One line for each folder that is no plain checkpoint of the architecture that the job asks it to be; the actor's may be one that
+    the job `dequantises`. Local.
+    """
+    return [problem for problem in _each(config, dequantises=dequantises) if problem]
 
 
 def check_tokens(config: Config, files: Sequence[str]) -> None:
@@ -38,10 +40,11 @@ def check_tokens(config: Config, files: Sequence[str]) -> None:
             prompt_set(config, file, tokenizer=tokenizer)
 
 
-def _each(config: Config) -> Iterator[str]:
+def _each(config: Config, *, dequantises: bool) -> Iterator[str]:
     trust = config.trust_remote_code
     if config.scratch_tokenizer == "none":
-        problem = folder_problem("model_name_or_path", config.model_name_or_path, trust_remote_code=trust, tokenizer=True)
+        path = config.model_name_or_path
+        problem = folder_problem("model_name_or_path", path, trust_remote_code=trust, tokenizer=True, dequantises=dequantises)
         yield problem or _adapters(config)
     if config.critic_model_name_or_path:
         yield folder_problem("critic_model_name_or_path", config.critic_model_name_or_path, trust_remote_code=trust)

@@ -71,7 +71,7 @@ def _models(config: Config, mode: Mode) -> list[str]:
     """Looks into the model folders, which takes transformers, and whether the embedding has a row for each token of the prompts."""
     from lightrft.trainer.model_folders import check_tokens, folder_problems
 
-    if problems := folder_problems(config):
+    if problems := folder_problems(config, dequantises=mode in ("train", "prompts")):
         return problems
     files = [config.prompt_data] if mode != "eval" else []
     files += eval_files(config.eval_data).values() if mode in ("train", "eval") else []
