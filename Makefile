@@ -26,7 +26,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs gsm8k memory parity row-parity collectives overhead curves packing learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-long test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-bench vs-trl phases clean chaos audit
+.PHONY: help setup demo docs wheels gsm8k memory parity row-parity collectives overhead curves packing learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-long test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-bench vs-trl phases clean chaos audit
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -64,12 +64,16 @@ audit: $(STAMP)  ## known vulnerabilities of what is installed (pip-audit, needs
 	$(BIN)/ruff check --select S --ignore S101,S105,S108,S311,S603,S606,S607 --per-file-ignores '*/testing/*:S301,*/rewards/sandbox/*:S102,*/config/yaml_text.py:S506' packages/*/src
 	$(BIN)/uv tool run pip-audit --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') $(ARGS)
 
+wheels: $(STAMP)  ## the wheels of all packages, in dist; `export PIP_FIND_LINKS=$$PWD/dist` lets pip find them
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-index --no-build-isolation --wheel-dir dist ./packages/core ./packages/backend-fsdp ./packages/backend-deepspeed ./packages/engine-vllm ./packages/engine-sglang
+
 collectives: $(STAMP)  ## a table: the collectives of a step, counted on 1, 2 and 4 ranks, and what follows for 64 and 1024
 	@$(BIN)/python benchmarks/collectives.py $(ARGS)
 
 docs: $(STAMP)  ## bring the tables of docs/plugin-author.md and docs/conformance-kit.md up to date
 	@$(BIN)/python tools/plugin_tables.py
 	@$(BIN)/python tools/kit_table.py
+	@$(BIN)/python tools/flag_table.py
 
 overhead: $(STAMP)  ## a table: a step through each strategy against a loop by hand, as ratios
 	@$(BIN)/python benchmarks/strategies.py $(ARGS)

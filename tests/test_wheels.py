@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import thin_env
+
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = "lightrft/plugin_template/"
-EXAMPLES = ("lightrft-acme", "lightrft-ddp", "lightrft-continuous-batching")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -60,7 +61,7 @@ def test_what_a_wheel_holds(wheels):
         files = [file for file in zipfile.ZipFile(wheels[name]).namelist() if not file.startswith(TEMPLATE)]
         assert f"{package}/py.typed" in files
         assert any(file.endswith(".dist-info/entry_points.txt") for file in files)
-        assert any(file.endswith("/LICENSE") for file in files) or name in EXAMPLES
+        assert any(file.endswith("/LICENSE") for file in files)
         assert not [
             file for file in files if "test_" in file or not file.startswith((f"{package}/", f"{package.replace('-', '_')}", "lightrft"))
         ]
@@ -87,7 +88,7 @@ def test_the_plugin_is_found(run, core_and_fsdp):
     row = plugins(run, core_and_fsdp)["strategy", "fsdp"]
     assert {key: row[key] for key in ("distribution", "version", "api", "state", "reason")} == {
         "distribution": "lightrft-backend-fsdp",
-        "version": "0.1.0",
+        "version": "0.2.0",
         "api": 1,
         "state": "ok",
         "reason": "",
@@ -154,3 +155,33 @@ def test_without_the_flag_it_is_deepspeed(run, core_and_deepspeed):
 def test_without_any_plugin_the_reference_strategy_runs(run, core_only):
     done = run(core_only, "-c", SELECT.format(flags=["--strategy", "single"]))
     assert done.stdout == "lightrft.strategy.single SingleStrategy\n", done.stderr
+
+
+THREE_STEPS = ["--max_steps", "3", "--sft_steps", "2", "--scratch_layers", "1", "--scratch_hidden", "64", "--scratch_heads", "2"]
+THREE_STEPS += ["--scratch_kv_heads", "2", "--rollout_batch_size", "4", "--n_samples_per_prompt", "4", "--train_batch_size", "16"]
+THREE_STEPS += ["--micro_train_batch_size", "4", "--max_eval_samples", "4", "--eval_every", "0"]
+
+
+def demo(run: Run, python: Path, *words: str) -> str:
+    done = run(python.parent / "lightrft", "demo", "--nproc-per-node", "1", *THREE_STEPS, *words, "--json")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert json.loads(done.stdout.splitlines()[-1])["steps"] == 3
+    return done.stdout
+
+
+def test_the_demo_of_core_alone_needs_no_extra(run, tmp_path, wheels):
+    """No matplotlib, no DeepSpeed, no math-verify: the default draws no plots, and says so once."""
+    extras = ("matplotlib", "math_verify", "deepspeed", "datasets", "peft", "wandb", "tensorboard", "accelerate")
+    python = thin_env.make(tmp_path / "venv", without=extras)
+    thin_env.install(python, wheels["lightrft"])
+    shown = demo(run, python, "--strategy", "single")
+    assert shown.count("no plots are drawn, for matplotlib is not installed: pip install 'lightrft[plot]'") == 1
+    assert "reward curve" not in shown
+    refused = run(python.parent / "lightrft", "demo", "--strategy", "single", "--nproc-per-node", "1", "--plot_every", "5")
+    assert refused.returncode == 2
+    assert "plot_every=5 needs matplotlib: pip install 'lightrft[plot]'; or set --plot_every 0" in refused.stderr + refused.stdout
+
+
+@pytest.mark.long
+def test_an_fsdp_run_says_nothing_of_deepspeed(run, core_and_fsdp):
+    assert "deepspeed" not in demo(run, core_and_fsdp, "--strategy", "fsdp").lower()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from lightrft.config.arguments import override_parser
+from lightrft.config.other_names import named_here
 from lightrft.config.schema import Config
 from lightrft.config.sections import flags_of, installed_sections
 from lightrft.errors import ConfigError, nearest
@@ -119,11 +120,12 @@ def _unknown(rest: Sequence[str], *, takes_recipe: bool) -> list[str]:
         if word.startswith("--"):
             flag = word.partition("=")[0]
             refused = REFUSED_SAMPLING.get(flag[2:].replace("-", "_"))
-            hint = nearest(flag.replace("-", "_").replace("__", "--", 1), names)
+            hint = named_here(flag[2:]) or nearest(flag.replace("-", "_").replace("__", "--", 1), names)
             problems.append(f"{flag} is not available: {refused}" if refused else f"unknown flag {flag!r}{hint}")
             after_flag = True
         elif not after_flag:  # else it is the unknown flag's value
-            problems.append(f"unexpected argument {word!r}; settings have the form --name value")
+            answer = named_here(word.partition("=")[0]) or "; settings have the form --name value"
+            problems.append(f"unexpected argument {word!r}{answer}")
     return problems
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightrft.cli.flags import Flags
 from lightrft.config.load import make_config, read_recipe
+from lightrft.config.over_recipe import beside_flags
 from lightrft.config.schema import Config
 from lightrft.distributed.launch import under_torchrun
 from lightrft.errors import ConfigError
@@ -21,11 +22,11 @@ check of the update takes a model of random weights as well.
 
 
 def merge(flags: Flags, *, mode: Mode) -> dict[str, Any]:
-    """The recipe's settings, then the flags, which win. Raises ConfigError: the recipe cannot be read."""
+    """The recipe's settings, then the flags, which win (see `beside_flags`). Raises ConfigError: the recipe cannot be read."""
     recipe = read_recipe(flags.recipe) if flags.recipe else {}
     left_out = {"train": (), "invariance": ("sft_", "resume_from"), "prompts": ("resume_from",)}.get(mode, MAKES_MODEL)
     recipe = {name: value for name, value in recipe.items() if not name.startswith(left_out)}
-    return recipe | flags.settings
+    return beside_flags(recipe, flags.settings) | flags.settings
 
 
 def typed_alone(flags: Flags) -> frozenset[str]:

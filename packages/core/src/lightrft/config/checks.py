@@ -232,8 +232,6 @@ def _choices(config: Config) -> Iterator[str]:
         yield f"lora_rank={config.lora_rank} needs peft: pip install 'lightrft[lora]'; or set --lora_rank 0"
     if config.lora_rank and not config.lora_target_modules:
         yield "lora_target_modules is empty; name layers, or all-linear"
-    if config.plot_every and find_spec("matplotlib") is None:
-        yield f"plot_every={config.plot_every} needs matplotlib: pip install 'lightrft[plot]'; or set --plot_every 0"
     yield from hang_limit_problems(config)
 
 
@@ -375,7 +373,9 @@ def _capabilities(config: Config, registry: Registry, kind: str, name: str) -> I
 
 
 def _typed(config: Config, registry: Registry, typed: Collection[str]) -> Iterator[str]:
-    """What was typed at its default and asks for something all the same."""
+    """What was typed at its default and asks for something all the same; plots that were typed, and cannot be drawn."""
+    if "plot_every" in typed and config.plot_every and find_spec("matplotlib") is None:
+        yield f"plot_every={config.plot_every} needs matplotlib: pip install 'lightrft[plot]'; or set --plot_every 0"
     needs = [need for need in NEEDS if need.by_default and need.field in typed and not is_given(config, need.field)]
     for need in needs:
         with suppress(PluginError):  # told by `_capabilities`

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from lightrft.config.other_names import named_here
 from lightrft.config.schema import Config
 from lightrft.config.sections import Sections, installed_sections, may_be_section, read_sections
 from lightrft.config.yaml_text import load_yaml
@@ -91,5 +92,5 @@ def _problem(error: Any) -> str:
     if error["type"] == "extra_forbidden" and key in REFUSED_SAMPLING:
         return f"{key}={error['input']!r} is not available: {REFUSED_SAMPLING[key]}"
     if error["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{nearest(key, Config.model_fields)} (`lightrft train --help` lists all)"
+        return f"unknown key {key!r}{named_here(key) or nearest(key, Config.model_fields)} (`lightrft train --help` lists all)"
     return f"{key}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

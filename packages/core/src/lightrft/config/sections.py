@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lightrft.config.other_names import named_here
 from lightrft.config.schema import Config
 from lightrft.errors import PluginBrokenError, nearest
 from lightrft.plugins.registry import Registry
@@ -59,6 +60,9 @@ def read_sections(values: Mapping[str, Any], sections: Sections) -> tuple[dict[s
     for key, value in sorted(values.items(), key=lambda item: "." in item[0]):
         name, dot, field = key.partition(".")
         if name not in sections:
+            if answer := named_here(key):
+                problems.append(f"unknown key {key!r}{answer}")
+                continue
             hint = nearest(name, [*sections, *Config.model_fields])
             problems.append(f"unknown key {key!r}{hint}; no installed plugin {name!r} has settings")
             continue

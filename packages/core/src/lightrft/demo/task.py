@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from lightrft.config.load import make_config
+from lightrft.config.over_recipe import beside_flags
 from lightrft.config.schema import Config
 
 NUM_DIGITS = 6
@@ -55,7 +56,7 @@ def demo_config(*, run_dir: Path, seed: int, strategy: str, engine: str, overrid
     Raises:
         ConfigError: an override is unknown or of the wrong type.
     """
-    values = recipe() | {
+    values = beside_flags(recipe(), overrides) | {
         "prompt_data": str(run_dir / DATA_FOLDER / "train.jsonl"),
         "eval_data": str(run_dir / DATA_FOLDER / "eval.jsonl"),
         "output_dir": str(run_dir),

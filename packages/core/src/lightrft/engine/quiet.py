@@ -1,9 +1,11 @@
-"""How is transformers kept from drawing progress bars, one for each rank, into the middle of our table?"""
+"""What transformers prints or imports by the way is kept out of a run: progress bars, and DeepSpeed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from transformers.utils import logging as transformers_logging
@@ -20,3 +22,21 @@ def no_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             bars.enable_progress_bar()
+
+
+@contextmanager
+def without_deepspeed() -> Iterator[None]:
+    """For the time of the block, accelerate does not import DeepSpeed to see whether a plain module is wrapped by it.
+
+    `save_pretrained` asks; where DeepSpeed is installed the import takes seconds and prints a warning, also in runs of another strategy.
+    """
+    if find_spec("accelerate") is None:
+        yield
+        return
+    asked: Any = import_module("accelerate.utils.other")
+    before = asked.is_deepspeed_available
+    asked.is_deepspeed_available = lambda: False
+    try:
+        yield
+    finally:
+        asked.is_deepspeed_available = before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ class RunReport:
         self.config = config
         self.loggers = _make_loggers(strategy, config, total_steps, rewards) if strategy.is_rank_0 else []
         self.plots = log_folder(config) / "plots"
+        self.draws = bool(config.plot_every) and find_spec("matplotlib") is not None
+        if config.plot_every and not self.draws:
+            strategy.print("note: no plots are drawn, for matplotlib is not installed: pip install 'lightrft[plot]'")
         self.rows: list[dict[str, float]] = []
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
@@ -81,7 +85,7 @@ class RunReport:
         }
         self.close()
         if self.strategy.is_rank_0:
-            if self.config.plot_every and any("rollout/reward" in row or "eval/reward" in row for row in self.rows):
+            if self.draws and any("rollout/reward" in row or "eval/reward" in row for row in self.rows):
                 plot_curves(self.rows, path=self.plots / "curves.png")
             write_summary(self.config, summary)
         return summary
@@ -93,6 +97,8 @@ class RunReport:
         if not self.strategy.is_rank_0 or not lengths:
             return
         append_distributions(log_folder(self.config), step, lengths=lengths, rewards=rewards)
+        if not self.draws:
+            return
         plot_lengths(lengths, path=self.plots / f"lengths-{step:06d}.png", step=step, max_len=self.config.generate_max_len)
         plot_rewards(rewards, path=self.plots / f"rewards-{step:06d}.png", step=step)
         plot_curves(self.rows, path=self.plots / "curves.png")

@@ -20,7 +20,7 @@ from lightrft.data.columns import answers_at
 from lightrft.data.prompts import Prompt
 from lightrft.data.rows import load_rows
 from lightrft.engine.hf_generate import cut_by, generate
-from lightrft.engine.quiet import no_progress_bars
+from lightrft.engine.quiet import no_progress_bars, without_deepspeed
 from lightrft.engine.stop_tokens import folder_stop_tokens
 from lightrft.errors import DataError, ModelError
 from lightrft.experience.samples import samples_of
@@ -79,7 +79,8 @@ def _save(model: Any, folder: Path, *, source: str) -> None:
     if found.folder is not None:
         plain: Any = GenerationConfig  # transformers does not annotate its constructor
         model.generation_config = plain()
-    model.save_pretrained(folder)
+    with without_deepspeed():
+        model.save_pretrained(folder)
     found.copy_files(folder)
 
 
