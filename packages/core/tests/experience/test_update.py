@@ -98,13 +98,13 @@ def expected_gradient(batch: Trainable, kl_coef: float = 0.0) -> dict[str, torch
 
 @pytest.mark.parametrize("shift", [0.0, -0.4])
 def test_the_gradient_does_not_depend_on_micro_batches(shift: float) -> None:
-    """Cuts differ by 1e-6 at most; from the loss by hand, in float64, also by what float32 rounds in a model, which CPUs do differently."""
+    """Cuts differ, and from the loss by hand in float64, by what float32 rounds in a model, which CPUs do differently."""
     expected = expected_gradient(experience(shift))
     whole = gradient_after(make_strategy(micro_train_batch_size=8), experience(shift))
     assert whole.keys() == expected.keys()
-    assert farthest(whole, expected) <= 2e-6
+    assert farthest(whole, expected) <= 1e-5
     for micro in (1, 2, 3):
-        assert farthest(gradient_after(make_strategy(micro_train_batch_size=micro), experience(shift)), whole) <= 1e-6
+        assert farthest(gradient_after(make_strategy(micro_train_batch_size=micro), experience(shift)), whole) <= 5e-6
 
 
 def farthest(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
@@ -114,7 +114,7 @@ def farthest(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
 
 def test_kl_in_the_loss_has_its_gradient() -> None:
     got = gradient_after(make_strategy(micro_train_batch_size=3, kl_coef=0.7, kl_estimator="k2"), experience())
-    assert farthest(got, expected_gradient(experience(), kl_coef=0.7)) <= 2e-6
+    assert farthest(got, expected_gradient(experience(), kl_coef=0.7)) <= 1e-5
 
 
 def test_several_steps_use_every_completion_once() -> None:

@@ -88,6 +88,10 @@ BY_CHECK = {
 """Found by a few passes."""
 
 
+ROUNDING = 3e-6
+"""What float32 rounds in such a model, relative to its largest log-prob; CPUs do so differently. A wrong mask moves the first digit."""
+
+
 def small(kind: str) -> Any:
     """A random model of a family, of the sizes above that its configuration has."""
     config_class = tf.CONFIG_MAPPING[kind]
@@ -118,7 +122,8 @@ def test_packed_exactly(kind: str) -> None:
     expected = logprobs_alone(model, sequences())
     use_our_attention(model, setting=SETTING)
     check(model)
-    assert float((logprobs_packed(model, sequences()) - expected).abs().max()) < 3e-6
+    bound = ROUNDING * max(1.0, float(expected.abs().max()))
+    assert float((logprobs_packed(model, sequences()) - expected).abs().max()) < bound
 
 
 @pytest.mark.parametrize(("kind", "words"), BY_CONFIGURATION.items())

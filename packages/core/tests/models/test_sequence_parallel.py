@@ -59,8 +59,8 @@ def measure(size: int) -> list[tuple[float, float]]:
 def test_ranks_that_share_a_row_compute_what_one_process_computes(size: int) -> None:
     for rank in run_spmd(measure, size, size, timeout_s=240.0):
         for (name, lengths, config), (logprobs, gradients) in zip(CASES, rank, strict=True):
-            assert logprobs < 3e-6, (name, lengths, config)
-            assert gradients < 1e-6, (name, lengths, config)
+            assert logprobs < 1e-5, (name, lengths, config)
+            assert gradients < 5e-6, (name, lengths, config)
 
 
 def checked(name: str, config: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from lightrft.config.load import make_config
-from lightrft.errors import DataError
+from lightrft.errors import DataError, ModelError
+from lightrft.models import load
 from lightrft.models.load import load_causal_lm, load_tokenizer
 from lightrft.plugins.registry import Registry
 from lightrft.trainer.base_model import prepare_base_model, target_text
@@ -55,10 +56,17 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_model_to_load_stays_where_it_is(settings, tmp_path):
+def test_a_model_to_load_stays_where_it_is(settings, tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "config.json").write_text("{}")
+    monkeypatch.setattr(load, "snapshot_download", lambda name, **_: str(kept))
     config = settings(scratch_tokenizer="none", model_name_or_path="owner/name")
     assert prepare(config, tmp_path / "base") == (Path("owner/name"), [])
     assert not (tmp_path / "base").exists()
+    (kept / "config.json").write_text('{"quantization_config": {"quant_method": "fp8"}}')
+    with pytest.raises(ModelError, match="'owner/name' is quantised; download it"):
+        prepare(config, tmp_path / "base")
 
 
 def test_a_made_model_knows_the_data_and_repeats(settings, tmp_path):

@@ -32,7 +32,7 @@ def test_an_honest_update(tmp_path: Path, changes: dict[str, Any]) -> None:
     found = run(tmp_path, **changes)
     assert found["invariant"] and found["completions"] == 15
     assert [row["micro_train_batch_size"] for row in found["cuts"]] == [8, 1, 2, 4]
-    assert 0 < max(row["difference"] for row in found["cuts"]) <= 1e-6
+    assert 0 < max(row["difference"] for row in found["cuts"]) <= 5e-6
 
 
 def test_a_mean_of_micro_batches_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

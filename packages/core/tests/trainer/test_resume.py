@@ -339,7 +339,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
     resumed.fit()
     assert_same(resumed, whole[1])
     out = capsys.readouterr().out
-    assert "step-6' is damaged: " in out and "; the one before it is tried" in out and "step-4, step 4 of 6" in out
+    assert "step-6' is damaged: " in out and "; the one before it is tried" in out and "step-4, rollout 4 of 6" in out
 
 
 def test_a_save_without_room_is_refused_before_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

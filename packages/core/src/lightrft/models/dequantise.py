@@ -25,7 +25,7 @@ EXPONENT_OF_ONE = 127
 
 
 def is_quantised(path: Path) -> bool:
-    """Whether a folder's config.json says so; of a hub name, False."""
+    """Whether a folder's config.json says so."""
     file = path.expanduser() / "config.json"
     return file.is_file() and settings_of(read_json(file)) is not None
 

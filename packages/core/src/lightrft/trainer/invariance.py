@@ -26,7 +26,7 @@ PLAIN_STEP = AdamWSettings(learning_rate=1e10, betas=(0.0, 0.0), eps=1e6)
 any backend gives.
 """
 MICRO_SIZES = (1, 2, 4)
-BOUND = 1e-6
+BOUND = 5e-6
 """On a difference relative to the largest entry of its tensor, or to a hundredth of the largest of all where that is more; of small models
 in float32.
 """
