@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,15 @@ class Server:
         self.lock = threading.Lock()
         self.url = ""
 
+    def enter(self) -> None:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+
+    def leave(self) -> None:
+        with self.lock:
+            self.now -= 1
+
 
 def lengths(server: Server, handler: BaseHTTPRequestHandler, request: dict[str, Any]) -> None:
     send(handler, 200, json.dumps({"rewards": [len(s["completion"]) for s in request["samples"]]}))
@@ -65,15 +74,8 @@ def serving(answer: Answer) -> Iterator[Server]:
             with server.lock:
                 server.requests.append(request)
                 server.headers.append(dict(self.headers))
-                server.now += 1
-                server.most = max(server.most, server.now)
-            try:
+            with suppress(OSError):  # the asker went away
                 answer(server, self, request)
-            except OSError:  # the asker went away
-                pass
-            finally:
-                with server.lock:
-                    server.now -= 1
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -112,7 +114,9 @@ def replying(status: int, text: str, **headers: str) -> Answer:
 
 def test_batches_in_order_with_bounded_concurrency() -> None:
     def slowly(server: Server, handler: BaseHTTPRequestHandler, request: dict[str, Any]) -> None:
+        server.enter()
         time.sleep(0.05 if len(server.requests) % 2 else 0.15)
+        server.leave()  # before the answer, after which the next request may come
         lengths(server, handler, request)
 
     many = [SAMPLES[n % 5] for n in range(21)]
