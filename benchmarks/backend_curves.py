@@ -1,4 +1,4 @@
-"""Does the demo learn the same with every training backend? Runs `lightrft demo` with each and compares the curves, step by step."""
+"""Compares the curves of `lightrft demo` with each training backend, step by step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of a run is lost when its ranks are killed at random moments and it goes on by itself? `make chaos`.
+"""Steps lost when ranks are killed at random moments and the run goes on by itself. `make chaos`.
 
 One small run on two ranks is trained straight, and again with `--max-restarts` while a killer sends SIGKILL to a random rank at random
 moments. At the end the weights must be those of the straight run, bit by bit. A row says what each kill hit and whether a save was lost.

@@ -1,4 +1,4 @@
-"""How long do `lightrft --help` and `lightrft plugins` take? Seconds, and the ratio to an empty Python, measured in the same run."""
+"""The time of `lightrft --help` and `lightrft plugins`: seconds, and the ratio to an empty Python, measured in the same run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does a step cost in communication? Collectives and bytes of each backend, counted, and what follows for many ranks, computed."""
+"""The communication of a step: collectives and bytes of each backend, counted, and what follows for many ranks, computed."""
 
 from __future__ import annotations
 

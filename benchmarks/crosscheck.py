@@ -1,4 +1,4 @@
-"""Do our losses agree with TRL's, in value and gradient? Runs where trl 1.16 is installed (`make crosscheck`), and prints a table.
+"""Our losses against TRL's, in value and gradient. Runs where trl 1.16 is installed (`make crosscheck`), and prints a table.
 
 TRL's losses are methods of its trainers, which read a model's log-probs: they are called on a stand-in that has the settings and gives
 log-probs of our choice. Everything in float64. Advantages are not compared: TRL computes them inside the method that generates. Its GRPO

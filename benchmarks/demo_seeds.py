@@ -1,4 +1,4 @@
-"""Does the demo learn, whatever the seed? Runs `lightrft demo` for several seeds, one after the other, and prints a table."""
+"""Runs `lightrft demo` for several seeds, one after the other, and prints a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does every engine hold the actor beside every strategy? Generate, train a step, sync, generate again, on real ranks, as a table.
+"""Every engine beside every strategy: generate, train a step, sync, generate again, on real ranks, as a table.
 
     make engine-matrix                                                 # hf, vLLM and SGLang, each in its own environment
     .venv-vllm/bin/python benchmarks/engine_matrix.py --engines vllm   # one engine, where it is installed

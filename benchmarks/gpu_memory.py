@@ -1,4 +1,4 @@
-"""Does a real shape run on one card, and what is mapped in each phase? Random weights of 1.5 B by default; `make gpu-memory`."""
+"""A real shape on one card, and what is mapped in each phase. Random weights of 1.5 B by default; `make gpu-memory`."""
 
 from __future__ import annotations
 

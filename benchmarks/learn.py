@@ -1,4 +1,4 @@
-"""Does every algorithm learn? Runs the tiny recipes for several seeds, and a reward that teaches nothing, and prints a table.
+"""Every algorithm on the sorting task. Runs the tiny recipes for several seeds, and a reward that teaches nothing, and prints a table.
 
 A row is good when the greedy accuracy on held-out rows starts at most at 0.45 and reaches 0.9 within the recipe's steps; that of the
 shuffled reward when it does not rise by more than 0.1. All runs of a seed start from the same warmed-up model. `--out` keeps the rows, and

@@ -1,4 +1,4 @@
-"""Is the update of every backend, on every number of ranks, that of one process? The distances from `single`, as a table and a verdict."""
+"""The update of every backend, on every number of ranks, against one process. The distances from `single`, as a table and a verdict."""
 
 from __future__ import annotations
 

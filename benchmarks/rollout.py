@@ -1,4 +1,4 @@
-"""What does a rollout cost around the engine? `gather_and_generate` against the bare engine given the same prompts, as ratios.
+"""The cost of a rollout around the engine: `gather_and_generate` against the bare engine given the same prompts, as ratios.
 
 make rollout ARGS='--engine vllm'    # hf, vllm or sglang, each in its own environment
 """

@@ -1,4 +1,4 @@
-"""How long would a step take on 8, 64 and 512 GPUs? From the phases of one GPU (`phases.py`) and the messages of a step.
+"""The predicted time of a step on 8, 64 and 512 GPUs. From the phases of one GPU (`phases.py`) and the messages of a step.
 
 The work of a step stays the same (strong scaling), or grows with the GPUs (`--weak`). On N GPUs in nodes of 8:
   rollout  the part that no batch shortens (`rollout_fixed_s`), and the rest divided by N

@@ -1,4 +1,4 @@
-"""Which reward teaches nothing? The right one, given to the wrong completions: the same numbers, in another order."""
+"""A reward that teaches nothing: the right one, given to the wrong completions: the same numbers, in another order."""
 
 from __future__ import annotations
 

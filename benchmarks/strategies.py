@@ -1,4 +1,4 @@
-"""What does a step cost through a strategy, against a loop written by hand over the same backend? Times and memory as ratios."""
+"""The cost of a step through a strategy, against a loop written by hand over the same backend. Times and memory as ratios."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does a weight sync cost? Bytes a second against a plain copy of the same bytes, and its and its proof's share of a step."""
+"""The cost of a weight sync: bytes a second against a plain copy of the same bytes, and its and its proof's share of a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does one train a model in plain Python? One process, from a model's name to a trained folder."""
+"""Training in plain Python: one process, from a model's name to a trained folder."""
 
 import sys
 

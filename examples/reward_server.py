@@ -1,4 +1,4 @@
-"""How does a reward server look? Rewards over HTTP, with the standard library alone: `python examples/reward_server.py --port 8000`.
+"""An example of a reward server. Rewards over HTTP, with the standard library alone: `python examples/reward_server.py --port 8000`.
 
 A run asks it with `--reward length=http://127.0.0.1:8000/score`. The protocol is in docs/rewards.md. With `--auth_env NAME` a request must
 carry the value of that environment variable as its Authorization header; a run is given the same variable by `--reward_auth_env NAME`.

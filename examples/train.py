@@ -1,4 +1,4 @@
-"""How is a training script of one's own written? The guide's script: flags, strategy, engine, models, trainer.
+"""A training script of one's own. The guide's script: flags, strategy, engine, models, trainer.
 
     python examples/train.py --fsdp --engine_type hf --model_name_or_path FOLDER --prompt_data prompts.jsonl ...
 

@@ -1,4 +1,4 @@
-"""How do the tests of the packages together get environments with real installs in them?"""
+"""Environments with real installs in them, for the tests of the packages together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which run is small enough to be started again and again? A tiny model's folder, eight prompts, two steps; what came of it."""
+"""A run that is small enough to be started again and again. A tiny model's folder, eight prompts, two steps; what came of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the pages of the algorithms show settings that can be run, and is every built-in one on a page, in a tiny and in a real recipe?"""
+"""The pages of the algorithms show settings that can be run; every built-in one is on a page, in a tiny and in a real recipe."""
 
 from __future__ import annotations
 

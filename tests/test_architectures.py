@@ -1,4 +1,4 @@
-"""Do causal models of many families, experts, a classifier and an image-text model train on every backend as on one process?"""
+"""Causal models of many families, experts, a classifier and an image-text model train on every backend as on one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the whole loop learn the same thing on every backend? Rollout, KL to a frozen model, update and sync, on two ranks."""
+"""The whole loop learns the same on every backend. Rollout, KL to a frozen model, update and sync, on two ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many collectives does a step take? The counts of `benchmarks/collectives.py`, as the command prints them."""
+"""The collectives of a step. The counts of `benchmarks/collectives.py`, as the command prints them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the moving average of the actor the same on two ranks of every backend as in one process, and does it come back on any number?"""
+"""The moving average of the actor is the same on two ranks of every backend as in one process, and comes back on any number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the engines' benchmarks measure what they print, and fail where they should?"""
+"""The engines' benchmarks measure what they print, and fail where they should."""
 
 from __future__ import annotations
 

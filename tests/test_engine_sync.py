@@ -1,4 +1,4 @@
-"""Does the engine hold exactly the actor after every sync? FSDP2 on two and four real ranks, `hf` alone on each and one for two."""
+"""The engine holds exactly the actor after every sync. FSDP2 on two and four real ranks, `hf` alone on each and one for two."""
 
 from pathlib import Path
 from typing import Any

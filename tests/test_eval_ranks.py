@@ -1,4 +1,4 @@
-"""Does an evaluation over two ranks count each prompt once and find what one process finds?"""
+"""An evaluation over two ranks counts each prompt once and finds what one process finds."""
 
 from __future__ import annotations
 

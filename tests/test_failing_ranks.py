@@ -1,4 +1,4 @@
-"""Does a rank that raises, in any phase, end the whole run in time, with its own traceback first? Two real ranks, the real loop."""
+"""A rank that raises, in any phase, ends the whole run in time, with its own traceback first. Two real ranks, the real loop."""
 
 import json
 import subprocess

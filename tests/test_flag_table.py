@@ -1,4 +1,4 @@
-"""Is the page of other libraries' names the one that the code gives?"""
+"""The page of other libraries' names is the one that the code gives."""
 
 import flag_table
 

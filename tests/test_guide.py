@@ -1,4 +1,4 @@
-"""Do the Python snippets of the strategy guide run as they stand? With `engine_type='hf'`, on one rank of FSDP2."""
+"""The Python snippets of the strategy guide run as they stand. With `engine_type='hf'`, on one rank of FSDP2."""
 
 import argparse
 import time

@@ -1,4 +1,4 @@
-"""Do the import rules of pyproject.toml hold, and would each of them catch an offender?"""
+"""The import rules of pyproject.toml hold, and each of them catches an offender."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does what only reads settings and lists plugins stay free of torch, and so quick?"""
+"""What only reads settings and lists plugins stays free of torch, and so quick."""
 
 from __future__ import annotations
 

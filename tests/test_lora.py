@@ -1,4 +1,4 @@
-"""Do adapters alone train, alike on every backend, and do engine, model folder and adapter folder get what they are worth?"""
+"""Adapters alone train, the same on every backend; engine, model folder and adapter folder get what they are worth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the guide's table of metrics the one in the code?"""
+"""The guide's table of metrics is the one in the code."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Is a run on two machines the run on one? Two torchrun agents that find each other by c10d, and the Slurm script that starts them."""
+"""A run on two machines is the run on one. Two torchrun agents that find each other by c10d, and the Slurm script that starts them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens when the device is full? One clear line on every rank, and what was saved before stays whole."""
+"""A full device: one clear line on every rank, and what was saved before stays whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the update of every backend that of one process? The whole table of `benchmarks/parity.py`, as the command prints it."""
+"""The update of every backend is that of one process. The whole table of `benchmarks/parity.py`, as the command prints it."""
 
 from __future__ import annotations
 

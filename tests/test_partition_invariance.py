@@ -1,4 +1,4 @@
-"""Is every algorithm's update the same however the batch is cut: ranks 1 and 2, micro-batches of 1, 2 and 4, groups of unequal size?"""
+"""Every algorithm's update is the same however the batch is dealt out: ranks 1, 2, micro-batches of 1, 2, 4, unequal groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is docs/plugin-author.md what the code says? Its tables, its messages, its commands."""
+"""docs/plugin-author.md is what the code says. Its tables, its messages, its commands."""
 
 from __future__ import annotations
 

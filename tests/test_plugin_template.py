@@ -1,4 +1,4 @@
-"""Can a package written outside of the repository bring every kind of plugin, prove itself, and train by name beside core's wheel alone?"""
+"""A package written outside of the repository brings every kind of plugin, tests itself, and trains by name beside core's wheel alone."""
 
 from __future__ import annotations
 

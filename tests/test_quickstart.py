@@ -1,4 +1,4 @@
-"""Does the quickstart of the README run as it stands, with a model made on the spot?"""
+"""The quickstart of the README runs as it stands, with a model made on the spot."""
 
 import subprocess
 import sys

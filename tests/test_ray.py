@@ -1,4 +1,4 @@
-"""Is a run that Ray starts the run that torchrun starts? A real Ray on this machine; `make test-ray` installs it."""
+"""A run that Ray starts is the run that torchrun starts. A real Ray on this machine; `make test-ray` installs it."""
 
 from __future__ import annotations
 

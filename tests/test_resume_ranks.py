@@ -1,4 +1,4 @@
-"""Does `lightrft train` on two ranks of FSDP2 end well when it is told to, or killed, and go on as the same run?"""
+"""`lightrft train` on two ranks of FSDP2 ends well when it is told to, or killed, and goes on as the same run."""
 
 from __future__ import annotations
 

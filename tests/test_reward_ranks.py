@@ -1,4 +1,4 @@
-"""Do ranks stay together where a reward fails on one, where groups are sampled until there are enough, and where completions move?"""
+"""Ranks stay together where a reward fails on one, where groups are sampled until there are enough, and where completions move."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does every setting count: read by some code, or refused because nothing installed declares what it needs?"""
+"""Every setting counts: read by some code, or refused because nothing installed declares what it needs."""
 
 from __future__ import annotations
 

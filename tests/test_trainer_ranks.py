@@ -1,4 +1,4 @@
-"""Is a run of two ranks the same run after a resume, on DeepSpeed too, does one rank go on with it, and does balancing change nothing?"""
+"""A run of two ranks is the same run after a resume, on DeepSpeed too; one rank goes on with it, and balancing changes nothing."""
 
 from __future__ import annotations
 

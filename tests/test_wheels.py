@@ -1,4 +1,4 @@
-"""Do the built wheels work, installed into an environment that has none of our sources?"""
+"""The built wheels work, installed into an environment that has none of our sources."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does one get an environment in which an engine really runs, without a GPU? The engines pin clashing versions: each has its own.
+"""Makes an environment in which an engine really runs, without a GPU. The engines pin clashing versions: each has its own.
 
     tools/engine_env.py vllm .venv-vllm
 

@@ -1,4 +1,4 @@
-"""How does vLLM reach a GPU machine that has no package index and takes 64 MiB at a time? As two archives of what its own torch lacks.
+"""Packs vLLM for a GPU machine that has no package index and takes 64 MiB at a time. As two archives of what its own torch lacks.
 
 `make gpu-vllm` fills `.build/gpu-vllm-1` and `.build/gpu-vllm-2`. There, one call after the other, unpack each into the folder of
 `make gpu-test` (`GPU_SITE`), and run the tests. It is the vLLM that was built for that machine's torch (2.11); dense models only,

@@ -1,4 +1,4 @@
-"""What must travel to a GPU machine that reaches no package index? Our own wheels, and those of our needs that it lacks.
+"""Collects what must travel to a GPU machine that reaches no package index. Our own wheels, and those of our needs that it lacks.
 
 `make gpu-wheels` fills `.build/gpu`. On the GPU machine, from the repository's root, `make gpu-test` installs them into a folder of their
 own, beside the torch and transformers that are there, and runs the tests marked `gpu`.

@@ -1,4 +1,4 @@
-"""What did `make learn` measure? Writes the measured part of docs/algorithms from the rows that `benchmarks/learn.py --out ROWS` keeps."""
+"""What `make learn` measured. Writes the measured part of docs/algorithms from the rows that `benchmarks/learn.py --out ROWS` keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does a machine with only Python get a working environment? Makes the virtual environment and installs the workspace into it.
+"""For a machine with only Python. Makes the virtual environment and installs the workspace into it.
 
 Standard library only, and syntax of Python 3.8, so that any `python3` can start it; the environment itself is made by the newest
 Python that LightRFT can use.

@@ -1,4 +1,4 @@
-"""Which tables does docs/plugin-author.md have? Written from the code: `make docs` brings them up to date, a test says when they are not.
+"""The tables of docs/plugin-author.md. Written from the code: `make docs` brings them up to date, a test says when they are not.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
 """

@@ -1,4 +1,4 @@
-"""How does one get, within seconds, an environment that has our dependencies but none of our packages?
+"""Makes, within seconds, an environment that has our dependencies but none of our packages.
 
 A new virtual environment whose path leads to a folder of links to everything that this Python has installed, except LightRFT's own
 distributions and whatever was installed as editable. Nothing is downloaded, nothing is copied.

@@ -1,4 +1,4 @@
-"""Do the commands work as installed? Two ranks, FSDP2 and the reference engine, from the command line to its last line."""
+"""The commands as installed. Two ranks, FSDP2 and the reference engine, from the command line to its last line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the demo's benchmark read a run's metrics right?"""
+"""The demo's benchmark reads a run's metrics right."""
 
 from __future__ import annotations
 

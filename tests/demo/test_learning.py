@@ -1,4 +1,4 @@
-"""Does the demo learn? The real command on two ranks, a third of its steps."""
+"""The demo learns. The real command on two ranks, a third of its steps."""
 
 from __future__ import annotations
 

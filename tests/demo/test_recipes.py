@@ -1,4 +1,4 @@
-"""Do the shipped recipes say something that can be run? Validated against the plugins they name, without their models."""
+"""The shipped recipes can be run. Validated against the plugins they name, without their models."""
 
 from __future__ import annotations
 

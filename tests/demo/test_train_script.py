@@ -1,4 +1,4 @@
-"""Does the guide's script run as the guide runs it: by itself on two ranks, and does it refuse bad input before any rank starts?"""
+"""The guide's script runs as the guide runs it, by itself on two ranks, and refuses bad input before any rank starts."""
 
 from __future__ import annotations
 

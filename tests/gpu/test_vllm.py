@@ -1,4 +1,4 @@
-"""Does vLLM on a GPU hold the actor through sleep, sync and wake? Prints the times, and the memory of each state, for the docs."""
+"""vLLM on a GPU holds the actor through sleep, sync and wake. Prints the times, and the memory of each state, for the docs."""
 
 from __future__ import annotations
 

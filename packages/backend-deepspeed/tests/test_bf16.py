@@ -1,4 +1,4 @@
-"""Is training in bfloat16 as near to float32 as bfloat16 allows, with nothing lost in sums, in small updates or in checkpoints?"""
+"""Training in bfloat16 is as near to float32 as bfloat16 allows; nothing is lost in sums, in small updates or in checkpoints."""
 
 from __future__ import annotations
 

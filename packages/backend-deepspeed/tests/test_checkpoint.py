@@ -1,4 +1,4 @@
-"""Is a resumed run the same run at every ZeRO stage, and is a checkpoint that does not fit refused on all ranks?"""
+"""A resumed run is the same run at every ZeRO stage; a checkpoint that does not fit is refused on all ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a ZeRO-3 model that was cut before it had values the one that was loaded whole, and did no rank hold more than its parts?"""
+"""A ZeRO-3 model that was sharded while empty is the one that was loaded whole; no rank holds more than its parts."""
 
 from __future__ import annotations
 

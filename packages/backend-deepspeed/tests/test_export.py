@@ -1,4 +1,4 @@
-"""Do weights leave whole, bit by bit and in bounded buckets, at every ZeRO stage, and are frozen models shared?"""
+"""Weights leave whole, bit by bit and in bounded buckets, at every ZeRO stage; frozen models are sharded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which settings does the backend refuse, and which strategy does the guide's script get without `--fsdp`?"""
+"""The settings that the backend refuses, and the strategy that the guide's script gets without `--fsdp`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is an update at every ZeRO stage, over several ranks, the update of one process? In numbers, against `single`."""
+"""An update at every ZeRO stage, over several ranks, is the update of one process. In numbers, against `single`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is any architecture that transformers knows cut block by block, in groups of any size, without a change of its outputs?"""
+"""Any architecture that transformers knows is sharded block by block, in groups of any size, without a change of its outputs."""
 
 from __future__ import annotations
 

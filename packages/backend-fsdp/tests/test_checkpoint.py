@@ -1,4 +1,4 @@
-"""Is a resumed run the same run, also on another number of ranks, and does a bad checkpoint raise the same on all ranks?"""
+"""A resumed run is the same run, also on another number of ranks; a bad checkpoint raises the same on all ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a model that was cut before it had values the one that was loaded whole, and did no rank read more than it keeps?"""
+"""A model that was sharded while empty is the one that was loaded whole; no rank reads more than it keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the backend do on a GPU what it does on the CPU, and does offloading free the device's memory?"""
+"""The backend does on a GPU what it does on the CPU; offloading frees the device's memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do weights leave whole, bit by bit, in bounded buckets and with one collective each?"""
+"""Weights leave whole, bit by bit, in bounded buckets and with one collective each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do groups of any size share a frozen model and give the outputs of the whole one?"""
+"""Groups of any size hold one frozen model together and give the outputs of the whole one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do bfloat16 parameters with float32 masters learn exactly what float32 parameters learn?"""
+"""Bfloat16 parameters with float32 masters learn exactly what float32 parameters learn."""
 
 from __future__ import annotations
 

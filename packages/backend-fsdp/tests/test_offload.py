@@ -1,4 +1,4 @@
-"""Does optimizer state really leave, come back with the same bits, and stay whole when something fails?"""
+"""Optimizer state really leaves, comes back with the same bits, and stays whole when something fails."""
 
 from __future__ import annotations
 

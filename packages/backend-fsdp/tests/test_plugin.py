@@ -1,4 +1,4 @@
-"""What does the plugin declare?"""
+"""What the plugin declares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do gathered parameters that are kept for the backward save all-gathers, and never outlive a step?"""
+"""Gathered parameters that are kept for the backward save all-gathers, and never outlive a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do two runs with SGLang live on one machine at once, and does one that is killed, whenever, leave nothing that disturbs the next?"""
+"""Two runs with SGLang live on one machine at once; one that is killed, whenever, leaves nothing that disturbs the next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens when a scheduler dies? A clear error at once, in the trainer's own process, which goes on, without orphans."""
+"""A scheduler that dies. A clear error at once, in the trainer's own process, which goes on, without orphans."""
 
 from __future__ import annotations
 

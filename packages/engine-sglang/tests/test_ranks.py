@@ -1,4 +1,4 @@
-"""Does SGLang hold the actor after every sync, on real ranks, beside each backend and in groups of one and two?"""
+"""SGLang holds the actor after every sync, on real ranks, beside each backend and in groups of one and two."""
 
 from __future__ import annotations
 

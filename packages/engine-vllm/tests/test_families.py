@@ -1,4 +1,4 @@
-"""Does a sync arrive whole in families that vLLM holds otherwise? Packed experts, no output layer of its own, classes of transformers."""
+"""A sync arrives whole in families that vLLM holds otherwise. Packed experts, no output layer of its own, classes of transformers."""
 
 from __future__ import annotations
 

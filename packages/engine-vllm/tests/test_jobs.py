@@ -1,4 +1,4 @@
-"""Do two runs with vLLM live on one machine at once, and does one that is killed leave nothing that disturbs the next?"""
+"""Two runs with vLLM live on one machine at once; one that is killed leaves nothing that disturbs the next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is every published fault caught on vLLM itself, and by its name?"""
+"""Every published fault is caught on vLLM itself, and by its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which advantage does `acme` estimate? The reward less the mean of all rewards."""
+"""The advantage `acme`: the reward less the mean of all rewards."""
 
 from __future__ import annotations
 

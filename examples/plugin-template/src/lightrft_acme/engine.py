@@ -1,4 +1,4 @@
-"""How does `acme` sample? One prompt at a time: its n completions grow together, and all of their text goes through the model each time."""
+"""The engine `acme`: one prompt at a time: its n completions grow together, and all of their text goes through the model each time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which policy loss does `acme` minimise? REINFORCE (Williams 1992): minus the log-probability times the advantage."""
+"""The policy loss `acme`: REINFORCE (Williams 1992): minus the log-probability times the advantage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does this distribution add? One plugin of each kind, all named `acme`."""
+"""What this distribution adds: one plugin of each kind, all named `acme`."""
 
 from __future__ import annotations
 

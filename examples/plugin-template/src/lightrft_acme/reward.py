@@ -1,4 +1,4 @@
-"""What does `acme` reward? The share of characters that are right."""
+"""The reward `acme`: the share of characters that are right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does `acme` train? Data parallel by hand: every rank holds the whole model in float32, gradients are summed once for each step."""
+"""The strategy `acme`: data parallel by hand: every rank holds the whole model in float32, gradients are summed once for each step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does a model without values become a ZeRO-3 model? Each parameter is cut while it is empty; then each rank reads its own part."""
+"""Makes a ZeRO-3 model of a model without values. Each parameter is cut while it is empty; then each rank reads its own part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do the weights leave a ZeRO engine as full tensors? As they are at stages 0 to 2, else gathered bucket by bucket."""
+"""The weights of a ZeRO engine as full tensors. As they are at stages 0 to 2, else gathered bucket by bucket."""
 
 from __future__ import annotations
 

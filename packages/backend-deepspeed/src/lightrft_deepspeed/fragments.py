@@ -1,4 +1,4 @@
-"""Which elements of which parameters does this rank's optimizer hold? ZeRO's flat partitions, read as fragments of parameters."""
+"""The elements of parameters that this rank's optimizer holds: ZeRO's flat partitions, read as fragments of parameters."""
 
 from __future__ import annotations
 

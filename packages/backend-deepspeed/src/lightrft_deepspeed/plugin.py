@@ -1,4 +1,4 @@
-"""What does this distribution add? The strategy `deepspeed`."""
+"""What this distribution adds: the strategy `deepspeed`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How is DeepSpeed loaded and started? Quietly, on the device that torch sees, and without compiling anything at the first use."""
+"""Loads and starts DeepSpeed: quietly, on the device that torch sees, and without compiling anything at the first use."""
 
 from __future__ import annotations
 

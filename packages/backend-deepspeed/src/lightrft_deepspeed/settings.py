@@ -1,4 +1,4 @@
-"""What is DeepSpeed told? Everything that it would decide by itself and that the update depends on is decided here."""
+"""The configuration that DeepSpeed gets. Everything that it would decide by itself and that the update depends on is decided here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How is the training state of a ZeRO engine written so that any number of ranks, at any stage, reads it back with the same bits?
+"""The training state of a ZeRO engine, written so that any number of ranks, at any stage, reads it back with the same bits.
 
 By fragments of parameters: each rank writes those that it holds, and reads of all files the elements that it needs. Not by DeepSpeed's own
 files, which are read with pickle.

@@ -1,4 +1,4 @@
-"""How do ranks train one model with DeepSpeed? By ZeRO stage 0, 1, 2 or 3, each with the update of one process."""
+"""The strategy `deepspeed`: ranks train one model with DeepSpeed. By ZeRO stage 0, 1, 2 or 3, each with the update of one process."""
 
 from __future__ import annotations
 

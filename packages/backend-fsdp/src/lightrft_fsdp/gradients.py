@@ -1,4 +1,4 @@
-"""How do the gradients of bfloat16 parameters stay in float32, in which they were reduced?
+"""Keeps the gradients of bfloat16 parameters in float32, in which they were reduced.
 
 FSDP2 reduces in `MixedPrecisionPolicy.reduce_dtype`, but then rounds to the dtype of the sharded parameter (torch 2.13, `foreach_reduce`:
 `_to_dtype_if_needed(reduce_output, orig_dtype)`). The policy has no setting for it, and `Tensor.grad_dtype` by itself comes too late: it

@@ -1,4 +1,4 @@
-"""How is a model of bfloat16 parameters trained without losing small updates? AdamW steps on float32 masters, which are then rounded.
+"""Trains bfloat16 parameters without losing small updates. AdamW steps on float32 masters, which are then rounded.
 
 Everything is computed as under `bf16` alone, where the parameters themselves are float32, so both train the same model, bit by bit. What
 differs is where float32 is held: here in the optimizer's state, which `fsdp_cpu_offload` moves to the host between updates.

@@ -1,4 +1,4 @@
-"""How does optimizer state leave the device and come back, with the same bits?"""
+"""Moves optimizer state off the device and back, with the same bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does this distribution add? The strategy `fsdp`."""
+"""What this distribution adds: the strategy `fsdp`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does a local shard become a sharded tensor, and the reverse?"""
+"""Makes a sharded tensor of a local shard, and the reverse."""
 
 from __future__ import annotations
 

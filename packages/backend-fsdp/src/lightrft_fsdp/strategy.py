@@ -1,4 +1,4 @@
-"""How do ranks train one model with FSDP2? Parameters, gradients and optimizer state are sharded over all of them."""
+"""The strategy `fsdp`: ranks train one model with FSDP2. Parameters, gradients and optimizer state are sharded over all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which errors can a caller act on? Each message is one line: what was asked, what was found, what is possible."""
+"""The errors that a caller can act on. Each message is one line: what was asked, what was found, what is possible."""
 
 from __future__ import annotations
 

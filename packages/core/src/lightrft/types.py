@@ -1,4 +1,4 @@
-"""Which plain values travel between the rooms? No torch here.
+"""The plain values that travel between the rooms. No torch here.
 
 Legend for all docstrings: B prompts, n samples per prompt, P prompt tokens, T completion tokens, V vocabulary.
 """

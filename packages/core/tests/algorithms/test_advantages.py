@@ -1,4 +1,4 @@
-"""Is each advantage what its paper says? Numbers worked out by hand; GRPO's are in test_grpo.py."""
+"""Each advantage is what its paper says. Numbers worked out by hand; GRPO's are in test_grpo.py."""
 
 import math
 from collections.abc import Callable

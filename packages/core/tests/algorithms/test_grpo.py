@@ -1,4 +1,4 @@
-"""Is GRPO's advantage the standard score within the group? Numbers worked out by hand."""
+"""GRPO's advantage is the standard score within the group. Numbers worked out by hand."""
 
 import pytest
 import torch

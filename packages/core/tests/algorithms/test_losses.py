@@ -1,4 +1,4 @@
-"""Are the clipped loss and the KL estimators what their papers say? Numbers worked out by hand."""
+"""The clipped loss and the KL estimators are what their papers say. Numbers worked out by hand."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Are the measures of the engine's mismatch, and its correction, what their formulas say? Numbers worked out by hand."""
+"""The measures of the engine's mismatch, and its correction, are what their formulas say. Numbers worked out by hand."""
 
 from math import exp, log
 

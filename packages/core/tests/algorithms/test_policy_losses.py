@@ -1,4 +1,4 @@
-"""Is each policy loss what its paper says? Values and gradients worked out by hand, then gradients against finite differences."""
+"""Each policy loss is what its paper says. Values and gradients worked out by hand, then gradients against finite differences."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Does `lightrft conformance` give a verdict on an installed plugin, and none where it would be worth nothing?"""
+"""`lightrft conformance` gives a verdict on an installed plugin, and none where it would be worth nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the doctor name what is there, what is lacking, and the command that mends it?"""
+"""The doctor names what is there, what is lacking, and the command that mends it."""
 
 from __future__ import annotations
 

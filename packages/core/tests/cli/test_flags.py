@@ -1,4 +1,4 @@
-"""Are flags read as typed, and is every unknown word named with the nearest known one?"""
+"""Flags are read as typed; every unknown word is named with the nearest known one."""
 
 from __future__ import annotations
 

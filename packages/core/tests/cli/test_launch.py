@@ -1,4 +1,4 @@
-"""Do all ranks end, soon, and is the first cause named, whatever way one of them fails?"""
+"""All ranks end, soon, and the first cause is named, whatever way one of them fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the command line itself keep its word? Light start, exit codes, errors as lines without a traceback."""
+"""The command line itself. Light start, exit codes, errors as lines without a traceback."""
 
 from __future__ import annotations
 

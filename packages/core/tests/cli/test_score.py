@@ -1,4 +1,4 @@
-"""Does `lightrft score` give every row its reward, in order, and say which row is wrong?"""
+"""`lightrft score` gives every row its reward, in order, and says which row is wrong."""
 
 from __future__ import annotations
 

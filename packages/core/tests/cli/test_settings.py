@@ -1,4 +1,4 @@
-"""Are all problems of a recipe, the flags and the data found at once, before anything starts?"""
+"""All problems of a recipe, the flags and the data are found at once, before anything starts."""
 
 from __future__ import annotations
 

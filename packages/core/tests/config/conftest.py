@@ -1,4 +1,4 @@
-"""Which configuration passes every check, and in which world? Two strategies and two engines: `able` can everything, `plain` nothing."""
+"""A configuration that passes every check, and its world. Two strategies and two engines: `able` can everything, `plain` nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are an estimator and a loss that do not go together, or settings that they do not read, told at start?"""
+"""An estimator and a loss that do not go together, or settings that they do not read, are told at start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a plain argparse parser get every flag of the guide, with its default, and does a namespace become the same configuration?"""
+"""A plain argparse parser gets every flag of the guide, with its default; a namespace becomes the same configuration."""
 
 from __future__ import annotations
 

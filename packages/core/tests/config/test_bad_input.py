@@ -1,4 +1,4 @@
-"""Is each wrong setting one line that says what was asked and what to do? The list of what people get wrong."""
+"""Each wrong setting is one line that says what was asked and what to do. The list of what people get wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does each cross-check of the settings' values speak up, alone and together with the others, and is nothing said of what can run?"""
+"""Each cross-check of the settings' values is told, alone and together with the others; nothing is said of what can run."""
 
 from __future__ import annotations
 

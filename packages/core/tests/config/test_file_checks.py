@@ -1,4 +1,4 @@
-"""Are files and folders that are not there, or cannot be used, told at start?"""
+"""Files and folders that are not there, or cannot be used, are told at start."""
 
 from __future__ import annotations
 

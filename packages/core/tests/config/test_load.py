@@ -1,4 +1,4 @@
-"""Are all mistakes in settings and recipes reported, at once, in words that help?"""
+"""All mistakes in settings and recipes are reported, at once, in words that help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a model that an engine cannot do refused by what its config.json says, before anything is loaded?"""
+"""A model that an engine cannot do is refused by what its config.json says, before anything is loaded."""
 
 from __future__ import annotations
 

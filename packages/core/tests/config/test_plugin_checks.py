@@ -1,4 +1,4 @@
-"""Is a plugin that is not there, or cannot do what the settings ask, told at start with who can?"""
+"""A plugin that is not there, or cannot do what the settings ask, is told at start with who can."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do engines that read images pass the kit? The fake one, and a small one over transformers that is here for that."""
+"""Engines that read images pass the kit. The fake one, and a small one over transformers that is here for that."""
 
 from __future__ import annotations
 

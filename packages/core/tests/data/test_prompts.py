@@ -1,4 +1,4 @@
-"""Does the model see exactly the text and tokens that the settings say, and is a bad prompt named?"""
+"""The model sees exactly the text and tokens that the settings say; a bad prompt is named."""
 
 from __future__ import annotations
 

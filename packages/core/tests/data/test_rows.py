@@ -1,4 +1,4 @@
-"""Do the three kinds of data become the same rows, and does every bad one get a line that says where?"""
+"""The three kinds of data become the same rows; every bad one gets a line that says where."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the ranks share the rows without overlap, whatever their number, and does a resumed sampler go on as if nothing had been?"""
+"""The ranks deal out the rows without overlap, whatever their number; a resumed sampler goes on where it was."""
 
 from __future__ import annotations
 

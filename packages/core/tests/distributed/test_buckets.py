@@ -1,4 +1,4 @@
-"""Are buckets bounded, in order and complete, and do tied weights keep all their names?"""
+"""Buckets are bounded, in order and complete; tied weights keep all their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are the sums exact, and do they see every bit and nothing but the numbers?"""
+"""Checksums are exact, and see every bit and nothing but the numbers."""
 
 from __future__ import annotations
 

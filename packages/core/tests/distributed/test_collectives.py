@@ -1,4 +1,4 @@
-"""Do values meet across ranks as promised: ragged, nested, exact, and without writing into what was given?"""
+"""Values meet across ranks: ragged, nested, exact, and without writing into what was given."""
 
 from __future__ import annotations
 

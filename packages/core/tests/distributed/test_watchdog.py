@@ -1,4 +1,4 @@
-"""Does a block that takes too long end its process, with words, and any other go on as if nothing watched it?"""
+"""A block that takes too long ends its process, with words; any other goes on as if nothing watched it."""
 
 import threading
 import time

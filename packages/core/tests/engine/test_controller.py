@@ -1,4 +1,4 @@
-"""Does the controller keep its promises on one rank? State machine, checks of what engines return, and failing engines."""
+"""The controller on one rank. State machine, checks of what engines return, and failing engines."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Do ragged prompts on four ranks come back in order, through engine groups of 1, 2 and 4, exactly as on one rank?"""
+"""Ragged prompts on four ranks come back in order, through engine groups of 1, 2 and 4, exactly as on one rank."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Do weights leave for an engine under the names that its model folder has, and are they complete?"""
+"""Weights leave for an engine under the names that its model folder has, and complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the reference engine do what transformers does, and nothing with old weights?"""
+"""The reference engine does what transformers does, and nothing with old weights."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Are fused, cut, padded and copied tensors put under the names they were sent by, and everything else left out?"""
+"""Fused, sharded, padded and copied tensors are put under the names they were sent by, and everything else is left out."""
 
 from __future__ import annotations
 

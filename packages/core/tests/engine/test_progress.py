@@ -1,4 +1,4 @@
-"""Does rank 0's terminal say how far generation is, below the table and only while it runs, and does nobody else see or pay for it?"""
+"""Rank 0's terminal says how far generation is, below the table and only while it runs; nobody else sees or pays for it."""
 
 import io
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Is a sync that went wrong seen, and named? Faults planted into the reference engine; shapes before, sums after."""
+"""A sync that went wrong is seen, and named. Faults planted into the reference engine; shapes before, sums after."""
 
 from __future__ import annotations
 

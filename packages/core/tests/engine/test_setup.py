@@ -1,4 +1,4 @@
-"""Does a rank say what is set and has no effect on its device?"""
+"""A rank says what is set and has no effect on its device."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Does an engine that never returns from generate end its rank, named, while the others wait for it?"""
+"""An engine that never returns from generate ends its rank, named, while the others wait for it."""
 
 import threading
 from typing import Any

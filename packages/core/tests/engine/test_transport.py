@@ -1,4 +1,4 @@
-"""Do requests and completions survive their journey as flat tensors?"""
+"""Requests and completions survive their journey as flat tensors."""
 
 from lightrft.rollout.controller import derive_seed
 from lightrft.rollout.transport import pack_outputs, pack_requests, unpack_outputs, unpack_requests

@@ -1,4 +1,4 @@
-"""Do rewards become advantages as the settings say? KL penalty by token, normalisation over rollouts, whitening, groups of one."""
+"""Rewards become advantages as the settings say. KL penalty by token, normalisation over rollouts, whitening, groups of one."""
 
 from collections.abc import Sequence
 from typing import Any

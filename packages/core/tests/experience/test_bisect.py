@@ -1,4 +1,4 @@
-"""Is each cause of a mismatch, planted into the reference engine, the one that the bisector names?"""
+"""Each cause of a mismatch, planted into the reference engine, is the one that the bisector names."""
 
 from __future__ import annotations
 

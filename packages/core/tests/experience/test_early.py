@@ -1,4 +1,4 @@
-"""Do rewards begin while the engine generates, and give each completion what they would have given it afterwards?"""
+"""Rewards begin while the engine generates, and give each completion what they would have given it afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does ReMax's baseline come from one greedy completion of each prompt, scored once?"""
+"""ReMax's baseline comes from one greedy completion of each prompt, scored once."""
 
 from collections.abc import Sequence
 from typing import Any

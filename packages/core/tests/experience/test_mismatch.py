@@ -1,4 +1,4 @@
-"""An engine whose log-probs are off: does warn warn, does stop stop, and does correct change the update exactly as worked out by hand?"""
+"""An engine whose log-probs are off: warn warns, stop stops, and correct changes the update exactly as worked out by hand."""
 
 from __future__ import annotations
 

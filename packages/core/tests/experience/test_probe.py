@@ -1,4 +1,4 @@
-"""Do fixed prompts find an engine that does not answer as the actor, and name why? And say nothing of one that does?"""
+"""Fixed prompts find an engine that does not answer as the actor, name why, and say nothing of one that does."""
 
 from __future__ import annotations
 

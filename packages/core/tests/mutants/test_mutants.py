@@ -1,4 +1,4 @@
-"""Does the kit kill a sample of the mutants by the tests that are named for them? `make mutants` runs all of them."""
+"""The kit kills a sample of the mutants by the tests that are named for them. `make mutants` runs all of them."""
 
 from __future__ import annotations
 

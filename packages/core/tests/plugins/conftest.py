@@ -1,4 +1,4 @@
-"""How does a test get an installed distribution without installing one? A .dist-info folder on the path is all that discovery reads."""
+"""An installed distribution without an installation. A .dist-info folder on the path is all that discovery reads."""
 
 from __future__ import annotations
 

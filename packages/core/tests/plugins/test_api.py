@@ -1,4 +1,4 @@
-"""How does core speak to plugins of an older and of a newer API? It takes a range of numbers, and beyond it names the side to upgrade."""
+"""Core and plugins of an older and of a newer API. It takes a range of numbers, and beyond it names the side to upgrade."""
 
 from __future__ import annotations
 

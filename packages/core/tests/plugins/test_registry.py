@@ -1,4 +1,4 @@
-"""Does discovery find what is installed, and does each failure name its own remedy and harm nobody else?"""
+"""Discovery finds what is installed; each failure names its own remedy and harms nobody else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a plugin whose library is missing, or too old, refused in one line with its remedy, before anything of it is imported?"""
+"""A plugin whose library is missing, or too old, is refused in one line with its remedy, before anything of it is imported."""
 
 import sys
 

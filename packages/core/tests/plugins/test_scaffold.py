@@ -1,4 +1,4 @@
-"""Is a new plugin the template with other names in it, and is what cannot be one refused in a line?"""
+"""A new plugin is the template with other names in it; what cannot be one is refused in a line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a spec frozen, and does it refuse at once what could only fail later?"""
+"""A spec is frozen, and refuses at once what could only fail later."""
 
 from __future__ import annotations
 

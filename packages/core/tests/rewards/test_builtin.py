@@ -1,4 +1,4 @@
-"""Do the exact-match and format rewards judge the completion alone, and exactly as they say?"""
+"""The exact-match and format rewards judge the completion alone, and exactly as they say."""
 
 from __future__ import annotations
 

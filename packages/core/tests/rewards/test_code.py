@@ -1,4 +1,4 @@
-"""Does a program pass only if it passes, and can none hang, fill or leave its process? Off unless asked."""
+"""A program passes only if it passes; none can hang, fill or leave its process. Off unless asked."""
 
 from __future__ import annotations
 

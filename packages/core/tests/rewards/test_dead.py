@@ -1,4 +1,4 @@
-"""Is a reward without a signal reported once, in words, and not before its time?"""
+"""A reward without a signal is reported once, in words, and not before its time."""
 
 from __future__ import annotations
 

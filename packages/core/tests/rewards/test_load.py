@@ -1,4 +1,4 @@
-"""Does every way of naming a reward find it, and does every wrong name get its remedy?"""
+"""Every way of naming a reward finds it; every wrong name gets its remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a right result right however it is written, a wrong one wrong, and can no completion hang or break the reward?"""
+"""A right result is right however it is written, a wrong one wrong; no completion can hang or break the reward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a reward server that is slow, dead or wrong cost some seconds and then one sentence, and never the run's secrets?"""
+"""A reward server that is slow, dead or wrong costs some seconds and then one sentence, and never the run's secrets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are rewards summed with their weights, and is a reward function that misbehaves named with its sample?"""
+"""Rewards are summed with their weights; a reward function that misbehaves is named with its sample."""
 
 from __future__ import annotations
 

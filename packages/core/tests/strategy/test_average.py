@@ -1,4 +1,4 @@
-"""Does a moving average hold the numbers worked out by hand, and is a model that cannot be one refused?"""
+"""A moving average holds the numbers worked out by hand; a model that cannot be one is refused."""
 
 from __future__ import annotations
 

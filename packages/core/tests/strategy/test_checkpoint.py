@@ -1,4 +1,4 @@
-"""Is anything saved ever lost? Every moment at which a save can be cut off, and what is found afterwards."""
+"""Nothing saved is ever lost. Every moment at which a save can be cut off, and what is found afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Can a trainer be tested on the fake: does it record, really train, and refuse what a real strategy refuses?"""
+"""A trainer can be tested on the fake: it records, really trains, and refuses what a real strategy refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do recomputed activations change memory and nothing else?"""
+"""Recomputed activations change memory and nothing else."""
 
 from __future__ import annotations
 

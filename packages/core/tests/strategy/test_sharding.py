@@ -1,4 +1,4 @@
-"""Which layers are sharded one by one?"""
+"""The layers that are sharded one by one."""
 
 from __future__ import annotations
 

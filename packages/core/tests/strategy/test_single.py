@@ -1,4 +1,4 @@
-"""Is the oracle right? Against numbers worked by hand and against bare torch."""
+"""The reference strategy is right. Against numbers worked by hand and against bare torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the parity measurement see a backend that learns something else? Faults planted in `single`, one process."""
+"""The parity measurement sees a backend that learns something else. Faults planted in `single`, one process."""
 
 from __future__ import annotations
 

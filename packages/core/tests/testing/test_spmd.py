@@ -1,4 +1,4 @@
-"""Does `run_spmd` give results in order, and fail with the right tracebacks, in time?"""
+"""`run_spmd` gives results in order, and fails with the right tracebacks, in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are the tiny models real, reproducible and loadable, and does the tokenizer give back what it was given?"""
+"""The tiny models are real, reproducible and loadable; the tokenizer gives back what it was given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the check of a recipe's update see one that depends on the cut, and pass one that does not?"""
+"""The check of a recipe's update sees one that depends on how the batch is dealt out, and passes one that does not."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Is PPO's critic what it should be? Its head, loss and optimizer by hand, its warm-up, and a trainer that needs it."""
+"""PPO's critic. Its head, loss and optimizer by hand, its warm-up, and a trainer that needs it."""
 
 import json
 from collections.abc import Sequence

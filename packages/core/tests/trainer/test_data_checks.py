@@ -1,4 +1,4 @@
-"""Are data that cannot be used, and rewards that they name and that are not there, told before a model loads?"""
+"""Data that cannot be used, and rewards that they name and that are not there, are told before a model loads."""
 
 from __future__ import annotations
 

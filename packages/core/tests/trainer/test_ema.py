@@ -1,4 +1,4 @@
-"""Does a run keep the moving average of its actor: by every step, in its checkpoints, and as a folder at the end?"""
+"""A run keeps the moving average of its actor: by every step, in its checkpoints, and as a folder at the end."""
 
 from __future__ import annotations
 

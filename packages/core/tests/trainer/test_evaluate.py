@@ -1,4 +1,4 @@
-"""Are pass@k, maj@k and avg@k what their definitions say, and is each prompt of each set counted once?"""
+"""pass@k, maj@k and avg@k are what their definitions say; each prompt of each set is counted once."""
 
 from __future__ import annotations
 

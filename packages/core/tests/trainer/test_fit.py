@@ -1,4 +1,4 @@
-"""Does the whole loop run on fakes, in the right order, and tell when the learning is silently wrong?"""
+"""The whole loop runs on fakes, in the right order, and tells when the learning is silently wrong."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Is each phase of a step measured, and can a subclass or a function stand for one?"""
+"""Each phase of a step is measured; a subclass or a function can stand for one."""
 
 from __future__ import annotations
 

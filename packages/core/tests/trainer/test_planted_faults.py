@@ -1,4 +1,4 @@
-"""Is each planted fault told in words, on the console and in the run's warnings, and is a run without one silent?"""
+"""Each planted fault is told in words, on the console and in the run's warnings; a run without one is silent."""
 
 from __future__ import annotations
 

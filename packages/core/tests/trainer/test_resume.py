@@ -1,4 +1,4 @@
-"""Is a resumed run the same run, to the last bit, and is a checkpoint that does not fit refused in one line?"""
+"""A resumed run is the same run, to the last bit; a checkpoint that does not fit is refused in one line."""
 
 from __future__ import annotations
 

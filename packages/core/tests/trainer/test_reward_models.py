@@ -1,4 +1,4 @@
-"""Do reward models give what they give alone, in their own template, beside functions, and is a wrong template told?"""
+"""Reward models give what they give alone, in their own template, beside functions; a wrong template is told."""
 
 from __future__ import annotations
 

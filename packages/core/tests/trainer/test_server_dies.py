@@ -1,4 +1,4 @@
-"""What does a run do when its reward server goes away? It waits and asks again; then it ends with a sentence, and goes on from there."""
+"""A run whose reward server goes away. It waits and asks again; then it ends with a sentence, and goes on from there."""
 
 from __future__ import annotations
 

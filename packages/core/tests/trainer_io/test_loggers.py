@@ -1,4 +1,4 @@
-"""Do the loggers cope with whatever metrics come, and do their lines hold what was logged?"""
+"""The loggers cope with whatever metrics come; their lines hold what was logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the table of metrics true: is all that is logged in it, and is all that is in it logged?"""
+"""The table of metrics is true: all that is logged is in it, and all that is in it is logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do the plots come out as PNG for ordinary and for odd numbers, and is a missing matplotlib said in one line?"""
+"""The plots come out as PNG for ordinary and for odd numbers; a missing matplotlib is said in one line."""
 
 from __future__ import annotations
 

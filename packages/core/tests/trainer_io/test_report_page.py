@@ -1,4 +1,4 @@
-"""Is the page of a run whole, safe and readable, in a real browser, whatever state the run is in?"""
+"""The page of a run is whole, safe and readable, in a real browser, whatever state the run is in."""
 
 from __future__ import annotations
 

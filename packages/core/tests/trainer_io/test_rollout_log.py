@@ -1,4 +1,4 @@
-"""Are the completions that a run keeps few and telling, and do its distributions count every completion?"""
+"""The completions that a run keeps are few and telling; its distributions count every completion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When may a folder be used for a run, what is written into it, and what does an overwriting run remove?"""
+"""When a folder may be used for a run, what is written into it, and what an overwriting run removes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does this distribution add? The engine `sglang`."""
+"""What this distribution adds: the engine `sglang`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does a trainer's process live with SGLang's children? They start without its launcher, and a dead one is an exception."""
+"""SGLang's child processes in a trainer's process. They start without its launcher, and a dead one is an exception."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do our sampling parameters become SGLang's?"""
+"""Converts our sampling parameters to SGLang's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which shared memory do SGLang's processes use, so that none of it stays behind? They are ended by SIGKILL and take nothing along."""
+"""The shared memory that SGLang's processes use, so that none of it stays behind. They are ended by SIGKILL and take nothing along."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What do SGLang's schedulers hold? A "weight loader" that loads nothing: it writes down the sums of the model it is given."""
+"""What SGLang's schedulers hold. A "weight loader" that loads nothing: it writes down the sums of the model it is given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does a child end with its parent, whenever that is? The kernel is asked before the child's own program begins (Linux)."""
+"""Ends a child with its parent, whenever that is. The kernel is asked before the child's own program begins (Linux)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How is vLLM built and ended inside a trainer's process without taking anything from it? Environment, random state, threads, groups."""
+"""Builds and ends vLLM inside a trainer's process without taking anything from it. Environment, random state, threads, groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does this distribution add? The engine `vllm`."""
+"""What this distribution adds: the engine `vllm`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do our sampling parameters become vLLM's, and vLLM's ours?"""
+"""Converts our sampling parameters to vLLM's, and vLLM's to ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do buckets become what vLLM loads? A stream of (name, tensor) that is checked as it goes and complete at its end."""
+"""Turns buckets into what vLLM loads. A stream of (name, tensor) that is checked as it goes and complete at its end."""
 
 from __future__ import annotations
 

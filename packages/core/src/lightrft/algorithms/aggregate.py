@@ -1,4 +1,4 @@
-"""How do losses of tokens become the loss of a step? Weights of tokens from *global* counts: the sum over all ranks is the loss.
+"""The loss of a step from losses of tokens. Weights of tokens from *global* counts: the sum over all ranks is the loss.
 
 token_mean: the mean over all tokens of the step (Yu et al. 2025, "DAPO", equation 8). sequence_mean: the mean over completions of each
 one's mean (Shao et al. 2024, "DeepSeekMath", equation 3). constant: the sum over tokens divided by completions times a constant, so that

@@ -1,4 +1,4 @@
-"""What is CISPO's policy loss? REINFORCE with a clipped importance weight: no token ever loses its gradient.
+"""CISPO's policy loss: REINFORCE with a clipped importance weight: no token ever loses its gradient.
 
 -sg[clip(rho, 1 - eps_low, 1 + eps_high)] A log pi, sg: no gradient; MiniMax 2025, "MiniMax-M1" (arXiv:2506.13585), equations 4 and 5.
 The paper has no lower bound, which is `eps_clip_low` 1, and tunes the upper one. Tokens are averaged by `loss_aggregation` token_mean.

@@ -1,4 +1,4 @@
-"""What is PPO's advantage? Generalized advantage estimation from the critic's values, and the returns that the critic learns.
+"""PPO's advantage: generalized advantage estimation from the critic's values, and the returns that the critic learns.
 
 delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lambda A_{t+1}, with V = 0 after the last token; returns are A + V.
 Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage Estimation", equations 11 and 16. The caller whitens

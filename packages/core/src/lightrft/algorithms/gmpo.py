@@ -1,4 +1,4 @@
-"""What is GMPO's policy loss? The geometric mean of a completion's clipped token terms, instead of GRPO's arithmetic one.
+"""GMPO's policy loss: the geometric mean of a completion's clipped token terms, instead of GRPO's arithmetic one.
 
 -sgn(A) (prod_t |min(rho_t A, clip(rho_t, 1 - eps_low, 1 + eps_high) A)|)^(1 / |y|) = -A exp(mean_t d'_t), d' the log-ratios of which those
 beyond the bound on the side of A's sign are clipped: Zhao et al. 2025, "Geometric-Mean Policy Optimization" (arXiv:2507.20673),

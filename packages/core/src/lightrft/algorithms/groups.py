@@ -1,4 +1,4 @@
-"""What is the mean over the completions of one prompt? Groups are named by ids: of any size, in any order."""
+"""Means over the completions of one prompt. Groups are named by ids: of any size, in any order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is GRPO's advantage? The reward's standard score within its group, the same for every token of a completion.
+"""GRPO's advantage: the reward's standard score within its group, the same for every token of a completion.
 
 A_i = (r_i - mean(r_group)) / (std(r_group) + eps), Shao et al. 2024, "DeepSeekMath", section 4.1.2 (outcome supervision).
 The standard deviation is the sample's (n - 1), as in the usual implementations; the paper leaves it open.

@@ -1,4 +1,4 @@
-"""What are GSPO's policy losses? PPO's clip on one ratio for a whole completion: the geometric mean of its tokens' ratios.
+"""GSPO's policy losses: PPO's clip on one ratio for a whole completion: the geometric mean of its tokens' ratios.
 
 s_i = (pi(y_i|x) / pi_old(y_i|x))^(1 / |y_i|), loss -min(s_i A_i, clip(s_i, 1 - eps_low, 1 + eps_high) A_i): Zheng et al. 2025, "Group
 Sequence Policy Optimization" (arXiv:2507.18071), equations 5 and 7. GSPO-token, equations 13 and 14, has the same value, s_i,t = sg[s_i]

@@ -1,4 +1,4 @@
-"""What do advantage estimators and policy losses take and give? The shapes that plugins are written against.
+"""What advantage estimators and policy losses take and return. The shapes that plugins are written against.
 
 N completions, T completion tokens (right-padded); `mask` [N, T] float32 is 1 on tokens that count and 0 on padding. What has a default
 may be left out by who builds an input, and not looked at by who reads it.

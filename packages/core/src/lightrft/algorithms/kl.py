@@ -1,4 +1,4 @@
-"""How far is the policy from the initial model? Per-token estimators of KL(pi, pi_initial) from tokens drawn from pi.
+"""The distance of the policy from the initial model. Per-token estimators of KL(pi, pi_initial) from tokens drawn from pi.
 
 Schulman 2020, "Approximating KL Divergence" (joschu.net/blog/kl-approx.html). As a *loss*, the mean gradient of k1 is zero, that of k2 is
 the gradient of KL(pi, pi_initial), that of k3 is the gradient of the other direction, KL(pi_initial, pi) (Tang & Munos 2025, "On a few

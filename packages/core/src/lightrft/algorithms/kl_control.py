@@ -1,4 +1,4 @@
-"""How large is the KL's coefficient? Fixed, or moved so that the KL to the initial model stays at a target.
+"""The KL's coefficient: fixed, or moved so that the KL to the initial model stays at a target.
 
 Adaptive: e = clip((KL - target) / target, -0.2, 0.2), coefficient <- coefficient (1 + e n / horizon) after n completions: Ziegler et al.
 2019, "Fine-Tuning Language Models from Human Preferences" (arXiv:1909.08593), section 2.2, with K = n / horizon as in its implementation.

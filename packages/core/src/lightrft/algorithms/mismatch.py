@@ -1,4 +1,4 @@
-"""How far is the engine that sampled from the trainer that learns, and how is it corrected? Pure functions of log-probs.
+"""Measures of how far the sampling engine is from the trainer, and the correction. Pure functions of log-probs.
 
 d = log pi_trainer - log pi_engine of each sampled token, both under the untempered distribution, natural logs; w = exp(d). At temperature
 1 without filters w is the exact ratio of the distributions that learns and that sampled. Otherwise the tokens came from a tempered or

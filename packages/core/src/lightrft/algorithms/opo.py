@@ -1,4 +1,4 @@
-"""What is OPO's advantage? The reward minus the baseline that makes the gradient's variance smallest: its group's length-weighted mean.
+"""OPO's advantage: the reward minus the baseline that makes the gradient's variance smallest: its group's length-weighted mean.
 
 A_i = r_i - sum_j l_j r_j / sum_j l_j, l the completions' lengths in tokens; Hao et al. 2025, "On-Policy RL with Optimal Reward Baseline"
 (arXiv:2505.23585), equation 6 (optimal where the squared norm of a completion's gradient grows with its length). The paper has one update

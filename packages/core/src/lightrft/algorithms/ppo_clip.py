@@ -1,4 +1,4 @@
-"""What is PPO's clipped policy loss?
+"""PPO's clipped policy loss.
 
 -min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A) with rho = pi(a|s) / pi_old(a|s), Schulman et al. 2017, "Proximal Policy Optimization
 Algorithms", equation 7. An upper bound of its own ("clip-higher") is that of Yu et al. 2025, "DAPO" (arXiv:2503.14476), equation 10.

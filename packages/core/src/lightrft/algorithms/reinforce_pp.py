@@ -1,4 +1,4 @@
-"""What is REINFORCE++'s advantage? The discounted return of each token, standardised over the *whole* batch of all ranks.
+"""REINFORCE++'s advantage: the discounted return of each token, standardised over the *whole* batch of all ranks.
 
 A_t = sum_{k >= t} gamma^(k - t) r_k with the reward on the last token and, with `kl_in` reward, a KL penalty on each; then
 (A - mean) / std over all tokens. Hu et al. 2025, "REINFORCE++" (arXiv:2501.03262), sections 3.1 and 3.2. The variant with a baseline

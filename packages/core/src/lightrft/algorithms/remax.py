@@ -1,4 +1,4 @@
-"""What is ReMax's advantage? The reward minus that of the greedy completion of the same prompt.
+"""ReMax's advantage: the reward minus that of the greedy completion of the same prompt.
 
 A_i = r(x, y_i) - r(x, greedy(x)), Li et al. 2023, "ReMax: A Simple, Effective, and Efficient Reinforcement Learning Method for Aligning
 Large Language Models" (arXiv:2310.10505), equation 4. One more completion per prompt is generated for it.

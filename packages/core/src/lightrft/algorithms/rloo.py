@@ -1,4 +1,4 @@
-"""What is RLOO's advantage? The reward minus the mean reward of the *other* completions of its prompt (leave one out).
+"""RLOO's advantage: the reward minus the mean reward of the *other* completions of its prompt (leave one out).
 
 A_i = r_i - 1 / (k - 1) sum_{j != i} r_j, Ahmadian et al. 2024, "Back to Basics: Revisiting REINFORCE Style Optimization for Learning from
 Human Feedback in LLMs" (arXiv:2402.14740), equation 8; Kool et al. 2019.

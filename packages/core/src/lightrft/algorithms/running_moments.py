@@ -1,4 +1,4 @@
-"""What are mean and standard deviation of all rewards so far? Kept from rollout to rollout, and saved with a checkpoint."""
+"""Mean and standard deviation of all rewards so far. Kept from rollout to rollout, and saved with a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do numbers of whole completions and of their tokens become each other? Under a mask [N, T], which may have holes."""
+"""Converts numbers of whole completions to numbers of their tokens, and back. Under a mask [N, T], which may have holes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does the critic minimise? Half the squared error to the returns, clipped around its values before the update.
+"""The critic's loss: half the squared error to the returns, clipped around its values before the update.
 
 1/2 max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2), as PPO's first implementation has it (Schulman et al. 2017; Engstrom et al. 2020,
 "Implementation Matters in Deep Policy Gradients", section 3).

@@ -1,4 +1,4 @@
-"""How are advantages brought to mean 0 and standard deviation 1 over all ranks? By sums that the caller adds up over ranks."""
+"""Brings advantages to mean 0 and standard deviation 1 over all ranks. By sums that the caller adds up over ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does `lightrft demo` do beside training? It makes the task's data, and says what came of it."""
+"""What `lightrft demo` does beside training. It makes the task's data, and says what came of it."""
 
 from __future__ import annotations
 

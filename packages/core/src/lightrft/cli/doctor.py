@@ -1,4 +1,4 @@
-"""What works on this machine? Versions, GPUs, and each strategy and engine with the command that would mend it."""
+"""What works on this machine: versions, GPUs, and each strategy and engine with the command that would mend it."""
 
 from __future__ import annotations
 

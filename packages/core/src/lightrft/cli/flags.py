@@ -1,4 +1,4 @@
-"""What did the user type? The flags of a command as text, and every word among them that is unknown."""
+"""What the user typed: the flags of a command as text, and every word among them that is unknown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which commands are there? `lightrft demo, train, eval, score, plugins, doctor`, and more. Nothing heavy before one runs."""
+"""The commands: `lightrft demo, train, eval, score, plugins, doctor`, and more. Nothing heavy before one runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do ranks start on a Ray cluster? Ray Train places them and starts their process group; each does what torchrun's ranks do."""
+"""Starts ranks on a Ray cluster. Ray Train places them and starts their process group; each does what torchrun's ranks do."""
 
 from __future__ import annotations
 

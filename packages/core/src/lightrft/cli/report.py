@@ -1,4 +1,4 @@
-"""What does `lightrft report` do? Reads a run folder, writes one page, says where."""
+"""`lightrft report`: reads a run folder, writes one page, says where."""
 
 from __future__ import annotations
 

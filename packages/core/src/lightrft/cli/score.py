@@ -1,4 +1,4 @@
-"""How does `lightrft score` become a file of scores? Its flags, the reward settings among them, and the rows of a file."""
+"""From the flags of `lightrft score` to a file of scores. Its flags, the reward settings among them, and the rows of a file."""
 
 from __future__ import annotations
 

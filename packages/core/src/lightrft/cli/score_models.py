@@ -1,4 +1,4 @@
-"""How does `lightrft score` ask reward models? In this process, prepared by the strategy `single`, each in its own template."""
+"""Reward models in `lightrft score`: in this process, prepared by the strategy `single`, each in its own template."""
 
 from __future__ import annotations
 

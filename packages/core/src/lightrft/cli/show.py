@@ -1,4 +1,4 @@
-"""How do results look on the console? Tables for people; errors as plain lines, so that nothing wraps them."""
+"""Results on the console: tables for people; errors as plain lines, so that nothing wraps them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does a checked configuration become running ranks and a summary?"""
+"""From a checked configuration to running ranks and a summary."""
 
 from __future__ import annotations
 

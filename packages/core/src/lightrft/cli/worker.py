@@ -1,4 +1,4 @@
-"""What does each rank run? `python -m lightrft.cli.worker MODE CONFIG.yaml SUMMARY.json`, started by the launcher."""
+"""The program of each rank: `python -m lightrft.cli.worker MODE CONFIG.yaml SUMMARY.json`, started by the launcher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do estimator, loss and their settings go together? Asked of the specs: no plugin's code is imported."""
+"""Checks that estimator, loss and their settings go together. Asked of the specs: no plugin's code is imported."""
 
 from __future__ import annotations
 

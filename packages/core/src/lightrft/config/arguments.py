@@ -1,4 +1,4 @@
-"""How do the settings become flags of a plain argparse parser?"""
+"""The settings as flags of a plain argparse parser."""
 
 from __future__ import annotations
 

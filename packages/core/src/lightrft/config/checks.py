@@ -1,4 +1,4 @@
-"""Can this configuration be run here? Every cross-check that needs neither torch nor a model; all answers at once."""
+"""Checks that this configuration can be run here. Every cross-check that needs neither torch nor a model; all answers at once."""
 
 from __future__ import annotations
 

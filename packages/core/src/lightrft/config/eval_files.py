@@ -1,4 +1,4 @@
-"""Which evaluation sets does `eval_data` name? Each word is a path, or NAME=PATH; without a name, the file's own."""
+"""The evaluation sets that `eval_data` names. Each word is a path, or NAME=PATH; without a name, the file's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which settings does this configuration ask for without any effect? Each one is an error, not a surprise."""
+"""Settings that this configuration asks for without any effect. Each one is an error, not a surprise."""
 
 from __future__ import annotations
 

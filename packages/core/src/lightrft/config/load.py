@@ -1,4 +1,4 @@
-"""How do a recipe, flags and a parser's result become a `Config`? All problems are reported at once."""
+"""Makes a `Config` of a recipe, flags and a parser's result. All problems are reported at once."""
 
 from __future__ import annotations
 

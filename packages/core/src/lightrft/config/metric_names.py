@@ -1,4 +1,4 @@
-"""Which metrics does a run log, and what do they mean? The one table; the guide's is made from it. No torch."""
+"""The metrics that a run logs, and what they mean. The one table; the guide's is made from it. No torch."""
 
 from __future__ import annotations
 

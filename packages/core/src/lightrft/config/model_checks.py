@@ -1,4 +1,4 @@
-"""Does the model fit the engine and the lengths? What its config.json says is enough: no weight is read, no torch is loaded."""
+"""Checks that the model fits the engine and the lengths. What its config.json says is enough: no weight is read, no torch is loaded."""
 
 from __future__ import annotations
 

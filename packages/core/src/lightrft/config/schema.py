@@ -1,4 +1,4 @@
-"""Which settings are there? The one typed source; flags, recipes and the saved configuration are generated from it."""
+"""The settings. The one typed source; flags, recipes and the saved configuration are generated from it."""
 
 from __future__ import annotations
 

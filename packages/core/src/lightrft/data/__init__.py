@@ -1,1 +1,1 @@
-"""Where do prompts come from, and in which order? Reading files, tokenizing prompts, the resumable sampler."""
+"""Prompts and their order: reading files, tokenizing prompts, the resumable sampler."""

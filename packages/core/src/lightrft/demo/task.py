@@ -1,4 +1,4 @@
-"""What is the demo's task? Sort six digits: its data, made from a seed, and its settings, from the packaged recipe."""
+"""The demo's task: sort six digits: its data, made from a seed, and its settings, from the packaged recipe."""
 
 from __future__ import annotations
 

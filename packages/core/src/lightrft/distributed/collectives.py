@@ -1,4 +1,4 @@
-"""How do values meet across ranks? Reductions, ragged gathers and agreement on errors; nothing writes into its input.
+"""Values across ranks: reductions, ragged gathers and agreement on errors; nothing writes into its input.
 
 Every function here is collective over `group` (the same calls in the same order on each of its ranks); `group` None means one rank.
 """

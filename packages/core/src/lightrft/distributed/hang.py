@@ -1,4 +1,4 @@
-"""Which rank holds the others up? Judged from the heartbeats of all, by rules that need no machine."""
+"""The rank that holds the others up: judged from the heartbeats of all, by rules that need no machine."""
 
 from __future__ import annotations
 

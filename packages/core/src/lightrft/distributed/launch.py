@@ -1,4 +1,4 @@
-"""How do ranks start on this machine, and how do they all end? Torchrun's own agent, with one clear report of what failed."""
+"""Starts ranks on this machine, and ends all of them. Torchrun's own agent, with one clear report of what failed."""
 
 from __future__ import annotations
 

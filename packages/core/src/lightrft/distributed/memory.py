@@ -1,4 +1,4 @@
-"""How much memory does this rank hold, now and at most?"""
+"""The memory that this rank holds, now and at most."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rank is this, on which device, and how does the process group start?"""
+"""This rank, its device, and the start of the process group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which requests would an engine choke on? Checked on our side, because engines hang or die of some of them."""
+"""Requests that an engine could not answer. Checked on our side, because engines hang or die of some of them."""
 
 from __future__ import annotations
 

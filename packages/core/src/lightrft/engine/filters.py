@@ -1,4 +1,4 @@
-"""Which part of a distribution do `top_k`, `top_p` and `min_p` keep?"""
+"""The part of a distribution that `top_k`, `top_p` and `min_p` keep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far is a call to generate? One line on rank 0's terminal and outputs before the last one is there, from engines that can say so."""
+"""The progress of a call to generate: one line on rank 0's terminal, and outputs before the last one, from engines that can say so."""
 
 from __future__ import annotations
 

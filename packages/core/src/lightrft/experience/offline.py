@@ -1,4 +1,4 @@
-"""What is each row of a file worth? Rewards tried on completions that exist, without a model, an engine or torch."""
+"""The reward of each row of a file: rewards tried on completions that exist, without a model, an engine or torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What are this rank's samples worth? Functions and servers on each rank, reward models on all together; all go on, or all stop."""
+"""The rewards of this rank's samples: functions and servers on each rank, reward models on all together; all go on, or all stop."""
 
 from __future__ import annotations
 

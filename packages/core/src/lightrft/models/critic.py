@@ -1,4 +1,4 @@
-"""How does a causal language model become a critic? Its output layer gives one number for each position, not one for each token."""
+"""Makes a critic of a causal language model. Its output layer gives one number for each position, not one for each token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does a folder or hub name become a model and a tokenizer, with an error that a person can act on?"""
+"""Loads the model and the tokenizer of a folder or hub name, with an error that a person can act on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How are a tokenizer and a small random model made on the spot, from nothing but texts?"""
+"""A tokenizer and a small random model, made on the spot from nothing but texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long does each phase of a step take, over how many tokens, in how much memory? And how is one phase replaced by a function?"""
+"""The time, tokens and memory of each phase of a step; a phase may be replaced by a function."""
 
 from __future__ import annotations
 

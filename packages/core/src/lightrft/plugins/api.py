@@ -1,4 +1,4 @@
-"""May core use a plugin that was written for another API number? A range of numbers, and beyond it which side to upgrade."""
+"""Whether core may use a plugin that was written for another API number. A range of numbers, and beyond it which side to upgrade."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does core itself bring? The reference strategy and engine, and the built-in rewards, estimators, losses and loggers."""
+"""The plugins of core itself: the reference strategy and engine, and the built-in rewards, estimators, losses and loggers."""
 
 from __future__ import annotations
 

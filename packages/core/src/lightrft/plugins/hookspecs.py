@@ -1,4 +1,4 @@
-"""Which hooks may a plugin implement? Each one returns specs and does nothing else."""
+"""The hooks that a plugin may implement. Each one returns specs and does nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What could be installed? Names that we publish, and the extra of `lightrft` that brings each."""
+"""What could be installed: names that we publish, and the extra of `lightrft` that brings each."""
 
 from __future__ import annotations
 

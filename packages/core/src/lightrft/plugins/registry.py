@@ -1,4 +1,4 @@
-"""Which plugins are installed, and how does one become code? Discovery, errors with their remedies, loading on first use."""
+"""The installed plugins. Discovery, errors with their remedies, loading on first use."""
 
 from __future__ import annotations
 

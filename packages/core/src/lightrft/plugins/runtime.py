@@ -1,4 +1,4 @@
-"""Is the library that a plugin drives installed, in a version that the plugin was tested with? Reads metadata, imports nothing of it."""
+"""Whether the library that a plugin drives is installed, in a version that was tested. Reads metadata, imports nothing of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does one begin a plugin? With a copy of the template that has one's own names in it."""
+"""Begins a plugin: with a copy of the template that has one's own names in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does a plugin say about itself? Frozen specs: a name, where the code is, what it can do. No work, no torch."""
+"""What a plugin says about itself: frozen specs: a name, where the code is, what it can do. No work, no torch."""
 
 from __future__ import annotations
 

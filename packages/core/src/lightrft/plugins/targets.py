@@ -1,4 +1,4 @@
-"""Is what a target names what its kind asks for? Looked at when it is first loaded, before anything is made of it."""
+"""Whether a target is what its kind asks for. Looked at when it is first loaded, before anything is made of it."""
 
 from __future__ import annotations
 

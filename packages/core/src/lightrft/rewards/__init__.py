@@ -1,1 +1,1 @@
-"""What is a completion worth? Finding reward functions, calling them safely, and the built-in ones."""
+"""Rewards: finding reward functions, calling them safely, and the built-in ones."""

@@ -1,4 +1,4 @@
-"""Which exact number is an arithmetic expression of plain numbers? Bounded: no expression takes long or much memory."""
+"""The exact value of an arithmetic expression of plain numbers. Bounded: no expression takes long or much memory."""
 
 from __future__ import annotations
 

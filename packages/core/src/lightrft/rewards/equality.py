@@ -1,4 +1,4 @@
-"""Are two mathematical expressions equal, whatever a model wrote? math-verify in one child process that cannot hang us.
+"""Whether two mathematical expressions are equal, whatever a model wrote: math-verify in one child process that cannot hang us.
 
 A model under training writes things like `9^{9^{9^9}}`, on which sympy computes for ever. math-verify's own time-out is a signal,
 which works in the main thread only and does not interrupt a big-number operation. A child with a limit on its processor time works

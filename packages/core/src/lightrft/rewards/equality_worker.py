@@ -1,4 +1,4 @@
-"""Are the pairs on standard input equal? The child process of `equality`; imports nothing of this library.
+"""Whether the pairs on standard input are equal. The child process of `equality`; imports nothing of this library.
 
 Reads one JSON pair a line; writes `ready`, then `1` or `0` for each pair, or `late` after more processor time than the argument says, until
 its input ends. Dies of SIGPROF after twice that time: the default action of the signal, because a handler, as `late` has one, waits for

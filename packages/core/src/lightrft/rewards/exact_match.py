@@ -1,4 +1,4 @@
-"""Is the completion exactly the reference answer?"""
+"""Whether the completion is exactly the reference answer."""
 
 from __future__ import annotations
 

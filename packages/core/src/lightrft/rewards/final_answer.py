@@ -1,4 +1,4 @@
-r"""Where does a solution state its final answer? After `####`, in a box, in an answer tag, in "the answer is", else at its very end."""
+r"""Where a solution states its final answer: after `####`, in a box, in an answer tag, in "the answer is", else at its very end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the completion have the asked form: some reasoning, then `#### NUMBER`, once, as its very end?"""
+"""Whether the completion has the asked form: some reasoning, then `#### NUMBER`, once, as its very end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How is one request sent so that it ends? A time limit over all of it, a bound on the reply, no redirects, no proxies."""
+"""One request, sent so that it ends: a time limit over all of it, a bound on the reply, no redirects, no proxies."""
 
 from __future__ import annotations
 

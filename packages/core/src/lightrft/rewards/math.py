@@ -1,4 +1,4 @@
-"""Does the completion end with the right result, as mathematics rather than as text?"""
+"""Whether the completion ends with the right result, as mathematics rather than as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""How is an answer written without its dress? LaTeX, Markdown, currency signs and typography become plain characters."""
+r"""An answer without its markup: LaTeX, Markdown, currency signs and typography become plain characters."""
 
 from __future__ import annotations
 

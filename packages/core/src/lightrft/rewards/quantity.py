@@ -1,4 +1,4 @@
-"""Which number does an answer state? One number with its unit, in the ways that people and models write it; anything doubtful is none."""
+"""The number that an answer states. One number with its unit, in the ways that people and models write it; anything doubtful is none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does a server give rewards? Samples in batches over HTTP, several at a time, asked again when it fails, never for ever.
+"""Rewards from a server: samples in batches over HTTP, several at a time, asked again when it fails, never for ever.
 
 The protocol is in docs/rewards.md. Only the standard library: the requests are few and large, and threads wait as well as coroutines.
 """

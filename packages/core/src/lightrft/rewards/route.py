@@ -1,4 +1,4 @@
-"""Which rewards count for a sample? All of them, or those that a column of its data row names."""
+"""The rewards that count for a sample: all of them, or those that a column of its data row names."""
 
 from __future__ import annotations
 

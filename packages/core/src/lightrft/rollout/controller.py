@@ -1,4 +1,4 @@
-"""How do all ranks generate through the engines of their groups? Gather, generate, scatter; sleep and wake; weight sync."""
+"""Generates on all ranks through the engines of their groups. Gather, generate, scatter; sleep and wake; weight sync."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In which forms may prompts come to `gather_and_generate`? Token ids, or text, with or without images."""
+"""The forms of prompts that `gather_and_generate` takes: token ids, or text, with or without images."""
 
 from __future__ import annotations
 

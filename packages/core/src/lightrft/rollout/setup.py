@@ -1,4 +1,4 @@
-"""How does a configuration become this rank's engine and its controller?"""
+"""Makes this rank's engine and its controller of a configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do prompts and completions cross between the ranks of a group? As flat int32 and float32 tensors, never as pickled lists."""
+"""Prompts and completions between the ranks of a group: as flat int32 and float32 tensors, never as pickled lists."""
 
 from __future__ import annotations
 

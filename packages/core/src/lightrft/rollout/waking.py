@@ -1,4 +1,4 @@
-"""What makes room for an engine that wakes? torch gives its cache back first; where that is not enough, the error says who holds what."""
+"""Makes room for an engine that wakes. torch gives its cache back first; where that is not enough, the error says who holds what."""
 
 from __future__ import annotations
 

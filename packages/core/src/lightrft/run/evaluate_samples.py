@@ -1,4 +1,4 @@
-"""Which completions of an evaluation tell most? A few of the best, the median and the worst. No torch."""
+"""The completions of an evaluation that tell most: a few of the best, the median and the worst. No torch."""
 
 from __future__ import annotations
 

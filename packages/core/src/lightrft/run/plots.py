@@ -1,4 +1,4 @@
-"""How do lengths and rewards look? PNG files, drawn by matplotlib, which is imported on use."""
+"""Pictures of lengths and rewards: PNG files, drawn by matplotlib, which is imported on use."""
 
 from __future__ import annotations
 

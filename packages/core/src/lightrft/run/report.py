@@ -1,4 +1,4 @@
-"""What does a run leave behind? Metrics to the loggers, plots, samples of lengths, the summary. Only rank 0 writes."""
+"""What a run leaves behind: metrics to the loggers, plots, samples of lengths, the summary. Only rank 0 writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does a run look on one page? Self-contained HTML: curves, distributions, samples, warnings, settings, environment. No network."""
+"""A run on one page: self-contained HTML: curves, distributions, samples, warnings, settings, environment. No network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does a run folder hold, whatever state the run is in? Running, finished, stopped, crashed or resumed. No torch."""
+"""What a run folder holds, whatever state the run is in. Running, finished, stopped, crashed or resumed. No torch."""
 
 from __future__ import annotations
 

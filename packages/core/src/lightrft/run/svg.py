@@ -1,4 +1,4 @@
-"""How is a curve or a histogram drawn without any library? As SVG that stands in a page; colours come from the page's style."""
+"""A curve or a histogram without any library. As SVG that stands in a page; colours come from the page's style."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which strategy do these settings ask for? No torch until one is made."""
+"""The strategy that the settings ask for. No torch until one is made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does a training backend write? Hooks: the public methods of `StrategyBase` validate and guard, then call one of these."""
+"""What a training backend writes. Hooks: the public methods of `StrategyBase` validate and guard, then call one of these."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does a model keep fewer activations? Each block computes its own again in the backward pass (Chen et al. 2016, arXiv:1604.06174)."""
+"""Keeps fewer activations. Each block computes its own again in the backward pass (Chen et al. 2016, arXiv:1604.06174)."""
 
 from __future__ import annotations
 

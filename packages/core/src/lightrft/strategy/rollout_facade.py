@@ -1,4 +1,4 @@
-"""How does a strategy speak to the inference engine beside it? Each method delegates to the `RolloutController` that it composes."""
+"""The strategy's methods for the inference engine beside it. Each method delegates to the `RolloutController` that it composes."""
 
 from __future__ import annotations
 

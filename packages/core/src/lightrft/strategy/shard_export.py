@@ -1,4 +1,4 @@
-"""How do the weights of a model that `fully_shard` cut leave as full tensors? In buckets of bounded size, with one all-gather each."""
+"""The weights of a model that `fully_shard` sharded, as full tensors. In buckets of bounded size, with one all-gather each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does a model that was cut before it had values get them? Each rank reads the rows of its own shards."""
+"""Gives values to a model that was sharded while it was empty. Each rank reads the rows of its own shards."""
 
 from __future__ import annotations
 

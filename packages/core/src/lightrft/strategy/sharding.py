@@ -1,4 +1,4 @@
-"""Which parts of a model are sharded by `fully_shard`, over which ranks? Each block by itself, the rest with the root.
+"""The parts of a model that `fully_shard` shards, and the ranks. Each block by itself, the rest with the root.
 
 Along dimension 0. Here and not in a backend, because frozen models are sharded so under every backend.
 """

@@ -1,4 +1,4 @@
-"""What do tests of LightRFT and of its plugins run on? Ranks (`spmd`), tiny models (`tiny`), fakes (`fake_strategy`, `fake_engine`).
+"""What tests of LightRFT and of its plugins run on: ranks (`spmd`), tiny models (`tiny`), fakes (`fake_strategy`, `fake_engine`).
 
 Nothing in the library imports this package.
 """

@@ -1,4 +1,4 @@
-"""Which architectures must a backend cut, train and export without knowing them? Tiny random ones of many shapes, and inputs for each."""
+"""Architectures that a backend must shard, train and export without knowing them: tiny random ones of many shapes, and inputs for each."""
 
 from __future__ import annotations
 

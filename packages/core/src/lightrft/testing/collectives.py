@@ -1,4 +1,4 @@
-"""Which collectives does a piece of code start, and how many bytes do they carry?"""
+"""Counts the collectives that a piece of code starts, and their bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What do an engine's tests stand on? One engine for many tests, the models whose weights it is given, and a judge of what is right."""
+"""What an engine's tests stand on. One engine for many tests, the models whose weights it is given, and a judge of what is right."""
 
 from __future__ import annotations
 

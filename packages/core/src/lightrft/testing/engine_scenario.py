@@ -1,4 +1,4 @@
-"""Do a strategy and an engine work together on real ranks? Generate, train a step, sync, generate again, judged by transformers."""
+"""A strategy and an engine together on real ranks. Generate, train a step, sync, generate again, judged by transformers."""
 
 from __future__ import annotations
 

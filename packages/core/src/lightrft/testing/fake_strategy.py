@@ -1,4 +1,4 @@
-"""What can a trainer be tested on without a backend? A strategy of one process that writes down what is called, and a registry of fakes."""
+"""What a trainer is tested on without a backend. A strategy of one process that writes down what is called, and a registry of fakes."""
 
 from __future__ import annotations
 

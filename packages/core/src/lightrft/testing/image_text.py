@@ -1,4 +1,4 @@
-"""On what is an engine asked that reads images? A tiny image-text model made on the spot, and what transformers answers to it."""
+"""What an engine that reads images is asked with. A tiny image-text model made on the spot, and what transformers answers to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a run live beside another one, and die without leaving anything? Whole launches of a few ranks with an engine, as processes.
+"""Runs beside other runs, and runs that are killed. Whole launches of a few ranks with an engine, as processes.
 
 python -m lightrft.testing.jobs MODEL_FOLDER SETTINGS OUT    # one rank of a job
 """

@@ -1,4 +1,4 @@
-"""Does an engine come back, and is nothing left of it when it is gone? A time limit in words, and the processes below this one."""
+"""Time limits for engines in tests, and the processes that they leave. A time limit in words, and the processes below this one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How sure is a median of measured ratios? Between which two of them it lies, whatever their distribution."""
+"""The confidence of a median of measured ratios: between which two of them it lies, whatever their distribution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a backend learn what one process learns, however the batch is cut? The cases, what is measured, and the bounds."""
+"""What a backend learns against what one process learns, however the batch is dealt out: the cases, the measures, the bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is every fault that syncs and rollouts are known for caught on this engine, and by its name? A class to inherit: name the engine.
+"""Known faults of syncs and rollouts, each caught on an engine by its name. A class to inherit: name the engine.
 
     class TestPlanted(PlantedFaults):
         engine_name = "mine"

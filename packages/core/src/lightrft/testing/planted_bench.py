@@ -1,4 +1,4 @@
-"""On what are faults of a real engine planted? One engine for many of them: each stands between the engine and its controller."""
+"""What faults of a real engine are planted on. One engine for many of them: each stands between the engine and its controller."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is the smallest strategy of several ranks? Whole parameters on each, optimizer state cut over all of them, plain torch.
+"""The smallest strategy of several ranks. Whole parameters on each, optimizer state cut over all of them, plain torch.
 
 Stage 1 of ZeRO (Rajbhandari et al. 2020, section 5.1), without its speed: the kit's own subject where ranks matter.
 """

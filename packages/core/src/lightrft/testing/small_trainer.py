@@ -1,4 +1,4 @@
-"""What is the smallest run of the whole trainer? Six prompts, a tiny actor, the fakes; for tests of the loop and of what plugs into it."""
+"""The smallest run of the whole trainer. Six prompts, a tiny actor, the fakes; for tests of the loop and of what plugs into it."""
 
 from __future__ import annotations
 

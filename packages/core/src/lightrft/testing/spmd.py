@@ -1,4 +1,4 @@
-"""How does a test run one function on several ranks? Real processes, a hard time-out, and the traceback of every rank that failed."""
+"""Runs one function of a test on several ranks. Real processes, a hard time-out, and the traceback of every rank that failed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens inside one rank of `run_spmd`? Imports little, so that the fork server can load it ahead."""
+"""The inside of one rank of `run_spmd`. Imports little, so that the fork server can load it ahead."""
 
 from __future__ import annotations
 

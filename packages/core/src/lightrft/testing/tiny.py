@@ -1,4 +1,4 @@
-"""Which models and tokenizers do tests run on? Real architectures, made on the spot, small enough for one core."""
+"""The models and tokenizers of tests. Real architectures, made on the spot, small enough for one core."""
 
 from __future__ import annotations
 

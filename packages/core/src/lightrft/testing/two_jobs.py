@@ -1,4 +1,4 @@
-"""Does an engine bear two runs on one machine, and one that is killed, whenever, without anything left? A class to inherit.
+"""Two runs of an engine on one machine, and killed ones. A class to inherit.
 
 class TestJobs(TwoJobs):
     engine_name = "mine"

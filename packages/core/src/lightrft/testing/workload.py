@@ -1,4 +1,4 @@
-"""What do backends train on when they are compared? Ragged rows, a token-weighted loss, batches cut unevenly over the ranks."""
+"""What backends train on when they are compared. Ragged rows, a token-weighted loss, batches cut unevenly over the ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which model does a run start from? One that is loaded, or made on the spot, and perhaps warmed up on target texts. Rank 0 only."""
+"""The model that a run starts from: one that is loaded, or made on the spot, and perhaps warmed up on target texts. Rank 0 only."""
 
 from __future__ import annotations
 

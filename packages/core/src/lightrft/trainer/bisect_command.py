@@ -1,4 +1,4 @@
-"""How does a run's configuration become a search for the reason of a mismatch? Strategy, engine and actor as `train` builds them."""
+"""From a run's configuration to the search for the reason of a mismatch. Strategy, engine and actor as `train` builds them."""
 
 from __future__ import annotations
 

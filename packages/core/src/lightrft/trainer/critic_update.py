@@ -1,4 +1,4 @@
-"""What is one update of the critic? Optimizer steps over a rollout's returns, with an optimizer and a clip of its own."""
+"""One update of the critic: optimizer steps over a rollout's returns, with an optimizer and a clip of its own."""
 
 from __future__ import annotations
 

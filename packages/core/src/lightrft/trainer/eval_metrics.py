@@ -1,4 +1,4 @@
-"""How good are n samples of one prompt? pass@k, maj@k, and which answers count as the same vote. Pure functions."""
+"""Metrics of n samples of one prompt: pass@k, maj@k, and which answers count as the same vote. Pure functions."""
 
 from __future__ import annotations
 

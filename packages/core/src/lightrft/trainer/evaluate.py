@@ -1,4 +1,4 @@
-"""How good is the model on held-out prompts? Greedy and sampled completions over all ranks, each prompt once; metrics and samples."""
+"""Evaluates the model on held-out prompts. Greedy and sampled completions over all ranks, each prompt once; metrics and samples."""
 
 from __future__ import annotations
 

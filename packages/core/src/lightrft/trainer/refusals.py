@@ -1,4 +1,4 @@
-"""Which arguments of the trainer are taken, and which are refused with what to do instead?"""
+"""The arguments of the trainer that are taken, and those that are refused with what to do instead."""
 
 from __future__ import annotations
 

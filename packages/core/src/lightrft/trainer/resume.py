@@ -1,4 +1,4 @@
-"""May this run go on from that checkpoint? Settings that belong to the saved state must be the same; others are told, or do not matter."""
+"""Whether this run may go on from that checkpoint: settings of the saved state must be the same; others are told, or do not matter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do the settings, or a prepared model, become a reward that all ranks ask together?"""
+"""Makes a reward that all ranks ask together of settings or of a prepared model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What, beside models and optimizers, makes a run the same run after a resume? A registry of parts that save and load themselves."""
+"""What makes a run the same run after a resume, beside models and optimizers. A registry of parts that save and load themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When and how is a run saved, so that it can go on as the same run? At its cadence, when it is told to stop, before an error ends it."""
+"""Saves a run so that it can go on as the same run. At its cadence, when it is told to stop, before an error ends it."""
 
 from __future__ import annotations
 

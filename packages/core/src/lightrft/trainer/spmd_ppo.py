@@ -1,4 +1,4 @@
-"""What does one training run do? The loop that every rank runs: rollout, reward, advantage, update, sync."""
+"""One training run. The loop that every rank runs: rollout, reward, advantage, update, sync."""
 
 from __future__ import annotations
 

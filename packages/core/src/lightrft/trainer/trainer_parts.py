@@ -1,4 +1,4 @@
-"""What is a trainer made of? The models that it is given, and the parts that it makes from the settings."""
+"""The parts of a trainer: the models that it is given, and the parts that it makes from the settings."""
 
 from __future__ import annotations
 

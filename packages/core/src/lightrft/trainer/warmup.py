@@ -1,4 +1,4 @@
-"""How does a model learn a task's form before reinforcement learning? Supervised steps on target texts, in one process."""
+"""Teaches a model a task's form before reinforcement learning. Supervised steps on target texts, in one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are two tensors the same numbers? Exact sums of bit patterns that do not depend on order, layout or cutting."""
+"""Whether two tensors hold the same numbers. Exact sums of bit patterns that do not depend on order, layout or cutting."""
 
 from __future__ import annotations
 

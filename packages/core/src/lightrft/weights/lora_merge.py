@@ -1,4 +1,4 @@
-"""How do weights with adapters beside them leave as those of a plain model? Merged: W + scale B A (LoRA, arXiv:2106.09685)."""
+"""The weights of a model with adapters, as those of a plain model. Merged: W + scale B A (LoRA, arXiv:2106.09685)."""
 
 from __future__ import annotations
 

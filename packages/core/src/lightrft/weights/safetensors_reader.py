@@ -1,4 +1,4 @@
-"""How are the weights of a HF folder read a few rows at a time, so that a rank holds no more than it keeps?"""
+"""Reads the weights of a HF folder a few rows at a time, so that a rank holds no more than it keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do all weights of a sync fit? Every bucket is read and compared before the first tensor of the engine changes."""
+"""Whether all weights of a sync fit. Every bucket is read and compared before the first tensor of the engine changes."""
 
 from __future__ import annotations
 

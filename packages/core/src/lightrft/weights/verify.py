@@ -1,4 +1,4 @@
-"""Does the engine hold what was sent? Names and shapes before a byte moves, sums of bit patterns after."""
+"""Whether the engine holds what was sent. Names and shapes before a byte moves, sums of bit patterns after."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which faults may an engine have with what it draws, and with its log-probs? One for each class here."""
+"""Faults of what an engine draws, and of its log-probs. One for each class here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which faults may an engine have with images? One for each class here, on the fake engine, which then declares that it reads them."""
+"""Faults of engines with images. One for each class here, on the fake engine, which then declares that it reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which faults may an engine have with its states, and with what it declares? One for each class here."""
+"""Faults of an engine's states, and of what it declares. One for each class here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which faults may an engine have with its weights? One for each class here, on the fake engine and on `hf`."""
+"""Faults of an engine's weights. One for each class here, on the fake engine and on `hf`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is a mutant? A plugin with one fault in a line or two, the one test that must fail of it, and the words that help its author."""
+"""A mutant: a plugin with one fault in a line or two, the one test that must fail of it, and the words that help its author."""
 
 from __future__ import annotations
 

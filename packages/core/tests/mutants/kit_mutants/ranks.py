@@ -1,4 +1,4 @@
-"""Which faults may a strategy have only where there are several ranks? One for each class here, on the sharded strategy, on two."""
+"""Faults of a strategy that only several ranks show. One for each class here, on the sharded strategy, on two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which faults may a strategy have with values, models and what it exports? One for each class here, on one rank."""
+"""Faults of a strategy's values, models and exports. One for each class here, on one rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which faults may a strategy have with what it saves, its options and its engine? One for each class here, on one rank."""
+"""Faults of what a strategy saves, of its options and of its engine. One for each class here, on one rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which faults may the update of a strategy have on one rank? One for each class here, on `single`."""
+"""Faults of the update of a strategy on one rank. One for each class here, on `single`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does a reward model say about a completion? A sequence classifier with one output, asked in its own template, over all ranks."""
+"""A reward model: a sequence classifier with one output, asked in its own template, over all ranks."""
 
 from __future__ import annotations
 

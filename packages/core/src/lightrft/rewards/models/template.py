@@ -1,4 +1,4 @@
-"""How is a sample written for a reward model, and how does one see that it is written for another?"""
+"""A sample as text for a reward model, and signs that it is written for another one."""
 
 from __future__ import annotations
 

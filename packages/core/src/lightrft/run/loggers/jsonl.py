@@ -1,4 +1,4 @@
-"""How are metrics kept for machines? One JSON object per line, on disk as soon as it is logged."""
+"""Metrics for machines: one JSON object per line, on disk as soon as it is logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What have the kits of strategies and engines in common? The plugin by name, and what makes a verdict worth nothing."""
+"""What the kits of strategies and engines have in common: the plugin by name, and what makes a verdict worth nothing."""
 
 from __future__ import annotations
 

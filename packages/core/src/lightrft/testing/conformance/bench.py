@@ -1,4 +1,4 @@
-"""What does a check of a strategy stand on, on each rank? The plugin by name, its settings, tiny models, and the oracle's numbers."""
+"""What a check of a strategy stands on, on each rank: the plugin by name, its settings, tiny models, and the oracle's numbers."""
 
 from __future__ import annotations
 

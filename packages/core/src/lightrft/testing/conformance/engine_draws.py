@@ -1,4 +1,4 @@
-"""Is what an engine draws what the model would draw: the right tokens, of the right weights, in the right order, with their log-probs?"""
+"""Requirements of what an engine draws: the right tokens, of the right weights, in the right order, with their log-probs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a completion end where it has to, for the reason that it gives, and is what cannot be answered, or was not declared, refused?"""
+"""Requirements of where a completion ends, for which reason, and of what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are images read, each in its place, and by the weights of now?"""
+"""Requirements of images: read, each in its place, and by the current weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What have the parts of the engines' kit in common? The engine on its bench, states by name, and what is refused."""
+"""What the parts of the engines' kit have in common: the engine on its bench, states by name, and what is refused."""
 
 from __future__ import annotations
 

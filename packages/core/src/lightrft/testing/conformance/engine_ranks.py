@@ -1,4 +1,4 @@
-"""Does one engine serve a group of several ranks? On two ranks of their own, through the controller, as in a run."""
+"""Requirements of one engine that serves a group of several ranks. On two ranks of their own, through the controller, as in a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is an engine in the state that it says, in every order of calls, and is what it cannot do in that state refused?"""
+"""Requirements of an engine's states, in every order of calls, and of what is refused there."""
 
 from __future__ import annotations
 

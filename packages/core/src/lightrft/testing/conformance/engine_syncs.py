@@ -1,4 +1,4 @@
-"""Do all weights of a sync arrive, and are weights that do not fit refused whole?"""
+"""Requirements of a sync: all weights arrive, and weights that do not fit are refused whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are frozen models frozen, whole to the caller, and shared by as many ranks as asked?"""
+"""Requirements of frozen models: frozen, whole to the caller, and sharded over as many ranks as asked."""
 
 from __future__ import annotations
 

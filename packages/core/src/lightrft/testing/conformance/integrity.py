@@ -1,4 +1,4 @@
-"""Is the kit that asked still the kit that was imported? Functions and methods that something replaced since, by name."""
+"""Whether the kit that ran is still the kit that was imported. Functions and methods that something replaced since, by name."""
 
 from __future__ import annotations
 

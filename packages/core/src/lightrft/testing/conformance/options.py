@@ -1,4 +1,4 @@
-"""Is every option that a strategy declares honoured, and every one that it does not declare refused before anything starts?"""
+"""Requirements of options: a declared one is honoured, any other is refused before anything starts."""
 
 from __future__ import annotations
 

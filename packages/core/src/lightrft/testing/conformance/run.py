@@ -1,4 +1,4 @@
-"""How is the kit run on plugins by name, outside of any project? pytest over a file made for it, and a verdict for each test."""
+"""Runs the kit on plugins by name, outside of any project: pytest over a file made for it, and a verdict for each test."""
 
 from __future__ import annotations
 

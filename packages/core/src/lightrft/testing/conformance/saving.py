@@ -1,4 +1,4 @@
-"""Is a resumed run the same run, is nothing saved ever lost, and is what cannot be loaded refused on all ranks?"""
+"""Requirements of saving: a resumed run is the same run, nothing saved is lost, and what cannot be loaded is refused on all ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a step of a strategy the step of one process with one batch? By hand on a line, and against the oracle on a small model."""
+"""Requirements of a step: it is the step of one process with one batch. By hand on a line, and against the oracle on a small model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do weights leave whole: every one, once, bit by bit, under the names of the HF model, in bounded buckets? And does an average follow?"""
+"""Requirements of exports: every weight once, bit by bit, under the HF model's names, in bounded buckets; averages follow."""
 
 from __future__ import annotations
 

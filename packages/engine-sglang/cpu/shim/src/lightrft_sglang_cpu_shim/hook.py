@@ -1,4 +1,4 @@
-"""What has to be in place before torchvision or SGLang is imported on a CPU? One finder on `sys.meta_path` sees to it; nothing heavy here.
+"""What has to be in place before torchvision or SGLang is imported on a CPU. One finder on `sys.meta_path` sees to it; nothing heavy here.
 
 torchvision: the index has it for CUDA only. Its Python code registers meta kernels for operators of its extension, which cannot be loaded:
 their schemas are declared instead. SGLang: it looks for operators of `sgl_kernel` at import, so the stand-in has to be there first.
