@@ -183,7 +183,7 @@ def sync_parts(settings: dict[str, Any]) -> dict[str, float]:
     from lightrft.models.load import open_causal_lm
     from lightrft.strategy import get_strategy
     from lightrft.strategy.strategy_base import AdamWSettings
-    from lightrft.weights.verify import SentSums
+    from lightrft.weights.verify import SentChecksums
 
     config = make_config({**settings, "output_dir": "runs/parts"})
     strategy = get_strategy(config)
@@ -200,7 +200,7 @@ def sync_parts(settings: dict[str, Any]) -> dict[str, float]:
         strategy.optimizer_step(optimizer, actor, None)
 
     def summed() -> None:
-        sent = SentSums()
+        sent = SentChecksums()
         for _ in sent.watch(strategy.export_weights(actor, dtype=dtype)):
             pass
         sent.differing({})

@@ -18,11 +18,11 @@ from lightrft_deepspeed.fragments import Fragment, frozen, held_once, masters, m
 Optimizer = torch.optim.Optimizer
 
 Part = dict[str, Any]
-"""Of one parameter: `first`, the flat `values` from that element on, and `moments`, cut alike or (the step count) of no dimension."""
+"""Of one parameter: `first`, the flat `values` from there on, and `moments`, in the same partition; the step count has no dimension."""
 
 
 def save(folder: Path, engine: Any, optimizer: Optimizer) -> None:
-    """Every rank writes its file; rank 0's also holds what all ranks have alike."""
+    """Every rank writes its file; rank 0's also holds what is identical on all ranks."""
     mine, still = held_once(engine)
     content: dict[str, Any] = {
         "trained": {f.name: _part(f, optimizer.state.get(f.master, {})) for f in mine},

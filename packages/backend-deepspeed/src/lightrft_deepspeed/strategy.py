@@ -136,7 +136,7 @@ class DeepspeedStrategy(StrategyBase):
 
 
 def _plain_step(engine: Any, max_norm: float) -> StepResult:
-    """Stage 0 has no optimizer of DeepSpeed's, which would step on NaN; every rank holds the whole gradient, so all decide alike."""
+    """Stage 0 has no optimizer of DeepSpeed's, which would step on NaN; every rank holds the whole gradient, so all decide the same."""
     parameters = [p for p in engine.module.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(p.grad for p in parameters)
     grad_norm = norm.item()

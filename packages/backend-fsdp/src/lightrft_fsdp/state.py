@@ -42,9 +42,9 @@ def load(folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
             continue
         key, name = path.removeprefix(OPTIMIZER).split("/", 1)
         parameter = parameters[name]
-        alike = about.size == parameter.shape
+        same_shape = about.size == parameter.shape
         dtype = about.properties.dtype  # not the parameter's, which may be held in less
-        value = torch.zeros_like(parameter, dtype=dtype) if alike else torch.zeros(about.size, dtype=dtype)
+        value = torch.zeros_like(parameter, dtype=dtype) if same_shape else torch.zeros(about.size, dtype=dtype)
         wanted[path] = moments.setdefault(parameter, {})[key] = value.detach()
     _guarded(lambda: state_dict_loader.load(wanted, storage_reader=JsonIndexReader(folder)))
     optimizer.state.clear()

@@ -22,7 +22,7 @@ from lightrft.types import EngineStatus
 from lightrft.weights.buckets import Weight, WeightBucket, tied_names
 from lightrft.weights.checksum import WeightSum, tensor_sum
 from lightrft.weights.manifest import expected_shapes
-from lightrft.weights.verify import SentSums, over_group, shape_problems
+from lightrft.weights.verify import SentChecksums, over_group, shape_problems
 
 Q, K, V = (f"model.layers.1.self_attn.{name}_proj.weight" for name in "qkv")
 DOWN = "model.layers.0.mlp.down_proj.weight"
@@ -230,6 +230,6 @@ def test_sums_of_a_group_are_added_where_sharded_and_must_agree_elsewhere() -> N
 
 
 def test_a_name_that_was_never_sent_is_a_difference() -> None:
-    sums = SentSums()
+    sums = SentChecksums()
     list(sums.watch([[Weight(("a",), torch.ones(1))]]))
     assert sums.differing({("a", "other"): WeightSum(*tensor_sum(torch.ones(1)))}) == ["a + other"]

@@ -13,7 +13,7 @@ from lightrft.batch.collect import sequences_of
 from lightrft.config.load import make_config
 from lightrft.data.prompts import Prompt
 from lightrft.engine.hf import HFEngine
-from lightrft.engine.progress import nobody_waits
+from lightrft.engine.progress import unread
 from lightrft.errors import EngineError, RewardError
 from lightrft.experience.early import EarlyRewards
 from lightrft.experience.pipeline import ExperienceMaker
@@ -48,7 +48,7 @@ class Lying(HFEngine):
         other = [RequestOutput(id=r.id, prompt_token_ids=r.prompt_token_ids, completions=(answer([7]),) * sampling.n) for r in requests]
         for output in other:
             self.finished(output)
-        self.finished = nobody_waits
+        self.finished = unread
         return super().generate(requests, sampling)
 
 

@@ -1,4 +1,4 @@
-"""The rows that this rank takes next. An endless, shuffled stream that every rank cuts alike and that can be resumed."""
+"""The rows that this rank takes next. An endless, shuffled stream that every rank partitions in the same way and that can be resumed."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from lightrft.engine.progress import Finished, Report, nobody_waits, unwatched
+from lightrft.engine.progress import Finished, Report, unread, unwatched
 from lightrft.errors import CapabilityError
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import WeightBucket
@@ -56,7 +56,7 @@ class InferenceEngine(ABC):
     def __init__(self, setup: EngineSetup) -> None:
         self.setup = setup
         self.report: Report = unwatched
-        self.finished: Finished = nobody_waits
+        self.finished: Finished = unread
 
     @property
     @abstractmethod

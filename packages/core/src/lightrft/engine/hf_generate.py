@@ -10,7 +10,7 @@ import torch
 
 from lightrft.engine.filters import filter_logits
 from lightrft.engine.hf_decoding import decoding
-from lightrft.engine.progress import Finished, Report, nobody_waits, unwatched
+from lightrft.engine.progress import Finished, Report, unread, unwatched
 from lightrft.engine.stop_text import cut_at_stop
 from lightrft.types import Completion, FinishReason, Request, RequestOutput, SamplingParams
 
@@ -46,7 +46,7 @@ def generate(
     max_model_len: int,
     version: int,
     report: Report = unwatched,
-    finished: Finished = nobody_waits,
+    finished: Finished = unread,
     cut: Cut = unchanged,
 ) -> list[RequestOutput]:
     """Completions of each request, in order (see `InferenceEngine.generate`). `batch_size` bounds the prompts in one forward pass.

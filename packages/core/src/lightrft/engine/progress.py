@@ -29,7 +29,7 @@ class Finished(Protocol):
     def __call__(self, output: RequestOutput, /) -> None: ...
 
 
-def nobody_waits(output: RequestOutput, /) -> None:
+def unread(output: RequestOutput, /) -> None:
     """Leaves every output to `generate`'s return."""
 
 

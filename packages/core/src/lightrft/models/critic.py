@@ -14,7 +14,7 @@ def make_critic(model: Any) -> nn.Module:
     """Changes `model` in place: `logits` [N, L, 1] are the values. For models on the meta device too; the new layer has values.
 
     The layer starts at zero (Huang et al. 2024, "The N+ Implementation Details of RLHF with PPO", on the value head): the first advantages
-    are the rewards themselves, and every rank starts alike. An embedding that was tied to the output keeps its weights.
+    are the rewards themselves, and every rank starts with the same values. An embedding that was tied to the output keeps its weights.
 
     Raises:
         ModelError: the model has no output layer of its own.

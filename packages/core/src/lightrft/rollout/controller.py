@@ -25,7 +25,7 @@ from lightrft.distributed.watchdog import ends_after
 from lightrft.distributed.world import World
 from lightrft.engine.base import ALL_TAGS, InferenceEngine, WakeTag
 from lightrft.engine.checks import needed_capabilities
-from lightrft.engine.progress import Finished, nobody_waits, on_terminal, progress_line, unwatched
+from lightrft.engine.progress import Finished, on_terminal, progress_line, unread, unwatched
 from lightrft.engine.stop_tokens import StopTokens
 from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
 from lightrft.plugins.specs import Capability, EngineSpec
@@ -36,7 +36,7 @@ from lightrft.rollout.waking import wake
 from lightrft.types import Completion, EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import WeightBucket
 from lightrft.weights.checksum import WeightSum
-from lightrft.weights.verify import SentSums, first_names, over_group, shape_problems
+from lightrft.weights.verify import SentChecksums, first_names, over_group, shape_problems
 
 T = TypeVar("T")
 LOGPROBS_REMEDY = "; a run asks for log-probs unless logprob_gap_prompts and verify_sync_every are 0"
@@ -121,7 +121,7 @@ class RolloutController:
         mine = [replace(r, id=first + i, seed=derive_seed(call_seed, first + i)) for i, r in enumerate(mine)]
         shares = self._gather(mine)
         self.wake_up()
-        finished = nobody_waits if on_finished is None else _of_range(on_finished, first=first, count=len(mine))
+        finished = unread if on_finished is None else _of_range(on_finished, first=first, count=len(mine))
         outputs = self._together("generating", lambda: self._generate(shares, sampling, finished))
         answers = self._scatter(outputs, mine)
         if sleep_engine:
@@ -142,7 +142,7 @@ class RolloutController:
         self._usable()
         self._together("comparing names and shapes", lambda: self._check_shapes(shapes))
         self._wake(("weights",))
-        sent = SentSums()
+        sent = SentChecksums()
         stream = sent.watch(buckets) if self._verify_sums and self.engine is not None else iter(buckets)
         error: Exception | None = None
         try:
@@ -162,13 +162,13 @@ class RolloutController:
         self.version += 1
 
     def differing_weights(self, buckets: Iterable[WeightBucket]) -> list[str] | None:
-        """The names of the engine's tensors that do not hold these weights, alike on every rank; None where the engine gives no sums.
+        """The names of the engine's tensors that do not hold these weights, identical on every rank; None where the engine gives no sums.
 
         `buckets` is collective and is read to the end.
         """
         self._usable()
         self._wake(("weights",))
-        sent = SentSums()
+        sent = SentChecksums()
         deque(sent.watch(buckets) if self.gives_sums else buckets, maxlen=0)
         if not self.gives_sums:
             return None
@@ -220,7 +220,7 @@ class RolloutController:
         if problems:
             raise WeightSyncError(f"the actor's weights do not fit engine {self.spec.name!r}, the old ones stay: {'; '.join(problems)}")
 
-    def _prove(self, sent: SentSums) -> None:
+    def _prove(self, sent: SentChecksums) -> None:
         held = self._held_sums()
         wrong = sent.differing(held) if self.engine is not None else []
         self.unverified = sent.unverified(held) if self.engine is not None else []
@@ -277,7 +277,7 @@ class RolloutController:
         try:
             outputs = self._in_time(requests, sampling) if requests else []
         finally:
-            self.engine.finished = nobody_waits
+            self.engine.finished = unread
         self._check_outputs(requests, outputs, sampling)
         stream = iter(outputs)
         return [[next(stream) for _ in share] for share in shares]

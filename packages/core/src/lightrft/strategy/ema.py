@@ -1,6 +1,6 @@
 """A second model follows a trained one as the moving average of its weights; each rank keeps, moves and saves its own rows.
 
-Under every backend alike: the average is never trained, so it is cut by `fully_shard` and knows nothing of how the trained model is held.
+The same under every backend: the average is never trained, so `fully_shard` shards it, whatever holds the trained model.
 """
 
 from __future__ import annotations

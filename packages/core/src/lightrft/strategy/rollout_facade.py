@@ -139,7 +139,7 @@ class EngineSide(ABC):
         controller.update_weights(self.export_weights(actor, dtype=controller.dtype), shapes=self._exported_shapes(actor))
 
     def differing_engine_weights(self, actor: torch.nn.Module, *, rounded_to: torch.dtype | None = None) -> list[str] | None:
-        """The names of the engine's tensors that are not bitwise the actor's, alike on every rank; None where the engine gives no sums.
+        """The names of the engine's tensors that are not bitwise the actor's, identical on every rank; None where the engine gives no sums.
 
         `rounded_to` asks for the actor as it would be after a cast to that dtype and back.
         """

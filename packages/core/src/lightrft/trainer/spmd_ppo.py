@@ -26,7 +26,7 @@ from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.evaluate import EvalSets
 from lightrft.trainer.saver import EMA_MODEL, StopRun, latest_value
 from lightrft.trainer.steps import bound_in_words, due
-from lightrft.trainer.trainer_parts import Given, TrainerParts
+from lightrft.trainer.trainer_parts import RunModels, TrainerParts
 
 
 class SPMDPPOTrainer(TrainerParts):
@@ -65,7 +65,7 @@ class SPMDPPOTrainer(TrainerParts):
         super().__init__(
             strategy=strategy,
             config=config or strategy.config,
-            given=Given(
+            models=RunModels(
                 actor=actor,
                 actor_optim=actor_optim,
                 actor_scheduler=actor_scheduler,

@@ -1,4 +1,4 @@
-"""The parts of a trainer: the models that it is given, and the parts that it makes from the settings."""
+"""The parts of a trainer: the models that it gets, and the parts that it makes from the settings."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from lightrft.trainer.update import PolicyUpdate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class RunModels:
     """The models of a run, as the strategy prepared them, with their optimizers and schedules."""
 
     actor: torch.nn.Module
@@ -87,7 +87,7 @@ class TrainerParts(TrainerPhases):
         *,
         strategy: StrategyBase,
         config: Config,
-        given: Given,
+        models: RunModels,
         reward_model: Any,
         tokenizer: Any,
         prompts: Sequence[Prompt],
@@ -96,12 +96,12 @@ class TrainerParts(TrainerPhases):
     ) -> None:
         self.strategy, self.config = strategy, config
         self.estimator: AdvantageSpec = strategy.registry.spec("advantage", config.advantage_estimator)
-        given.refuse(config, strategy=strategy, needs_critic=self.estimator.critic)
+        models.refuse(config, strategy=strategy, needs_critic=self.estimator.critic)
         check_trainer(config, registry=strategy.registry, world_size=strategy.world.world_size)
-        self.actor, self.actor_optim, self.actor_scheduler = given.actor, given.actor_optim, given.actor_scheduler
-        self.critic, self.critic_optim, self.critic_scheduler = given.critic, given.critic_optim, given.critic_scheduler
-        self.initial_model, self.ema_model = given.initial_model, given.ema_model
-        self.trained = given.trained
+        self.actor, self.actor_optim, self.actor_scheduler = models.actor, models.actor_optim, models.actor_scheduler
+        self.critic, self.critic_optim, self.critic_scheduler = models.critic, models.critic_optim, models.critic_scheduler
+        self.initial_model, self.ema_model = models.initial_model, models.ema_model
+        self.trained = models.trained
         for model in (self.actor, self.critic, self.initial_model):
             if model is not None:
                 ready_for_rows(model, config=config, strategy=strategy)

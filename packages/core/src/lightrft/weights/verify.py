@@ -30,7 +30,7 @@ def shape_problems(sent: Mapping[tuple[str, ...], Shape], held: Mapping[str, Sha
     ]
 
 
-class SentSums:
+class SentChecksums:
     """The sums of all weights of one sync, taken as their buckets pass by, and the comparison with the engine's own."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from lightrft.engine.progress import nobody_waits, unwatched
+from lightrft.engine.progress import unread, unwatched
 from lightrft.plugins.specs import Capability
 from lightrft.testing.conformance.engine_kit import EngineKit, Record, tokens
 from lightrft.testing.conformance.requirement import requirement
@@ -168,7 +168,7 @@ class Draws(EngineKit, kit=True):
         early: list[RequestOutput] = []
         bench.engine.finished = early.append
         outputs = bench.engine.generate(requests_of(bench.prompts, logprobs=False), SamplingParams(n=3, max_new_tokens=6))
-        bench.engine.finished = nobody_waits
+        bench.engine.finished = unread
         handed = sorted(early, key=lambda o: o.id)
         assert handed in ([], outputs), f"handed over early: {[o.id for o in handed]}, returned: {[o.id for o in outputs]}"
 
