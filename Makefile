@@ -26,7 +26,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs wheels gsm8k memory parity row-parity collectives overhead curves packing learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-long test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-bench vs-trl phases clean chaos audit
+.PHONY: help setup demo docs wheels gsm8k memory parity row-parity collectives overhead curves packing learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-long test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-multi gpu-bench vs-trl phases clean chaos audit
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -172,6 +172,9 @@ gpu-unpack:  ## on the GPU machine: unpack FROM=.build/gpu-vllm-1 (or -2) beside
 gpu-test:  ## on the GPU machine: install those wheels beside its torch and run the tests marked gpu
 	python3 -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target $(GPU_SITE) .build/gpu/*.whl
 	VLLM_USE_FLASHINFER_SAMPLER=0 PYTHONPATH=$(GPU_SITE) python3 -m pytest tests/gpu packages/backend-fsdp/tests/test_cuda.py -m gpu -s $(ARGS)
+
+gpu-multi:  ## on a machine with 2, 4 or 8 GPUs, after gpu-test: parity, engines, scaling and lost ranks over all; on CPUs: ARGS='--ranks 4'
+	VLLM_USE_FLASHINFER_SAMPLER=0 PYTHONPATH=$(GPU_SITE) $(or $(wildcard $(BIN)/python),python3) benchmarks/gpu_multi.py $(ARGS)
 
 gpu-bench:  ## on the GPU machine, after gpu-test: phases against their floors, a real shape's memory, the step against trl's where trl is
 	VLLM_USE_FLASHINFER_SAMPLER=0 PYTHONPATH=$(GPU_SITE) python3 benchmarks/phases.py $(ARGS)

@@ -102,7 +102,17 @@ def states(folder: str, strategy_name: str, level: int, tp_size: int) -> dict[st
 
 @pytest.mark.parametrize(
     ("strategy", "level", "num_gpus", "tp_size"),
-    [("single", 1, 1, 1), ("fsdp", 1, 1, 1), ("fsdp", 2, 1, 1), ("fsdp", 1, 2, 1), ("fsdp", 2, 2, 2), ("deepspeed", 1, 2, 2)],
+    [
+        ("single", 1, 1, 1),
+        ("fsdp", 1, 1, 1),
+        ("fsdp", 2, 1, 1),
+        ("fsdp", 1, 2, 1),
+        ("fsdp", 2, 2, 2),
+        ("deepspeed", 1, 2, 2),
+        ("fsdp", 1, 4, 4),
+        ("fsdp", 2, 4, 2),
+        ("deepspeed", 2, 4, 4),
+    ],
 )
 def test_it_holds_the_actor_through_sleep_sync_and_wake(tmp_path: Path, strategy: str, level: int, num_gpus: int, tp_size: int) -> None:
     if torch.cuda.device_count() < num_gpus:

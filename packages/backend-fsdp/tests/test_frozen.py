@@ -16,9 +16,9 @@ from lightrft.testing.tiny import tiny_causal_lm
 
 def measure() -> dict[int | None, dict[str, Any]]:
     strategy = get_strategy(make_config({"fsdp": True}))
-    rank = strategy.world.rank
-    ids = torch.randint(0, 64, (2, 17), generator=torch.Generator().manual_seed(rank))
-    plain = tiny_causal_lm().eval()
+    rank, device = strategy.world.rank, strategy.world.device
+    ids = torch.randint(0, 64, (2, 17), generator=torch.Generator().manual_seed(rank)).to(device)
+    plain = tiny_causal_lm().eval().to(device)
     with torch.no_grad():
         expected = plain(input_ids=ids).logits
     out: dict[int | None, dict[str, Any]] = {}
@@ -38,9 +38,12 @@ def measure() -> dict[int | None, dict[str, Any]]:
     return out
 
 
-@pytest.fixture(scope="module")
-def ranks() -> list[dict[int | None, dict[str, Any]]]:
-    return run_spmd(measure, 4)
+FOUR_GPUS = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 4, reason="needs four CUDA devices")]
+
+
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=FOUR_GPUS)], ids=["cpu", "cuda"])
+def ranks(request: pytest.FixtureRequest) -> list[dict[int | None, dict[str, Any]]]:
+    return run_spmd(measure, 4, cuda=request.param)
 
 
 @pytest.mark.parametrize(("shard_size", "share"), [(1, 1.0), (2, 0.5), (4, 0.25), (None, 0.25)])
