@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -96,11 +97,12 @@ def test_a_scheduler_killed_in_an_update_leaves_no_half_updated_engine(bench: En
 
 def test_a_folder_that_cannot_be_loaded_is_an_error_and_leaves_no_child(tmp_path: Path) -> None:
     bench = EngineBench("sglang", tmp_path / "model")
-    weights = bench.folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-5000])
+    config = bench.folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"architectures": ["NoSuchForCausalLM"]}))
     before, segments = living_children(), set(os.listdir("/dev/shm"))
-    with pytest.raises(EngineError, match="SGLang did not start"):
+    with pytest.raises(AssertionError, match="the engine does not start: .*EngineError: SGLang did not start") as caught:
         assert bench.engine
+    assert isinstance(caught.value.__cause__, EngineError)
     assert living_children() <= before
     assert not still_there({name for name in set(os.listdir("/dev/shm")) - segments if name.startswith("sgl")})
 
