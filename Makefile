@@ -119,9 +119,10 @@ test-slow: $(STAMP) $(CORE_STAMP)  ## the tests marked slow; CI runs them after 
 	$(CORE_VENV)/bin/python -m pytest packages/core/tests -m "slow and not long" $(ARGS) || [ $$? = $(NOTHING_COLLECTED) ]
 	$(BIN)/python -m pytest packages/backend-fsdp/tests packages/backend-deepspeed/tests tests -m "slow and not long" $(ARGS)
 
-test-long: $(STAMP) $(VLLM_STAMP)  ## the tests marked long: tables of model families, ranks that hang, every strategy with every kind of rows
+test-long: $(STAMP) $(VLLM_STAMP) $(SGLANG_STAMP)  ## the tests marked long: tables of model families, ranks that hang, every strategy with every kind of rows
 	$(BIN)/python -m pytest packages/core/tests packages/backend-fsdp/tests packages/backend-deepspeed/tests tests -m long $(ARGS)
 	$(VLLM_VENV)/bin/python -m pytest packages/engine-vllm/tests -m long $(ARGS)
+	$(SGLANG_VENV)/bin/python -m pytest packages/engine-sglang/tests -m long $(ARGS)
 
 lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
@@ -150,7 +151,7 @@ $(VLLM_STAMP): $(MANIFESTS) $(wildcard packages/engine-vllm/cpu/*.txt) tools/eng
 	@touch $@
 
 test-sglang: $(SGLANG_STAMP)  ## SGLang itself on the CPU, in an environment of its own
-	$(SGLANG_VENV)/bin/python -m pytest packages/engine-sglang/tests $(ARGS)
+	$(SGLANG_VENV)/bin/python -m pytest packages/engine-sglang/tests -m "not long" $(ARGS)
 
 $(SGLANG_STAMP): $(MANIFESTS) $(wildcard packages/engine-sglang/cpu/*.txt) tools/engine_env.py
 	@$(SETUP_PYTHON) tools/engine_env.py sglang $(SGLANG_VENV)

@@ -20,7 +20,7 @@ from lightrft.config.load import make_config
 from lightrft.config.reward_checks import check_rewards
 from lightrft.errors import RewardError, RewardServerError
 from lightrft.plugins.registry import Registry
-from lightrft.rewards.load import load_rewards
+from lightrft.rewards.load import NamedReward, load_rewards
 from lightrft.rewards.remote import RemoteReward, RemoteSettings
 from lightrft.rewards.score import score
 from lightrft.types import Sample
@@ -130,6 +130,14 @@ def test_batches_in_order_with_bounded_concurrency() -> None:
     assert first["protocol"] == 1 and set(first["samples"][0]) == fields
 
 
+def test_null_is_a_reward_that_does_not_apply() -> None:
+    with serving(replying(200, '{"rewards": [null, 0.5]}')) as server:
+        reward = RemoteReward("judge", server.url, RemoteSettings(batch_size=2))
+        assert reward(SAMPLES[:4]) == [None, 0.5, None, 0.5]
+        scores = score(SAMPLES[:2], rewards=[NamedReward(name="judge", function=reward, weight=2.0)])
+    assert scores.total == [0.0, 1.0] and scores.parts == {"judge": [None, 0.5]}
+
+
 def test_a_server_that_recovers_is_asked_again() -> None:
     def at_first_down(server: Server, handler: BaseHTTPRequestHandler, request: dict[str, Any]) -> None:
         if len(server.requests) < 3:
@@ -153,7 +161,7 @@ def test_a_server_that_recovers_is_asked_again() -> None:
         (replying(200, '{"rewards": [1, NaN]}'), "its reward 1 is nan, expected a finite number", 3),
         (replying(200, '{"rewards": [1, 1e999]}'), "its reward 1 is inf", 3),
         (replying(200, '{"rewards": ["1", 2]}'), "its reward 0 is '1'", 3),
-        (replying(200, '{"rewards": [1, null]}'), "its reward 1 is None", 3),
+        (replying(200, '{"rewards": [1, {}]}'), "its reward 1 is {}, expected a finite number, or null where it does not apply", 3),
         (replying(200, '{"rewards": [true, 1]}'), "its reward 0 is True", 3),
         (replying(200, '{"rewards": [1, ' + "9" * 400 + "]}"), "its reward 1 is 999", 3),
         (replying(302, "", Location="http://127.0.0.1:9/"), "it redirects (status 302), which is refused", 1),

@@ -52,8 +52,8 @@ class RemoteReward:
     url: str
     settings: RemoteSettings = field(default_factory=RemoteSettings)
 
-    def __call__(self, samples: Sequence[Sample]) -> list[float]:
-        """A number for each sample, in order.
+    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
+        """A number for each sample, in order; None where the server says null: its reward does not apply there.
 
         Raises:
             RewardServerError: a batch got none, after all retries; the requests of the other batches end first.
@@ -85,7 +85,7 @@ class RemoteReward:
             headers["Authorization"] = value
         return headers
 
-    def _batch(self, samples: Sequence[Sample], headers: dict[str, str], stopped: threading.Event) -> list[float]:
+    def _batch(self, samples: Sequence[Sample], headers: dict[str, str], stopped: threading.Event) -> list[float | None]:
         body = _request(samples)
         began = time.monotonic()
         faults: list[str] = []
@@ -133,8 +133,8 @@ def _request(samples: Sequence[Sample]) -> bytes:
     return json.dumps({"protocol": PROTOCOL, "samples": rows}, default=str).encode("ascii")
 
 
-def _rewards(reply: Reply, count: int) -> list[float]:
-    """The numbers of a reply. Raises HttpFault where it has none."""
+def _rewards(reply: Reply, count: int) -> list[float | None]:
+    """The numbers of a reply, None for null. Raises HttpFault where it has none."""
     shown = reply.body[:80].decode("utf-8", "replace")
     if 300 <= reply.status < 400:
         raise HttpFault(f"it redirects (status {reply.status}), which is refused: give the address itself", final=True)
@@ -151,9 +151,11 @@ def _rewards(reply: Reply, count: int) -> list[float]:
     if len(values) != count:
         raise HttpFault(f"it returned {len(values)} rewards for {count} samples")
     for index, value in enumerate(values):
+        if value is None:
+            continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(_as_float(value)):
-            raise HttpFault(f"its reward {index} is {value!r:.60}, expected a finite number")
-    return [float(value) for value in values]
+            raise HttpFault(f"its reward {index} is {value!r:.60}, expected a finite number, or null where it does not apply")
+    return [None if value is None else float(value) for value in values]
 
 
 def _as_float(value: float) -> float:
