@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,11 @@ NUM_MODELS = 3
 MEM_UTIL = 0.3
 
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=8)
+
+OF_THE_FOLDER: dict[str, Any] = {
+    "do_sample": True, "temperature": 0.3, "top_k": 4, "top_p": 0.5, "repetition_penalty": 1.7, "min_new_tokens": 3, "max_new_tokens": 5,
+}  # fmt: skip
+"""Sampling that the folder's generation_config.json asks for: nothing of it may be used."""
 IMAGE_ANSWER = SamplingParams(temperature=0.0, max_new_tokens=4)
 
 
@@ -109,6 +115,7 @@ class EngineBench:
         self.folder = tiny_model_folder(folder, family=family, tie=tie)
         self.models: list[Any] = [tiny_causal_lm(seed=seed, family=family, tie=tie).train(False) for seed in range(NUM_MODELS)]
         self.models[0].save_pretrained(self.folder)
+        (self.folder / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS_ID, **OF_THE_FOLDER}), encoding="utf-8")
         self.model = self.models[0]
         self._before: Any = None
         self.version = 0
@@ -272,8 +279,8 @@ class EngineBench:
             f"(drawn with {drawn_with(sampling)})"
         )
 
-    def judge_group(self, output: RequestOutput, sampling: SamplingParams, *, bound: float) -> None:
-        """`judge_logprobs` of all completions of a prompt, with the worst of them named.
+    def judge_group(self, output: RequestOutput, sampling: SamplingParams, *, bound: float, where: str = "under load") -> None:
+        """`judge_logprobs` of all completions of a prompt; the first that is wrong is named, and `where` it was asked for.
 
         Raises:
             AssertionError: log-probs are missing, or are not those of the judge.
@@ -288,7 +295,7 @@ class EngineBench:
             try:
                 self.judge_logprobs(output, completion, sampling, bound=bound)
             except AssertionError as error:
-                raise AssertionError(f"under load, request {output.id}, sample {sample} of {sampling.n}: {error}") from error
+                raise AssertionError(f"{where}, request {output.id}, sample {sample} of {sampling.n}: {error}") from error
 
     def through_controller(self, sampling: SamplingParams, *, logprobs: bool = False) -> list[RequestOutput]:
         """A rollout of one prompt as core asks for it, on one rank."""
@@ -366,7 +373,7 @@ class ImageBench(EngineBench):
 
 def drawn_with(sampling: SamplingParams) -> str:
     """What of it narrows or tempers the draw, in words."""
-    return ", ".join(f"{name} {getattr(sampling, name):g}" for name in ("temperature", "top_k", "top_p", "min_p"))
+    return ", ".join(f"{name} {getattr(sampling, name):g}" for name in ("temperature", "top_k", "top_p", "min_p", "n", "min_new_tokens"))
 
 
 def weights_of(model: Any) -> list[WeightBucket]:

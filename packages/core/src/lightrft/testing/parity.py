@@ -38,12 +38,16 @@ class Case:
     with_critic: bool = False
     """A second model trains in the same steps, with an optimizer and a clip of its own; both are compared."""
 
+    tie: bool = False
+    """Embedding and output layer are one parameter, which gets the gradients of both."""
+
 
 CASES = (
     Case("accumulation 1", 1),
     Case("accumulation 3", 3),
     Case("one rank empty", 3, empty_rank=True),
     Case("clipping", 3, max_norm=0.5),
+    Case("tied weights", 3, max_norm=0.5, tie=True),
     Case("LoRA", 3, max_norm=0.5, lora=True),
     Case("actor and critic", 3, max_norm=0.5, with_critic=True),
 )
@@ -129,7 +133,7 @@ def _train(strategy: StrategyBase, case: Case, settings: AdamWSettings, *, steps
 
 
 def _model(case: Case, role: str) -> torch.nn.Module:
-    model: torch.nn.Module = tiny_causal_lm(seed=SEEDS[role])
+    model: torch.nn.Module = tiny_causal_lm(seed=SEEDS[role], tie=case.tie)
     return tiny_lora(model) if case.lora else model
 
 

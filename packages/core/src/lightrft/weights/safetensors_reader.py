@@ -22,8 +22,9 @@ WHOLE = "model.safetensors"
 class WeightFiles:
     """The safetensors of a HF folder under the names of its model's parameters and saved buffers.
 
-    For a model *without* values: its parameters are on the meta device (`models.load.open_causal_lm` makes such a one). peft may have put
-    adapters beside them, which have values: `take_values` gives these the same way as the files' own.
+    One for each model, for on the CPU what is filled may lie in the memory of the opened files. The model is *without* values: its
+    parameters are on the meta device (`models.load.open_causal_lm` makes such a one). peft may have put adapters beside them, which have
+    values: `take_values` gives these the same way as the files' own.
 
     Raises:
         ModelError: no `model.safetensors` and no index of several in the folder, or one that cannot be read.

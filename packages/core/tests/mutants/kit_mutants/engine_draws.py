@@ -224,7 +224,8 @@ class GrowsThePrompts(FakeEngine):
 class WritesIntoSampling(FakeEngine):
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
         outputs = super().generate(requests, sampling)
-        object.__setattr__(sampling, "stop_token_ids", (1,))
+        if sampling.temperature > 0:  # greedy ones may be a constant of the kit, which the next mutant in this process is asked with
+            object.__setattr__(sampling, "stop_token_ids", (1,))
         return outputs
 
 

@@ -49,7 +49,7 @@ class StaleCache(FakeEngine):
 class CacheResetOnce(HFEngine):
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
         cache, key = self.__dict__.setdefault("cache", {}), repr((requests, sampling))
-        if self._version not in (0, 1) and key not in cache:
+        if self._version and key not in cache:
             cache[key] = super().generate(requests, sampling)
         return [*cache[key]] if key in cache and self.status is EngineStatus.AWAKE else super().generate(requests, sampling)
 

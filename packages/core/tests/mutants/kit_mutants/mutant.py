@@ -81,12 +81,14 @@ def mutant_registry() -> Registry:
         engine_images,
         engine_load,
         engine_states,
+        engine_uncommon,
         engine_weights,
         plain,
         ranks,
         strategy_models,
         strategy_options,
         strategy_saving,
+        strategy_uncommon,
         strategy_update,
     )
 

@@ -12,6 +12,7 @@ from lightrft.testing.conformance.engine_cache import Caches
 from lightrft.testing.conformance.engine_draws import Draws
 from lightrft.testing.conformance.engine_ends import Ends
 from lightrft.testing.conformance.engine_images import Images
+from lightrft.testing.conformance.engine_later import Later
 from lightrft.testing.conformance.engine_limits import Limits
 from lightrft.testing.conformance.engine_load import Load
 from lightrft.testing.conformance.engine_plain import Starts
@@ -21,7 +22,7 @@ from lightrft.testing.conformance.engine_states import States
 from lightrft.testing.conformance.engine_syncs import Syncs
 
 
-class EngineConformance(Groups, States, Images, Syncs, Load, Caches, Limits, Ends, Seeds, Draws, Starts, kit=True):
+class EngineConformance(Groups, States, Images, Syncs, Load, Caches, Limits, Ends, Later, Seeds, Draws, Starts, kit=True):
     """Set `engine_name`; subclass once more with another `family` and `tie` for other architectures.
 
     pytest runs the parts from the last to the first: version 0 is asked for while the engine is new, and the shutdown comes at the end,

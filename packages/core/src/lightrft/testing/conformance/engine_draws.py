@@ -13,11 +13,11 @@ from lightrft.engine.progress import unread, unwatched
 from lightrft.plugins.specs import Capability
 from lightrft.testing.conformance.engine_kit import EngineKit, Record, tokens
 from lightrft.testing.conformance.requirement import requirement
-from lightrft.testing.engine_bench import GREEDY, EngineBench, requests_of
+from lightrft.testing.engine_bench import GREEDY, MAX_BATCH_SIZE, EngineBench, requests_of
 from lightrft.types import FinishReason, RequestOutput, SamplingParams
 
-LENGTHS = (5, 0, 33, 2, 150, 14, 1)
-"""By which prompts are longer, in turn: neither rising nor falling, nor all the same."""
+LENGTHS = (5, 0, 33, 33, 2, 150, 14, 1)
+"""By which prompts are longer, in turn: neither rising nor falling, nor all the same; neighbours of one length among them."""
 
 FP32_ERROR = 1e-5
 """Of log-probs against transformers on the CPU."""
@@ -42,15 +42,19 @@ class Draws(EngineKit, kit=True):
 
     @requirement("generate", needs=Capability.LOGPROBS)
     def test_logprobs_are_untempered_unfiltered_and_only_where_asked(self, bench: EngineBench, record_property: Record) -> None:
-        """Natural logs of the model's own distribution, one for each token, whatever the temperature and filters"""
+        """Natural logs of the model's own distribution, one for each token, whatever the temperature, the filters and n"""
         if not self._declared(bench, Capability.LOGPROBS, record_property):
             return
         asked = [True, False, True]
-        for drawn in ({"temperature": 0.7, "top_p": 0.9}, {"temperature": 0.0}, {"top_k": 3}):
-            sampling = SamplingParams(n=2, max_new_tokens=6, **drawn)
+        ways: list[dict[str, Any]] = [{"n": 2, "temperature": 0.7, "top_p": 0.9}, {"n": 2, "temperature": 0.0}, {"n": 3, "top_k": 3}]
+        ways += [{"n": 1}, {"n": 2 * MAX_BATCH_SIZE + 1, "temperature": 1.3}]
+        ways += [{"n": 2, "min_new_tokens": 4, "stop_token_ids": range(3, 9)}] if bench.can(Capability.MIN_NEW_TOKENS) else []
+        for drawn in ways:
+            sampling = SamplingParams.coerce({"max_new_tokens": 6, **drawn})
             outputs = bench.engine.generate(requests_of(bench.prompts, logprobs=asked), sampling)
             given = [[c.logprobs is not None for c in o.completions] for o in outputs]
-            assert given == [[a, a] for a in asked], f"log-probs were asked for prompts {asked}, completions have them: {given}"
+            expected = [[a] * sampling.n for a in asked]
+            assert given == expected, f"log-probs were asked for prompts {asked}, completions have them: {given}"
             for output in outputs:
                 for completion in output.completions:
                     if completion.logprobs is not None:
@@ -103,6 +107,7 @@ class Draws(EngineKit, kit=True):
     def test_outputs_answer_the_requests_in_order(self, bench: EngineBench) -> None:
         """One output for each request, in the order of the requests, with its id and its prompt, and the tokens that belong to it"""
         prompts = [[3 + i % 11, 4, 5 + i // 11, *bench.filling(LENGTHS[i % len(LENGTHS)])] for i in range(12)]
+        prompts += [prompts[2], prompts[7]]  # one that comes twice is answered twice
         requests = [replace(r, id=70_007 + 3 * r.id) for r in requests_of(prompts, logprobs=False)]
         outputs = bench.engine.generate(requests, GREEDY)
         found = [(o.id, list(o.prompt_token_ids)) for o in outputs]
@@ -112,6 +117,20 @@ class Draws(EngineKit, kit=True):
         )
         mixed = [o.id for o in outputs if list(o.completions[0].token_ids) != bench.greedy(o.prompt_token_ids)]
         assert not mixed, f"the completions of requests {mixed} answer other prompts: outputs were reordered"
+
+    @requirement("generate")
+    def test_any_token_may_stand_in_a_prompt(self, bench: EngineBench) -> None:
+        """The end of sequence and token 0, at the start, inside and at the end of a prompt, are tokens like any other"""
+        end = bench.judge.eos_id
+        prompts = [[*([token] if at == 0 else []), 5, 6, *([token] if at == 1 else []), 7, 8, 9, *([token] if at == 2 else [])]
+                   for token in (end, 0) for at in range(3)]  # fmt: skip
+        outputs = bench.engine.generate(requests_of([*prompts, bench.long], logprobs=False), GREEDY)
+        for prompt, [found] in zip(prompts, tokens(outputs), strict=False):
+            expected = bench.greedy(prompt)
+            assert found == expected, (
+                f"the prompt {prompt} is answered by {found}, expected {expected}: the end of sequence ({end}) or token 0 in it is taken "
+                "for padding, or for its end"
+            )
 
     @requirement("generate")
     def test_n_completions_belong_to_their_prompt_and_differ(self, bench: EngineBench) -> None:
@@ -141,10 +160,11 @@ class Draws(EngineKit, kit=True):
     @requirement("generate")
     def test_completions_carry_the_version_of_their_weights(self, bench: EngineBench) -> None:
         """The version is that of the last `update_weights`, whatever its number"""
-        bench.sync(bench.models[1], version=bench.version + 41)
-        outputs = bench.engine.generate(requests_of(bench.prompts, logprobs=False), GREEDY)
-        found = {c.weight_version for o in outputs for c in o.completions}
-        assert found == {bench.version}, f"completions carry the weight version {sorted(found)} after a sync with version {bench.version}"
+        for later in (41, -20):  # a run that goes on from a checkpoint may count from less
+            bench.sync(bench.models[1], version=bench.version + later)
+            outputs = bench.engine.generate(requests_of(bench.prompts, logprobs=False), GREEDY)
+            found = {c.weight_version for o in outputs for c in o.completions}
+            assert found == {bench.version}, f"completions carry the weight version {sorted(found)} after a sync as version {bench.version}"
 
     @requirement("report")
     def test_it_reports_all_that_it_returns_or_nothing(self, bench: EngineBench) -> None:
@@ -191,6 +211,10 @@ class Draws(EngineKit, kit=True):
         for other in (5, 200, 100 + 2**20):
             others = tokens(bench.engine.generate(requests_of(bench.prompts, logprobs=False, first_seed=other), sampling))
             assert together != others, f"the seeds from 100 and from {other} on gave the same draws: the seed of a request is not used"
+        for seed in (0, 2**62 - 1):
+            request = replace(requests[0], seed=seed)
+            first, again = (tokens(bench.engine.generate([request], sampling)) for _ in range(2))
+            assert first == again, f"a request of seed {seed} drew {first[0]}, and then {again[0]}: it is taken for no seed"
 
     @requirement("generate")
     def test_filters_narrow_the_draw(self, bench: EngineBench, record_property: Record) -> None:
@@ -205,20 +229,18 @@ class Draws(EngineKit, kit=True):
 
     @requirement("generate")
     def test_filters_keep_as_many_tokens_as_they_say(self, bench: EngineBench) -> None:
-        """`top_k` keeps the k most likely tokens, `top_p` the fewest whose share is at least p, `min_p` those near the likeliest"""
+        """After the temperature `top_k` keeps the k likeliest tokens, `top_p` the fewest with a share of p, `min_p` those near the first"""
         bench.sync(bench.sharpened())
-        likely = bench.judge.distribution(bench.model, bench.short, temperature=1.0)
-        shares = likely.sort(descending=True).values
-        kept = {"top_k=3": 3, "top_p=0.5": int((shares.cumsum(0) - shares < 0.5 - 1e-9).sum())}
-        if bench.can(Capability.MIN_P):
-            kept["min_p=0.2"] = int((shares >= 0.2 * shares[0]).sum())
-        for what, number in kept.items():
-            name, _, value = what.partition("=")
-            sampling = SamplingParams(n=400, max_new_tokens=1, **{name: type(getattr(GREEDY, name))(value)})
+        ways: list[dict[str, Any]] = [{"top_k": 3}, {"top_p": 0.5}, {"top_p": 0.9, "temperature": 0.5}]
+        ways += [{"min_p": 0.2}] if bench.can(Capability.MIN_P) else []
+        for way in ways:
+            what, sampling = " and ".join(f"{name}={value}" for name, value in way.items()), SamplingParams(n=400, max_new_tokens=1, **way)
+            heated = bench.judge.distribution(bench.model, bench.short, temperature=sampling.temperature)
+            shares, number = heated.sort(descending=True).values, num_kept(heated, sampling)
             [output] = bench.engine.generate(requests_of([bench.short], logprobs=False), sampling)
             found = {c.token_ids[0] for c in output.completions}
             least = shares[number - 1] - 1e-9
-            strange = [t for t in found if likely[t] < least]
+            strange = [t for t in found if heated[t] < least]
             sure = int((shares[:number] / shares[:number].sum() > 0.05).sum())
             assert not strange and len(found) <= number, f"{what} keeps {number} tokens; 400 draws are of {len(found)}: {sorted(found)}"
             assert len(found) >= sure, (
@@ -239,3 +261,12 @@ class Draws(EngineKit, kit=True):
             bound = 5 * (expected * (1 - expected) / 600).sqrt() + 1 / 600
             far = float(((counts / 600 - expected).abs() / bound).max())
             assert far <= 1, f"the share of one first token is {5 * far:.0f} standard deviations from its probability at temperature {heat}"
+
+
+def num_kept(distribution: torch.Tensor, sampling: SamplingParams) -> int:
+    """How many of the most likely tokens the filters of `sampling` keep of a tempered distribution [V]."""
+    shares = distribution.sort(descending=True).values
+    if sampling.top_k:
+        shares = shares[: sampling.top_k] / shares[: sampling.top_k].sum()
+    number = int((shares.cumsum(0) - shares < sampling.top_p - 1e-9).sum())
+    return min(number, int((shares >= sampling.min_p * shares[0]).sum()))

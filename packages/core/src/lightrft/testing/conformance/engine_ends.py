@@ -91,6 +91,24 @@ class Ends(EngineKit, kit=True):
             )
 
     @requirement("generate", needs=Capability.STOP_STRINGS)
+    def test_a_stop_string_ends_each_completion_of_a_batch(self, bench: EngineBench, record_property: Record) -> None:
+        """Of 12 prompts and both samples of each: some end with the text, others never hold it"""
+        if not self._declared(bench, Capability.STOP_STRINGS, record_property):
+            return
+        tokenizer, prompts = tiny_tokenizer(), list(bench.many_prompts())[:12]
+        greedy = [bench.greedy(prompt) for prompt in prompts]
+        shown = [[str(tokenizer.decode(g[:i], skip_special_tokens=True)) for i in range(len(g) + 1)] for g in greedy]
+        text = next(t for answer in shown for t in answer[-1][1:] if sum(t in other[-1] for other in shown) in range(2, 11))
+        ends = [next((i for i, before in enumerate(answer) if text in before), len(answer) - 1) for answer in shown]
+        outputs = bench.engine.generate(requests_of(prompts, logprobs=False), replace(GREEDY, n=2, stop=(text,)))
+        for prompt, whole, end, output in zip(prompts, greedy, ends, outputs, strict=True):
+            found = [list(c.token_ids) for c in output.completions]
+            assert found == [whole[:end]] * 2, (
+                f"with the stop string {text!r} the completions of {prompt} in a batch of {len(prompts)} prompts are {found}, expected "
+                f"twice {whole[:end]}"
+            )
+
+    @requirement("generate", needs=Capability.STOP_STRINGS)
     def test_special_tokens_are_text_for_stop_strings_only_where_that_is_asked(self, bench: EngineBench, record_property: Record) -> None:
         """A stop string that is a special token's text ends a completion with `skip_special_tokens` off, and only then"""
         if not self._declared(bench, Capability.STOP_STRINGS, record_property):

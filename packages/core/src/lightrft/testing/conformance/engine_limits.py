@@ -62,7 +62,7 @@ class Limits(EngineKit, kit=True):
 
     @requirement("generate", needs=Capability.STOP_STRINGS)
     def test_a_stop_string_at_every_limit(self, bench: EngineBench) -> None:
-        """A text that ends with, or one token after, the last token allowed; a text of which only a part was allowed ends nothing"""
+        """A text that ends with, or one token after, the last token allowed; one of which only a part came, or the prompt's, is none"""
         if bench.can(Capability.STOP_STRINGS):
             _ask(bench, list(_texts(bench)))
 
@@ -169,3 +169,8 @@ def _texts(bench: EngineBench) -> Iterator[Case]:
             sampling = replace(GREEDY, stop=(text,), max_new_tokens=limit)
             what = f"the stop string {text!r} complete with token {end}, max_new_tokens={limit}"
             yield what, prompt, sampling, greedy[: min(limit, end)], "length" if limit < end else "stop"
+    prompt, greedy = bench.answering(lambda a: len(a) == GREEDY.max_new_tokens and all(t in letters for t in a))
+    for text in map(str, (tokenizer.decode(prompt), tokenizer.decode([prompt[-1], greedy[0]]))):
+        if text not in str(tokenizer.decode(greedy)):
+            what = f"the stop string {text!r}, which stands in the prompt {tokenizer.decode(prompt)!r} or begins there"
+            yield what, prompt, replace(GREEDY, stop=(text,)), greedy, "length"

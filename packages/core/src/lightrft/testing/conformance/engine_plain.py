@@ -9,9 +9,9 @@ import pytest
 from lightrft.engine.base import ALL_TAGS
 from lightrft.testing.conformance.engine_kit import EngineKit
 from lightrft.testing.conformance.requirement import requirement
-from lightrft.testing.engine_bench import GREEDY, EngineBench, requests_of
+from lightrft.testing.engine_bench import GREEDY, OF_THE_FOLDER, EngineBench, requests_of
 from lightrft.testing.limits import sentence, within
-from lightrft.types import EngineStatus, RequestOutput
+from lightrft.types import EngineStatus, RequestOutput, SamplingParams
 
 
 class Starts(EngineKit, kit=True):
@@ -38,3 +38,18 @@ class Starts(EngineKit, kit=True):
         except Exception as error:
             bench.blocked = request.node.name
             raise AssertionError(sentence(error)) from error
+
+    @requirement("generate")
+    def test_nothing_of_the_folders_generation_config_is_used(self, bench: EngineBench) -> None:
+        """What is drawn, and how, is what the request says: sampling that generation_config.json asks for has no effect"""
+        asked = ", ".join(f"{name} {value}" for name, value in OF_THE_FOLDER.items())
+        [output] = bench.engine.generate(requests_of([bench.short], logprobs=False), SamplingParams(n=64, max_new_tokens=1))
+        different = len({c.token_ids[0] for c in output.completions})
+        assert different > 2 * OF_THE_FOLDER["top_k"], (
+            f"64 draws of a flat model are {different} different tokens: is generation_config.json of the folder used? It has {asked}"
+        )
+        [output] = bench.engine.generate(requests_of([bench.long], logprobs=False), GREEDY)
+        found, expected = list(output.completions[0].token_ids), bench.greedy(bench.long)
+        assert found == expected, (
+            f"greedy tokens are {found}, the model's are {expected}: is generation_config.json of the folder used? It has {asked}"
+        )

@@ -11,6 +11,7 @@ from lightrft.config.load import make_config
 from lightrft.engine.base import ALL_TAGS
 from lightrft.errors import LightRFTError
 from lightrft.plugins.specs import Capability
+from lightrft.testing.conformance.engine_draws import FP32_ERROR
 from lightrft.testing.conformance.engine_kit import EngineKit, Record, tokens
 from lightrft.testing.conformance.requirement import requirement
 from lightrft.testing.engine_bench import GREEDY, EngineBench, requests_of, weights_of
@@ -85,13 +86,15 @@ class States(EngineKit, kit=True):
         for _ in range(2):
             engine.wake_up(ALL_TAGS)
             self._is(bench, EngineStatus.AWAKE, "wake_up(weights, kv_cache)")
-        outputs = engine.generate(requests_of(bench.prompts, logprobs=False), GREEDY)
+        outputs = engine.generate(requests_of(bench.prompts, logprobs=bench.can(Capability.LOGPROBS)), GREEDY)
         expected = [[bench.greedy(p)] for p in bench.prompts]
         assert tokens(outputs) == expected, (
             f"after sleep({level}) and wake_up the engine does not have the weights that it had: it answers {tokens(outputs)[0]}"
         )
         versions = {c.weight_version for o in outputs for c in o.completions}
         assert versions == {bench.version}, f"after sleep({level}) completions carry the version {sorted(versions)}, not {bench.version}"
+        for output in outputs if bench.can(Capability.LOGPROBS) else ():
+            bench.judge_group(output, GREEDY, bound=FP32_ERROR, where=f"after sleep({level})")
 
     @requirement("update_weights", needs=Capability.SLEEP_1)
     def test_weights_may_change_before_the_cache_is_back(self, bench: EngineBench, record_property: Record) -> None:
@@ -106,8 +109,13 @@ class States(EngineKit, kit=True):
         self._is(bench, EngineStatus.WEIGHTS_ONLY, "a sync with the weights awake alone")
         bench.engine.wake_up(ALL_TAGS)
         again = SamplingParams(temperature=0.0, max_new_tokens=8)
-        found = tokens(bench.engine.generate(requests_of(bench.prompts, logprobs=False), again))
-        assert found == [[bench.greedy(p)] for p in bench.prompts], "a sync while the cache was away was lost when it came back"
+        outputs = bench.engine.generate(requests_of(bench.prompts, logprobs=False), again)
+        expected = [[bench.greedy(p)] for p in bench.prompts]
+        assert tokens(outputs) == expected, "a sync while the cache was away was lost when it came back"
+        versions = {c.weight_version for o in outputs for c in o.completions}
+        assert versions == {bench.version}, (
+            f"after a sync with the weights awake alone the version is {sorted(versions)}, not {bench.version}"
+        )
 
     @requirement("shutdown")
     def test_after_shutdown_every_call_is_refused(self, bench: EngineBench) -> None:

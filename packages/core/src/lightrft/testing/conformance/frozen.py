@@ -12,7 +12,7 @@ from lightrft.testing.conformance.bench import StrategyBench
 from lightrft.testing.conformance.plain import FROZEN, NAMES, STEPS
 from lightrft.testing.conformance.requirement import check
 from lightrft.testing.tiny import tiny_causal_lm
-from lightrft.testing.workload import SETTINGS, full_parameters, largest_difference
+from lightrft.testing.workload import SETTINGS, full_parameters, largest_difference, train
 from lightrft.weights.safetensors_reader import WeightFiles
 
 
@@ -62,7 +62,7 @@ def neighbouring_ranks_share_one_copy(bench: StrategyBench) -> None:
 
 @check("prepare_model", after=(*FROZEN, *NAMES))
 def models_are_filled_from_weight_files(bench: StrategyBench) -> None:
-    """A model on the meta device gets the values of the files, frozen or trained, every one of them"""
+    """A model on the meta device gets the values of the files, frozen or trained, every one of them, and computes what the model does"""
     folder = bench.folder / "filled"
     source = tiny_causal_lm(seed=4, tie=True)
     expected = {name: p.detach() for name, p in source.named_parameters()}
@@ -77,6 +77,25 @@ def models_are_filled_from_weight_files(bench: StrategyBench) -> None:
             prepared, _ = bench.strategy.prepare_trainable(model, optimizer=SETTINGS, weights=WeightFiles(folder))
         far = largest_difference(full_parameters(bench.strategy, prepared), expected)
         assert far == 0, f"a {what} model made on the meta device does not hold the values of its files: they differ by {far}"
+        with torch.no_grad():
+            logits = prepared(input_ids=_ids(bench)).logits.float().cpu()
+            off = float((logits - source.train(False)(input_ids=_ids(bench).cpu()).logits).abs().max())
+        assert off < 1e-4, f"a {what} model filled from files has its parameters, and logits {off:.1e} off: its buffers are not the model's"
+
+
+@check("prepare_model", after=(*FROZEN, *STEPS, *NAMES, "models_are_filled_from_weight_files"))
+def a_frozen_model_stays_while_another_trains(bench: StrategyBench) -> None:
+    """Steps of an actor move nothing of a reference that was made from the same files"""
+    folder = bench.folder / "reference"
+    if bench.rank == 0:
+        tiny_causal_lm(seed=5).save_pretrained(folder)
+    bench.strategy.all_reduce(0.0)
+    reference = bench.strategy.prepare_model(_empty(folder), weights=WeightFiles(folder))
+    actor, optimizer = bench.strategy.prepare_trainable(_empty(folder), optimizer=SETTINGS, weights=WeightFiles(folder))
+    before = full_parameters(bench.strategy, reference)
+    train(bench.strategy, actor, optimizer, last=2)
+    far = largest_difference(full_parameters(bench.strategy, reference), before)
+    assert far == 0, f"while an actor trained, a frozen model of the same files moved by {far:.1e}: the two share memory"
 
 
 @check("unwrap", after=(*STEPS, *FROZEN))

@@ -29,9 +29,10 @@ NEAR = 3e-5
 class Run:
     """A model with tied weights, its optimizer and a schedule, of one strategy."""
 
-    def __init__(self, bench: StrategyBench, *, seed: int = 0, layers: int = 1) -> None:
+    def __init__(self, bench: StrategyBench, *, seed: int = 0, layers: int = 1, lora: bool = False) -> None:
         self.strategy = bench.strategy
-        model = tiny_causal_lm(seed=seed, tie=True, layers=layers)
+        model: torch.nn.Module = tiny_causal_lm(seed=seed, tie=not lora, layers=layers)
+        model = tiny_lora(model, seed=seed) if lora else model
         self.model, self.optimizer = self.strategy.prepare_trainable(model, optimizer=SETTINGS)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1 / (1 + step))
 
@@ -43,6 +44,13 @@ class Run:
 
     def load(self, folder: Path) -> dict[str, Any]:
         return self.strategy.load_ckpt(folder, model=self.model, optimizer=self.optimizer, scheduler=self.scheduler)
+
+    @torch.no_grad()
+    def logits(self) -> torch.Tensor:
+        """Of one input, on the CPU. Collective."""
+        ids = torch.arange(20, device=self.strategy.world.device).reshape(1, 20)
+        found: torch.Tensor = self.model(input_ids=ids).logits.float().cpu()
+        return found
 
     def parameters(self) -> Tensors:
         return full_parameters(self.strategy, self.model)
@@ -63,24 +71,48 @@ def draws(state: dict[str, Any]) -> list[float]:
 
 @check("load_ckpt", after=NAMES)
 def a_resumed_run_is_bitwise_the_same(bench: StrategyBench) -> None:
-    """Parameters, optimizer and schedule: what is loaded replaces everything, and later steps have the same bits"""
-    run, folder = Run(bench), bench.folder / "resumed"
+    """Parameters, optimizer and schedule: what is loaded replaces everything, in a fresh run as well; later steps have the same bits"""
+    _resumed(bench, Run(bench), lambda: Run(bench, seed=7))
+
+
+@check("load_ckpt", after=("a_resumed_run_is_bitwise_the_same",))
+def a_resumed_run_of_adapters_is_bitwise_the_same(bench: StrategyBench) -> None:
+    """The same of a model with LoRA adapters, whose base a new run reads again"""
+    if importlib.util.find_spec("peft") is None:
+        raise NotAsked("peft is not installed: pip install 'lightrft[lora]'")
+    _resumed(bench, Run(bench, lora=True), lambda: Run(bench, lora=True))
+
+
+def _resumed(bench: StrategyBench, run: Run, another: Callable[[], Run]) -> None:
+    """Saves a run after two steps, and compares runs that load it with it then and two steps later."""
+    folder = bench.folder / "resumed"
     run.train(0, SAVED)
+    beside = Run(bench, seed=5)  # prepared last: what is saved and loaded is the model that is given
     run.save(folder, client_state())
-    at_save = run.parameters()
+    at_save, logits = run.parameters(), run.logits()
     run.train(SAVED, LATER)
-    other = Run(bench, seed=7)
-    other.train(8, 9)
-    other.load(folder)
-    far = largest_difference(other.parameters(), at_save)
-    rate = other.scheduler.get_last_lr()[0]
-    other.train(SAVED, LATER)
-    later = largest_difference(other.parameters(), run.parameters())
-    assert far == 0, f"loaded parameters differ from the saved ones by {far}"
-    assert rate == SETTINGS.learning_rate / (1 + SAVED), f"the schedule was not restored: its rate is {rate}"
-    assert later == 0, (
-        f"two steps after loading the run differs by {later:.1e} from the one that was saved: its optimizer's state was not restored"
-    )
+    for what in ("another run", "a fresh run"):
+        other = another()
+        if what == "another run":
+            other.train(8, 9)
+        beside = Run(bench, seed=6)
+        untouched = beside.parameters()
+        other.logits()  # whatever a forward pass keeps for the next one is of older weights now
+        other.load(folder)
+        off = float((other.logits() - logits).abs().max())
+        far, rate = largest_difference(other.parameters(), at_save), other.scheduler.get_last_lr()[0]
+        other.train(SAVED, LATER)
+        later = largest_difference(other.parameters(), run.parameters())
+        assert far == 0, f"loaded into {what}, parameters differ from the saved ones by {far}"
+        assert off < 1e-5, f"loaded into {what}, parameters are those saved, and logits are {off:.1e} off: it computes with other weights"
+        assert largest_difference(beside.parameters(), untouched) == 0, "a load changed another model than the one that was given"
+        assert rate == SETTINGS.learning_rate / (1 + SAVED), f"the schedule was not restored: its rate is {rate}"
+        assert later == 0, (
+            f"two steps after it was loaded into {what} the run differs by {later:.1e} from the one that was saved: its optimizer's state "
+            "was not restored"
+        )
+        training = [name or "the model" for name, module in bench.strategy.unwrap(other.model).named_modules() if module.training]
+        assert not training, f"in training mode after a load, so that dropout would be on: {', '.join(training[:3])}"
 
 
 @check("save_ckpt", after=NAMES)

@@ -132,17 +132,29 @@ def max_norm_clips_0_is_off_and_none_is_the_configurations(bench: StrategyBench)
         assert close(result.grad_norm, expected, rel=1e-4), f"reported norm {result.grad_norm:.4f}; before clipping it is {expected:.4f}"
         plain = type(result.grad_norm) is float and type(result.skipped) is bool
         assert plain, f"a step reports {result}: a plain float and a plain bool, for a tensor holds on to its device"
+    line = bench.line(GRADIENT_STEP)
+    line.backward(1e6)
+    result = line.strategy.optimizer_step(line.optimizer, line.model, None, "line", max_norm=1.75)
+    moved = line.stepped_with
+    assert not result.skipped and close(moved, 1.75, rel=1e-3), (
+        f"a gradient of {1e6 * expected:.3g}, large and finite, stepped with {moved:.4f} (skipped: {result.skipped}); with max_norm=1.75 "
+        "it is clipped like any other"
+    )
 
 
-@check("optimizer_step", after=STEPS)
+@check("optimizer_step", after=NAMES)
 def a_step_clears_the_gradients(bench: StrategyBench) -> None:
-    """Nothing of one step is left in the next"""
+    """Nothing of one step is left in the next; a step whose gradient is 0 is a step"""
     line = bench.line(SETTINGS)
     line.backward()
     bench.strategy.optimizer_step(line.optimizer, line.model, None, "line")
     line.backward(0.0)
-    norm = bench.strategy.optimizer_step(line.optimizer, line.model, None, "line").grad_norm
+    before = line.weight
+    result = bench.strategy.optimizer_step(line.optimizer, line.model, None, "line")
+    norm = result.grad_norm
     assert norm == 0.0, f"a loss worth 0 after a step has a gradient norm of {norm}: gradients of the step before are left"
+    stepped = not result.skipped and line.weight != before
+    assert stepped, f"a step with a gradient of 0 was left out ({result}): AdamW's moments and weight decay go on without one"
 
 
 @check("optimizer_step", after=SHARES)
@@ -230,6 +242,12 @@ def a_rank_without_micro_batches_takes_part(bench: StrategyBench) -> None:
 def a_clipped_update_is_that_of_one_process(bench: StrategyBench) -> None:
     """The norm is that of the whole gradient, over all ranks and parameters, and is clipped once"""
     _compare(bench, "clipping")
+
+
+@check("prepare_trainable", after=(*UPDATES, "a_clipped_update_is_that_of_one_process"))
+def tied_weights_are_one_parameter(bench: StrategyBench) -> None:
+    """An embedding that is the output layer, too, gets the gradients of both, counts once in the norm, and stays one"""
+    _compare(bench, "tied weights")
 
 
 @check("optimizer_step", after=(*UPDATES, "a_clipped_update_is_that_of_one_process"))

@@ -6,7 +6,7 @@ import torch
 
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.testing.conformance.bench import StrategyBench, Tensors
-from lightrft.testing.conformance.plain import FROZEN, NAMES, VALUES
+from lightrft.testing.conformance.plain import FROZEN, NAMES, STEPS, VALUES
 from lightrft.testing.conformance.requirement import check
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.testing.workload import SETTINGS, full_parameters, largest_difference, train
@@ -25,6 +25,12 @@ def _trainable(strategy: StrategyBase, *, tie: bool = False) -> tuple[torch.nn.M
     values = {name: p.detach().clone() for name, p in source.named_parameters()}
     names = list(tied_names(source).values())
     return strategy.prepare_trainable(source, optimizer=SETTINGS)[0], values, names
+
+
+def _cast(strategy: StrategyBase, model: torch.nn.Module) -> Tensors:
+    """Every parameter as bfloat16, on the CPU."""
+    buckets = strategy.export_weights(model, dtype=torch.bfloat16)
+    return {weight.names[0]: weight.tensor.detach().cpu().clone() for bucket in buckets for weight in bucket}
 
 
 @check("export_weights", after=NAMES)
@@ -90,17 +96,39 @@ def buckets_keep_their_bound(bench: StrategyBench) -> None:
 
 @check("export_weights", after=NAMES)
 def trained_weights_leave_after_a_step(bench: StrategyBench) -> None:
-    """What leaves is what was stepped, the same on every rank"""
+    """What leaves is what was stepped, the same on every rank, cast or not"""
     model, optimizer = bench.strategy.prepare_trainable(tiny_causal_lm(), optimizer=SETTINGS)
-    before = full_parameters(bench.strategy, model)
+    before, _ = full_parameters(bench.strategy, model), _cast(bench.strategy, model)
     train(bench.strategy, model, optimizer, last=1)
-    after = full_parameters(bench.strategy, model)
+    after, cast = full_parameters(bench.strategy, model), _cast(bench.strategy, model)
     still = [name for name in before if torch.equal(before[name], after[name])]
     assert not still, f"a step did not reach the export of {', '.join(still[:3])}"
+    old = [name for name, value in after.items() if not torch.equal(cast[name], value.bfloat16())]
+    assert not old, f"as bfloat16 {', '.join(old[:3])} leave with other values than as float32: those of before the step?"
     sums = {name: value.double().sum().item() for name, value in after.items()}
     low, high = bench.strategy.all_reduce(sums, "min"), bench.strategy.all_reduce(sums, "max")
     different = [name for name in sums if low[name] != high[name]]
     assert not different, f"ranks export different values of {', '.join(different[:3])}"
+
+
+@check("export_weights", after=(*FROZEN, *STEPS))
+def saved_buffers_leave_as_they_are(bench: StrategyBench) -> None:
+    """A buffer of the state dict leaves with its bits in its own dtype, whatever parameters are cast to: of a trained model and a frozen"""
+    name, values = "model.scale", torch.tensor([1.0 + 2**-20, -(2.0**-30), 3.0])
+    for what in ("trained", "frozen"):
+        model: torch.nn.Module = tiny_causal_lm()
+        model.get_submodule("model").register_buffer("scale", values.clone())
+        if what == "trained":
+            model, optimizer = bench.strategy.prepare_trainable(model, optimizer=SETTINGS)
+            train(bench.strategy, model, optimizer, last=1)
+        else:
+            model = bench.strategy.prepare_model(model)
+        for dtype in (None, torch.bfloat16):
+            found = [w for bucket in bench.strategy.export_weights(model, dtype=dtype) for w in bucket if name in w.names]
+            assert len(found) == 1 and found[0].is_buffer, f"the saved buffer {name} of a {what} model leaves {len(found)} times, not once"
+            left = found[0].tensor.cpu()
+            same = left.dtype is values.dtype and torch.equal(left, values)
+            assert same, f"the saved buffer {name} of a {what} model leaves as {left.dtype} {left.tolist()}, it is {values.tolist()}"
 
 
 @check("export_weights", after=(*FROZEN, *NAMES))
