@@ -37,7 +37,7 @@ CASES += [(name, words, value) for name in Config.model_fields if kind(name) == 
 MAY = {
     "minus one": {"sft_target_reward", "eval_right_at", "eval_top_k"},
     "half": {"sft_target_reward", "eval_right_at"},
-    "a set of nothing": {"chat_template_kwargs"},
+    "a set of nothing": {"chat_template_kwargs", "engine_args"},
 }
 """What is right there: any number, or as in the rollout, or a mapping of anything."""
 

@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -48,11 +49,16 @@ class SGLangEngine(InferenceEngine):
         self._on_cuda = setup.device.type == "cuda"
         if not self._on_cuda:
             os.environ["SGLANG_USE_CPU_ENGINE"] = "1"  # read at import, here and in the children
-        self._process = SGLangProcess(self._arguments(), environment=self._environment())
+        self._process = SGLangProcess(self.arguments, environment=self._environment())
         self._tokenizer: Any = None  # for stop strings
         self._version = 0
         self._status = EngineStatus.AWAKE
         self._sums = OwnSums(self._read_sums(), folder=setup.model_path, dtype=setup.dtype, sendable=self._names.module_shapes())
+
+    @cached_property
+    def arguments(self) -> Mapping[str, Any]:
+        """Of SGLang's ServerArgs."""
+        return self._arguments() | dict(self.setup.options)
 
     @classmethod
     def read_sampling(cls, value: Any) -> SamplingParams:

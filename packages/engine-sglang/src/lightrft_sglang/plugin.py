@@ -28,6 +28,7 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
             ),
             cuda_only=frozenset({Capability.SLEEP_1, Capability.MEM_UTIL}),
             cuts_heads=True,
+            options="lightrft_sglang.options:options",
             summary="SGLang on the first rank of its group, schedulers in processes of their own",
         )
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class VLLMEngine(InferenceEngine):
         keep_linear_layers_plain(setup.device.type)
         classes = snapshot(self._names.model())
         with as_it_was(), no_shared_memory(setup.device.type), no_bars(setup.device.type):
-            self._llm: Any = LLM(**self._arguments())
+            self._llm: Any = LLM(**self.arguments)
         self._llm.apply_model(partial(give_classes_back, before=classes))
         self._parameters: frozenset[str] = frozenset(self._llm.apply_model(_parameter_names)[0])
         self._straight = setup.device.type == "cuda" and self._llm.apply_model(loads_straight)[0]
@@ -80,6 +80,11 @@ class VLLMEngine(InferenceEngine):
         self._version = 0
         self._weights_held = True
         self._status = EngineStatus.AWAKE
+
+    @cached_property
+    def arguments(self) -> Mapping[str, Any]:
+        """Of vLLM's EngineArgs."""
+        return self._arguments() | dict(self.setup.options)
 
     @classmethod
     def read_sampling(cls, value: Any) -> SamplingParams:

@@ -33,6 +33,7 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
             cuts_heads=True,
             cpu_head_sizes=frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512}),
             cpu_latent_sizes=frozenset({576}),
+            options="lightrft_vllm.options:options",
             summary="vLLM on every rank of its group, CPU and CUDA",
         )
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from lightrft.config.arguments import override_parser
+from lightrft.config.engine_args import taken
 from lightrft.config.other_names import named_here
 from lightrft.config.schema import Config
 from lightrft.config.sections import flags_of, installed_sections
@@ -64,8 +65,9 @@ def parse(
     parser.add_argument("--nproc-per-node", "--nproc_per_node", metavar="N", help=nproc_help)
     parser.add_argument("--json", action="store_true", help="make the last line of stdout one JSON object")
     override_parser(parser)
+    words, engine_args = taken(words)
     known, rest = parser.parse_known_args([_spelled(_lengthened(word, short or {})) for word in words])
-    given = vars(known)
+    given = vars(known) | engine_args
     problems = _unknown(rest, takes_recipe=takes_recipe)
     nproc = _count(given["nproc_per_node"], "--nproc-per-node", problems)
     launcher, num_workers = given.get("launcher", LAUNCHERS[0]), _count(given.get("num_workers"), "--num-workers", problems)

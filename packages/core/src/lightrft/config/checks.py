@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lightrft.config.algorithm_checks import algorithm_problems
+from lightrft.config.engine_args import option_problems
 from lightrft.config.eval_files import eval_files
 from lightrft.config.hang_limits import hang_limit_problems
 from lightrft.config.ignored import ignored_settings, is_given
@@ -418,6 +419,7 @@ def _sleep(config: Config, registry: Registry) -> Iterator[str]:
 def _engine_fit(config: Config, registry: Registry, *, device_type: str | None = None, model_path: str | None = None) -> Iterator[str]:
     spec = _spec(registry, "engine", config.engine_type)
     if isinstance(spec, EngineSpec):
+        yield from option_problems(config, spec)
         yield from engine_fit(config, spec, device_type=device_type, model_path=model_path)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from lightrft.config.engine_args import folded
 from lightrft.config.other_names import named_here
 from lightrft.config.schema import Config
 from lightrft.config.sections import Sections, installed_sections, may_be_section, read_sections
@@ -25,6 +26,7 @@ def make_config(values: Mapping[str, Any], *, sections: Sections | None = None) 
     Raises:
         ConfigError: a line for each unknown key, wrong type or value out of range.
     """
+    values = folded(values)
     plain = {k: v for k, v in values.items() if k in Config.model_fields or not may_be_section(k, v)}
     given = {k: v for k, v in values.items() if k not in plain} | dict(plain.pop("plugins", None) or {})
     problems: list[str] = []

@@ -109,6 +109,9 @@ class Config(BaseModel):
     engine_type: str = _field("vllm", "engine", "any installed engine by name")
     engine_tp_size: Count = _field(1, "engine", "ranks of one engine (tensor parallel)")
     engine_mem_util: Share = _field(0.85, "engine", "share of the GPU's memory for the engine")
+    engine_args: Annotated[dict[str, Any], BeforeValidator(_json_object)] = _field(
+        {}, "engine", "options of the engine's library: a mapping, JSON, or --engine_args.NAME VALUE for each"
+    )
     enable_engine_sleep: bool = _field(True, "engine", "put the engine to sleep while training")
     engine_sleep_level: Annotated[Literal[1, 2], NoBool] = _field(
         1, "engine", "1 keeps the weights in host memory, 2 drops them until the next sync"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -26,7 +26,8 @@ class EngineSetup:
     """What an engine is built from.
 
     `model_path` is a HF folder; its weights are version 0. `max_model_len` bounds prompt plus completion, in tokens; `max_batch_size`
-    bounds the prompts in one forward. `rank` and `group` are those of the ranks that share this engine.
+    bounds the prompts in one forward. `rank` and `group` are those of the ranks that share this engine. `options` are those of the engine's
+    library that the user set (`engine_args`), which were checked; they win over the engine's own choice.
     """
 
     model_path: str
@@ -40,6 +41,7 @@ class EngineSetup:
     rank: int
     group_size: int
     group: dist.ProcessGroup | None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class InferenceEngine(ABC):
@@ -70,6 +72,11 @@ class InferenceEngine(ABC):
         The kit, and the verification of a sync, ask with prompts of more than two blocks, so that a stale block shows. Not collective.
         """
         return 0
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """What its library was built with, by the library's names; empty: nothing to say. Written to the run folder. Not collective."""
+        return {}
 
     @classmethod
     def read_sampling(cls, value: Any) -> SamplingParams:

@@ -121,6 +121,8 @@ class EngineSpec(PluginSpec):
     `cuda_only`: those of its capabilities that it lacks without a CUDA device. `cuts_heads`: tensor parallelism divides the attention
     heads among the ranks of a group. `cpu_head_sizes`: the sizes of a head that it can do on the CPU; empty: any.
     `cpu_latent_sizes`: the same of a latent (DeepSeek's attention keeps one in place of heads: kv_lora_rank + qk_rope_head_dim).
+    `options`: `package.module:function` that returns `lightrft.plugins.engine_options.EngineOptions`, for an engine that takes
+    `engine_args`; it is imported where a run sets some, and should import neither torch nor the engine's library.
     """
 
     kind: ClassVar[str] = "engine"
@@ -129,6 +131,7 @@ class EngineSpec(PluginSpec):
     cuts_heads: bool = False
     cpu_head_sizes: frozenset[int] = frozenset()
     cpu_latent_sizes: frozenset[int] = frozenset()
+    options: str = ""
 
     def capabilities_on(self, device_type: str) -> frozenset[Capability]:
         """What it can do on `cpu` or `cuda`."""
@@ -136,6 +139,8 @@ class EngineSpec(PluginSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.options and (self.options.count(":") != 1 or not all(self.options.split(":"))):
+            raise ValueError(f"plugin {self.name!r}: options {self.options!r} is not of the form 'package.module:function'")
         if not isinstance(self.cuda_only, frozenset):
             raise ValueError(f"plugin {self.name!r}: cuda_only is {self.cuda_only!r}, which is not a frozenset of Capability")
         if not self.cuda_only <= self.capabilities:

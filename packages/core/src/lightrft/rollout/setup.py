@@ -107,6 +107,7 @@ def _engine_setup(config: Config, *, world: World, group: Axis, model_path: str)
         max_model_len=config.prompt_max_len + max(config.generate_max_len, config.eval_max_len),
         max_batch_size=config.micro_rollout_batch_size,
         mem_util=config.engine_mem_util,
+        options=config.engine_args,
         trust_remote_code=config.trust_remote_code,
         rank=group.rank,
         group_size=group.size,

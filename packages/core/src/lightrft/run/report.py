@@ -18,7 +18,7 @@ from lightrft.run.loggers import Logger, LoggerSetup
 from lightrft.run.plots import plot_curves, plot_lengths, plot_rewards
 from lightrft.run.rewind import rewind_logs
 from lightrft.run.rollout_log import append_distributions, append_samples
-from lightrft.run.run_folder import log_folder, write_summary
+from lightrft.run.run_folder import log_folder, write_engine, write_summary
 from lightrft.strategy.strategy_base import StrategyBase
 
 SUMMARY_METRICS = ("rollout/reward", "rollout/length_mean", "rollout/logprob_gap", "time/step_s")
@@ -45,6 +45,8 @@ class RunReport:
 
     def start(self, metrics: Mapping[str, float]) -> None:
         """Step 0: the first proof of the engine's weights, and the evaluation before training."""
+        if self.strategy.is_rank_0 and self.strategy.inference_engine is not None:
+            write_engine(self.config, self.strategy.inference_engine.arguments)
         self.before = self.after = _parts(metrics)
         if metrics:
             self._log(0, metrics)

@@ -24,7 +24,8 @@ CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 SUMMARY_FILE = "summary.json"
 BACKEND_FILE = "backend.json"
-OWN_FILES = (CONFIG_FILE, ENVIRONMENT_FILE, BACKEND_FILE, SUMMARY_FILE, "model", "adapter", "base", FOLDER)
+ENGINE_FILE = "engine.json"
+OWN_FILES = (CONFIG_FILE, ENVIRONMENT_FILE, BACKEND_FILE, ENGINE_FILE, SUMMARY_FILE, "model", "adapter", "base", FOLDER)
 OWN_LOGS = (
     "metrics.jsonl",
     "plots",
@@ -88,6 +89,12 @@ def release_folders(config: Config) -> None:
 def log_folder(config: Config) -> Path:
     """Where logs and plots go: `log_dir`, else the run folder."""
     return Path(config.log_dir or config.output_dir)
+
+
+def write_engine(config: Config, arguments: Mapping[str, Any]) -> None:
+    """What the engine's library was built with, into the run folder; nothing where the engine says nothing. For rank 0 alone."""
+    if arguments:
+        _write(Path(config.output_dir) / ENGINE_FILE, json.dumps(dict(arguments), indent=2, default=str) + "\n")
 
 
 def write_summary(config: Config, summary: Mapping[str, Any]) -> Path:

@@ -1,0 +1,43 @@
+"""`engine_args` on SGLang: its own list of options, read without importing it, and an option that arrives."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from lightrft.config import Config
+from lightrft.engine.base import EngineSetup
+from lightrft.plugins import Registry
+from lightrft.testing.tiny import tiny_model_folder
+from lightrft_sglang.options import OURS, options
+
+
+def test_the_list_is_sglangs_and_nothing_of_it_is_imported() -> None:
+    found = options()
+    assert set(found.types) > {*OURS, "max_running_requests", "quantization", "attention_backend", "speculative_algorithm"}
+    fields = {word.rstrip(",") for use in OURS.values() for word in use.split() if word != "and"}
+    assert fields - set(Config.model_fields) == {"nproc_per_node"}
+    code = "import sys, lightrft_sglang.options as o; o.options(); sys.exit(bool({'sglang', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert list(found.problems({"attention_backed": "x", "random_seed": 1, "max_running_requests": "4"}, engine="sglang")) == [
+        "engine_args.attention_backed: engine 'sglang' has no such option; did you mean 'attention_backend'?",
+        "engine_args.random_seed=1: LightRFT sets this option of engine 'sglang'; use seed",
+        "engine_args.max_running_requests='4': engine 'sglang' takes Optional[int]",
+    ]
+
+
+def test_an_option_arrives(tmp_path: Path) -> None:
+    """It wins over the engine's own choice, and what the engine was built with is told."""
+    setup = EngineSetup(
+        model_path=str(tiny_model_folder(tmp_path)), dtype=torch.float32, device=torch.device("cpu"), seed=0, max_model_len=64,
+        max_batch_size=8, mem_util=0.3, trust_remote_code=False, rank=0, group_size=1, group=None, options={"max_running_requests": 5},
+    )  # fmt: skip
+    engine = Registry.discover().load("engine", "sglang")(setup)
+    try:
+        assert engine._process._engine.server_args.max_running_requests == 5
+        assert engine.arguments["max_running_requests"] == 5 and engine.arguments["model_path"] == setup.model_path
+    finally:
+        engine.shutdown()
