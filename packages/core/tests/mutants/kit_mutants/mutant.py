@@ -58,6 +58,7 @@ def mutant(
 
     def register(cls: C) -> C:
         plain: Any = BASES[base]
+        assert not plain.capabilities & frozenset(declares), f"{cls.__name__} declares what {base!r} has by now: is the fault still one?"
         spec_class: type[StrategySpec | EngineSpec] = type(plain)
         spec = spec_class(
             name=cls.__name__,

@@ -60,7 +60,7 @@ class GatheredDiffers(LossOffBy):
 
 @mutant(
     "single", "bfloat16 parameters have another gradient", test="a_mixed_precision_optimizer_keeps_float32_masters", words="use_mp_opt",
-    declares=[Capability.BF16, Capability.MIXED_PRECISION_OPTIMIZER],
+    declares=[Capability.MIXED_PRECISION_OPTIMIZER],
 )  # fmt: skip
 class MixedPrecisionDiffers(LossOffBy):
     def wrong(self) -> bool:

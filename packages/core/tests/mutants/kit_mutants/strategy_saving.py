@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from kit_mutants.mutant import mutant
+from kit_mutants.mutant import BASES, mutant
 from lightrft.plugins.specs import Capability
 from lightrft.strategy.single import STATE, SingleStrategy
 from lightrft.strategy.strategy_base import Optimizer
@@ -37,7 +37,7 @@ class ScheduleNotRestored(SingleStrategy):
         return super().load_ckpt(folder, model=model, optimizer=optimizer)
 
 
-@mutant("single", "loaded weights are those of the run that loads", test=RESUMED, words="loaded parameters differ")
+@mutant("single", "loaded weights are those of the run that loads", test=RESUMED, words="parameters differ from the saved ones")
 class WeightsNotRestored(SingleStrategy):
     def _load_state(self, folder: Path, model: Module, optimizer: Optimizer) -> None:
         optimizer.load_state_dict(torch.load(folder / STATE, weights_only=True)["optimizer"])
@@ -146,11 +146,11 @@ class StepsWhileOffloaded(SingleStrategy):
     "single",
     "bf16 declared and absent",
     test="bf16_computes_in_bfloat16_over_float32_masters",
-    words="bf16 computes logits in",
-    declares=[Capability.BF16],
+    words="bf16 computes logits in torch.float32",
 )
 class Bf16Absent(SingleStrategy):
-    pass
+    def _autocast(self, model: Module) -> None:
+        """Nothing."""
 
 
 @mutant(
@@ -187,7 +187,7 @@ class RanksAbsent(SingleStrategy):
     "no capability is declared",
     test="the_plugin_declares_what_it_can_do",
     words="declares no capability",
-    hides=[Capability.OPTIMIZER_OFFLOAD],
+    hides=BASES["single"].capabilities,
 )
 class DeclaresNothing(SingleStrategy):
     pass
@@ -224,11 +224,11 @@ class SecondEngine(FakeStrategy):
 
 @mutant("fake strategy", "replaces a function of the kit", test="nothing_replaced_the_kit_on_the_ranks", words="largest_difference")
 class ReplacesTheKit(FakeStrategy):
-    def report_memory(self, prefix: str = "") -> dict[str, float]:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         from lightrft.testing import workload
 
         workload.largest_difference = lambda *_, **__: 0.0
-        return super().report_memory(prefix)
+        super().__init__(*args, **kwargs)
 
 
 @mutant("fake strategy", "log-probs are not asked for", test=ROLLOUT, words="accepted in silence")

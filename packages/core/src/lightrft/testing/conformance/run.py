@@ -44,12 +44,15 @@ class Verdict:
 class _Reporter:
     """A plugin of pytest that keeps what came of each test."""
 
-    def __init__(self) -> None:
+    def __init__(self, leave_out: Sequence[str]) -> None:
+        self.leave_out = frozenset(leave_out)
         self.verdicts: list[Verdict] = []
         self.problems: list[str] = []
         self._requirements: dict[str, tuple[str, str]] = {}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        # by whole names: --deselect takes what it is given for the beginning of one
+        items[:] = [item for item in items if "::".join(item.nodeid.split("[")[0].split("::")[1:]) not in self.leave_out]
         for item in items:
             function = getattr(item, "function", None)
             method, _ = getattr(function, MARK, ("", None))
@@ -83,17 +86,16 @@ def run_kit(source: str, *, leave_out: Sequence[str] = ()) -> tuple[list[Verdict
     No conftest, no configuration and no plugin of pytest that happens to be installed has a part in it. `leave_out` names tests as
     `Class::test`.
     """
-    reporter = _Reporter()
+    reporter = _Reporter(leave_out)
     with tempfile.TemporaryDirectory(prefix="lightrft-kit-") as name:
         folder = Path(name).resolve()
         file = folder / f"test_kit_{time.monotonic_ns()}.py"
         file.write_text(source, encoding="utf-8")
         (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
-        left_out = [f"--deselect={file.name}::{what}" for what in leave_out]
         fixed = ["-c", str(folder / "pytest.ini"), "--rootdir", str(folder), "--noconftest", "--import-mode=importlib"]
         fixed += ["-p", "no:cacheprovider", "-q", "--basetemp", str(folder / "tmp"), "--strict-markers"]
         with _without_plugins(), contextlib.redirect_stdout(io.StringIO()):
-            pytest.main([*fixed, *left_out, str(file)], plugins=[reporter])
+            pytest.main([*fixed, str(file)], plugins=[reporter])
     return reporter.verdicts, reporter.problems
 
 
