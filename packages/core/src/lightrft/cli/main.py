@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import typer
 
 from lightrft.cli import show
-from lightrft.errors import UserError
+from lightrft.errors import ConfigError, UserError
 
 TRACEBACK_FLAG, TRACEBACK_VARIABLE = "--traceback", "LIGHTRFT_TRACEBACK"
 TRAIN = "Trains as a recipe and flags say; flags win. Starts one rank for each GPU, unless it is itself run by torchrun."
@@ -26,7 +29,10 @@ NEW_PLUGIN = "Begins a plugin of yours: a distribution with one plugin of each k
 SCORE = "Tries rewards on completions that exist: rows of prompt, completion and answer; no model, no GPU."
 PROMPTS = "Shows the first prompts of a recipe as model and rewards see them: special tokens, ids, mask, stop tokens. --rows N (default 3)."
 CONFORMANCE = "Runs the conformance kit on an installed strategy or engine: every requirement of its contract, and a report for an issue."
-DOCTOR = "Says what is installed, which strategy and engine works here, and the command that mends what does not."
+DOCTOR = (
+    "Says what is installed, which strategy and engine works here, and the command that mends what does not. With --bundle RUN it packs a "
+    "run folder for a bug report."
+)
 REPORT = "One self-contained HTML page of a run, whatever state it is in: curves, distributions, samples, warnings, settings."
 PASS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 """Argparse reads all flags, help included: they are generated from the settings, and for any of its own, --help too, typer loads
@@ -233,12 +239,30 @@ def doctor(context: typer.Context) -> None:
 
     parser = argparse.ArgumentParser(prog="lightrft doctor", description=DOCTOR)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
-    as_json = parser.parse_args(context.args).json
+    parser.add_argument("--bundle", metavar="RUN", help="pack a run folder for a bug report: no secrets, and no data unless asked")
+    parser.add_argument("--out", metavar="FILE.tar.gz", help="where the bundle goes (default: RUN-bundle.tar.gz in the present folder)")
+    parser.add_argument("--with-data", action="store_true", help="the bundle holds samples and evaluations too")
+    given = parser.parse_args(context.args)
     found = examine(Registry.discover())
-    if as_json:
+    if given.bundle is not None:
+        _bundle(given, found)
+    elif given.out or given.with_data:
+        raise ConfigError(["--out and --with-data belong to --bundle RUN"])
+    elif given.json:
         show.json_line(found)
     else:
         show.doctor(found)
+
+
+def _bundle(given: argparse.Namespace, found: Mapping[str, Any]) -> None:
+    from lightrft.run.bundle import write_bundle
+
+    run = Path(given.bundle).expanduser()
+    out = Path(given.out).expanduser() if given.out else Path(f"{run.resolve().name}-bundle.tar.gz")
+    bundle = write_bundle(run, out, about=found, with_data=given.with_data)
+    show.bundle(bundle, out)
+    if given.json:
+        show.json_line({"bundle": str(out), "packed": bundle.packed, "left_out": bundle.left_out})
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from lightrft.errors import UserError
 
 if TYPE_CHECKING:
     from lightrft.plugins.registry import PluginEntry
+    from lightrft.run.bundle import Bundle
 
 WIDE = 200
 """Columns where stdout is no terminal, so that no cell is cut."""
@@ -90,6 +91,13 @@ def doctor(found: Mapping[str, Any]) -> None:
         state = f"[{STATE_STYLE.get(row['state'], 'yellow')}]{row['state']}[/]"
         cells.append((row["kind"], row["name"], state, row["library"] or "-", row["needs"] or "-", row["fix"].replace("[", r"\[")))
     table(("kind", "name", "state", "its library here", "it works with", "what mends it"), cells)
+
+
+def bundle(found: Bundle, out: Path) -> None:
+    """What `lightrft doctor --bundle` packed, and what not."""
+    table(("packed", "bytes"), [(name, str(size)) for name, size in found.packed.items()])
+    table(("left out", "why"), list(found.left_out.items()))
+    print(f"bundle: {out}   (addresses, tokens and passwords that were recognised are ***; look into it before you send it)")
 
 
 def conformance(report: Mapping[str, Any]) -> None:

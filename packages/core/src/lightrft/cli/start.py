@@ -19,6 +19,7 @@ from lightrft.config.load import make_config
 from lightrft.config.schema import Config
 from lightrft.distributed.failure import reporting_failures
 from lightrft.distributed.launch import default_nproc, launch, under_torchrun
+from lightrft.run.run_folder import append_failure
 from lightrft.trainer.preflight import Mode
 
 
@@ -67,6 +68,8 @@ def start_ranks(config: Config, *, mode: Mode, nproc_per_node: int, max_restarts
             result = launch(command, nproc_per_node=nproc_per_node, grace_s=config.stop_grace_s)
             if not result.exit_code:
                 return _summary(summary_path)
+            if result.cause is not None and mode == "train" and result.cause.kind != "user":
+                append_failure(run, result.cause.text(with_traceback=True))
             refused = restarts.refused(result.cause, run=run)
             if refused is not None:
                 print(refused, end="\n" if refused else "", file=sys.stderr, flush=True)

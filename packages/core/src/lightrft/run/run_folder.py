@@ -7,6 +7,8 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,8 @@ ENVIRONMENT_FILE = "environment.json"
 SUMMARY_FILE = "summary.json"
 BACKEND_FILE = "backend.json"
 ENGINE_FILE = "engine.json"
-OWN_FILES = (CONFIG_FILE, ENVIRONMENT_FILE, BACKEND_FILE, ENGINE_FILE, SUMMARY_FILE, "model", "adapter", "base", FOLDER)
+FAILURE_FILE = "failure.txt"
+OWN_FILES = (CONFIG_FILE, ENVIRONMENT_FILE, BACKEND_FILE, ENGINE_FILE, FAILURE_FILE, SUMMARY_FILE, "model", "adapter", "base", FOLDER)
 OWN_LOGS = (
     "metrics.jsonl",
     "plots",
@@ -95,6 +98,13 @@ def write_engine(config: Config, arguments: Mapping[str, Any]) -> None:
     """What the engine's library was built with, into the run folder; nothing where the engine says nothing. For rank 0 alone."""
     if arguments:
         _write(Path(config.output_dir) / ENGINE_FILE, json.dumps(dict(arguments), indent=2, default=str) + "\n")
+
+
+def append_failure(folder: Path, text: str) -> None:
+    """What ended a run, with time and tracebacks, for a bug report; nothing where no run was begun. By the launcher, after its ranks."""
+    if (folder / CONFIG_FILE).is_file():
+        with suppress(OSError), (folder / FAILURE_FILE).open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')}\n{text}\n\n")
 
 
 def write_summary(config: Config, summary: Mapping[str, Any]) -> Path:
