@@ -181,6 +181,27 @@ class TopKOfTheFirst(HFEngine):
             return super().generate(requests, sampling)
 
 
+@mutant("hf", "the temperature is that of the first request alone", test=LATER, words="standard deviations from temperature 0.5")
+class TemperatureOfTheFirstRequest(HFEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        plain = replace(sampling, temperature=min(1.0, 100 * sampling.temperature))
+        return super().generate(requests[:1], sampling) + super().generate(requests[1:], plain)
+
+
+@mutant("hf", "after 16 tokens all samples of a prompt have the same noise", test=LONG, words="two samples share their noise")
+class SamplesShareLaterNoise(HFEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        whole = hf_generate._Batch._uniforms
+
+        def shared(batch: Any) -> torch.Tensor:
+            uniforms = whole(batch)
+            uniforms[:, 16:] = uniforms[:: batch.sampling.n, 16:].repeat_interleave(batch.sampling.n, dim=0)
+            return uniforms
+
+        with mock.patch.object(hf_generate._Batch, "_uniforms", shared):
+            return super().generate(requests, sampling)
+
+
 @mutant("hf", "filters come before the temperature", test=KEPT, words="top_p=0.9 and temperature=0.5 keeps")
 class FiltersBeforeTemperature(HFEngine):
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
