@@ -34,6 +34,7 @@ DOCTOR = (
     "run folder for a bug report."
 )
 REPORT = "One self-contained HTML page of a run, whatever state it is in: curves, distributions, samples, warnings, settings."
+COMPARE = "Several runs beside each other: what came of each, the settings that differ, and one HTML page with their curves."
 PASS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 """Argparse reads all flags, help included: they are generated from the settings, and for any of its own, --help too, typer loads
 pydantic.
@@ -178,6 +179,22 @@ def report(context: typer.Context) -> None:
     print(f"report: {result['report']}   ({result['state']}, {result['steps']} rollouts, {result['warnings']} warnings)", flush=True)
     if given.json:
         show.json_line(result)
+
+
+@app.command(context_settings=PASS, help=COMPARE)
+def compare(context: typer.Context) -> None:
+    from lightrft.cli.report import write_comparison
+
+    parser = argparse.ArgumentParser(prog="lightrft compare", description=COMPARE)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders (output_dir), 2 to 8")
+    parser.add_argument("--out", metavar="FILE.html", help="where to write the page (default: comparison.html in the present folder)")
+    parser.add_argument("--json", action="store_true", help="make the last line of stdout one JSON object")
+    given = parser.parse_args(context.args)
+    found, page = write_comparison(given.runs, out=given.out)
+    show.comparison(found, page)
+    if given.json:
+        results = dict(zip(found.names, found.results, strict=True))
+        show.json_line({"page": str(page), "runs": found.names, "results": results, "differing": found.differing})
 
 
 @app.command(context_settings=PASS, help=PLUGINS)

@@ -14,6 +14,7 @@ from lightrft.errors import UserError
 if TYPE_CHECKING:
     from lightrft.plugins.registry import PluginEntry
     from lightrft.run.bundle import Bundle
+    from lightrft.run.compare import Comparison
 
 WIDE = 200
 """Columns where stdout is no terminal, so that no cell is cut."""
@@ -91,6 +92,16 @@ def doctor(found: Mapping[str, Any]) -> None:
         state = f"[{STATE_STYLE.get(row['state'], 'yellow')}]{row['state']}[/]"
         cells.append((row["kind"], row["name"], state, row["library"] or "-", row["needs"] or "-", row["fix"].replace("[", r"\[")))
     table(("kind", "name", "state", "its library here", "it works with", "what mends it"), cells)
+
+
+def comparison(found: Comparison, page: Path) -> None:
+    """What `lightrft compare` found, one column for each run."""
+    from lightrft.run.compare import shown
+
+    table(("", *found.names), [(name, *(shown(row[name]) for row in found.results)) for name in found.results[0]])
+    rows = [(name, *(repr(value).replace("[", r"\[") for value in values)) for name, values in found.differing.items()]
+    table(("setting", *found.names), rows) if rows else print("the settings are the same")
+    print(f"page: {page}")
 
 
 def bundle(found: Bundle, out: Path) -> None:

@@ -58,16 +58,21 @@ def page(run: RunData) -> str:
         f"<h1>{name}</h1><p class='sub'>{escape(_subtitle(run))}</p>",
         _tiles(run),
         _warnings(run),
-        _section("Curves", _charts(run)),
-        _section("Distributions", _distributions(run)),
-        _section("Evaluation samples", _samples(_picked(run.evaluation))),
-        _section("Rollout samples, newest first", _samples(list(reversed(run.samples))[:SHOWN_SAMPLES])),
-        _section("Settings", _mapping(run.config)),
-        _section("Environment", _mapping(run.environment)),
+        section("Curves", _charts(run)),
+        section("Distributions", _distributions(run)),
+        section("Evaluation samples", _samples(_picked(run.evaluation))),
+        section("Rollout samples, newest first", _samples(list(reversed(run.samples))[:SHOWN_SAMPLES])),
+        section("Settings", _mapping(run.config)),
+        section("Environment", _mapping(run.environment)),
     ]
+    return document(name, body)
+
+
+def document(title: str, body: Sequence[str], *, style: str = "") -> str:
+    """A page without anything from elsewhere; `title` and `body` are HTML."""
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width,initial-scale=1'>"
-        f"<title>{name} · LightRFT</title><style>{STYLE}</style></head><body><main>{''.join(body)}</main></body></html>\n"
+        f"<title>{title} · LightRFT</title><style>{STYLE}{style}</style></head><body><main>{''.join(body)}</main></body></html>\n"
     )
 
 
@@ -99,7 +104,7 @@ def _warnings(run: RunData) -> str:
         for row in run.warnings
     ]
     lines += [f"<div class='warning'>{escape(line)}</div>" for line in run.unreadable]
-    return _section("Warnings", "".join(lines)) if lines else ""
+    return section("Warnings", "".join(lines)) if lines else ""
 
 
 def _charts(run: RunData) -> str:
@@ -153,7 +158,7 @@ def _mapping(values: Mapping[str, Any]) -> str:
     return f"<details class='card'><summary>{len(values)} entries</summary><table>{rows}</table></details>"
 
 
-def _section(title: str, content: str) -> str:
+def section(title: str, content: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{content}</section>"
 
 

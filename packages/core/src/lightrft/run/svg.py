@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from html import escape
 
 Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 460, 210
@@ -25,7 +26,8 @@ def chart(series: Sequence[tuple[str, Points]]) -> str:
             parts.append(f'<polyline class="line{number}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}"/>')
         if len(places) <= 60:
             parts += [
-                f'<circle class="dot{number}" cx="{px:.1f}" cy="{py:.1f}" r="3"><title>{name} {y:.5g} at rollout {x:g}</title></circle>'
+                f'<circle class="dot{number}" cx="{px:.1f}" cy="{py:.1f}" r="3">'
+                f"<title>{escape(name)} {y:.5g} at rollout {x:g}</title></circle>"
                 for (px, py), (x, y) in zip(places, shown, strict=True)
             ]
     return _svg(parts)
