@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
 CANDIDATES = ("python3.14", "python3.13", "python3.12", "python3.11", "python3")
-CORE_EXTRAS = "math,datasets,plot,lora,tensorboard,wandb,testing"
+CORE_EXTRAS = "math,datasets,plot,vision,lora,tensorboard,wandb,testing"
 PACKAGES = (
     f"packages/core[{CORE_EXTRAS}]",
     "packages/backend-fsdp",

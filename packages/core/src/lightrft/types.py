@@ -111,8 +111,9 @@ class Request:
     `id` is unique within a call. `seed` fixes the draw of all n samples: the same request gives the same completions whatever
     else is in the batch, on engines that declare the capability `seed`. `logprobs` asks for the log-probability of each sampled token.
 
-    `images` are PIL images, for engines that declare `multimodal`. The prompt holds the model's image token (`image_token_id` of its
-    configuration) once for each of them, in their order; the engine puts as many in its place as the image has.
+    `images` are PIL images in RGB, for engines that declare `multimodal`. The prompt holds the model's image token (`image_token` of its
+    processor; for most models `image_token_id` of the configuration) once for each of them, in their order; the engine puts as many in
+    its place as the image has.
     """
 
     id: int

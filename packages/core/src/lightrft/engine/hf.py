@@ -11,13 +11,14 @@ from transformers import AutoConfig, AutoTokenizer
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
 from lightrft.engine.hf_generate import Cut, cut_by, generate
+from lightrft.engine.hf_images import ImageReader, PromptWithImages
 from lightrft.engine.model_facts import model_facts
 from lightrft.engine.quiet import no_progress_bars
 from lightrft.errors import EngineStateError
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import WeightBucket, saved_buffers, tied_names
 from lightrft.weights.checksum import WeightSum, tensor_sum
-from lightrft.weights.model_class import keep_soft_cap, language_model_class
+from lightrft.weights.model_class import keep_soft_cap, language_model_class, reads_images
 from lightrft.weights.staging import stage
 
 
@@ -35,6 +36,7 @@ class HFEngine(InferenceEngine):
         facts = model_facts(setup.model_path, trust_remote_code=setup.trust_remote_code)
         self._eos, self._vocab_size = facts.eos_token_ids, facts.vocab_size
         self._tokenizer: Any = None  # for stop strings
+        self._reader: ImageReader | None = None
         self._version = 0
         self._weights_held = True
         self._buffers: dict[str, torch.Tensor] = {}  # all of them, while level 2 has dropped the weights
@@ -68,6 +70,7 @@ class HFEngine(InferenceEngine):
             report=self.report,
             finished=self.finished,
             cut=self._cut(sampling),
+            read_images=self._read_images,
         )
 
     @torch.no_grad()
@@ -123,6 +126,22 @@ class HFEngine(InferenceEngine):
         if self._tokenizer is None and sampling.stop:
             self._tokenizer = AutoTokenizer.from_pretrained(self.setup.model_path, trust_remote_code=self.setup.trust_remote_code)
         return cut_by(self._tokenizer, sampling)
+
+    def _read_images(self, request: Request) -> PromptWithImages:
+        path, limit = self.setup.model_path, self.setup.max_model_len
+        if not reads_images(self._model.config):
+            raise ValueError(
+                f"request {request.id} has {len(request.images)} images, but {type(self._model).__name__} of {path!r} reads text alone; "
+                "name an image-text model, or leave the images out"
+            )
+        self._reader = self._reader or ImageReader(path, trust_remote_code=self.setup.trust_remote_code)
+        made = self._reader.read(request)
+        if len(made.token_ids) >= limit:
+            raise ValueError(
+                f"request {request.id}: a prompt of {len(made.token_ids)} tokens, its {len(request.images)} images included, leaves no "
+                f"room in a context of {limit}; bring smaller images, or allow longer prompts"
+            )
+        return made
 
     def _bring_weights(self) -> None:
         if self._weights_held:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -65,6 +65,36 @@ class Cached:
         out = self._model(
             input_ids=ids, attention_mask=self._mask, position_ids=positions, past_key_values=self._cache, use_cache=True, logits_to_keep=1
         )
+        logits: torch.Tensor = out.logits[:, -1].float()
+        return logits
+
+
+class CachedWithImages:
+    """One prompt with `inputs` for its images (pixels, grids), as `Cached`. Nothing is padded, so there is no mask, and the model itself
+    says where tokens stand: in some families (M-RoPE) an image's tokens have places of their own.
+    """
+
+    def __init__(self, model: Any, prompt: Sequence[int], inputs: Mapping[str, torch.Tensor], *, n: int) -> None:
+        if not has_plain_cache(model):
+            raise ValueError(f"engine 'hf' reads no images with {type(model).__name__}, which keeps more than keys and values of a text")
+        like = next(model.parameters())
+        self._model, self._n = model, n
+        self._ids = torch.tensor([list(prompt)], device=like.device)
+        self._inputs = {
+            name: value.to(like.device, like.dtype if value.is_floating_point() else value.dtype) for name, value in inputs.items()
+        }
+        self._cache = DynamicCache(config=model.config)
+
+    def start(self) -> torch.Tensor:
+        logits = self._forward(self._ids, **self._inputs).repeat_interleave(self._n, dim=0)
+        self._cache.batch_repeat_interleave(self._n)
+        return logits
+
+    def next(self, token: torch.Tensor) -> torch.Tensor:
+        return self._forward(token[:, None])
+
+    def _forward(self, ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        out = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1, **inputs)
         logits: torch.Tensor = out.logits[:, -1].float()
         return logits
 

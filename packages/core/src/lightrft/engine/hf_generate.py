@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from lightrft.engine.filters import filter_logits
-from lightrft.engine.hf_decoding import decoding
+from lightrft.engine.hf_decoding import CachedWithImages, Decoding, decoding
+from lightrft.engine.hf_images import PromptWithImages
 from lightrft.engine.progress import Finished, Report, unread, unwatched
 from lightrft.engine.stop_text import cut_at_stop
 from lightrft.types import Completion, FinishReason, Request, RequestOutput, SamplingParams
 
 Cut = Callable[[Completion], Completion]
+ReadImages = Callable[[Request], PromptWithImages]
 
 
 def unchanged(completion: Completion) -> Completion:
     """Where there is nothing to cut."""
     return completion
+
+
+def text_alone(request: Request) -> PromptWithImages:
+    """Where no prompt may have images."""
+    raise ValueError(f"request {request.id} has {len(request.images)} images, and text alone is read here")
 
 
 def cut_by(tokenizer: Any, sampling: SamplingParams) -> Cut:
@@ -48,29 +55,46 @@ def generate(
     report: Report = unwatched,
     finished: Finished = unread,
     cut: Cut = unchanged,
+    read_images: ReadImages = text_alone,
 ) -> list[RequestOutput]:
-    """Completions of each request, in order (see `InferenceEngine.generate`). `batch_size` bounds the prompts in one forward pass.
-    Completions run to their end and are then `cut`, for stop strings.
+    """Completions of each request, in order (see `InferenceEngine.generate`). `batch_size` bounds the prompts in one forward pass;
+    a prompt with images, which `read_images` makes the model's input, has one of its own. Completions run to their end and are then `cut`,
+    for stop strings.
 
     Sample k of a request is drawn by inverting the cumulative distribution at uniforms that depend on (request.seed, k, position) only, so
     the rest of the batch does not change it (beyond rounding).
     """
     stops = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else set(eos_token_ids))
-    outputs: list[RequestOutput] = []
-    for start in range(0, len(requests), batch_size):
-        batch = _Batch(model, requests[start : start + batch_size], sampling, sorted(stops), pad_token_id, max_model_len)
+    outputs: dict[int, RequestOutput] = {}
+    for some in _batches(requests, batch_size):
+        pictured = read_images(some[0]) if some[0].images else None
+        batch = _Batch(model, some, sampling, sorted(stops), pad_token_id, max_model_len, pictured)
         ended = [replace(o, completions=tuple(map(cut, o.completions))) for o in batch.run(version, report)]
         for output in ended:
             finished(output)
-        outputs += ended
-    return outputs
+            outputs[output.id] = output
+    return [outputs[request.id] for request in requests]
+
+
+def _batches(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
+    """Those without images together, then each with images alone."""
+    text = [request for request in requests if not request.images]
+    yield from (text[start : start + size] for start in range(0, len(text), size))
+    yield from ([request] for request in requests if request.images)
 
 
 class _Batch:
     """State of one batch; rows are prompt-major: prompt 0's n samples, prompt 1's, and so on."""
 
     def __init__(
-        self, model: Any, requests: Sequence[Request], sampling: SamplingParams, stops: list[int], pad_token_id: int, max_model_len: int
+        self,
+        model: Any,
+        requests: Sequence[Request],
+        sampling: SamplingParams,
+        stops: list[int],
+        pad_token_id: int,
+        max_model_len: int,
+        pictured: PromptWithImages | None,
     ) -> None:
         self.model = model
         self.requests = requests
@@ -78,7 +102,9 @@ class _Batch:
         self.pad = pad_token_id
         self.device = next(model.parameters()).device
         self.stops = torch.tensor(stops, dtype=torch.long, device=self.device)
-        lengths = torch.tensor([len(r.prompt_token_ids) for r in requests], device=self.device).repeat_interleave(sampling.n)
+        self.pictured = pictured
+        prompts = [r.prompt_token_ids for r in requests] if pictured is None else [pictured.token_ids]
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device).repeat_interleave(sampling.n)
         self.budget = (max_model_len - lengths).clamp(max=sampling.max_new_tokens)
         self.num_steps = int(self.budget.max())
         self.uniforms = self._uniforms()
@@ -86,7 +112,7 @@ class _Batch:
 
     def run(self, version: int, report: Report) -> list[RequestOutput]:
         """One token per step until every row has ended."""
-        rows = decoding(self.model, [r.prompt_token_ids for r in self.requests], n=self.sampling.n, pad=self.pad)
+        rows = self._decoding()
         logits = rows.start()
         tokens, logprobs = [], []
         running, num_running = torch.ones(len(logits), dtype=torch.bool, device=self.device), len(logits)
@@ -103,6 +129,12 @@ class _Batch:
                 break
             logits = rows.next(token)
         return self._outputs(torch.stack(tokens, dim=-1).cpu(), torch.stack(logprobs, dim=-1).cpu() if logprobs else None, version)
+
+    def _decoding(self) -> Decoding:
+        n = self.sampling.n
+        if self.pictured is not None:
+            return CachedWithImages(self.model, self.pictured.token_ids, self.pictured.inputs, n=n)
+        return decoding(self.model, [r.prompt_token_ids for r in self.requests], n=n, pad=self.pad)
 
     def _uniforms(self) -> torch.Tensor:
         rows = []

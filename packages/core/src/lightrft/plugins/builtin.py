@@ -25,6 +25,7 @@ HF_CAPABILITIES = frozenset(
         Capability.SLEEP_1,
         Capability.SLEEP_2,
         Capability.MIN_P,
+        Capability.MULTIMODAL,
         Capability.MIN_NEW_TOKENS,
         Capability.STOP_STRINGS,
         Capability.TENSOR_PARALLEL,

@@ -30,7 +30,7 @@ from lightrft.engine.stop_tokens import StopTokens
 from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
 from lightrft.plugins.specs import Capability, EngineSpec
 from lightrft.rollout.ends import Decode, end_problem
-from lightrft.rollout.prompts import PromptSource, collect_requests
+from lightrft.rollout.prompts import PromptSource, collect_requests, with_images_read
 from lightrft.rollout.transport import pack_outputs, pack_requests, unpack_outputs, unpack_requests
 from lightrft.rollout.waking import wake
 from lightrft.types import Completion, EngineStatus, Request, RequestOutput, SamplingParams
@@ -254,7 +254,7 @@ class RolloutController:
                     f"{what} needs the capability {str(capability)!r}, which engine {self.spec.name!r} does not have here"
                     + (LOGPROBS_REMEDY if capability is Capability.LOGPROBS else "")
                 )
-        return requests
+        return with_images_read(requests)
 
     def _gather(self, mine: list[Request]) -> list[list[Request]]:
         """The requests of each rank of the group, where the engine runs; nothing elsewhere."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from lightrft.rollout.images import rgb_image
 from lightrft.types import Request
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSource:
-    """The arguments of `gather_and_generate` that name prompts. `images` is flat, `images_num` says how many belong to each prompt."""
+    """The arguments of `gather_and_generate` that name prompts. `images` is flat, `images_num` says how many belong to each prompt (one to
+    each where it is None); an image is a PIL image, a path, or a file's bytes.
+    """
 
     prompt_token_ids: Sequence[Sequence[int]] | None
     prompts: Sequence[str] | None
@@ -42,6 +45,15 @@ def collect_requests(source: PromptSource, *, tokenize: Callable[[str], list[int
         Request(id=i, prompt_token_ids=ids, seed=0, logprobs=asked, images=own)
         for i, (ids, asked, own) in enumerate(zip(token_ids, logprobs, images, strict=True))
     ]
+
+
+def with_images_read(requests: list[Request]) -> list[Request]:
+    """The same with PIL images in RGB. Raises ValueError, naming prompt and image, where one cannot be read (see `rgb_image`)."""
+    read = []
+    for request in requests:
+        images = [rgb_image(image, where=f"all_images, prompt {request.id}, image {i}") for i, image in enumerate(request.images)]
+        read.append(replace(request, images=tuple(images)))
+    return read
 
 
 def _plain(token_ids: Sequence[int], prompt: int) -> list[int]:

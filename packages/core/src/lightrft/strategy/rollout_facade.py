@@ -110,8 +110,9 @@ class EngineSide(ABC):
         """Generates for this rank's prompts through its group's engine; outputs in the order of the prompts, n completions each.
 
         `sampling_params`: our SamplingParams, a mapping of its fields, or what the engine's `read_sampling` takes beside them. Ranks may
-        bring different numbers of prompts, or none. `logprobs` asks for sampled-token log-probs, for all prompts or one by one.
-        Wakes the engine before and, with `sleep_engine`, puts it to sleep after.
+        bring different numbers of prompts, or none. `all_images` (PIL images, paths, or files' bytes) is flat, `images_num` says how many
+        belong to each prompt, which holds the processor's image token once for each. `logprobs` asks for sampled-token
+        log-probs, for all prompts or one by one. Wakes the engine before and, with `sleep_engine`, puts it to sleep after.
 
         `on_finished(i, output)` is called, in this thread, for prompts of this rank that have ended while others still generate: on ranks
         that hold an engine, where the engine says so, in any order. It has to return at once.

@@ -19,6 +19,11 @@ def language_model_class(config: Any) -> Any:
     )
 
 
+def reads_images(config: Any) -> bool:
+    """Whether the model of this configuration takes images beside text."""
+    return type(config) in _classes(AutoModelForImageTextToText)
+
+
 def ignored_on_load(name: str, model: Any) -> bool:
     """Whether loading such a tensor is known to change nothing: rotary tables, masks, heads of other tasks that the class names."""
     patterns = [*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), r"rotary_emb\.inv_freq$", r"attn\.(masked_)?bias$"]

@@ -1,0 +1,101 @@
+"""What a transformers model is given for a prompt with images: its processor's own tokens and pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+from lightrft.types import Request
+
+
+@dataclass(frozen=True)
+class PromptWithImages:
+    """`token_ids` [P'], in which each image has all of its tokens; `inputs` is what the forward pass takes beside them: pixels, grids,
+    and marks [1, P'] of the tokens' kinds.
+    """
+
+    token_ids: list[int]
+    inputs: Mapping[str, torch.Tensor]
+
+
+class ImageReader:
+    """The processor of a model folder. Raises ValueError where there is none that reads images."""
+
+    def __init__(self, model_path: str, *, trust_remote_code: bool) -> None:
+        self._processor = _load_processor(model_path, trust_remote_code=trust_remote_code)
+        self._token = str(getattr(self._processor, "image_token", None) or "")
+        if not self._token:
+            raise ValueError(f"{model_path!r}: {type(self._processor).__name__} names no image token; images cannot be placed in a prompt")
+        tokenizer = self._processor.tokenizer
+        self._token_id = int(tokenizer.convert_tokens_to_ids(self._token))
+        self._between, self._between_id = tokenizer.eos_token, tokenizer.eos_token_id
+
+    def read(self, request: Request) -> PromptWithImages:
+        """Puts an image's tokens in the place of its image token. The prompt's own tokens stay as they are: no text is encoded again.
+
+        Raises:
+            ValueError: not as many image tokens as images.
+        """
+        number = sum(token == self._token_id for token in request.prompt_token_ids)
+        if number != len(request.images):
+            raise ValueError(
+                f"request {request.id}: the prompt has {number} image tokens ({self._token}) for {len(request.images)} images; "
+                "write one for each image"
+            )
+        text = self._between.join([self._token] * number)
+        made = self._processor(images=[list(request.images)], text=[text], add_special_tokens=False, return_tensors="pt")
+        row = made["input_ids"]
+        pieces = iter(_pieces(row[0].tolist(), self._between_id))
+        own = row.shape[1]  # stands for a token of the prompt in `source`, which has places in `row`
+        source = [place for t in request.prompt_token_ids for place in (next(pieces) if t == self._token_id else [own])]
+        prompt = iter([t for t in request.prompt_token_ids if t != self._token_id])
+        token_ids = [next(prompt) if place == own else int(row[0, place]) for place in source]
+        return PromptWithImages(token_ids, {name: _in_place(made[name], row, source) for name in made if name not in _TEXT})
+
+
+_TEXT = ("input_ids", "attention_mask")
+
+
+def _pieces(tokens: list[int], between: int) -> list[list[int]]:
+    """The places of each image's tokens."""
+    pieces: list[list[int]] = [[]]
+    for place, token in enumerate(tokens):
+        if token == between:
+            pieces.append([])
+        else:
+            pieces[-1].append(place)
+    return pieces
+
+
+def _in_place(value: torch.Tensor, row: torch.Tensor, source: list[int]) -> torch.Tensor:
+    """What has an entry for each token of `row` gets one for each token of the prompt, 0 where that is text; the rest stays."""
+    return torch.nn.functional.pad(value, (0, 1))[:, source] if value.shape == row.shape else value
+
+
+def _load_processor(model_path: str, *, trust_remote_code: bool) -> Any:
+    automatic: Any = AutoProcessor
+    try:
+        return automatic.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+    except ImportError:
+        return _without_videos(model_path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{model_path!r} has no processor for images: {reason:.200}; copy the model's preprocessor_config.json") from error
+
+
+def _without_videos(model_path: str, *, trust_remote_code: bool) -> Any:
+    """The processor for images and text, where that for videos needs a library (torchvision) that is not here."""
+    config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+    mapping: Any = PROCESSOR_MAPPING
+    known: Any = mapping[type(config)]
+    unchecked: Any = type(known.__name__, (known,), {"check_argument_for_proper_class": lambda self, name, part: type(part)})
+    load: dict[str, Any] = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
+    names = unchecked.get_attributes()
+    parts = [load[n].from_pretrained(model_path, trust_remote_code=trust_remote_code) if n in load else None for n in names]
+    settings, _ = unchecked.get_processor_dict(model_path)
+    return unchecked.from_args_and_dict(parts, settings)
