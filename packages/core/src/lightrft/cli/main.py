@@ -34,6 +34,10 @@ DOCTOR = (
     "run folder for a bug report."
 )
 REPORT = "One self-contained HTML page of a run, whatever state it is in: curves, distributions, samples, warnings, settings."
+ENGINE_REPORT = (
+    "Runs a few rollouts of a recipe as it is and with each --set of options, and prints speed, memory, start time, and how far the "
+    "engine's log-probs are from the trainer's."
+)
 COMPARE = "Several runs beside each other: what came of each, the settings that differ, and one HTML page with their curves."
 PASS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 """Argparse reads all flags, help included: they are generated from the settings, and for any of its own, --help too, typer loads
@@ -127,6 +131,17 @@ def bisect_mismatch(context: typer.Context) -> None:
         show.verdict(verdict)
         if flags.as_json:
             show.json_line(verdict)
+
+
+@app.command("engine-report", context_settings=PASS, help=ENGINE_REPORT, short_help="Measures what options of an engine do.")
+def engine_report(context: typer.Context) -> None:
+    from lightrft.cli.engine_report import as_json, run_engine_report
+
+    rows, wants_json = run_engine_report(context.args, description=ENGINE_REPORT)
+    if wants_json:
+        show.json_line(as_json(rows))
+    if any(row.rc for row in rows):
+        sys.exit(1)
 
 
 @app.command(context_settings=PASS, help=SCORE, short_help="Tries rewards on a file of completions.")
