@@ -26,8 +26,9 @@ class EngineSetup:
     """What an engine is built from.
 
     `model_path` is a HF folder; its weights are version 0. `max_model_len` bounds prompt plus completion, in tokens; `max_batch_size`
-    bounds the prompts in one forward. `rank` and `group` are those of the ranks that share this engine. `options` are those of the engine's
-    library that the user set (`engine_args`), which were checked; they win over the engine's own choice.
+    bounds the prompts in one forward. `rank` and `group` are those of the ranks that share this engine; `seed` is the same on them and
+    another one in each such group, for an engine that draws from a generator of its own. `options` are those of the engine's library
+    that the user set (`engine_args`), which were checked; they win over the engine's own choice.
     """
 
     model_path: str

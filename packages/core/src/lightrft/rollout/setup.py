@@ -103,7 +103,7 @@ def _engine_setup(config: Config, *, world: World, group: Axis, model_path: str)
         model_path=model_path,
         dtype=torch.bfloat16 if config.bf16 else torch.float32,
         device=world.device,
-        seed=config.seed,
+        seed=config.seed + world.rank // group.size,
         max_model_len=config.prompt_max_len + max(config.generate_max_len, config.eval_max_len),
         max_batch_size=config.micro_rollout_batch_size,
         mem_util=config.engine_mem_util,
