@@ -23,7 +23,7 @@ def test_every_row_is_within_its_bound():
     assert verdict["ok"] and {row["ranks"] for row in rows} == {1, 2, 4}
     for backend in ALWAYS:
         cases = {row["case"] for row in rows if row["backend"] == backend}
-        assert cases == {"accumulation 1", "accumulation 3", "one rank empty", "clipping", "LoRA", "actor and critic"}
+        assert cases == {"accumulation 1", "accumulation 3", "one rank empty", "clipping", "tied weights", "LoRA", "actor and critic"}
         assert all(row["bound"] == EXACT for row in rows if row["backend"] == backend)
     for row in rows:
         assert all(row[name] <= bound for name, bound in row["bound"].items()), row
