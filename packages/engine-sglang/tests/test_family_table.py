@@ -12,7 +12,7 @@ from lightrft.testing.tiny import tiny_tokenizer
 
 pytestmark = pytest.mark.long  # an engine for each family
 
-RIGHT = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "olmo2")
+RIGHT = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "olmo2", "gpt2")
 CLOSE = 2e-5
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from lightrft.errors import ModelError
 from lightrft.testing.tiny import tiny_causal_lm, tiny_model_folder
@@ -54,3 +55,19 @@ def test_stacked_experts_leave_under_the_names_of_the_files(tmp_path: Path) -> N
     stacked = model.model.layers[0].mlp.experts.gate_up_proj.detach()
     torch.testing.assert_close(converted["model.layers.0.mlp.experts.2.gate_proj.weight"], stacked[2, :32])
     torch.testing.assert_close(converted["model.layers.0.mlp.experts.3.up_proj.weight"], stacked[3, 32:])
+
+
+@pytest.mark.parametrize("prefix", [True, False], ids=["with its prefix", "as on the hub"])
+def test_what_a_pattern_of_ignored_names_finds_in_the_models_own_is_needed(tmp_path: Path, prefix: bool) -> None:
+    """transformers ignores GPT-2's `attn.bias`, a mask of older versions; the pattern is found in `c_attn.bias` too."""
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=1, n_head=2))
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    held = load_file(file) | {"transformer.h.0.attn.bias": torch.ones(1, 1, 32, 32), "transformer.h.0.attn.masked_bias": torch.ones(())}
+    save_file({name if prefix else name.removeprefix("transformer."): t for name, t in held.items()}, file, {"format": "pt"})
+    names = FileNames(str(tmp_path), expected_shapes(str(tmp_path)))
+    known = tied_names(model)
+    bucket = names.convert([Weight(known[name], p.detach()) for name, p in model.named_parameters()])
+    sent = {name for weight in bucket for name in weight.names}
+    assert "h.0.attn.c_attn.bias" in {name.removeprefix("transformer.") for name in sent}
+    assert names.needed() == sent - {"lm_head.weight"}

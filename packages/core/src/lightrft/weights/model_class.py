@@ -25,9 +25,16 @@ def reads_images(config: Any) -> bool:
 
 
 def ignored_on_load(name: str, model: Any) -> bool:
-    """Whether loading such a tensor is known to change nothing: rotary tables, masks, heads of other tasks that the class names."""
+    """Whether loading such a tensor is known to change nothing: rotary tables, masks, heads of other tasks that the class names.
+
+    False for a tensor of the model itself, whatever a pattern says: GPT-2's `attn.bias`, its old mask, is found in `c_attn.bias` as well.
+    """
     patterns = [*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), r"rotary_emb\.inv_freq$", r"attn\.(masked_)?bias$"]
-    return any(re.search(pattern, name) for pattern in patterns)
+    if not any(re.search(pattern, name) for pattern in patterns):
+        return False
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    own = {name, prefix + name, name.removeprefix(prefix)}
+    return model is None or own.isdisjoint(model.state_dict().keys())
 
 
 def keep_soft_cap(model: Any) -> Any:
