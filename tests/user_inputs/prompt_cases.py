@@ -317,7 +317,7 @@ CASES = [
         style="phi",
         row={"prompt": "hi", "tools": [TOOL]},
         settings={"tools_key": "tools"},
-        error="the chat template does not print the tools in this conversation",
+        error="does not print the tools in this conversation; set system_prompt (it prints them in a system turn)",
     ),
     Case(
         name="tools in the recipe's system turn",

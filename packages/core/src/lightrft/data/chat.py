@@ -94,12 +94,16 @@ class ChatTemplate:
             raise
         except Exception as error:  # templates are programs of the model's author and raise what they like
             reason = " ".join(str(error).split())
-            raise DataError(f"{where}: the tokenizer's chat template fails: {type(error).__name__}: {reason:.300}") from error
+            null = isinstance(error, TypeError) and any(message["content"] is None for message in turns)
+            hint = "; it cannot write a tool call whose content is null: give it a text, or take the row out" if null else ""
+            raise DataError(f"{where}: the tokenizer's chat template fails: {type(error).__name__}: {reason:.300}{hint}") from error
         if tools and text == self._rendered(turns, tools=None, goes_on=goes_on):
-            raise DataError(
-                f"{where}: the chat template does not print the tools in this conversation; leave tools_key out, or write them into "
-                "the prompt"
+            ruled = [{"role": "system", "content": SYSTEM}, *turns]
+            helps = turns[0]["role"] != "system" and self._probe(ruled, tools=tools) != self._probe(ruled)
+            remedy = (
+                "set system_prompt (it prints them in a system turn)" if helps else "leave tools_key out, or write them into the prompt"
             )
+            raise DataError(f"{where}: the chat template does not print the tools in this conversation; {remedy}")
         return text
 
     def skeleton(self) -> str:
@@ -111,6 +115,13 @@ class ChatTemplate:
         """What the template writes after the words of the assistant; empty where that cannot be told."""
         text = self._probe([{"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}], begun=False)
         return text.rpartition(ANSWER)[2] if ANSWER in text else ""
+
+    def begins_thinking(self) -> bool:
+        """Whether the template opens `<think>` itself, at the end of every prompt."""
+        turn = [{"role": "user", "content": USER}]
+        begun, closed = self._probe(turn), self._probe(turn, begun=False)
+        own = begun.removeprefix(closed)
+        return own.count("<think>") > own.count("</think>")
 
     # ---- parts ---------------------------------------------------------------------------------------------------------------------------
 

@@ -156,15 +156,22 @@ class _Maker:
         return None
 
     def notes(self) -> list[str]:
-        """What is done to every prompt and does not stand in its text."""
-        prefix = self.encoder.prefix
-        if self.chat is None or not prefix:
+        """What is done to every prompt and is not seen in its text, or easily missed there."""
+        if self.chat is None:
             return []
+        notes, prefix = [], self.encoder.prefix
         [ids] = self.tokenizer([self.chat.skeleton()], add_special_tokens=False)["input_ids"]
-        if list(ids[: len(prefix)]) == prefix:
-            return []
-        text = self.tokenizer.decode(prefix, skip_special_tokens=False)
-        return [f"the chat template does not write {text!r}, with which the tokenizer begins every text: it is put before each prompt"]
+        if prefix and list(ids[: len(prefix)]) != prefix:
+            text = self.tokenizer.decode(prefix, skip_special_tokens=False)
+            notes.append(
+                f"the chat template does not write {text!r}, with which the tokenizer begins every text: it is put before each prompt"
+            )
+        if self.chat.begins_thinking():
+            notes.append(
+                "the chat template ends prompts with an open <think>: completions, and what rewards read, begin inside it "
+                "and hold </think> alone"
+            )
+        return notes
 
     def findings(self, table: Table, rows: Sequence[Mapping[str, Any]], rendered: Sequence[_Rendered]) -> list[Finding]:
         """What the rows have that the model reads otherwise than it was written, or not at all."""
