@@ -58,14 +58,16 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=list(BACKENDS), metavar="NAME")
     parser.add_argument("--cuda", action="store_true", help="on GPUs, one for each rank")
+    parser.add_argument("--compile", action="store_true", help="with compiled blocks: minutes for each backend; else without")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = parser.parse_args()
-    oracle = run_spmd(measure, 1, {"single": ({"strategy": "single"}, CASES)}, cuda=args.cuda)[0]["single"]
+    oracle = run_spmd(measure, 1, {"single": ({"strategy": "single", "compile": "no"}, CASES)}, cuda=args.cuda)[0]["single"]
     backends = {name: BACKENDS[name] for name in args.backends}
     _print_row("distance from single", "ranks", "case", "gradients", "norms", "parameters", "")
     rows = []
     for world_size in args.ranks:
-        asked = {name: (backend.settings, backend.cases) for name, backend in backends.items()}
+        compiled = {"compile": "auto" if args.compile else "no"}
+        asked = {name: (backend.settings | compiled, backend.cases) for name, backend in backends.items()}
         found = run_spmd(measure, world_size, asked, timeout_s=TIMEOUT_S, cuda=args.cuda)
         for name, backend in backends.items():
             for case in backend.cases:

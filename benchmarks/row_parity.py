@@ -29,15 +29,18 @@ def main() -> int:
     parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=list(BACKENDS), metavar="NAME")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS), metavar="NAME")
     parser.add_argument("--cuda", action="store_true", help="on GPUs, one for each rank")
+    parser.add_argument("--compile", action="store_true", help="with compiled blocks: minutes for each backend; else without")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = parser.parse_args()
-    alone = run_spmd(measure_rows, 1, [({"strategy": "single"}, model) for model in args.models], timeout_s=TIMEOUT_S, cuda=args.cuda)[0]
+    plain = {"strategy": "single", "compile": "no"}
+    alone = run_spmd(measure_rows, 1, [(plain, model) for model in args.models], timeout_s=TIMEOUT_S, cuda=args.cuda)[0]
     oracle = dict(zip(args.models, alone, strict=True))
     _print_row("update of", "ranks", "rows", "model", "gradients", "norms", "parameters", "")
     rows = []
     for backend in args.backends:
         cells = [(variant, model) for variant in _possible(args.ranks) for model in args.models]
-        asked = [(BACKENDS[backend] | VARIANTS[variant], model) for variant, model in cells]
+        compiled = {"compile": "auto" if args.compile else "no"}
+        asked = [(BACKENDS[backend] | VARIANTS[variant] | compiled, model) for variant, model in cells]
         found = run_spmd(measure_rows, args.ranks, asked, timeout_s=TIMEOUT_S, cuda=args.cuda)
         for number, (variant, model) in enumerate(cells):
             far = farthest([rank[number] for rank in found], oracle[model])

@@ -67,7 +67,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"prompt": f"{i} + {i} =", "answer": str(2 * i)} for i in range(8)]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = {
-        "fsdp": True, "engine_type": "hf", "loggers": ["jsonl"], "plot_every": 0, "max_steps": 2,
+        "fsdp": True, "compile": "no", "engine_type": "hf", "loggers": ["jsonl"], "plot_every": 0, "max_steps": 2,
         "model_name_or_path": str(folder / "model"), "prompt_data": str(folder / "data.jsonl"),
         "output_dir": str(folder / "run"), "overwrite_output_dir": True, "save_every": 1,
         "prompt_max_len": 16, "generate_max_len": 4, "rollout_batch_size": 4, "n_samples_per_prompt": 2,

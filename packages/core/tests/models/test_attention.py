@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from lightrft.errors import ModelError
 from lightrft.models import attention_kernels
@@ -212,3 +213,22 @@ def test_flash_attn_gets_what_a_layer_asks_for(monkeypatch: pytest.MonkeyPatch) 
             patch.setattr(attention_kernels, "_varlen_kernel", lambda *_: attention_kernels._flash_attn_kernel)
             assert torch.equal(attend_segments(q, k, v, offsets, max(LENGTHS), asked), expected)
     assert [(c["softcap"], c["window_size"]) for c in calls] == [(0.5, (3, 0)), (0.0, (-1, 0))]
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_kernel_on_cuda_is_one_graph_for_rows_of_any_length() -> None:
+    """Tensors without data stand for those of a GPU, which this test does not need."""
+    graphs: list[Any] = []
+
+    def keep(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(attend_segments, dynamic=True, fullgraph=True, backend=keep)
+    with FakeTensorMode():
+        for length, longest in ((64, 40), (80, 50), (96, 33)):
+            query, key, value = (torch.empty(1, heads, length, 16, device="cuda", dtype=torch.bfloat16) for heads in (4, 2, 2))
+            offsets = torch.empty(4, device="cuda", dtype=torch.int32)
+            assert compiled(query, key, value, offsets, longest, Asked(scale=0.25)).shape == query.shape
+    assert len(graphs) == 1
+    assert any("varlen_attn" in str(node.target) for node in graphs[0].graph.nodes)

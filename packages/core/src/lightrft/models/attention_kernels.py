@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -165,20 +164,24 @@ def _varlen_kernel(query: torch.Tensor, value: torch.Tensor, asked: Asked) -> Ke
     fits = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and asked.dropout == 0.0
     if not fits or asked.sinks is not None or size != value.shape[-1] or size % 8 or size > LARGEST_HEAD:
         return None
-    if asked.softcap is None and _torch_varlen() is not None:
+    if asked.softcap is None and _VARLEN is not None:
         return _torch_kernel
-    return _flash_attn_kernel if find_spec("flash_attn") is not None else None
+    return _flash_attn_kernel if _HAS_FLASH_ATTN else None
 
 
-@cache
-def _torch_varlen() -> tuple[Callable[..., Any], frozenset[str]] | None:
-    """torch's own and the names of its arguments; None where this torch has none, or none that knows windows."""
+def _torch_varlen() -> tuple[Callable[..., Any], bool] | None:
+    """torch's own, and whether it knows grouped heads (torch 2.13 and later); None where torch has none that knows windows."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    names = frozenset(inspect.signature(varlen_attn).parameters)
-    return (varlen_attn, names) if {"scale", "window_size"} <= names else None
+    names = inspect.signature(varlen_attn).parameters
+    return (varlen_attn, "enable_gqa" in names) if {"scale", "window_size"} <= set(names) else None
+
+
+# Found once, here: a compiled block that looks for them comes out in pieces.
+_VARLEN = _torch_varlen()
+_HAS_FLASH_ATTN = find_spec("flash_attn") is not None
 
 
 def _torch_kernel(
@@ -189,11 +192,10 @@ def _torch_kernel(
     longest: int,
     asked: Asked,
 ) -> torch.Tensor:
-    found = _torch_varlen()
-    assert found is not None
-    varlen_attn, names = found
-    grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in names else {}
-    if not grouped:  # before torch 2.13
+    assert _VARLEN is not None
+    varlen_attn, knows_groups = _VARLEN
+    grouped: dict[str, Any] = {"enable_gqa": True} if knows_groups else {}
+    if not grouped:
         times = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(times, dim=1) for x in (key, value))
     out: torch.Tensor = varlen_attn(
