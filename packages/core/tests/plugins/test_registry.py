@@ -46,6 +46,7 @@ ENGINE = "from lightrft.testing.fake_engine import FakeEngine\nclass f(FakeEngin
         ("AdvantageSpec", "advantage", FUNCTION),
         ("PolicyLossSpec", "policy_loss", FUNCTION),
         ("LoggerSpec", "logger", "class f: pass\n"),
+        ("EnvironmentSpec", "environment", "from lightrft.rollout.environment import SingleTurn as f\n"),
     ],
 )
 def test_a_third_party_registers_every_kind_and_it_loads_on_first_use(install, plugin_source, spec, kind, code):

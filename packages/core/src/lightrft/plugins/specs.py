@@ -203,4 +203,13 @@ class LoggerSpec(PluginSpec):
     kind: ClassVar[str] = "logger"
 
 
-SPEC_TYPES: tuple[type[PluginSpec], ...] = (StrategySpec, EngineSpec, RewardSpec, AdvantageSpec, PolicyLossSpec, LoggerSpec)
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentSpec(PluginSpec):
+    """An environment of episodes; the target is a subclass of `lightrft.rollout.environment.Environment`."""
+
+    kind: ClassVar[str] = "environment"
+
+
+SPEC_TYPES: tuple[type[PluginSpec], ...] = (
+    StrategySpec, EngineSpec, RewardSpec, EnvironmentSpec, AdvantageSpec, PolicyLossSpec, LoggerSpec,
+)  # fmt: skip

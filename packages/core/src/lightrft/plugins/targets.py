@@ -6,7 +6,11 @@ import importlib
 
 from lightrft.plugins.specs import PluginSpec
 
-BASES = {"strategy": "lightrft.strategy.strategy_base:StrategyBase", "engine": "lightrft.engine.base:InferenceEngine"}
+BASES = {
+    "strategy": "lightrft.strategy.strategy_base:StrategyBase",
+    "engine": "lightrft.engine.base:InferenceEngine",
+    "environment": "lightrft.rollout.environment:Environment",
+}
 """The class that the target of a kind derives from; targets of other kinds are called and nothing else."""
 
 

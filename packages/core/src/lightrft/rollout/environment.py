@@ -1,0 +1,117 @@
+"""The contract of an environment: what answers the policy, turn by turn, and what an episode earns. No torch."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightrft.types import FinishReason
+
+Start = Sequence[int] | Sequence[Mapping[str, Any]] | None
+"""How an episode begins: token ids, chat messages, or None for the prompt of the data row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What the policy said: T sampled `token_ids`, their `text` without special tokens, and `raw_text` with them.
+
+    `number` counts from 0. `is_last`: no turn can follow (`max_turns`); a `Continue` ends the episode. `finish_reason` is `length` where
+    `turn_max_len` cut the turn off.
+    """
+
+    number: int
+    token_ids: tuple[int, ...]
+    text: str
+    raw_text: str
+    finish_reason: FinishReason
+    is_last: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continue:
+    """The policy's next turn follows, after exactly one of these.
+
+    `messages`: chat messages, `{"role": "user", "content": ...}`, written as the tokenizer's chat template writes them (needs
+    `apply_chat_template`). `text`: these characters and nothing around them. `token_ids`: these tokens. Special tokens in messages and in
+    text are plain characters. `reward`: what this turn earned, a number or named parts; an episode's reward is the sum of its turns'.
+    """
+
+    messages: Sequence[Mapping[str, Any]] | None = None
+    text: str | None = None
+    token_ids: Sequence[int] | None = None
+    reward: float | Mapping[str, float] = 0.0
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("messages", "text", "token_ids") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"Continue takes exactly one of messages, text and token_ids, found {', '.join(given) or 'none'}")
+        if self.text is not None and not isinstance(self.text, str):
+            raise ValueError(f"Continue: text is {self.text!r:.60}, a {type(self.text).__name__}, not a str")
+        if isinstance(self.messages, (str, Mapping)) or (self.messages is not None and not len(self.messages)):
+            raise ValueError(f"Continue: messages is {self.messages!r:.60}, not a list of at least one message")
+        ids = self.token_ids
+        if ids is not None and not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in ids):
+            raise ValueError(f"Continue: token_ids is {ids!r:.60}, not a list of token ids")
+        reward_parts(self.reward)
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """The episode is over. `reward`: what the last turn earned, a number or named parts. `info` goes to the reward functions."""
+
+    reward: float | Mapping[str, float] = 0.0
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        reward_parts(self.reward)
+        if not isinstance(self.info, Mapping):
+            raise ValueError(f"End: info is {self.info!r:.60}, not a mapping")
+
+
+Step = Continue | End
+
+
+class Environment(ABC):
+    """One episode. A new object is made for each, without arguments, and used for it alone.
+
+    Any of the methods may be `async`. Each call may take `environment_timeout_s`; calls of different episodes run at the same time, in
+    threads or, where `async`, in one event loop. What a method raises, or a call that takes too long, ends its own episode (`env_error`).
+
+    Example:
+        >>> class Parrot(Environment):
+        ...     def step(self, turn):
+        ...         return End(reward=1.0) if "stop" in turn.text else Continue(text=turn.text)
+    """
+
+    def start(self, row: Mapping[str, Any]) -> Start | Awaitable[Start]:  # noqa: B027  # has a default
+        """What the policy reads first; None: the prompt of the data row. The same for all episodes of one row."""
+
+    @abstractmethod
+    def step(self, turn: Turn) -> Step | Awaitable[Step]:
+        """What follows the policy's turn."""
+
+    def close(self) -> Awaitable[None] | None:  # noqa: B027  # has a default
+        """Called once, however the episode ended, also after `start` or `step` raised. It may run while a call that took too long does."""
+
+
+class SingleTurn(Environment):
+    """The episode is over after its first turn: a run without an environment."""
+
+    def step(self, turn: Turn) -> Step:
+        return End()
+
+
+def reward_parts(reward: Any) -> dict[str, float]:
+    """The named parts of a reward; a plain number is the part `reward`.
+
+    Raises:
+        ValueError: something else, or a number that is not finite.
+    """
+    parts = reward if isinstance(reward, Mapping) else {"reward": reward}
+    for name, value in parts.items():
+        if not isinstance(name, str) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"the reward of an environment is {reward!r:.60}; give one finite number, or named ones")
+    return {name: float(value) for name, value in parts.items()}
