@@ -26,6 +26,11 @@ OWN = {
 USER, ANSWER, SYSTEM = "lightrft0user", "lightrft0answer", "lightrft0system"
 """Words that no template writes by itself."""
 
+PROBE_TOOL = {
+    "type": "function",
+    "function": {"name": "lightrft0tool", "description": "", "parameters": {"type": "object", "properties": {}}},
+}
+
 
 @dataclass(frozen=True)
 class ChatSettings:
@@ -122,6 +127,36 @@ class ChatTemplate:
         begun, closed = self._probe(turn), self._probe(turn, begun=False)
         own = begun.removeprefix(closed)
         return own.count("<think>") > own.count("</think>")
+
+    def after_answer(self, messages: Sequence[Message], *, where: str) -> str:
+        """What follows the assistant's words, where `messages` and another turn of the assistant do.
+
+        Raises:
+            DataError: the template fails for such messages, or writes something else for what stands before them.
+        """
+        before = self.with_system([{"role": "user", "content": USER}])
+        text = self.render([*before, {"role": "assistant", "content": ANSWER}, *messages], tools=None, where=where)
+        if text.count(ANSWER) != 1:
+            raise DataError(f"{where}: the chat template leaves out the assistant's turn before these messages")
+        return text.partition(ANSWER)[2]
+
+    def rewritten_turns(self) -> str:
+        """In which way the template writes an earlier turn of the assistant, or what stands before it, otherwise than when it was the last
+        one; empty where it does not.
+        """
+        turns = self.with_system([{"role": "user", "content": USER}])
+        follows = {"role": "user", "content": USER}
+        tools = [PROBE_TOOL] if self._settings.tools_key else None
+        begun = self._probe(turns, tools=tools)
+        words = {
+            "writes what stands before an earlier turn otherwise than before the last one": ANSWER,
+            "drops the thoughts of earlier turns": f"<think>\n{SYSTEM}\n</think>\n\n{ANSWER}",
+        }
+        for problem, answer in words.items():
+            text = self._probe([*turns, {"role": "assistant", "content": answer}, follows], tools=tools)
+            if not text.startswith(begun + answer):
+                return problem
+        return ""
 
     # ---- parts ---------------------------------------------------------------------------------------------------------------------------
 

@@ -62,6 +62,10 @@ class Encoder:
         plain = iter(self._ids([text for text, spans in texts if not spans]))
         return [self._begun(self._around(text, spans) if spans else next(plain)) for text, spans in texts]
 
+    def encode_more(self, text: str, spans: list[tuple[int, int]]) -> list[int]:
+        """Token ids of a text that goes on where another one ended: begun with nothing."""
+        return self._around(text, spans) if spans else [i for ids in self._ids([text] if text else []) for i in ids]
+
     # ---- parts ---------------------------------------------------------------------------------------------------------------------------
 
     def _masked(self, value: Any, masked: list[str]) -> Any:

@@ -1,0 +1,88 @@
+"""What stands between two turns of a conversation, as tokens: the end of the policy's turn, the answer to it, the begin of the next one.
+
+Nothing that was sampled passes through here as text: these tokens are appended to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightrft.data.chat import ChatSettings, ChatTemplate
+from lightrft.data.messages import chat_messages
+from lightrft.data.tokens import Encoder
+from lightrft.errors import DataError
+
+WHERE = "the environment"
+
+
+class TurnWriter:
+    """Writes what follows a turn of the policy. `chat` None: without a chat template, of text alone.
+
+    Raises:
+        DataError: the template writes earlier turns in another way once another one follows (thoughts that it drops, a system prompt that
+            moves to the last turn), or does not tell where they end; a tokenizer that loses a part of what the template writes.
+    """
+
+    def __init__(self, tokenizer: Any, *, chat: ChatSettings | None) -> None:
+        self._tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer, chat) if chat is not None else None
+        self._encoder = Encoder(tokenizer, structure=self._template.skeleton() if self._template else "")
+        if self._template is not None:
+            if problem := self._template.rewritten_turns():
+                raise DataError(f"the tokenizer's chat template {problem}; {REMEDY}")
+            glue = self._template.after_answer([{"role": "user", "content": "lightrft"}], where=WHERE)
+            if (read := self._decoded(self._encoder.encode_more(glue, []))) != glue:
+                raise DataError(f"the tokenizer reads {glue!r}, which its chat template writes between two turns, as {read!r}; {REMEDY}")
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+        """The prompt of a conversation that an environment begins. Raises DataError as `after`."""
+        template, turns = self._of_chat(messages)
+        turns = template.with_system(turns)
+        text, spans = self._encoder.rendered(turns, lambda given: template.render(given, tools=None, where=WHERE), where=WHERE)
+        return self._encoder.encode([(text, spans)])[0]
+
+    def after(self, sampled: Sequence[int], messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The tokens that follow the `sampled` ones of a turn: of its end those that were not sampled, the messages, the next turn's begin.
+
+        Special tokens in the messages' words are plain characters.
+
+        Raises:
+            DataError: no template; messages that are none; a role or an order that the template does not write.
+        """
+        template, turns = self._of_chat(messages)
+        text, spans = self._encoder.rendered(turns, lambda given: template.after_answer(given, where=WHERE), where=WHERE)
+        ids = self._encoder.encode_more(text, spans)
+        return ids[self._overlap(sampled, ids) :]
+
+    def words(self, text: str) -> list[int]:
+        """The tokens of a text, nothing around it; special tokens in it are plain characters."""
+        return self._encoder.encode_more(*self._encoder.rendered(text, str, where=WHERE))
+
+    # ---- parts ---------------------------------------------------------------------------------------------------------------------------
+
+    def _of_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[ChatTemplate, list[Any]]:
+        if self._template is None:
+            raise DataError(f"{WHERE} gave chat messages, which need a chat template; set --apply_chat_template, or give text")
+        turns = chat_messages(list(messages), where=WHERE, column="messages")
+        if turns[-1]["role"] == "assistant":
+            raise DataError(f"{WHERE} gave messages that end with the assistant's, whose turn is the policy's; leave it out")
+        return self._template, turns
+
+    def _overlap(self, sampled: Sequence[int], ids: Sequence[int]) -> int:
+        """How many of the first `ids`, the end of a turn, were sampled: none where it was cut off."""
+        assert self._template is not None
+        end = self._encoder.encode_more(self._template.end_of_turn(), [])
+        for number in range(min(len(end), len(sampled), len(ids)), 0, -1):
+            if list(sampled[-number:]) == list(ids[:number]) == end[:number]:
+                return number
+        return 0
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+REMEDY = (
+    "turns of an episode are appended, token by token, to what was sampled; give the tokenizer a chat template that keeps earlier turns, "
+    "or leave apply_chat_template out and let the environment answer with text"
+)
