@@ -23,6 +23,8 @@ PHASES = {
     "saving": ("lightrft.strategy.hf_export", "_write_shards", 0),
 }
 """Where the planted error is raised: module or class, its function, and the rank."""
+DAILY = ("reward", "backward", "sync", "saving")
+"""One for each way in which ranks hear of it: in the loop, in a collective, from the engine, from the rank that writes."""
 
 SCRIPT = """
 import os, pkgutil, sys, time
@@ -88,7 +90,7 @@ def test_a_rank_that_hangs_in_generate_ends_the_run_and_says_where(recipe: Path,
     )
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", [phase if phase in DAILY else pytest.param(phase, marks=pytest.mark.long) for phase in PHASES])
 def test_a_rank_that_raises_ends_the_run_and_is_named_first(phase: str, recipe: Path, tmp_path: Path) -> None:
     script, stamp = tmp_path / "script.py", tmp_path / "stamp"
     script.write_text(SCRIPT)

@@ -40,7 +40,7 @@ def on_two_nodes(recipe: Path, *words: str, ranks_each: int = 1) -> list[subproc
     return [subprocess.CompletedProcess(command, agent.returncode, *end) for agent, end in zip(agents, ends, strict=True)]
 
 
-@pytest.mark.parametrize("ranks_each", [1, 2])
+@pytest.mark.parametrize("ranks_each", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_two_nodes_learn_what_one_does(tmp_path: Path, ranks_each: int) -> None:
     recipe = write_recipe(tmp_path, micro_train_batch_size=4)
     nodes = on_two_nodes(recipe, "--output_dir", str(tmp_path / "two"), "--json", ranks_each=ranks_each)
