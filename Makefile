@@ -26,7 +26,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs wheels gsm8k memory parity row-parity collectives overhead curves packing learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-long test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-multi gpu-bench vs-trl phases clean chaos audit
+.PHONY: help setup demo docs site wheels gsm8k memory parity row-parity collectives overhead curves packing learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-long test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-multi gpu-bench vs-trl phases clean chaos audit
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -70,10 +70,16 @@ wheels: $(STAMP)  ## the wheels of all packages, in dist; `export PIP_FIND_LINKS
 collectives: $(STAMP)  ## a table: the collectives of a step, counted on 1, 2 and 4 ranks, and what follows for 64 and 1024
 	@$(BIN)/python benchmarks/collectives.py $(ARGS)
 
-docs: $(STAMP)  ## bring the tables of docs/plugin-author.md and docs/conformance-kit.md up to date
+docs: $(STAMP)  ## bring the generated pages and tables of docs up to date
 	@$(BIN)/python tools/plugin_tables.py
 	@$(BIN)/python tools/kit_table.py
 	@$(BIN)/python tools/flag_table.py
+	@$(BIN)/python tools/site_pages.py
+
+site: $(STAMP)  ## the documentation site, in build/site; every warning and every dead link is an error
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --group docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/site
+	@echo "build/site/index.html"
 
 overhead: $(STAMP)  ## a table: a step through each strategy against a loop by hand, as ratios
 	@$(BIN)/python benchmarks/strategies.py $(ARGS)

@@ -102,4 +102,4 @@ def test_a_best_metric_that_is_never_logged_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         check(config, registry=fake_registry(), world_size=1)
     [line] = [line for line in caught.value.problems if "best_metric" in line]
-    assert line == "best_metric='evl/reward': no run logs it; did you mean 'eval/reward'? (docs/guide.md lists all)"
+    assert line == "best_metric='evl/reward': no run logs it; did you mean 'eval/reward'? (docs/reference/metrics.md lists all)"

@@ -1,4 +1,4 @@
-"""The metrics that a run logs, and what they mean. The one table; the guide's is made from it. No torch."""
+"""The metrics that a run logs, and what they mean. The one table; docs/reference/metrics.md is made from it. No torch."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def never_logged(name: str, config: Config, *, has_critic: bool) -> str:
     """Why a run of this configuration never logs that metric; empty where it does."""
     metric = metric_named(name)
     if metric is None:
-        return f"no run logs it{nearest(name, [m.name for m in METRICS])} (docs/guide.md lists all)"
+        return f"no run logs it{nearest(name, [m.name for m in METRICS])} (docs/reference/metrics.md lists all)"
     if metric.needs == "critic":
         return "" if has_critic else f"it needs a critic, which advantage_estimator={config.advantage_estimator!r} does not use"
     if metric.needs and not getattr(config, metric.needs):
@@ -133,6 +133,6 @@ def never_logged(name: str, config: Config, *, has_critic: bool) -> str:
 
 
 def as_table() -> str:
-    """The guide's table, as Markdown."""
+    """The table of docs/reference/metrics.md."""
     rows = [f"| `{m.name}` | {m.unit} | {m.meaning}{f'; with `{m.needs}`' if m.needs else ''} |" for m in METRICS]
     return "\n".join(["| name | unit | meaning |", "|---|---|---|", *rows]) + "\n"

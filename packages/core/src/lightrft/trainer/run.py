@@ -55,7 +55,8 @@ def train(
     Raises:
         ConfigError: all problems of the settings and of what is given beside them.
 
-    Example:
+    Example::
+
         lightrft.train(
             {"model_name_or_path": "model", "strategy": "single", "engine_type": "hf", "output_dir": "runs/mine"},
             rewards=[lambda samples: [float("42" in sample.completion) for sample in samples]],
