@@ -329,7 +329,7 @@ def _plugins(config: Config, registry: Registry, world_size: int) -> Iterator[st
     yield from _sleep(config, registry)
     yield from _engine_fit(config, registry)
     yield from _gap(config, registry)
-    if config.keep_best and (config.save_every or config.save_every_minutes):
+    if config.early_stop_patience or (config.keep_best and (config.save_every or config.save_every_minutes)):
         yield from _best_metric(config, registry)
     named = [("advantage", config.advantage_estimator), ("policy_loss", config.policy_loss)]
     named += [("logger", name) for name in config.loggers]

@@ -347,6 +347,9 @@ class Config(BaseModel):
     keep_best: CountOrOff = _field(0, "run", "checkpoints that stay beside the newest: the best ones by best_metric")
     best_metric: str = _field("eval/reward", "run", "metric that the best checkpoints are chosen by, where it was measured")
     best_mode: Literal["max", "min"] = _field("max", "run", "whether more or less of it is better")
+    early_stop_patience: CountOrOff = _field(
+        0, "run", "end the run once best_metric has been measured that many times in a row without a better value; 0: never"
+    )
     resume_from: PathText = _field("", "run", "go on from this checkpoint (RUN/checkpoints/step-N), or from the run folder's `latest`")
     loggers: list[str] = _field(["console", "jsonl"], "run", "any installed loggers by name")
     monitor_steps: Count = _field(

@@ -61,14 +61,24 @@ class RunReport:
             self._plot(step, experience)
 
     def finish(
-        self, *, steps: int, model: Path | None, ema_model: Path | None = None, stopped: str = "", checkpoint: Path | None = None
+        self,
+        *,
+        steps: int,
+        model: Path | None,
+        ema_model: Path | None = None,
+        stopped: str = "",
+        ended_early: str = "",
+        checkpoint: Path | None = None,
     ) -> dict[str, Any]:
-        """The curves and `summary.json`; returns the summary on every rank. `stopped` says what ended the run before its last step."""
+        """The curves and `summary.json`; returns the summary on every rank. `stopped` says what broke the run off before its last step,
+        `ended_early` why it ended as a whole run before that.
+        """
         peaks = self.strategy.all_gather(memory_report(self.strategy.world.device)["host_peak_gib"])
         last = next((row for row in reversed(self.rows) if "rollout/reward" in row), {})
         summary = {
             "steps": steps,
             "stopped": stopped,
+            "ended_early": ended_early,
             "seconds": round(time.time() - self.started, 2),
             "seed": self.config.seed,
             "world_size": self.strategy.world.world_size,

@@ -55,6 +55,7 @@ def make_trainer(
     cls: type[SPMDPPOTrainer] = SPMDPPOTrainer,
     phases: Any = None,
     eval_prompts: Any = None,
+    callbacks: Any = (),
     **changes: Any,
 ) -> SPMDPPOTrainer:
     """A trainer of two steps in `folder`: strategy and engine `fake` (any of `registry`), `changes` are settings."""
@@ -78,4 +79,5 @@ def make_trainer(
         prompts=prompts(),
         eval_prompts=prompts(3) if eval_prompts is None else eval_prompts,
         phases=phases,
+        callbacks=callbacks,
     )

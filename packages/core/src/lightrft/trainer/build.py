@@ -17,6 +17,7 @@ from lightrft.models.lora import add_lora
 from lightrft.observe.phase_clock import PhaseFunction
 from lightrft.rewards.load import NamedReward
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, Scheduler, StrategyBase
+from lightrft.trainer.early_stop import Callback
 from lightrft.trainer.prompts import prompt_set
 from lightrft.trainer.resume import FilesDigest, reward_files, weight_files
 from lightrft.trainer.reward_models import build_rewards
@@ -32,6 +33,7 @@ def build_trainer(
     model_path: str,
     rewards: Sequence[NamedReward] | None = None,
     phases: Mapping[str, PhaseFunction] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> SPMDPPOTrainer:
     """Everything from files and settings, but for `rewards` that are given. The strategy's engine is set up by the caller. Collective."""
     tokenizer = load_tokenizer(model_path, trust_remote_code=config.trust_remote_code)
@@ -62,6 +64,7 @@ def build_trainer(
         eval_prompts=eval_sets,
         config=config,
         phases=phases,
+        callbacks=callbacks,
     )
     reference = FilesDigest("the initial model", weight_files(Path(model_path)), refuses=config.kl_coef > 0)
     trainer.state.register("reference", reference)

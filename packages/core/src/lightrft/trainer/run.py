@@ -25,6 +25,7 @@ from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.base_model import prepare_base_model
 from lightrft.trainer.build import build_trainer, read_eval_sets
+from lightrft.trainer.early_stop import Callback
 from lightrft.trainer.evaluate import evaluate as evaluate_sets
 from lightrft.trainer.evaluate import write_rows
 from lightrft.trainer.given import Rows, in_place_of, keep_rows
@@ -42,13 +43,15 @@ def train(
     prompts: Rows | None = None,
     eval_prompts: Rows | None = None,
     phases: Mapping[str, PhaseFunction] | None = None,
+    callbacks: Sequence[Callback] = (),
     registry: Registry | None = None,
 ) -> dict[str, Any]:
     """Trains as configured; returns the summary, the same on every rank. Every rank of the world calls it.
 
     `rewards` are functions `(samples) -> one number each`, in place of the setting `reward`. `prompts` and `eval_prompts` are rows in
     memory (texts, mappings of columns, or a `datasets.Dataset`), in place of `prompt_data` and `eval_data`; they are kept as files in the
-    run folder, which can then be evaluated and resumed. `phases` are functions in place of phases (see `SPMDPPOTrainer`).
+    run folder, which can then be evaluated and resumed. `phases` are functions in place of phases, `callbacks` are called with the
+    trainer at the end of each rollout, and end the run by returning a reason (see `SPMDPPOTrainer`).
 
     After an error the process group is left as it is: other ranks may be inside a collective, so the caller should end the process.
 
@@ -74,7 +77,7 @@ def train(
         model_path = open_run(config, strategy, rewards=rewards is None)
         strategy.setup_inference_engine(config, engine_type=config.engine_type, model_path=model_path)
         functions = None if rewards is None else as_rewards(list(rewards), config=config, strategy=strategy)
-        summary = build_trainer(config, strategy, model_path=model_path, rewards=functions, phases=phases).fit()
+        summary = build_trainer(config, strategy, model_path=model_path, rewards=functions, phases=phases, callbacks=callbacks).fit()
     strategy.shutdown()
     return summary
 

@@ -23,6 +23,7 @@ from lightrft.observe.phase_clock import PhaseFunction
 from lightrft.run.checkpoint_folder import LATEST, find
 from lightrft.run.run_folder import hold_folders, release_folders
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
+from lightrft.trainer.early_stop import Callback, call_back
 from lightrft.trainer.evaluate import EvalSets
 from lightrft.trainer.saver import EMA_MODEL, StopRun, latest_value
 from lightrft.trainer.steps import bound_in_words, due
@@ -37,7 +38,8 @@ class SPMDPPOTrainer(TrainerParts):
     `strategy.prepare_model` returned; `ema_model` (needed where `ema_beta` > 0), what `strategy.prepare_ema_model` did. `reward_model` is
     a reward function `(samples) -> list[float]`, a sequence classifier that `strategy.prepare_model` returned, a NamedReward, or a list of
     them. `config` defaults to the strategy's. Reports (metrics, plots, summary, the final model) go to `config.output_dir`. A subclass may
-    override a phase; `phases` names functions that stand for phases: `{"reward": lambda trainer, experience: ...}`.
+    override a phase; `phases` names functions that stand for phases: `{"reward": lambda trainer, experience: ...}`. `callbacks` are called
+    with the trainer at the end of each rollout, on every rank; a text that one returns ends the run, with that as its reason.
 
     Raises:
         ValueError: an argument that this trainer cannot honour; what to do instead is named.
@@ -61,6 +63,7 @@ class SPMDPPOTrainer(TrainerParts):
         eval_prompts: Sequence[Prompt] | EvalSets = (),
         config: Config | None = None,
         phases: Mapping[str, PhaseFunction] | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         super().__init__(
             strategy=strategy,
@@ -81,6 +84,7 @@ class SPMDPPOTrainer(TrainerParts):
             eval_sets=eval_prompts if isinstance(eval_prompts, Mapping) else {"eval": eval_prompts},
             phases=phases or {},
         )
+        self.callbacks = list(callbacks)
 
     def fit(self) -> dict[str, Any]:
         """Trains, and returns the run's summary (also in `summary.json`). Collective.
@@ -91,6 +95,8 @@ class SPMDPPOTrainer(TrainerParts):
             try:
                 self.begin()
                 for step in range(self.step + 1, self.num_steps + 1):
+                    if self.early_stop.reason:
+                        break
                     self.begin_step(step)
                     self.make_experience()
                     self.metrics.update(self.ppo_train(step))
@@ -150,6 +156,7 @@ class SPMDPPOTrainer(TrainerParts):
             self.warn(leak(self.prompts, self.eval_prompts), differing_ends(self.strategy.stop_tokens), labels_in_prompts(self.prompts))
             self.warn(self.learning.plan(self.actor_scheduler, number=self.num_updates))
             self.evaluate()
+            self.early_stop.observe(0, self.metrics)
             self.report.start({name: value for name, value in self.metrics.items() if name != "time/sync_s"})
         self.saver.mark(self.step)
         self.warnings.stop_if_asked()
@@ -170,8 +177,11 @@ class SPMDPPOTrainer(TrainerParts):
             self.metrics["rollout/tokens_per_s"] = self.metrics["tokens/rollout"] / self.metrics["time/rollout_s"]
         self.warn(*self.monitors.observe(self.metrics), *self.learning.observe(self.metrics, told=self.warnings.names))
         self.report.step(self.step, self.metrics, self.experience)
+        self.early_stop.observe(self.step, self.metrics)
+        self.early_stop.asked = call_back(self.callbacks, self, self.strategy)
         self.saver.mark(self.step, value=latest_value(self.metrics, self.config.best_metric))
-        if due(self.step, every=self.config.save_every, last=self.num_steps) or self.saver.is_late():
+        last = self.step if self.early_stop.reason else self.num_steps
+        if due(self.step, every=self.config.save_every, last=last) or self.saver.is_late():
             self.saver.save()
         self.saver.stop_if_asked()
         self.warnings.stop_if_asked()
@@ -180,8 +190,11 @@ class SPMDPPOTrainer(TrainerParts):
         """After the last step: the model's folder, the summary. Collective."""
         self.warn(*self.learning.conclude(self.metrics, told=self.warnings.names))
         self.warnings.stop_if_asked()
+        reason = self.early_stop.reason
+        if reason:
+            self.strategy.print(f"the run ends at rollout {self.step} of {self.num_steps}: {reason}")
         with self.strategy.world.stamp.entering("finish"):
-            return self.report.finish(steps=self.num_steps, model=self.save_model(), ema_model=self.save_ema_model())
+            return self.report.finish(steps=self.step, model=self.save_model(), ema_model=self.save_ema_model(), ended_early=reason)
 
     def stopped(self, error: Exception) -> dict[str, Any]:
         """After an error: a checkpoint, where the state is that of a whole step. Returns the summary of a run that was told to stop."""

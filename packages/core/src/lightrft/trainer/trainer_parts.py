@@ -30,6 +30,7 @@ from lightrft.run.run_folder import log_folder
 from lightrft.strategy import ema
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.critic_update import CriticUpdate
+from lightrft.trainer.early_stop import EarlyStop
 from lightrft.trainer.evaluate import EvalSets
 from lightrft.trainer.learner import Learner
 from lightrft.trainer.refusals import refuse
@@ -128,6 +129,7 @@ class TrainerParts(TrainerPhases):
         )
         self.warnings = Warnings(world=strategy.world, folder=log_folder(config), stops=config.on_warning == "stop")
         self.monitors = Monitors(config)
+        self.early_stop = EarlyStop(config)
         self.learning = LearningWatch(config, updates_per_rollout=updates_per_rollout(config))
         self.clock = PhaseClock(strategy.world)
         self.experience_maker = self._make_experience_maker(strategy.registry)
@@ -178,6 +180,7 @@ class TrainerParts(TrainerPhases):
         state.register("warnings", self.warnings)
         state.register("monitors", self.monitors)
         state.register("learning", self.learning)
+        state.register("early_stop", self.early_stop)
         state.register("sampling", self.sampling)
         state.register("sampling_check", self.experience_maker.sampling_check)
         state.register("dead_rewards", self.experience_maker.dead_rewards)
