@@ -77,6 +77,10 @@ class CodePermissionError(RewardError):
     """A reward would run programs that the model wrote, and `allow_code_execution` is off."""
 
 
+class EpisodeError(UserError):
+    """The environment of a run cannot be loaded, or failed in every episode of a rollout."""
+
+
 class RunFolderError(UserError):
     """The output folder cannot be written to or holds another run."""
 

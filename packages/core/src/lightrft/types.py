@@ -13,8 +13,10 @@ from typing import Any, Literal
 
 from lightrft.errors import nearest
 
-FinishReason = Literal["stop", "length", "abort"]
-"""`stop`: a stop token or string ended it; `length`: `max_new_tokens` or the context did; `abort`: the caller may go on from it."""
+FinishReason = Literal["stop", "length", "abort", "env_error"]
+"""`stop`: a stop token or string ended it; `length`: `max_new_tokens` or the context did; `abort`: the caller may go on from it;
+`env_error`: the environment of the episode failed (no engine says so).
+"""
 
 
 REFUSED_SAMPLING = {
@@ -146,12 +148,27 @@ class RequestOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Episode:
+    """What an environment made of a prompt. `turns`: (speaker, text) in order, the speaker `policy` or `environment`, special tokens left
+    out of the text. `rewards`: each named part, summed over turns. `info`: what the environment said at its end. `error`: why it failed.
+    """
+
+    turns: tuple[tuple[str, str], ...] = ()
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """What a reward function sees of one completion.
 
     `prompt` is the prompt's text as the model read it, special tokens included. `completion` is the text without special tokens,
     `raw_completion` with them, the stop token last; `token_ids` are the T sampled tokens. `answer` is the label as text; where the column
     holds a list of accepted ones, `answers` are all of them and `answer` is the first. `row` is the whole data row.
+
+    With an environment, `completion` is the policy's last turn, `raw_completion` everything after the prompt, the environment's words too,
+    and `token_ids` are those that the policy sampled in all turns; `episode` is what the environment made of it, None without one.
     """
 
     prompt: str
@@ -163,6 +180,7 @@ class Sample:
     answers: tuple[str, ...] = ()
     token_ids: Sequence[int] = ()
     raw_completion: str = ""
+    episode: Episode | None = None
 
     @property
     def accepted(self) -> tuple[str, ...]:

@@ -127,6 +127,8 @@ OTHER = {
     "best_metric": "rollout/reward",
     "best_mode": "min",
 }
+EPISODES = {"max_turns": 4, "turn_max_len": 2, "environment_timeout_s": 5.0, "environment_concurrency": 4}
+OTHER |= EPISODES
 
 
 @pytest.mark.parametrize(("rule", "name"), [(rule, name) for rule in POINTLESS for name in rule.fields])
@@ -158,7 +160,9 @@ def test_the_same_settings_where_they_have_an_effect(make, registry):
         "overlong_buffer": 2,
         "apply_chat_template": True,
     }
-    check(make(**on, **{k: v for k, v in OTHER.items() if k != "trust_remote_code"}), registry=registry(), world_size=2)
+    elsewhere = {"trust_remote_code", *EPISODES}
+    check(make(**on, **{k: v for k, v in OTHER.items() if k not in elsewhere}), registry=registry(), world_size=2)
+    check(make(environment="mine:Environment", **EPISODES), registry=registry(), world_size=2)
     check(make(trust_remote_code=True), registry=registry(), world_size=2)
 
 

@@ -103,7 +103,8 @@ def test_an_unknown_name_gives_the_nearest_and_what_is_there(install, plugin_sou
     install("acme-rft", acme_unknown=plugin_source(name="brevity"))
     registry = Registry.discover()
     with pytest.raises(
-        PluginNotInstalledError, match=r"unknown reward 'brevty'; did you mean 'brevity'\? \(installed: brevity, code, exact_match, "
+        PluginNotInstalledError,
+        match=r"unknown reward 'brevty'; did you mean 'brevity'\? \(installed: brevity, code, environment, exact_match, ",
     ):
         registry.load("reward", "brevty")
     with pytest.raises(PluginNotInstalledError, match=r"unknown engine 'vlm'; did you mean 'vllm'\?"):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
 
 from lightrft.batch.stages import REASONS, Sampled
-from lightrft.types import Completion, RequestOutput, Sample
+from lightrft.types import Completion, FinishReason, RequestOutput, Sample
 
 NOTHING = Sample(prompt="", completion="")
 
@@ -47,6 +48,37 @@ def sequences_of(
         samples=tuple(samples) if samples is not None else (NOTHING,) * len(pairs),
         greedy=tuple(greedy) if greedy is not None else (None,) * len(pairs),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """A prompt and the tokens of all turns after it: `sampled` says which of them the policy drew, `logprobs` has theirs and 0 elsewhere
+    (None: the engine was not asked). All drawn from the weights `version`.
+    """
+
+    prompt_token_ids: Sequence[int]
+    token_ids: Sequence[int]
+    sampled: Sequence[bool]
+    logprobs: Sequence[float] | None
+    version: int
+    finish_reason: FinishReason
+
+
+def conversations_of(conversations: Sequence[Conversation], *, group_ids: Sequence[int], samples: Sequence[Sample]) -> Sampled:
+    """One sequence for each conversation, in order; what the policy did not sample is outside of the loss.
+
+    Raises:
+        ValueError: a prompt without tokens, after which nothing could have been predicted.
+    """
+    whole = [
+        Completion(token_ids=c.token_ids, finish_reason=c.finish_reason, weight_version=c.version, logprobs=c.logprobs)
+        for c in conversations
+    ]
+    pairs = [(c.prompt_token_ids, completion) for c, completion in zip(conversations, whole, strict=True)]
+    batch = sequences_of(pairs, group_ids=group_ids, samples=samples)
+    mask = batch.loss_mask.clone()
+    mask[batch.loss_mask] = torch.tensor([one for c in conversations for one in c.sampled], dtype=torch.bool)
+    return replace(batch, loss_mask=mask)
 
 
 def answers_of(outputs: Sequence[RequestOutput]) -> Sampled:

@@ -16,7 +16,7 @@ PerToken = Annotated[torch.Tensor, "token"]
 PerSequence = Annotated[torch.Tensor, "sequence"]
 """Columns: one entry for each token [S], or for each sequence [N]."""
 
-REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort")
+REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "env_error")
 """`finish_reasons` holds their places."""
 
 
@@ -60,6 +60,11 @@ class Sampled:
     def truncated(self) -> torch.Tensor:
         """bool [N]: ended by the limit of tokens."""
         return self.finish_reasons == REASONS.index("length")
+
+    @property
+    def env_failed(self) -> torch.Tensor:
+        """bool [N]: ended because the environment failed."""
+        return self.finish_reasons == REASONS.index("env_error")
 
     @property
     def grid(self) -> Grid:

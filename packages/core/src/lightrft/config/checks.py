@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lightrft.config.algorithm_checks import algorithm_problems
 from lightrft.config.engine_args import option_problems
+from lightrft.config.environment_checks import environment_problems
 from lightrft.config.eval_files import eval_files
 from lightrft.config.hang_limits import hang_limit_problems
 from lightrft.config.ignored import ignored_settings, is_given
@@ -329,6 +330,7 @@ def _plugins(config: Config, registry: Registry, world_size: int) -> Iterator[st
     yield from _sleep(config, registry)
     yield from _engine_fit(config, registry)
     yield from _gap(config, registry)
+    yield from environment_problems(config, registry)
     if config.early_stop_patience or (config.keep_best and (config.save_every or config.save_every_minutes)):
         yield from _best_metric(config, registry)
     named = [("advantage", config.advantage_estimator), ("policy_loss", config.policy_loss)]

@@ -241,6 +241,15 @@ class Config(BaseModel):
     balance_ranks: bool = _field(
         False, "rollout", "move completions between ranks, so that each has about as many tokens in every optimizer step"
     )
+    environment: PathWord = _field(
+        "", "rollout", "what answers the model's turns: plugin name, path/to/file.py:Class or module:Class; empty: one completion is all"
+    )
+    max_turns: Count = _field(8, "rollout", "turns of the model in one episode at most")
+    turn_max_len: CountOrOff = _field(
+        0, "rollout", "tokens of one turn at most; 0 = generate_max_len, which bounds the whole episode, divided by max_turns"
+    )
+    environment_timeout_s: Positive = _field(60.0, "rollout", "seconds for one call of an environment; then its episode ends")
+    environment_concurrency: Count = _field(32, "rollout", "calls of environments at a time, per rank")
     mixed_mm_data: bool = _field(False, "rollout", "text and image prompts in one batch")
 
     # Rewards

@@ -17,7 +17,7 @@ from lightrft.rewards.load import NamedReward
 from lightrft.rewards.score import Scores, score
 from lightrft.types import Sample
 
-REASONS = ("stop", "length", "abort")
+REASONS = ("stop", "length", "abort", "env_error")
 MOST_PROBLEMS = 20
 
 

@@ -29,7 +29,7 @@ def treat_overlong(batch: Rewarded, *, config: Config) -> tuple[Rewarded, torch.
         batch,
         rewards=batch.rewards + punishments,
         baselines=batch.baselines + greedy,
-        trains=~batch.truncated if config.overlong_filter else batch.trains,
+        trains=batch.trains & ~batch.truncated if config.overlong_filter else batch.trains,
     )
     return treated, punishments
 

@@ -17,6 +17,7 @@ from lightrft.experience.advantages import AdvantageEstimator, AdvantageMaker
 from lightrft.experience.applicable import add_not_applicable
 from lightrft.experience.baselines import greedy_answers, greedy_rewards
 from lightrft.experience.early import EarlyRewards
+from lightrft.experience.episodes import Episodes
 from lightrft.experience.gap import act_on_gap, add_gap, corrections
 from lightrft.experience.overlong import treat_overlong
 from lightrft.experience.prompt_only_reward import sees_prompt_only
@@ -57,7 +58,9 @@ class ExperienceMaker:
         compares_groups: bool = False,
         warnings: Warnings | None = None,
         metrics: StepMetrics | None = None,
+        episodes: Episodes | None = None,
     ) -> None:
+        """With `episodes`, a rollout is made of episodes of several turns."""
         self.strategy = strategy
         self.config = config
         self.tokenizer = tokenizer
@@ -78,17 +81,21 @@ class ExperienceMaker:
         self.warnings = warnings or Warnings(world=strategy.world)
         self.keep_awake = False
         """Whether more prompts follow in this step; an engine that drops its weights asleep could not take them."""
+        self.episodes = episodes
         self._early: EarlyRewards | None = None
 
     def generate(self, prompts: Sequence[Prompt]) -> Sampled:
         """Samples completions. The first `logprob_gap_prompts` prompts are asked for log-probs, for the gap; all, where it is corrected.
 
         With `reward_while_generating` the rewards of prompts that have ended begin here. Where the estimator asks for it, a greedy
-        completion of each prompt comes first.
+        completion of each prompt comes first. With episodes, everything up to the end of each of them.
         """
+        number = len(prompts) if self._corrects else self.config.logprob_gap_prompts
+        if self.episodes is not None:
+            params, sleeps = sampling_params(self.config), not self.keep_awake
+            return self.episodes.sampled(prompts, params, logprobs=number, sleep_engine=sleeps, metrics=self.metrics)
         greedy = greedy_answers(prompts, strategy=self.strategy, config=self.config, tokenizer=self.tokenizer) if self.greedy else None
         self._early = self._start_rewards(prompts) if self.config.reward_while_generating else None
-        number = len(prompts) if self._corrects else self.config.logprob_gap_prompts
         outputs = self.strategy.gather_and_generate(
             sampling_params=sampling_params(self.config),
             all_prompt_token_ids=[list(p.token_ids) for p in prompts],
@@ -113,7 +120,7 @@ class ExperienceMaker:
             Rewarded,
             rewards=torch.tensor(scores.total, dtype=torch.float64),
             baselines=baselines,
-            trains=torch.ones(len(batch), dtype=torch.bool),
+            trains=~batch.env_failed,
         )
         for reward in self.rewards:
             if isinstance(reward.function, RewardModel):
@@ -176,6 +183,12 @@ class ExperienceMaker:
                 "unrewarded",
                 f"every reward said None (not applicable) for {metrics['rollout/unrewarded']:.0%} of this rollout's completions, which "
                 "count as 0; give them a reward, or leave such rows out",
+            )
+        if metrics.get("episode/env_error") and "env_error" not in self.warnings.names and self.episodes is not None:
+            self.warnings.say(
+                "env_error",
+                f"the environment failed in {metrics['episode/env_error']:.0%} of this rollout's episodes, which the loss leaves out; "
+                f"the first: {self.episodes.first_error}",
             )
         if (sentence := self.tags.sentence(metrics)) and "special_tokens_unseen" not in self.warnings.names:
             self.warnings.say("special_tokens_unseen", sentence)

@@ -47,5 +47,5 @@ def _swapped(batch: Rewarded) -> list[tuple[Sample, float]]:
 
 
 def _with_answer_of(mine: Sample, given: Sample) -> Sample:
-    fields = ("completion", "finish_reason", "num_tokens", "token_ids", "raw_completion")
+    fields = ("completion", "finish_reason", "num_tokens", "token_ids", "raw_completion", "episode")
     return replace(mine, **{name: getattr(given, name) for name in fields})

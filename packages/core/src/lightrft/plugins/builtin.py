@@ -95,6 +95,9 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
             runs_code=True,
             summary="1 if the program passes the tests in `answer`",
         ),
+        RewardSpec(
+            name="environment", target="lightrft.rewards.environment:environment_reward", summary="what the environment gave in all turns"
+        ),
         RewardSpec(name="exact_match", target="lightrft.rewards.exact_match:exact_match", summary="1 if the answer is the reference"),
         RewardSpec(name="format", target="lightrft.rewards.format:format_reward", summary="1 for a body, then `#### number`, at the end"),
         RewardSpec(

@@ -19,8 +19,8 @@ _OWN = str(Path(__file__).resolve().parents[1])
 _LIBRARIES = tuple(str(Path(path).resolve()) for path in {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
 
 
-def import_file(path: Path, *, name: str) -> ModuleType:
-    """The module of a file, for the reward `name`. A file that has not changed since is not run again.
+def import_file(path: Path, *, name: str, what: str = "reward") -> ModuleType:
+    """The module of a file, for the reward (or another thing, `what`) `name`. A file that has not changed since is not run again.
 
     While it loads, its folder is first on the import path, as for a script; afterwards last, for imports inside functions.
 
@@ -28,7 +28,7 @@ def import_file(path: Path, *, name: str) -> ModuleType:
         RewardError: no such file; it raises, or exits, while it is imported (file and line; chained).
     """
     if not path.is_file():
-        raise RewardError(f"reward {name!r}: no file {str(path)!r} (looked in {str(Path.cwd())!r})")
+        raise RewardError(f"{what} {name!r}: no file {str(path)!r} (looked in {str(Path.cwd())!r})")
     source = path.resolve()
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     # The name is unique to the path and registered, so that dataclasses and pickle inside the file work.
@@ -45,7 +45,7 @@ def import_file(path: Path, *, name: str) -> ModuleType:
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
-        raise import_failed(name, error) from error
+        raise import_failed(name, error, what=what) from error
     vars(module)[_DIGEST] = digest
     return module
 
@@ -77,12 +77,12 @@ def _is_anothers(name: str, module: ModuleType, folder: Path) -> bool:
     return beside and Path(file).resolve().parent not in (folder, folder / name)
 
 
-def import_failed(name: str, error: BaseException) -> RewardError:
+def import_failed(name: str, error: BaseException, *, what: str = "reward") -> RewardError:
     """The error of a reward whose module raised while it was imported."""
     hint = ""
     if isinstance(error, ImportError) and "relative import" in str(error):
         hint = "; a file is imported by itself: write `from NAME import ...` for a module beside it, or give package.module:function"
-    return RewardError(f"reward {name!r} cannot be imported: {said(error)}{place(error)}{hint}")
+    return RewardError(f"{what} {name!r} cannot be imported: {said(error)}{place(error)}{hint}")
 
 
 def said(error: BaseException) -> str:

@@ -42,7 +42,7 @@ class Continue:
     messages: Sequence[Mapping[str, Any]] | None = None
     text: str | None = None
     token_ids: Sequence[int] | None = None
-    reward: float | Mapping[str, float] = 0.0
+    reward: float | Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         given = [name for name in ("messages", "text", "token_ids") if getattr(self, name) is not None]
@@ -62,7 +62,7 @@ class Continue:
 class End:
     """The episode is over. `reward`: what the last turn earned, a number or named parts. `info` goes to the reward functions."""
 
-    reward: float | Mapping[str, float] = 0.0
+    reward: float | Mapping[str, float] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

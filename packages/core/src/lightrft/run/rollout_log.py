@@ -40,7 +40,7 @@ def append_distributions(folder: Path, step: int, *, lengths: Sequence[int], rew
 
 
 def _row(step: int, sample: Sample, reward: float) -> dict[str, Any]:
-    return {
+    row = {
         "step": step,
         "prompt": sample.prompt[-TEXT_CHARS:],
         "completion": sample.completion[-TEXT_CHARS:],
@@ -49,6 +49,10 @@ def _row(step: int, sample: Sample, reward: float) -> dict[str, Any]:
         "num_tokens": sample.num_tokens,
         "finish_reason": sample.finish_reason,
     }
+    if sample.episode is None:
+        return row
+    turns = [{"by": speaker, "text": text[-TEXT_CHARS:]} for speaker, text in sample.episode.turns]
+    return row | {"turns": turns, "environment": dict(sample.episode.rewards), "env_error": sample.episode.error}
 
 
 def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

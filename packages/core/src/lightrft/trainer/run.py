@@ -15,6 +15,8 @@ from lightrft.distributed.collectives import agree, broadcast_object
 from lightrft.distributed.consensus import together
 from lightrft.distributed.watchdog import watching
 from lightrft.errors import ModelError
+from lightrft.experience.environments import check_environment
+from lightrft.experience.episodes import chosen_episodes
 from lightrft.models.load import load_tokenizer
 from lightrft.observe.phase_clock import PhaseFunction
 from lightrft.plugins.registry import Registry
@@ -101,8 +103,9 @@ def _evaluate(config: Config, strategy: StrategyBase) -> dict[str, Any]:
     tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
     sets = read_eval_sets(config, tokenizer=tokenizer, strategy=strategy)
     rewards = build_rewards(config, strategy)
+    episodes = chosen_episodes(config, strategy=strategy, tokenizer=tokenizer)
     with strategy.world.stamp.entering("evaluate"):
-        result = evaluate_sets(sets, strategy=strategy, config=config, tokenizer=tokenizer, rewards=rewards)
+        result = evaluate_sets(sets, strategy=strategy, config=config, tokenizer=tokenizer, rewards=rewards, episodes=episodes)
     if config.eval_out and strategy.is_rank_0:
         write_rows(Path(config.eval_out), result.rows)
     metrics = {name.removeprefix("eval/"): value for name, value in result.metrics.items()}
@@ -125,6 +128,8 @@ def admit(config: Config, strategy: StrategyBase, *, mode: Mode, rewards: bool =
     if mode in ("train", "eval"):
         together(world, "loading the rewards", lambda: raise_all(loading_problems(config, registry=registry)))
         together(world, "reading the prompts", lambda: check_prompts(config, training=mode == "train"), rank_0_only=True)
+        if config.environment:
+            together(world, "loading the environment", lambda: check_environment(config, registry=registry))
 
 
 def open_run(config: Config, strategy: StrategyBase, *, rewards: bool = True) -> str:

@@ -19,6 +19,7 @@ from lightrft.diagnostics.monitors import Finding, Monitors
 from lightrft.diagnostics.sync_probe import SyncProbe
 from lightrft.experience.advantages import AdvantageEstimator
 from lightrft.experience.dynamic import DynamicSampling
+from lightrft.experience.episodes import chosen_episodes
 from lightrft.experience.pipeline import ExperienceMaker
 from lightrft.observe.metrics import StepMetrics
 from lightrft.observe.phase_clock import PHASES, PhaseClock, PhaseFunction, check_phase_names
@@ -245,4 +246,5 @@ class TrainerParts(TrainerPhases):
             compares_groups=self.estimator.min_samples > 1,
             warnings=self.warnings,
             metrics=self.sums,
+            episodes=chosen_episodes(self.config, strategy=self.strategy, tokenizer=self.tokenizer),
         )

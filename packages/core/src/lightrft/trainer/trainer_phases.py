@@ -91,7 +91,14 @@ class TrainerPhases:
         """Evaluation on `eval_prompts`, empty without any; its samples go to `eval_samples-STEP.jsonl`. Collective."""
         if not self.eval_prompts:
             return {}
-        found = evaluate(self.eval_sets, strategy=self.strategy, config=self.config, tokenizer=self.tokenizer, rewards=self.rewards)
+        found = evaluate(
+            self.eval_sets,
+            strategy=self.strategy,
+            config=self.config,
+            tokenizer=self.tokenizer,
+            rewards=self.rewards,
+            episodes=self.experience_maker.episodes,
+        )
         if self.strategy.is_rank_0:
             write_rows(log_folder(self.config) / f"eval_samples-{self.step}.jsonl", found.rows, step=self.step)
         return found.metrics

@@ -1,0 +1,67 @@
+"""Whether this environment can be had, and goes with the rest: what the settings say, before anything is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lightrft.config.schema import Config
+from lightrft.errors import PluginError
+from lightrft.plugins.registry import Registry
+from lightrft.plugins.specs import AdvantageSpec
+
+
+def environment_problems(config: Config, registry: Registry) -> Iterator[str]:
+    """One line for each problem of the settings of episodes."""
+    name = config.environment
+    if not name:
+        if "environment" in config.reward:
+            yield "reward='environment' gives what an environment gave, and environment is not set; set it, or leave the reward out"
+        return
+    yield from _found(name, registry)
+    yield from _together(config, registry)
+    if config.turn_max_len > config.generate_max_len:
+        yield f"turn_max_len={config.turn_max_len} is more than generate_max_len={config.generate_max_len}, which bounds the whole episode"
+    turn = config.turn_max_len or config.generate_max_len // config.max_turns
+    if not turn:
+        yield (
+            f"generate_max_len={config.generate_max_len} bounds the whole episode, and leaves no token for each of max_turns="
+            f"{config.max_turns} turns; raise it, lower max_turns, or set turn_max_len"
+        )
+    elif config.min_new_tokens > turn:
+        yield f"min_new_tokens={config.min_new_tokens} is more than a turn may have, {turn} tokens; lower it, or raise turn_max_len"
+
+
+def _found(name: str, registry: Registry) -> Iterator[str]:
+    if ":" not in name:
+        try:
+            registry.entry("environment", name)
+        except PluginError as error:
+            yield str(error)
+        return
+    path, _, target = name.rpartition(":")
+    if path.endswith(".py") and not Path(path).is_file():
+        yield f"environment={name!r}: no such file {path!r}; the form is path/to/file.py:Class"
+    elif not (path and target):
+        yield f"environment={name!r} is not of the form module:Class or path/to/file.py:Class"
+
+
+def _together(config: Config, registry: Registry) -> Iterator[str]:
+    """What does not go with episodes of several turns."""
+    name = config.environment
+    if config.reward_while_generating:
+        yield f"reward_while_generating=True rewards completions, and environment={name!r} makes episodes of them; leave one of them out"
+    if config.sft_target_reward:
+        yield (
+            f"sft_target_reward={config.sft_target_reward} is measured on single completions, and environment={name!r} makes episodes; "
+            "set it to 0"
+        )
+    try:
+        spec = registry.spec("advantage", config.advantage_estimator)
+    except PluginError:  # told elsewhere
+        return
+    if isinstance(spec, AdvantageSpec) and spec.greedy:
+        yield (
+            f"advantage_estimator={spec.name!r} compares with a greedy completion, which environment={name!r} does not make; use grpo or "
+            "another estimator of groups"
+        )

@@ -1,0 +1,84 @@
+"""The environment of the settings: its class, and what writes the turns that follow the policy's."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightrft.config.schema import Config
+from lightrft.data.chat import ChatSettings
+from lightrft.data.turns import TurnWriter
+from lightrft.errors import EpisodeError, RewardError, nearest
+from lightrft.models.load import load_tokenizer
+from lightrft.plugins.registry import Registry
+from lightrft.rewards.import_file import import_failed, import_file
+from lightrft.rollout.environment import Environment
+
+MakeEnvironment = Callable[[], Environment]
+
+
+def load_environment(name: str, *, registry: Registry) -> MakeEnvironment:
+    """What makes the environment of one episode: a plugin's class by its name, `module:Class` or `path/to/file.py:Class`. Local.
+
+    Raises:
+        EpisodeError: no such module, file or class (nearest), an import that fails (chained), or no subclass of `Environment`.
+        PluginError: a name without a colon that no usable plugin has.
+    """
+    if ":" not in name:
+        plugin: MakeEnvironment = registry.load("environment", name)
+        return plugin
+    place, _, attribute = name.rpartition(":")
+    module = _module(name, place)
+    found = getattr(module, attribute, None)
+    if found is None:
+        possible = [n for n, value in vars(module).items() if _is_environment(value)]
+        hint = nearest(attribute, possible) or f" (environments there: {', '.join(possible) or 'none'})"
+        raise EpisodeError(f"environment {name!r}: {place} has no {attribute!r}{hint}")
+    if not _is_environment(found):
+        raise EpisodeError(f"environment {name!r} is {found!r:.60}, no subclass of lightrft.rollout.environment.Environment")
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        raise EpisodeError(f"environment {name!r} does not define {', '.join(missing)}, which Environment asks for")
+    make: MakeEnvironment = found
+    return make
+
+
+def turn_writer(config: Config, tokenizer: Any) -> TurnWriter:
+    """What writes the turns of episodes. Raises DataError as `TurnWriter`."""
+    chat = ChatSettings(system_prompt=config.system_prompt, tools_key=config.tools_key, kwargs=config.chat_template_kwargs)
+    return TurnWriter(tokenizer, chat=chat if config.apply_chat_template else None)
+
+
+def check_environment(config: Config, *, registry: Registry) -> None:
+    """Loads the environment, and looks whether its turns can be written, before a model loads. Local.
+
+    A tokenizer that is made from the data is not there yet: its turns are looked at later.
+
+    Raises:
+        EpisodeError, PluginError, DataError: as `load_environment` and `TurnWriter`.
+    """
+    load_environment(config.environment, registry=registry)
+    if config.scratch_tokenizer == "none":
+        turn_writer(config, load_tokenizer(config.model_name_or_path, trust_remote_code=config.trust_remote_code))
+
+
+def _is_environment(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, Environment) and value is not Environment
+
+
+def _module(name: str, place: str) -> Any:
+    try:
+        if place.endswith(".py"):
+            return import_file(Path(place).expanduser(), name=name, what="environment")
+        return importlib.import_module(place)
+    except RewardError as error:
+        raise EpisodeError(str(error)) from error
+    except ModuleNotFoundError as error:
+        if error.name is not None and (place == error.name or place.startswith(error.name + ".")):
+            raise EpisodeError(
+                f"environment {name!r}: no module {error.name!r} on the import path; install it, set PYTHONPATH, or give path/file.py:Class"
+            ) from error
+        raise EpisodeError(str(import_failed(name, error, what="environment"))) from error
+    except (Exception, SystemExit) as error:
+        raise EpisodeError(str(import_failed(name, error, what="environment"))) from error

@@ -1,0 +1,208 @@
+"""Episodes of several turns: the engine samples a turn of every episode that goes on, environments answer, until all have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from lightrft.batch.collect import conversations_of
+from lightrft.batch.stages import Sampled
+from lightrft.config.schema import Config
+from lightrft.data.prompts import Prompt
+from lightrft.distributed.collectives import gather_objects
+from lightrft.errors import EpisodeError
+from lightrft.experience.environments import load_environment, turn_writer
+from lightrft.experience.live_episode import LiveEpisode
+from lightrft.observe.metrics import StepMetrics
+from lightrft.rollout.environment import Continue, Step
+from lightrft.rollout.environment_calls import EnvironmentCalls
+from lightrft.strategy.strategy_base import StrategyBase
+from lightrft.types import Sample, SamplingParams
+
+TURN_SEEDS = 1_000_003
+"""Between the seeds of two turns, where the sampling has one."""
+
+
+class Episodes:
+    """Plays the environment of the settings. Every method but `close` is collective: all ranks take as many turns as the longest episode.
+
+    Raises:
+        EpisodeError, PluginError, DataError: no such environment, or a chat template whose earlier turns change.
+    """
+
+    def __init__(self, *, strategy: StrategyBase, config: Config, tokenizer: Any) -> None:
+        self._strategy, self._config, self._tokenizer = strategy, config, tokenizer
+        self._make = load_environment(config.environment, registry=strategy.registry)
+        self._writer = turn_writer(config, tokenizer)
+        self._calls = EnvironmentCalls(timeout_s=config.environment_timeout_s, concurrency=config.environment_concurrency)
+        self.first_error = ""
+        """The first of the run, over all ranks; empty where no environment failed."""
+
+    def sampled(
+        self, prompts: Sequence[Prompt], sampling: SamplingParams, *, logprobs: int, sleep_engine: bool, metrics: StepMetrics
+    ) -> Sampled:
+        """A rollout: `sampling.n` episodes of each prompt. The engine's log-probs are asked for the first `logprobs` prompts."""
+        played = self.play(prompts, sampling, logprobs=logprobs, sleep_engine=sleep_engine)
+        after, own = (sum(len(one.token_ids) for one in played), sum(sum(one.sampled) for one in played))
+        metrics.mean("episode/turns", float(sum(one.num_turns for one in played)), float(len(played)))
+        metrics.mean("episode/env_tokens", float(after - own), float(after))
+        metrics.mean("episode/env_error", float(sum(bool(one.error) for one in played)), float(len(played)))
+        return conversations_of(
+            [one.conversation() for one in played], group_ids=[one.group for one in played], samples=self.samples(prompts, played)
+        )
+
+    def samples(self, prompts: Sequence[Prompt], played: Sequence[LiveEpisode]) -> list[Sample]:
+        """What reward functions see of episodes. Local."""
+        return [one.sample(prompts[one.prompt], decode=self._decode) for one in played]
+
+    def play(self, prompts: Sequence[Prompt], sampling: SamplingParams, *, logprobs: int = 0, sleep_engine: bool) -> list[LiveEpisode]:
+        """`sampling.n` episodes of each prompt, prompt by prompt, to their ends; `sampling.max_new_tokens` bounds a whole episode.
+
+        Raises:
+            EpisodeError: every episode failed in its environment, on all ranks.
+        """
+        played = [LiveEpisode(prompt=index, prompt_ids=prompt.token_ids) for index, prompt in enumerate(prompts) for _ in range(sampling.n)]
+        try:
+            self._start(prompts, played, sampling)
+            self._take_turns(prompts, played, sampling, logprobs=logprobs)
+        finally:
+            self._close(played)
+        if sleep_engine:
+            self._strategy.maybe_sleep_inference_engine()
+        self._look_at_failures(played)
+        return played
+
+    def close(self) -> None:
+        """Ends the event loop of `async` environments. Idempotent. Local."""
+        self._calls.close()
+
+    # ---- parts ---------------------------------------------------------------------------------------------------------------------------
+
+    def _start(self, prompts: Sequence[Prompt], played: list[LiveEpisode], sampling: SamplingParams) -> None:
+        def begin(one: LiveEpisode) -> Callable[[], Any]:
+            def call() -> Any:
+                one.environment = self._make()
+                return one.environment.start(prompts[one.prompt].row)
+
+            return call
+
+        for one, outcome in zip(played, self._calls.run([begin(one) for one in played]), strict=True):
+            try:
+                if outcome.error is not None:
+                    raise outcome.error
+                if outcome.value is not None:
+                    one.prompt_ids = self._prompt(outcome.value)
+            except (Exception, SystemExit) as error:
+                one.fail("start", error)
+        for at in range(0, len(played), sampling.n):
+            _agree_on_prompt(played[at : at + sampling.n], own=prompts[played[at].prompt].token_ids)
+
+    def _prompt(self, start: Any) -> tuple[int, ...]:
+        if not isinstance(start, Sequence) or isinstance(start, (str, bytes)) or not len(start):
+            raise ValueError(f"it returned {start!r:.60}; give token ids, chat messages, or None for the prompt of the data")
+        if not all(isinstance(one, int) and not isinstance(one, bool) for one in start):
+            ids = self._writer.prompt(start)
+        else:
+            ids = tuple(start)
+        if len(ids) > self._config.prompt_max_len:
+            raise ValueError(f"its prompt has {len(ids)} tokens, more than prompt_max_len={self._config.prompt_max_len}")
+        return ids
+
+    def _take_turns(self, prompts: Sequence[Prompt], played: list[LiveEpisode], sampling: SamplingParams, *, logprobs: int) -> None:
+        """The first turn is drawn as `n` completions of each prompt, which engines do at less cost than n prompts."""
+        limit = sampling.max_new_tokens
+        turn = min(self._config.turn_max_len or max(limit // self._config.max_turns, 1), limit)
+        sampling = replace(sampling, max_new_tokens=turn, min_new_tokens=min(sampling.min_new_tokens, turn))
+        firsts = played[:: sampling.n]
+        outputs = self._generate(firsts, sampling, logprobs=logprobs)
+        drawn = [(output.id, completion) for output in outputs for completion in output.completions]
+        for one, (group, completion) in zip(played, drawn, strict=True):
+            one.group = group
+            one.add_turn(completion)
+        self._answer([one for one in played if not one.ended], limit=limit, turn=turn)
+        for number in range(1, self._config.max_turns):
+            going = [one for one in played if not one.ended]
+            if not self._sum(len(going)):
+                return
+            seed = None if sampling.seed is None else sampling.seed + number * TURN_SEEDS
+            outputs = self._generate(going, replace(sampling, n=1, seed=seed), logprobs=logprobs)
+            for one, output in zip(going, outputs, strict=True):
+                one.add_turn(output.completions[0])
+            self._answer(going, limit=limit, turn=turn)
+
+    def _generate(self, episodes: Sequence[LiveEpisode], sampling: SamplingParams, *, logprobs: int) -> list[Any]:
+        return self._strategy.gather_and_generate(
+            sampling_params=sampling,
+            all_prompt_token_ids=[[*one.prompt_ids, *one.token_ids] for one in episodes],
+            sleep_engine=False,
+            logprobs=[one.prompt < logprobs for one in episodes],
+        )
+
+    def _answer(self, going: Sequence[LiveEpisode], *, limit: int, turn: int) -> None:
+        """Asks the environments of these episodes what follows their last turn. Local."""
+        turns = [one.last_turn(decode=self._decode, max_turns=self._config.max_turns) for one in going]
+        calls = [lambda one=one, said=said: one.environment.step(said) for one, said in zip(going, turns, strict=True)]
+        for one, said, outcome in zip(going, turns, self._calls.run(calls), strict=True):
+            try:
+                if outcome.error is not None:
+                    raise outcome.error
+                tokens = self._tokens(one, outcome.value)
+            except (Exception, SystemExit) as error:
+                one.fail("step", error)
+                continue
+            no_room = len(one.token_ids) + len(tokens) + turn > limit
+            one.go_on(outcome.value, tokens, stops=said.is_last or no_room, limit=limit)
+
+    def _tokens(self, one: LiveEpisode, step: Step) -> list[int]:
+        """What the environment says, as tokens; nothing at an end."""
+        if not isinstance(step, Step):
+            raise ValueError(f"it returned {step!r:.60}; give Continue(...) or End(...)")
+        if not isinstance(step, Continue):
+            return []
+        if step.messages is not None:
+            return self._writer.after(one.token_ids, step.messages)
+        if step.text is not None:
+            return self._writer.words(step.text)
+        ids = list(step.token_ids or ())
+        if ids and max(ids) >= len(self._tokenizer):
+            raise ValueError(f"it returned token {max(ids)}, and the tokenizer has {len(self._tokenizer)}")
+        return ids
+
+    def _close(self, played: Sequence[LiveEpisode]) -> None:
+        """Every environment that was made is closed; one that fails there has said all that counts before."""
+        self._calls.run([one.environment.close for one in played if one.environment is not None])
+
+    def _look_at_failures(self, played: Sequence[LiveEpisode]) -> None:
+        failed, total = self._sum(sum(bool(one.error) for one in played)), self._sum(len(played))
+        if failed and not self.first_error:
+            mine = next((one.error for one in played if one.error), "")
+            told = gather_objects(mine, group=self._strategy.world.group)
+            self.first_error = next(error for error in told if error)
+        if failed and failed == total:
+            raise EpisodeError(f"environment {self._config.environment!r} failed in all {total} episodes; the first: {self.first_error}")
+
+    def _sum(self, number: int) -> int:
+        return int(self._strategy.all_reduce(torch.tensor([float(number)], dtype=torch.float64), "sum").item())
+
+    def _decode(self, ids: Sequence[int], special: bool) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special))
+
+
+def chosen_episodes(config: Config, *, strategy: StrategyBase, tokenizer: Any) -> Episodes | None:
+    """Episodes with the environment of the settings; None without one. Raises as `Episodes`."""
+    return Episodes(strategy=strategy, config=config, tokenizer=tokenizer) if config.environment else None
+
+
+def _agree_on_prompt(group: Sequence[LiveEpisode], *, own: tuple[int, ...]) -> None:
+    """One prompt for all episodes of a data row: one that began otherwise than the first fails."""
+    begun = [one.prompt_ids for one in group if not one.error]
+    shared = begun[0] if begun else own
+    for one in group:
+        if not one.error and one.prompt_ids != shared:
+            one.fail(
+                "start", ValueError("its prompt is another one than that of the row's other episodes, which are compared with each other")
+            )
+        one.prompt_ids = shared
