@@ -41,3 +41,36 @@ def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
     }  # fmt: skip
     assert written["one.jsonl"] == written["two.jsonl"] and len(written["one.jsonl"]) == 13
     assert len((tmp_path / "two.jsonl").read_text().splitlines()) == 13 * 5
+
+
+TALK = """
+from lightrft.rollout.environment import Continue, End, Environment
+
+class Talk(Environment):
+    def start(self, row):
+        self.turns = int(row["answer"])
+
+    def step(self, turn):
+        return End(reward=turn.number + 1.0) if turn.number + 1 == self.turns else Continue(text=" 1")
+"""
+
+
+@pytest.mark.slow
+def test_ranks_whose_episodes_have_other_numbers_of_turns_find_what_one_rank_finds(tmp_path: Path) -> None:
+    """Of the first rank every episode has one turn, of the other one four; and there is a prompt more on the first."""
+    (tmp_path / "talk.py").write_text(TALK)
+    rows = [{"prompt": f"{i} + 1 =", "answer": "4" if i % 2 else "1"} for i in range(5)]
+    recipe = write_recipe(tmp_path, prompt_max_len=64, generate_max_len=32, turn_max_len=4, max_turns=6, sft_steps=0)
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {
+        "eval_data": str(tmp_path / "talks.jsonl"), "environment": f"{tmp_path / 'talk.py'}:Talk", "reward": ["environment"],
+        "label_key": "answer",
+    }  # fmt: skip
+    one = on_ranks(str(recipe), changes | {"strategy": "single", "eval_out": str(tmp_path / "one.jsonl")})
+    two = run_spmd(on_ranks, 2, str(recipe), changes | {"eval_out": str(tmp_path / "two.jsonl")}, timeout_s=180)
+    assert one["reward"] == two[0]["reward"] == two[1]["reward"] == pytest.approx((3 * 1 + 2 * 4) / 5)
+    found = [
+        {(row["index"], row["completion"], row["num_tokens"]) for row in map(json.loads, (tmp_path / name).read_text().splitlines())}
+        for name in ("one.jsonl", "two.jsonl")
+    ]
+    assert found[0] == found[1] and len(found[0]) == 5

@@ -111,6 +111,14 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
             target="lightrft.rollout.environment:SingleTurn",
             summary="an episode is one completion: no environment",
         ),
+        EnvironmentSpec(
+            name="guess_number",
+            target="lightrft.rollout.guess_number:GuessNumber",
+            summary="guess the number in `answer`, told lower or higher",
+        ),
+        EnvironmentSpec(
+            name="gridworld", target="lightrft.rollout.gridworld:Gridworld", summary="move from `start` to `goal` on a square of fields"
+        ),
         *ADVANTAGES,
         *POLICY_LOSSES,
         LoggerSpec(name="console", target="lightrft.run.loggers.console:ConsoleLogger", summary="a live table on rank 0"),
