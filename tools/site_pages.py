@@ -13,7 +13,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs/reference/settings.md"
 HEAD = """# Settings
 
 Each is a key of a recipe (YAML) and a flag of `lightrft train` (`--name value`; of yes and no, `--name` and `--no-name`). Flags win over
-the recipe. A combination that cannot work is refused before a process starts, with the remedy. What a setting *needs* is declared by the
+the recipe. A combination that cannot work is refused before a process starts, with the remedy. What a setting needs is declared by the
 strategy or the engine; `lightrft plugins` lists what is installed. Counts of samples are over all ranks unless the text says "per rank".
 This page is generated from the code (`make docs`).
 """
@@ -27,7 +27,7 @@ WORDS = {
 def page() -> str:
     """The whole page: a table for each group, in the order of the code."""
     schema = Config.model_json_schema()
-    needs = {need.field: f"{need.kind}: {need.capability.value}" for need in NEEDS}
+    needs = {need.field: f" (needs `{need.capability.value}` of the {need.kind})" for need in NEEDS}
     groups: dict[str, list[str]] = {}
     for name, field in Config.model_fields.items():
         extra: Any = field.json_schema_extra
@@ -35,11 +35,11 @@ def page() -> str:
             continue
         default = field.get_default(call_default_factory=True)
         kind = type_of(schema["properties"][name])
-        row = f"| `{name}` | {kind} | `{json.dumps(default)}` | {cell(field.description or '')} | {needs.get(name, '')} |"
+        row = f"| `{name}` | {kind} | `{json.dumps(default)}` | {cell(field.description or '')}{needs.get(name, '')} |"
         groups.setdefault(extra["group"], []).append(row)
     parts = [HEAD]
     for group, rows in groups.items():
-        head = ["| setting | type | default | what it does | needs |", "|---|---|---|---|---|"]
+        head = ["| setting | type | default | what it does |", "|---|---|---|---|"]
         parts.append("\n".join([f"\n## {group.capitalize()}\n", *head, *rows]) + "\n")
     return "".join(parts)
 

@@ -9,12 +9,14 @@ from lightrft.version import __version__
 
 if TYPE_CHECKING:
     from lightrft.config import Config, make_config
+    from lightrft.experience.score_given import score
     from lightrft.strategy import get_strategy
     from lightrft.trainer import SPMDPPOTrainer
+    from lightrft.trainer.generate import generate
     from lightrft.trainer.run import evaluate, train
     from lightrft.types import Sample
 
-__all__ = ["Config", "SPMDPPOTrainer", "Sample", "__version__", "evaluate", "get_strategy", "make_config", "train"]
+__all__ = ["Config", "SPMDPPOTrainer", "Sample", "__version__", "evaluate", "generate", "get_strategy", "make_config", "score", "train"]
 
 PUBLIC = {
     "Config": "lightrft.config",
@@ -23,6 +25,8 @@ PUBLIC = {
     "SPMDPPOTrainer": "lightrft.trainer",
     "train": "lightrft.trainer.run",
     "evaluate": "lightrft.trainer.run",
+    "generate": "lightrft.trainer.generate",
+    "score": "lightrft.experience.score_given",
     "Sample": "lightrft.types",
 }
 """Where each public name lives."""

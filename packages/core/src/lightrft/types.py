@@ -169,6 +169,12 @@ class Sample:
 
     With an environment, `completion` is the policy's last turn, `raw_completion` everything after the prompt, the environment's words too,
     and `token_ids` are those that the policy sampled in all turns; `episode` is what the environment made of it, None without one.
+
+    Example::
+
+        >>> import lightrft
+        >>> lightrft.Sample(prompt="6 x 7 =", completion="42", answer="42").accepted
+        ('42',)
     """
 
     prompt: str

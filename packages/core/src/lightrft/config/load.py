@@ -25,6 +25,12 @@ def make_config(values: Mapping[str, Any], *, sections: Sections | None = None) 
 
     Raises:
         ConfigError: a line for each unknown key, wrong type or value out of range.
+
+    Example::
+
+        >>> import lightrft
+        >>> lightrft.make_config({"strategy": "single", "n_samples_per_prompt": 4}).n_samples_per_prompt
+        4
     """
     values = folded(values)
     plain = {k: v for k, v in values.items() if k in Config.model_fields or not may_be_section(k, v)}

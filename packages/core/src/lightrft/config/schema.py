@@ -74,7 +74,14 @@ PLUGINS = "plugins"
 
 
 class Config(BaseModel):
-    """The settings of one run, flat. Counts of samples are global (over all ranks) unless the text says "per rank"."""
+    """The settings of one run, flat and frozen. Counts of samples are global (over all ranks) unless the text says "per rank".
+
+    Example::
+
+        >>> import lightrft
+        >>> lightrft.Config(strategy="single").model_copy(update={"seed": 7}).seed
+        7
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 

@@ -34,11 +34,11 @@ def score_file(path: str, *, out: str, rewards: Sequence[NamedReward], reward_ke
         RewardError: a reward failed; where one row alone makes it fail, the message begins with the place of that row.
     """
     table = load_table(path, required=[])
-    samples = _samples(table)
+    samples = samples_in(table)
     if Path(out).expanduser().resolve() == Path(path).expanduser().resolve():
         raise DataError(f"out={out!r} is the data file itself; give another path")
     start = time.perf_counter()
-    scores = _score(samples, table=table, rewards=rewards, reward_key=reward_key)
+    scores = score_samples(samples, table=table, rewards=rewards, reward_key=reward_key)
     seconds = time.perf_counter() - start
     lines = [
         json.dumps(_present(row) | {"reward": total, "parts": {name: values[index] for name, values in scores.parts.items()}}, default=str)
@@ -55,7 +55,8 @@ def score_file(path: str, *, out: str, rewards: Sequence[NamedReward], reward_ke
     }
 
 
-def _samples(table: Table) -> list[Sample]:
+def samples_in(table: Table) -> list[Sample]:
+    """The rows as samples; raises ConfigError as `score_file`."""
     problems: list[str] = []
     samples = []
     for index, row in enumerate(table.rows):
@@ -112,7 +113,8 @@ def _text(prompt: Any) -> str:
     return "\n".join(str(message.get("content", "")) if isinstance(message, Mapping) else str(message) for message in prompt)
 
 
-def _score(samples: Sequence[Sample], *, table: Table, rewards: Sequence[NamedReward], reward_key: str) -> Scores:
+def score_samples(samples: Sequence[Sample], *, table: Table, rewards: Sequence[NamedReward], reward_key: str) -> Scores:
+    """Their scores; raises RewardError as `score_file`."""
     try:
         return score(samples, rewards=rewards, reward_key=reward_key)
     except RewardError as error:

@@ -22,6 +22,14 @@ def get_strategy(args: Config | argparse.Namespace, *, registry: Registry | None
 
     Raises:
         ConfigError: the strategy is unknown, not installed, or cannot do what the settings ask.
+
+    Example::
+
+        >>> import lightrft
+        >>> strategy = lightrft.get_strategy(lightrft.make_config({"strategy": "single"}))
+        >>> strategy.world.world_size
+        1
+        >>> strategy.shutdown()
     """
     config = as_config(args)
     registry = registry or Registry.discover()

@@ -42,7 +42,7 @@ def in_place_of(
     for argument, given, setting in (("prompts", prompts, "prompt_data"), ("eval_prompts", eval_prompts, "eval_data")):
         if given is not None:
             try:
-                rows[setting] = [_row(argument, index, one, config) for index, one in enumerate(given)]
+                rows[setting] = rows_of(argument, given, config)
             except ConfigError as error:
                 problems += error.problems
     raise_all(problems)
@@ -58,9 +58,14 @@ def keep_rows(config: Config, rows: Mapping[str, Sequence[Mapping[str, Any]]], *
     folder = Path(config.output_dir) / DATA_FOLDER
     paths = {setting: folder / f"{setting}.jsonl" for setting in rows}
     for setting, path in paths.items():
-        together(world, f"keeping {setting}", partial(_write, path, rows[setting]), rank_0_only=True)
+        together(world, f"keeping {setting}", partial(write_rows, path, rows[setting]), rank_0_only=True)
     named = {setting: str(path) if setting == "prompt_data" else [str(path)] for setting, path in paths.items()}
     return config.model_copy(update=named)
+
+
+def rows_of(argument: str, given: Rows, config: Config) -> list[Mapping[str, Any]]:
+    """Texts as rows with the column `input_key`, mappings as they are. Raises ConfigError for anything else, by its place."""
+    return [_row(argument, index, one, config) for index, one in enumerate(given)]
 
 
 def _row(argument: str, index: int, one: Any, config: Config) -> Mapping[str, Any]:
@@ -71,7 +76,8 @@ def _row(argument: str, index: int, one: Any, config: Config) -> Mapping[str, An
     raise ConfigError([f"{argument}[{index}]={one!r:.60} is a {type(one).__name__}; expected a text, or a mapping of columns"])
 
 
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One line of JSON for each. Raises DataError: a row holds what is no JSON, or the file cannot be written."""
     lines = []
     for index, row in enumerate(rows):
         try:

@@ -62,11 +62,17 @@ def train(
 
     Example::
 
-        lightrft.train(
-            {"model_name_or_path": "model", "strategy": "single", "engine_type": "hf", "output_dir": "runs/mine"},
+        import lightrft
+
+        summary = lightrft.train(
+            {
+                "model_name_or_path": "model", "strategy": "single", "engine_type": "hf", "label_key": "", "output_dir": "runs/mine",
+                "rollout_batch_size": 2, "n_samples_per_prompt": 4, "train_batch_size": 8, "generate_max_len": 8, "max_steps": 2,
+            },
             rewards=[lambda samples: [float("42" in sample.completion) for sample in samples]],
             prompts=["6 x 7 =", "40 + 2 ="],
         )
+        print(summary["model_dir"])
     """
     config = config if isinstance(config, Config) else make_config(config)
     given = in_place_of(config, rewards=rewards, prompts=prompts, eval_prompts=eval_prompts)
@@ -87,6 +93,22 @@ def train(
 def evaluate(config: Config, *, registry: Registry | None = None) -> dict[str, Any]:
     """Evaluation of `model_name_or_path` on `eval_data`; the metrics, the same on every rank, and on rank 0 some samples. Every rank calls
     it. `eval_out` gets all completions.
+
+    Example::
+
+        import json
+        from pathlib import Path
+
+        import lightrft
+
+        Path("eval.jsonl").write_text(json.dumps({"prompt": "40 + 2 =", "answer": "42"}) + "\\n")
+        config = lightrft.make_config(
+            {
+                "model_name_or_path": "model", "strategy": "single", "engine_type": "hf", "reward": ["exact_match"],
+                "eval_data": ["eval.jsonl"], "generate_max_len": 8,
+            }
+        )
+        print(lightrft.evaluate(config)["reward"])
     """
     strategy = get_strategy(config, registry=registry)
     with watching(strategy.world, hang_limits(config)):

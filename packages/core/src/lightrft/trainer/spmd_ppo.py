@@ -43,6 +43,15 @@ class SPMDPPOTrainer(TrainerParts):
 
     Raises:
         ValueError: an argument that this trainer cannot honour; what to do instead is named.
+
+    Example::
+
+        import lightrft
+
+
+        class Mine(lightrft.SPMDPPOTrainer):
+            def update(self, experience):
+                return super().update(experience) | {"mine/advantage": float(experience.advantages.abs().max())}
     """
 
     def __init__(
