@@ -61,7 +61,7 @@ def test_what_is_wrong_is_told(model: str, prompts: list[Any], more: dict[str, A
 
 
 def on_ranks(model: str) -> list[list[tuple[int, ...]]]:
-    found = lightrft.generate(settings(model, strategy="fake"), PROMPTS[:3], greedy=True, registry=fake_registry())
+    found = lightrft.generate(settings(model, strategy="sharded"), PROMPTS[:3], greedy=True, registry=fake_registry())
     return [[tuple(sample.token_ids) for sample in group] for group in found]
 
 
