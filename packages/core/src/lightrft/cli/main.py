@@ -28,6 +28,10 @@ PLUGINS = "Lists what is installed, and why a part of it does not work."
 NEW_PLUGIN = "Begins a plugin of yours: a distribution with one plugin of each kind and its tests, in a new folder NAME."
 SCORE = "Tries rewards on completions that exist: rows of prompt, completion and answer; no model, no GPU."
 PROMPTS = "Shows the first prompts of a recipe as model and rewards see them: special tokens, ids, mask, stop tokens. --rows N (default 3)."
+PLAN = (
+    "Plans the memory of one rank's GPU, phase by phase, before anything starts: whether a recipe fits, and what makes it fit. "
+    "--gpu h100-80g (or a size, 48g) and --world N (ranks, default 1); reads model configurations, no weights."
+)
 CONFORMANCE = "Runs the conformance kit on an installed strategy or engine: every requirement of its contract, and a report for an issue."
 DOCTOR = (
     "Says what is installed, which strategy and engine works here, and the command that mends what does not. With --bundle RUN it packs a "
@@ -159,6 +163,16 @@ def show_prompts(context: typer.Context) -> None:
     from lightrft.cli.prompts import print_report, run_show_prompts
 
     report, as_json = run_show_prompts(context.args, description=PROMPTS)
+    print_report(report)
+    if as_json:
+        show.json_line(report)
+
+
+@app.command(context_settings=PASS, help=PLAN, short_help="Does a recipe fit a GPU? Memory by phase, before anything starts.")
+def plan(context: typer.Context) -> None:
+    from lightrft.cli.plan import print_report, run_plan
+
+    report, as_json = run_plan(context.args, description=PLAN)
     print_report(report)
     if as_json:
         show.json_line(report)

@@ -19,7 +19,7 @@ from lightrft.models.output_layer import OutputLayer
 
 Tensor = torch.Tensor
 
-VOCAB_BLOCK = {"cpu": 4096, "cuda": 16384}
+VOCAB_BLOCK = {"cpu": 4096, "cuda": 16384, "meta": 16384}
 """Tokens of the vocabulary at a time: what a processor multiplies at full speed, and a GPU."""
 
 

@@ -27,8 +27,12 @@ def linear_logprob(terms: Terms, labels: Tensor, *, spec: LogprobSpec, bias: Ten
     gradients are accumulated over chunks in float32. A logit of minus infinity has probability 0 and adds nothing to the entropy.
     """
     implementation: Any = PlainLogprob if spec.chunk_size is None else FusedLogprob
-    tensors = _under_autocast([bias, *(tensor for pair in terms for tensor in pair)], device=labels.device.type)
-    with torch.autocast(labels.device.type, enabled=False):  # it ends before the backward pass, which computes the same again
+    device = labels.device.type
+    if not torch.amp.is_autocast_available(device):  # the meta device, where `lightrft plan` counts bytes
+        found = implementation.apply(spec, labels, bias, *(tensor for pair in terms for tensor in pair))
+        return LogprobColumns.of(found, count=len(spec.temperatures))
+    tensors = _under_autocast([bias, *(tensor for pair in terms for tensor in pair)], device=device)
+    with torch.autocast(device, enabled=False):  # it ends before the backward pass, which computes the same again
         found = implementation.apply(spec, labels, *tensors)
     return LogprobColumns.of(found, count=len(spec.temperatures))
 

@@ -66,9 +66,18 @@ def scratch_model(
     Raises:
         ValueError: `hidden` is not a multiple of 2 x `heads`, or `kv_heads` does not divide `heads`.
     """
+    config = scratch_config(tokenizer, layers=layers, hidden=hidden, heads=heads, kv_heads=kv_heads)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        make_model: Any = Qwen3ForCausalLM  # its constructor carries no annotations
+        return cast("Qwen3ForCausalLM", make_model(config).float())
+
+
+def scratch_config(tokenizer: PreTrainedTokenizerBase, *, layers: int, hidden: int, heads: int, kv_heads: int) -> Qwen3Config:
+    """The shape of `scratch_model`. Raises ValueError as that."""
     if hidden % (2 * heads) or heads % kv_heads:
         raise ValueError(f"hidden={hidden}, heads={heads}, kv_heads={kv_heads}: hidden must be a multiple of 2 x heads, heads of kv_heads")
-    config = Qwen3Config(
+    return Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=MLP_RATIO * hidden,
@@ -84,10 +93,6 @@ def scratch_model(
         bos_token_id=None,
         dtype=torch.float32,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        make_model: Any = Qwen3ForCausalLM  # its constructor carries no annotations
-        return cast("Qwen3ForCausalLM", make_model(config).float())
 
 
 def _check_texts(texts: Sequence[str]) -> None:

@@ -1,0 +1,118 @@
+"""What each training backend holds of a model on one rank, in bytes: from the number of its parameters and the settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightrft.config.schema import Config
+from lightrft.errors import ConfigError
+
+FLOAT = 4
+REDUCE_BUCKETS = 2 * 50_000_000 * FLOAT
+"""Of DeepSpeed, where it sums gradients over ranks (`lightrft_deepspeed.settings.REDUCE_BUCKET`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """Bytes of one trained model on one rank."""
+
+    weights: int
+    optimizer: int
+    """State of AdamW, with float32 masters where the weights are others."""
+    gradients: int
+    """While micro-batches are added up; 0: one micro-batch, whose gradients come as activations go (see `each`)."""
+    step_gradients: int
+    """When the optimizer steps."""
+    scratch: int
+    """That the optimizer's step holds on the device while it runs."""
+    gathered: int
+    """Whole parameters in the dtype of the pass, beside `weights`."""
+    each: float
+    """Bytes that stay of one element's gradient in a pass that does not add up."""
+    offloaded: bool
+    """Whether `optimizer` is on the device in the update only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Numbers of parameters: all, trained ones, of the largest block, and outside blocks."""
+
+    total: int
+    trained: int
+    block: int
+    rest: int
+
+
+def strategy_name(config: Config) -> str:
+    """The backend of the settings. Raises ConfigError: one whose memory is not known."""
+    name = config.strategy or ("fsdp" if config.fsdp else "deepspeed")
+    if name not in HOLDS:
+        raise ConfigError([f"strategy {name!r}: a plan knows what {', '.join(HOLDS)} hold; plan for one of them"])
+    return name
+
+
+def pass_bytes(config: Config) -> int:
+    """Bytes of an element in a pass."""
+    return 2 if config.bf16 else FLOAT
+
+
+def held(config: Config, sizes: Sizes, *, world: int, micro_batches: int) -> Held:
+    """Of the settings' backend, on one of `world` ranks that adds up so many micro-batches for an update."""
+    return HOLDS[strategy_name(config)](config, sizes, world, micro_batches > 1)
+
+
+def frozen_bytes(config: Config, parameters: int, *, world: int, shard: int = 0) -> int:
+    """Of a model without gradients on one rank; `shard` ranks hold one copy (0: the world does)."""
+    return pass_bytes(config) * parameters // (1 if strategy_name(config) == "single" else shard or world)
+
+
+def _single(config: Config, sizes: Sizes, _world: int, adds_up: bool) -> Held:
+    trained = FLOAT * sizes.trained
+    return Held(
+        weights=FLOAT * sizes.total,
+        optimizer=2 * trained,
+        gradients=trained if adds_up else 0,
+        step_gradients=trained,
+        scratch=trained,
+        gathered=2 * sizes.total if config.bf16 else 0,  # what autocast keeps of the weights in a pass
+        each=FLOAT,
+        offloaded=False,
+    )
+
+
+def _fsdp(config: Config, sizes: Sizes, world: int, adds_up: bool) -> Held:
+    trained = FLOAT * sizes.trained
+    moments, masters = 2 * trained // world, trained // world
+    size = pass_bytes(config)
+    return Held(
+        weights=(2 if config.use_mp_opt else FLOAT) * sizes.total // world,
+        optimizer=moments + (masters if config.use_mp_opt else 0),
+        gradients=trained if adds_up else 0,  # whole ones, until the last micro-batch sums them over ranks
+        step_gradients=trained // world,
+        scratch=trained // world,
+        gathered=size * (sizes.rest + 2 * sizes.block if config.fsdp_reshard_after_forward else sizes.total),
+        each=FLOAT / world,
+        offloaded=config.fsdp_cpu_offload,
+    )
+
+
+def _deepspeed(config: Config, sizes: Sizes, world: int, adds_up: bool) -> Held:
+    stage, trained, size = config.zero_stage, FLOAT * sizes.trained, pass_bytes(config)
+    part = world if stage >= 1 else 1
+    on_host = config.adam_offload
+    has_masters = config.bf16 or stage >= 1
+    cut = trained // (world if stage >= 2 else 1)
+    whole = stage < 3
+    return Held(
+        weights=size * sizes.total // (1 if whole else world),
+        optimizer=0 if on_host else (3 if has_masters else 2) * trained // part,
+        gradients=(0 if on_host else cut) if adds_up else 0,
+        step_gradients=0 if on_host else cut,
+        scratch=0 if on_host else trained // part,
+        gathered=REDUCE_BUCKETS + (0 if whole else size * (sizes.rest + 2 * sizes.block)),
+        each=0.0 if on_host else FLOAT / (world if stage >= 2 else 1),
+        offloaded=False,
+    )
+
+
+HOLDS = {"single": _single, "fsdp": _fsdp, "deepspeed": _deepspeed}

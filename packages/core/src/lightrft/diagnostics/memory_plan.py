@@ -1,0 +1,264 @@
+"""What a run will hold on one rank's device, phase by phase, from its settings and the shapes of its models: before anything starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+
+from lightrft.config.checks import compile_problem
+from lightrft.config.schema import Config
+from lightrft.diagnostics.dry_passes import DryModel, Peaks, Rows, forward_peak, peaks
+from lightrft.diagnostics.memory_parts import FLOAT, Held, Sizes, frozen_bytes, held, pass_bytes, strategy_name
+
+MIB, GIB = 2**20, 2**30
+GPUS = {
+    "a100-40g": 39.4, "a100-80g": 79.2, "h100-80g": 79.1, "h200-141g": 139.8, "l40s-48g": 44.4, "rtx4090-24g": 23.5,
+}  # fmt: skip
+"""GiB that a program can use of each."""
+
+CUDA_CONTEXT = int(0.6 * GIB)
+ENGINE_ASLEEP = int(1.2 * GIB)
+"""Of an engine library with sleep mode, CUDA's context included: measured with vLLM, 1.15 GiB."""
+
+ENGINE_BESIDE = 4 * GIB
+"""That vLLM holds awake beside its share, its graphs among it: measured at 1.5 B parameters, 4 to 10 GiB."""
+
+TORCH_CACHE = 0.4
+"""What torch's allocator keeps beside the tensors of a pass, as a share of them: measured in updates on H100 and H200, 0.3 to 0.9."""
+
+COMPILED = 0.64
+"""Share of a block's activations that is left when it is compiled: measured on one H100 (7.3 GiB for 11.2, weights taken off)."""
+
+SHARING = ("vllm", "sglang")
+"""Engines that take `engine_mem_util` of the device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """Shapes of a run's models. `kv_elements`: of one token in a KV cache; `rewards`: parameters of each reward model."""
+
+    actor: DryModel
+    kv_elements: int
+    has_critic: bool = False
+    rewards: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Bytes on one rank: `phases` by phase and part; `device` is what there is. `kv_cache` is the least that an engine has for it, and
+    `kv_needed` what one sequence takes.
+    """
+
+    phases: Mapping[str, Mapping[str, int]]
+    device: int
+    kv_cache: int
+    kv_needed: int
+
+    def total(self, phase: str) -> int:
+        """Of one phase."""
+        return sum(self.phases[phase].values())
+
+    @property
+    def fullest(self) -> str:
+        """The phase that holds most."""
+        return max(self.phases, key=self.total)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every phase does, and the engine can hold one sequence."""
+        return self.total(self.fullest) <= self.device and self.kv_cache >= self.kv_needed
+
+
+def make_plan(config: Config, models: Models, *, world: int, device: int, cuda: bool = True) -> Plan:
+    """The plan for one rank of `world`, on a device with so many bytes. Every row is as long as the settings allow.
+
+    Raises:
+        ConfigError: a strategy whose memory is not known.
+    """
+    return _Planner(config, models, world, device, cuda).plan()
+
+
+@cache
+def _peaks(dry: DryModel, rows: Rows, dtype: torch.dtype, chunk: int | None, recompute: bool, each: float) -> Peaks:
+    return peaks(dry, rows, dtype=dtype, chunk=chunk, recompute=recompute, keeps=lambda p: int(each * p.numel()))
+
+
+@cache
+def _forward(dry: DryModel, rows: Rows, dtype: torch.dtype, chunk: int | None) -> int:
+    return forward_peak(dry, rows, dtype=dtype, chunk=chunk)
+
+
+@dataclass(frozen=True)
+class _Planner:
+    config: Config
+    models: Models
+    world: int
+    device: int
+    cuda: bool
+
+    def plan(self) -> Plan:
+        engine, asleep = self._engine(), self._asleep()
+        phases = {"rollout": self._resident() | engine}
+        beside = asleep if self.config.enable_engine_sleep else engine
+        phases |= {name: self._resident() | parts | beside for name, parts in self._passes().items()}
+        awake = {"engine weights": engine["engine weights"], **asleep}
+        largest = min(self.config.weight_bucket_mb * MIB, pass_bytes(self.config) * self.models.actor.total)
+        bucket = {"buckets of the sync": 2 * largest}
+        phases["sync"] = self._resident() | bucket | (awake if self.config.enable_engine_sleep else engine)
+        if self.cuda and "engine, asleep" not in asleep:
+            phases = {name: parts | {"CUDA": CUDA_CONTEXT} for name, parts in phases.items()}
+        shown = {name: {part: size for part, size in parts.items() if size} for name, parts in phases.items()}
+        sequence = self._kv(1)
+        return Plan(phases=shown, device=self.device, kv_cache=engine["KV cache"], kv_needed=sequence)
+
+    # what stays
+
+    def _resident(self) -> dict[str, int]:
+        config, mine = self.config, self._held()
+        found = {"weights": mine.weights, "optimizer": 0 if mine.offloaded else mine.optimizer}
+        if self.models.has_critic:
+            found["critic"] = mine.weights + (0 if mine.offloaded else mine.optimizer)
+        if config.kl_coef:
+            found["reference"] = frozen_bytes(config, self.models.actor.total, world=self.world)
+        if config.ema_beta:
+            found["average"] = FLOAT * self.models.actor.total // (1 if strategy_name(config) == "single" else self.world)
+        for name, parameters in self.models.rewards.items():
+            found[f"reward {name}"] = frozen_bytes(config, parameters, world=self.world, shard=config.reward_shard_size)
+        return found
+
+    def _held(self) -> Held:
+        actor = self.models.actor
+        sizes = Sizes(total=actor.total, trained=actor.trained, block=actor.block, rest=actor.rest)
+        return held(self.config, sizes, world=self.world, micro_batches=self._micro_batches())
+
+    # passes
+
+    def _passes(self) -> dict[str, dict[str, int]]:
+        config, mine = self.config, self._held()
+        chunk = config.chunk_size if config.fused_linear_logprob else None
+        dtype = torch.bfloat16 if config.bf16 else torch.float32
+        rows, each = self._rows(config.micro_train_batch_size), 0.0 if mine.gradients else mine.each
+        found = _peaks(self.models.actor, rows, dtype, chunk, config.gradient_checkpointing, each)
+        scoring = self._rows(config.micro_rollout_batch_size)
+        forward = _forward(self.models.actor, scoring, dtype, chunk)
+        share = COMPILED if self._compiles() and not config.gradient_checkpointing else 1.0
+        phases = {"log-prob": {"gathered": mine.gathered, "activations": forward}}
+        brought = {"optimizer": mine.optimizer} if mine.offloaded else {}
+        phases["update"] = brought | {
+            "gradients": mine.gradients,
+            "gathered": mine.gathered,
+            "activations": int(share * found.activations),
+            "backward and head": found.backward - found.activations,
+        }
+        if self.cuda:
+            for name in ("log-prob", "update"):
+                passing = sum(size for part, size in phases[name].items() if part != "optimizer")
+                phases[name] = phases[name] | {"torch's cache": int(TORCH_CACHE * passing)}
+        if config.kl_coef:
+            phases["reference pass"] = phases["log-prob"]
+        phases["optimizer step"] = brought | {"gradients": mine.step_gradients, "scratch of the step": mine.scratch}
+        return phases
+
+    def _rows(self, micro: int) -> Rows:
+        config = self.config
+        length = config.prompt_max_len + config.generate_max_len
+        if not config.packing_samples:
+            return Rows(rows=micro, length=length, labels=config.generate_max_len)
+        tokens = max(config.max_tokens_per_micro_batch, length)
+        return Rows(rows=1, length=tokens, labels=tokens * config.generate_max_len // length)
+
+    def _micro_batches(self) -> int:
+        config = self.config
+        samples = math.ceil(config.train_batch_size / self.world)
+        if not config.packing_samples:
+            return math.ceil(samples / config.micro_train_batch_size)
+        length = config.prompt_max_len + config.generate_max_len
+        return math.ceil(samples / max(1, config.max_tokens_per_micro_batch // length))
+
+    def _compiles(self) -> bool:
+        if self.config.compile == "auto":
+            return self.cuda and compile_problem(self.config) is None
+        return self.config.compile == "yes"
+
+    # the engine
+
+    def _engine(self) -> dict[str, int]:
+        weights = pass_bytes(self.config) * self.models.actor.total // self.config.engine_tp_size
+        if self.config.engine_type in SHARING:
+            cache = int(self.config.engine_mem_util * self.device) - weights - ENGINE_ASLEEP
+            found = {"engine weights": weights, "KV cache": max(0, cache), "engine, asleep": ENGINE_ASLEEP}
+            return found | {"engine, beside its share": ENGINE_BESIDE}
+        rows = self.config.micro_rollout_batch_size * self.config.n_samples_per_prompt
+        return {"engine weights": weights, "KV cache": self._kv(rows)}
+
+    def _asleep(self) -> dict[str, int]:
+        return {"engine, asleep": ENGINE_ASLEEP} if self.config.engine_type in SHARING else {}
+
+    def _kv(self, rows: int) -> int:
+        tokens = rows * (self.config.prompt_max_len + self.config.generate_max_len)
+        return tokens * self.models.kv_elements * pass_bytes(self.config) // self.config.engine_tp_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remedy:
+    """Settings, or a number of ranks, with which a plan fits, and that plan."""
+
+    settings: Mapping[str, object]
+    world: int
+    plan: Plan
+
+
+def cheapest(config: Config, models: Models, *, world: int, device: int, cuda: bool = True) -> Remedy | None:
+    """What makes the plan fit and costs least time: one setting alone, the cheap ones first, else several of them together; then more
+    ranks. None where nothing of that does.
+    """
+    steps = [step for step in _steps(config) if step]
+    tried = [*steps, *({k: v for step in steps[: n + 1] for k, v in step.items()} for n in range(1, len(steps)))]
+    for changes in tried:
+        plan = make_plan(config.model_copy(update=changes), models, world=world, device=device, cuda=cuda)
+        if plan.fits:
+            return Remedy(settings=changes, world=world, plan=plan)
+    if strategy_name(config) != "single":
+        changes = tried[-1] if tried else {}
+        for ranks in (2 * world, 4 * world, 8 * world):
+            for these in ({}, changes):
+                plan = make_plan(config.model_copy(update=these), models, world=ranks, device=device, cuda=cuda)
+                if plan.fits:
+                    return Remedy(settings=these, world=ranks, plan=plan)
+    return None
+
+
+def _steps(config: Config) -> list[dict[str, object]]:
+    """From what costs no time to what costs much."""
+    steps: list[dict[str, object]] = []
+    if not config.enable_engine_sleep:
+        steps.append({"enable_engine_sleep": True})
+    if not config.fused_linear_logprob:
+        steps.append({"fused_linear_logprob": True})
+    if config.engine_type in SHARING:
+        steps += [{"engine_mem_util": share} for share in (0.7, 0.5, 0.4, 0.3) if share < config.engine_mem_util]
+    if config.packing_samples:
+        tokens, longest = config.max_tokens_per_micro_batch, config.prompt_max_len + config.generate_max_len
+        steps += [{"max_tokens_per_micro_batch": size} for size in (tokens // 2, tokens // 4) if size >= longest]
+    else:
+        steps += [{"micro_train_batch_size": n} for n in _halves(config.micro_train_batch_size)]
+    if not config.gradient_checkpointing:
+        steps.append({"gradient_checkpointing": True})
+    if strategy_name(config) == "fsdp" and not config.fsdp_cpu_offload:
+        steps.append({"fsdp_cpu_offload": True})
+    if strategy_name(config) == "deepspeed":
+        steps += [{"zero_stage": 2}] if config.zero_stage < 2 else []
+        steps += [] if config.adam_offload else [{"adam_offload": True, "zero_stage": max(2, config.zero_stage)}]
+    return steps
+
+
+def _halves(number: int) -> list[int]:
+    found = []
+    while number > 1:
+        number //= 2
+        found.append(number)
+    return found

@@ -1,0 +1,63 @@
+"""`lightrft plan`: a table, bars and a verdict from a model's configuration; wrong words in a line each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lightrft.cli.plan import bars, print_report, run_plan
+from lightrft.errors import ConfigError, ModelError
+
+WORDS = ["--fsdp", "--bf16", "--engine_type", "vllm", "--world", "2", "--json"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shape = {
+        "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 32, "intermediate_size": 96, "vocab_size": 512,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    return tmp_path
+
+
+def test_a_configuration_is_enough(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report, as_json = run_plan(["--model_name_or_path", str(folder), "--gpu", "h100-80g", *WORDS], description="")
+    assert as_json and json.loads(json.dumps(report)) == report
+    assert report["fits"] and report["world"] == 2 and report["remedy"] is None and report["parameters"] == 127_424
+    assert list(report["gib"]) == ["rollout", "log-prob", "update", "optimizer step", "sync"]
+    print_report(report)
+    text = capsys.readouterr().out
+    assert "KV cache" in text and "fits; most in rollout:" in text and "█" in text
+
+
+def test_what_would_make_it_fit_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report, _ = run_plan(["--model_name_or_path", str(folder), "--gpu=18g", *WORDS], description="")
+    assert not report["fits"] and report["remedy"]["settings"]
+    print_report(report)
+    told = capsys.readouterr().out.splitlines()[-2:]
+    assert told[0].startswith("does not fit: most in") and told[1].startswith("fits with --")
+    report, _ = run_plan(["--model_name_or_path", str(folder), "--gpu", "1g", *WORDS], description="")
+    print_report(report)
+    assert "no setting and no number of ranks up to 16 makes it fit" in capsys.readouterr().out
+
+
+def test_bars_end_at_the_device() -> None:
+    lines = bars({"a": {"x": 40.0, "y": 40.0}, "bc": {"x": 20.0, "z": 100.0}}, device=80.0).splitlines()
+    assert [line.index("|") for line in lines[:2]] == [36, 36]
+    assert lines[1].count("▒") == 42 and lines[2] == "█ x  ▓ y  ▒ z"
+
+
+def test_every_problem_is_told_in_a_line(folder: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        run_plan(["--gpu", "h100-80", "--world", "none", "--nproc-per-node", "2", "--bf17"], description="")
+    told = str(refused.value).splitlines()
+    assert len(told) == 5
+    assert any(line.startswith("--gpu 'h100-80' is not known") and "h100-80g" in line for line in told)
+    assert any("--world 'none'" in line for line in told) and any("--bf17" in line for line in told)
+    with pytest.raises(ConfigError, match="--gpu is missing"):
+        run_plan(["--model_name_or_path", str(folder)], description="")
+    with pytest.raises(ModelError, match="has no configuration to plan with"):
+        run_plan(["--model_name_or_path", str(folder / "nowhere"), "--gpu", "48g"], description="")
