@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ ENGINE_REPORT = (
     "engine's log-probs are from the trainer's."
 )
 COMPARE = "Several runs beside each other: what came of each, the settings that differ, and one HTML page with their curves."
+WATCH = "A page of a run that goes on, on loopback, and loads itself again: phases, curves, newest samples, and whether it stands still."
 PASS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 """Argparse reads all flags, help included: they are generated from the settings, and for any of its own, --help too, typer loads
 pydantic.
@@ -224,6 +226,21 @@ def compare(context: typer.Context) -> None:
     if given.json:
         results = dict(zip(found.names, found.results, strict=True))
         show.json_line({"page": str(page), "runs": found.names, "results": results, "differing": found.differing})
+
+
+@app.command(context_settings=PASS, help=WATCH)
+def watch(context: typer.Context) -> None:
+    from lightrft.cli.watch import server
+
+    parser = argparse.ArgumentParser(prog="lightrft watch", description=WATCH)
+    parser.add_argument("run", metavar="RUN", help="the run folder (output_dir)")
+    parser.add_argument("--port", type=int, default=0, help="on 127.0.0.1 (default: a free one)")
+    parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="how often the page loads itself again (default: 5)")
+    given = parser.parse_args(context.args)
+    with server(given.run, port=given.port, every_s=given.every) as serving:
+        print(f"watch: http://127.0.0.1:{serving.server_port}/   ({given.run}; ends with Ctrl-C)", flush=True)
+        with suppress(KeyboardInterrupt):
+            serving.serve_forever()
 
 
 @app.command(context_settings=PASS, help=PLUGINS)

@@ -97,6 +97,11 @@ def in_use(folder: Path) -> str:
         os.close(descriptor)
 
 
+def owner_of(folder: Path) -> Owner | None:
+    """Who holds the folder, or held it when it was killed; None where nobody does. Reads only: no lock is taken."""
+    return _read(folder / LOCK_FILE)
+
+
 def _locked(descriptor: int, before: Owner | None) -> bool:
     """Whether the lock could be had."""
     try:

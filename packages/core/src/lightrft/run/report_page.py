@@ -55,34 +55,34 @@ def page(run: RunData) -> str:
     """The whole page as text."""
     name = escape(run.folder.resolve().name)
     body = [
-        f"<h1>{name}</h1><p class='sub'>{escape(_subtitle(run))}</p>",
-        _tiles(run),
-        _warnings(run),
-        section("Curves", _charts(run)),
+        f"<h1>{name}</h1><p class='sub'>{escape(subtitle(run))}</p>",
+        tiles(run),
+        warnings(run),
+        section("Curves", charts(run)),
         section("Distributions", _distributions(run)),
-        section("Evaluation samples", _samples(_picked(run.evaluation))),
-        section("Rollout samples, newest first", _samples(list(reversed(run.samples))[:SHOWN_SAMPLES])),
+        section("Evaluation samples", samples(_picked(run.evaluation))),
+        section("Rollout samples, newest first", samples(list(reversed(run.samples))[:SHOWN_SAMPLES])),
         section("Settings", _mapping(run.config)),
         section("Environment", _mapping(run.environment)),
     ]
     return document(name, body)
 
 
-def document(title: str, body: Sequence[str], *, style: str = "") -> str:
-    """A page without anything from elsewhere; `title` and `body` are HTML."""
+def document(title: str, body: Sequence[str], *, style: str = "", head: str = "") -> str:
+    """A page without anything from elsewhere; `title`, `body` and `head` are HTML."""
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width,initial-scale=1'>"
-        f"<title>{title} · LightRFT</title><style>{STYLE}{style}</style></head><body><main>{''.join(body)}</main></body></html>\n"
+        f"{head}<title>{title} · LightRFT</title><style>{STYLE}{style}</style></head><body><main>{''.join(body)}</main></body></html>\n"
     )
 
 
-def _subtitle(run: RunData) -> str:
+def subtitle(run: RunData) -> str:
     parts = [run.state, f"strategy {run.config.get('strategy') or ('fsdp' if run.config.get('fsdp') else 'deepspeed')}"]
     parts += [f"engine {run.config.get('engine_type')}", f"{run.config.get('advantage_estimator')} / {run.config.get('policy_loss')}"]
     return " · ".join([*parts, *([f"checkpoints: {', '.join(run.checkpoints)}"] if run.checkpoints else [])])
 
 
-def _tiles(run: RunData) -> str:
+def tiles(run: RunData) -> str:
     found = [("rollouts", f"{max((int(row['step']) for row in run.metrics), default=0)}")]
     for label, name in (("reward, last rollout", "rollout/reward"), ("tokens per completion", "rollout/length_mean")):
         if series := run.series(name):
@@ -93,11 +93,11 @@ def _tiles(run: RunData) -> str:
     if "seconds" in run.summary:
         found.append(("seconds", f"{run.summary['seconds']:,.0f}"))
     found.append(("warnings", str(len(run.warnings))))
-    tiles = "".join(f"<div class='card tile'><b>{escape(value)}</b><span>{escape(label)}</span></div>" for label, value in found)
-    return f"<div class='tiles'>{tiles}</div>"
+    cells = "".join(f"<div class='card tile'><b>{escape(value)}</b><span>{escape(label)}</span></div>" for label, value in found)
+    return f"<div class='tiles'>{cells}</div>"
 
 
-def _warnings(run: RunData) -> str:
+def warnings(run: RunData) -> str:
     lines = [
         f"<div class='warning'><b>rollout {escape(str(row.get('step')))} · {escape(str(row.get('name')))}</b><br>"
         f"{escape(str(row.get('text')))}</div>"
@@ -107,7 +107,7 @@ def _warnings(run: RunData) -> str:
     return section("Warnings", "".join(lines)) if lines else ""
 
 
-def _charts(run: RunData) -> str:
+def charts(run: RunData) -> str:
     cards = []
     for title, names in CHARTS:
         series = [(name, run.series(name)) for name in names]
@@ -139,7 +139,7 @@ def _picked(rows: Sequence[Row]) -> list[Row]:
     return [{"which": kind, **row} for kind, found in best_worst_median(greedy).items() for row in found]
 
 
-def _samples(rows: Sequence[Row]) -> str:
+def samples(rows: Sequence[Row]) -> str:
     if not rows:
         return "<p class='none'>none kept</p>"
     cells = []
