@@ -33,7 +33,7 @@ def test_first_gradients_are_those_of_plain_logits():
     _assert_near({name: BACKENDS[name] for name in ("fsdp", "zero 3")}, ("gemma2",))
 
 
-@pytest.mark.slow
+@pytest.mark.long  # the one above asks daily
 def test_first_gradients_of_every_backend_and_family():
     _assert_near(BACKENDS, KINDS)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lightrft.testing.conformance import EngineConformance
 
 
@@ -15,6 +17,7 @@ class TestQwen2Tied(EngineConformance):
     tie = True
 
 
+@pytest.mark.long  # Qwen3 and a tied Qwen2 are asked daily
 class TestLlama(EngineConformance):
     engine_name = "sglang"
     family = "llama"

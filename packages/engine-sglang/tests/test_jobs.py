@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lightrft.testing.jobs import Job
 from lightrft.testing.two_jobs import RANKS, TwoJobs
+
+pytestmark = pytest.mark.long  # seven starts of SGLang; a killed scheduler is tested daily in test_process.py
 
 
 class TestJobs(TwoJobs):

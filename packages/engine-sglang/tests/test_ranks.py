@@ -24,8 +24,12 @@ def run(folder: Path, world: int, **settings: Any) -> list[ScenarioResult]:
 
 @pytest.mark.parametrize(
     ("world", "tp", "backend"),
-    [(1, 1, {"strategy": "single"}), (2, 1, ZERO_3), (2, 2, ZERO_2), (4, 2, FSDP)],
-    ids=["single", "zero3-tp1", "zero2-tp2", "4-ranks-fsdp-tp2"],
+    [
+        pytest.param(1, 1, {"strategy": "single"}, id="single", marks=pytest.mark.long),  # the kit's own first rank, daily
+        pytest.param(2, 1, ZERO_3, id="zero3-tp1"),
+        pytest.param(2, 2, ZERO_2, id="zero2-tp2"),
+        pytest.param(4, 2, FSDP, id="4-ranks-fsdp-tp2", marks=pytest.mark.long),  # as vLLM's tests do daily
+    ],
 )
 def test_it_samples_from_the_actor_after_every_sync(tmp_path: Path, world: int, tp: int, backend: dict[str, Any]) -> None:
     found = run(tmp_path / "model", world, engine_tp_size=tp, **backend)
