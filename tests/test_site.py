@@ -40,6 +40,17 @@ def test_links_between_pages_lead_to_files(page: str) -> None:
     assert not missing
 
 
+def test_the_translation_has_the_same_blocks_and_sections() -> None:
+    pages = [(DOCS / name).read_text(encoding="utf-8") for name in ("get-started.md", "get-started.zh.md")]
+    blocks = [re.findall(r"```.*?```", page, re.DOTALL) for page in pages]
+    assert blocks[0] == blocks[1]
+    outlines = [
+        [line.split()[0] for line in re.sub(r"```.*?```", "", page, flags=re.DOTALL).splitlines() if line[:1] in ("#", "-")]
+        for page in pages
+    ]
+    assert outlines[0] == outlines[1], "sections and points"
+
+
 def test_the_settings_page_is_made_from_the_code() -> None:
     assert site_pages.PAGE.read_text(encoding="utf-8") == site_pages.page(), "run `make docs`"
 
