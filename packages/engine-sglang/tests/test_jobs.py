@@ -7,7 +7,7 @@ import pytest
 from lightrft.testing.jobs import Job
 from lightrft.testing.two_jobs import RANKS, TwoJobs
 
-pytestmark = pytest.mark.long  # seven starts of SGLang; a killed scheduler is tested daily in test_process.py
+pytestmark = pytest.mark.long  # three jobs with SGLang; a killed scheduler is tested daily in test_process.py
 
 
 class TestJobs(TwoJobs):
