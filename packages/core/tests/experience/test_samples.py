@@ -24,3 +24,7 @@ def test_a_sample_has_the_ids_and_the_text_with_special_tokens() -> None:
 def test_accepted_answers_of_one_label_and_of_none() -> None:
     assert Sample(prompt="p", completion="c", answer="1").accepted == ("1",)
     assert Sample(prompt="p", completion="c").accepted == ()
+
+
+def test_a_rank_without_prompts_has_no_samples() -> None:
+    assert samples_of([], [], tokenizer=tiny_tokenizer("1")) == []

@@ -60,12 +60,13 @@ def test_what_is_wrong_is_told(model: str, prompts: list[Any], more: dict[str, A
     assert re.search(words, "\n".join([str(caught.value), *getattr(caught.value, "problems", [])]))
 
 
-def on_ranks(model: str) -> list[list[tuple[int, ...]]]:
-    found = lightrft.generate(settings(model, strategy="sharded"), PROMPTS[:3], greedy=True, registry=fake_registry())
+def on_ranks(model: str, count: int) -> list[list[tuple[int, ...]]]:
+    found = lightrft.generate(settings(model, strategy="sharded"), PROMPTS[:count], greedy=True, registry=fake_registry())
     return [[tuple(sample.token_ids) for sample in group] for group in found]
 
 
-def test_two_ranks_share_the_prompts_and_both_get_all(model: str) -> None:
-    alone = lightrft.generate(settings(model), PROMPTS[:3], greedy=True)
+@pytest.mark.parametrize("count", [3, 1])
+def test_two_ranks_share_the_prompts_and_both_get_all(model: str, count: int) -> None:
+    alone = lightrft.generate(settings(model), PROMPTS[:count], greedy=True)
     expected = [[tuple(sample.token_ids) for sample in group] for group in alone]
-    assert run_spmd(on_ranks, 2, model) == [expected, expected]
+    assert len(expected) == count and run_spmd(on_ranks, 2, model, count) == [expected, expected]

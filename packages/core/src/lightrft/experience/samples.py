@@ -13,6 +13,8 @@ def samples_of(prompts: Sequence[Prompt], outputs: Sequence[RequestOutput], *, t
     """One sample per completion, prompt by prompt; texts are decoded here, in one batch each, without and with special tokens."""
     pairs = [(prompt, completion) for prompt, output in zip(prompts, outputs, strict=True) for completion in output.completions]
     ids = [list(completion.token_ids) for _, completion in pairs]
+    if not ids:  # transformers decodes an empty batch to one empty text
+        return []
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     raw = tokenizer.batch_decode(ids, skip_special_tokens=False)
     return [

@@ -37,7 +37,8 @@ def generate(
 
     `prompts` are rows as for `train`: texts, or mappings with the column `input_key` (text, chat messages, token ids). They are made into
     what the model reads by the same settings as in a run (`prompt_template`, `apply_chat_template`, `prompt_max_len` ...), and drawn as
-    in a rollout: `n_samples_per_prompt` (1 unless set) completions, `temperature`, `generate_max_len` ... `greedy` gives the likeliest.
+    in a rollout: `n_samples_per_prompt` completions (1, where a mapping leaves it out), `temperature`, `generate_max_len` ... `greedy`
+    gives the likeliest.
 
     Raises:
         ConfigError: settings that cannot work, the model's folder among them.
