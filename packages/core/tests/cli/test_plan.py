@@ -50,6 +50,33 @@ def test_bars_end_at_the_device() -> None:
     assert lines[1].count("▒") == 42 and lines[2] == "█ x  ▓ y  ▒ z"
 
 
+def test_an_engine_that_is_not_known_is_refused(folder: Path) -> None:
+    words = ["--model_name_or_path", str(folder), "--gpu", "48g", "--strategy", "elsewhere", "--engine_type", "continuous"]
+    with pytest.raises(ConfigError) as refused:
+        run_plan(words, description="")
+    assert refused.value.problems == [
+        "strategy 'elsewhere': a plan knows what single, fsdp, deepspeed hold; plan for one of them",
+        "engine_type 'continuous': a plan knows what hf, vllm, sglang hold; plan for one of them",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("MixtralForCausalLM", {"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 1}),
+        ("Qwen3MoeForCausalLM", {"model_type": "qwen3_moe", "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32}),
+    ],
+)
+def test_experts_are_refused(folder: Path, name: str, shape: dict[str, object]) -> None:
+    dense = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(dense | shape | {"architectures": [name]}))
+    with pytest.raises(ModelError) as refused:
+        run_plan(["--model_name_or_path", str(folder), "--gpu", "48g", *WORDS], description="")
+    assert str(refused.value) == (
+        f"{name} is a mixture of experts: how many tokens an expert gets is not known beforehand; plan for a dense model"
+    )
+
+
 def test_every_problem_is_told_in_a_line(folder: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         run_plan(["--gpu", "h100-80", "--world", "none", "--nproc-per-node", "2", "--bf17"], description="")

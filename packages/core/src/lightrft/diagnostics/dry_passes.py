@@ -13,6 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from lightrft.diagnostics.live_bytes import LiveBytes, peak_of
 from lightrft.errors import ModelError
 from lightrft.models.heads import LabelRequest, make_logprob_head, score_labels
+from lightrft.strategy.compiled import has_experts
 from lightrft.strategy.recompute import recompute_activations
 from lightrft.strategy.sharding import find_blocks
 
@@ -42,8 +43,13 @@ class DryModel:
 
     @classmethod
     def of(cls, make: Callable[[], Any]) -> DryModel:
-        """Looks at one that `make` makes. Raises ModelError: it has no blocks."""
+        """Looks at one that `make` makes. Raises ModelError: it has no blocks, or experts."""
         model = make()
+        if has_experts(model):
+            raise ModelError(
+                f"{type(model).__name__} is a mixture of experts: how many tokens an expert gets is not known beforehand; "
+                "plan for a dense model"
+            )
         blocks = [sum(p.numel() for p in block.parameters()) for block in find_blocks(model)]
         total = sum(p.numel() for p in model.parameters())
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -105,7 +111,7 @@ def _score(model: Any, rows: Rows, chunk: int | None, *, grad: bool) -> Tensor:
         request = LabelRequest(rows=at, labels=torch.empty_like(at), chunk_size=chunk)
         try:
             return score_labels(model, request, input_ids=ids, attention_mask=torch.ones_like(ids)).logprobs[0].sum()
-        except RuntimeError as error:  # of torch: what it does depends on values, such as an expert's tokens
+        except RuntimeError as error:  # of torch: what it does depends on values
             words = " ".join(str(error).split())[:200]
             raise ModelError(
                 f"{type(model).__name__}: its passes cannot be counted without values ({words}); plan for a dense model"

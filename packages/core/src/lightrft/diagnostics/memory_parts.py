@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lightrft.config.checks import strategy_name
 from lightrft.config.schema import Config
-from lightrft.errors import ConfigError
 
 FLOAT = 4
 REDUCE_BUCKETS = 2 * 50_000_000 * FLOAT
@@ -41,14 +41,6 @@ class Sizes:
     trained: int
     block: int
     rest: int
-
-
-def strategy_name(config: Config) -> str:
-    """The backend of the settings. Raises ConfigError: one whose memory is not known."""
-    name = config.strategy or ("fsdp" if config.fsdp else "deepspeed")
-    if name not in HOLDS:
-        raise ConfigError([f"strategy {name!r}: a plan knows what {', '.join(HOLDS)} hold; plan for one of them"])
-    return name
 
 
 def pass_bytes(config: Config) -> int:
@@ -116,3 +108,4 @@ def _deepspeed(config: Config, sizes: Sizes, world: int, adds_up: bool) -> Held:
 
 
 HOLDS = {"single": _single, "fsdp": _fsdp, "deepspeed": _deepspeed}
+"""What each strategy that is known does; a plan is made for these alone."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
 import torch
 
-from lightrft.config.checks import compile_problem
+from lightrft.config.checks import compile_problem, strategy_name
 from lightrft.config.schema import Config
 from lightrft.diagnostics.dry_passes import DryModel, Peaks, Rows, forward_peak, peaks
-from lightrft.diagnostics.memory_parts import FLOAT, Held, Sizes, frozen_bytes, held, pass_bytes, strategy_name
+from lightrft.diagnostics.memory_parts import FLOAT, HOLDS, Held, Sizes, frozen_bytes, held, pass_bytes
+from lightrft.errors import ConfigError
 
 MIB, GIB = 2**20, 2**30
 GPUS = {
@@ -35,6 +36,8 @@ COMPILED = 0.64
 
 SHARING = ("vllm", "sglang")
 """Engines that take `engine_mem_util` of the device."""
+
+ENGINES = ("hf", *SHARING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +80,18 @@ def make_plan(config: Config, models: Models, *, world: int, device: int, cuda: 
     """The plan for one rank of `world`, on a device with so many bytes. Every row is as long as the settings allow.
 
     Raises:
-        ConfigError: a strategy whose memory is not known.
+        ConfigError: a strategy or an engine whose memory is not known.
     """
+    if problems := [*_unknown(config)]:
+        raise ConfigError(problems)
     return _Planner(config, models, world, device, cuda).plan()
+
+
+def _unknown(config: Config) -> Iterator[str]:
+    if strategy_name(config) not in HOLDS:
+        yield f"strategy {strategy_name(config)!r}: a plan knows what {', '.join(HOLDS)} hold; plan for one of them"
+    if config.engine_type not in ENGINES:
+        yield f"engine_type {config.engine_type!r}: a plan knows what {', '.join(ENGINES)} hold; plan for one of them"
 
 
 @cache
