@@ -26,7 +26,7 @@ def zero(stage: int, **more: Any) -> dict[str, Any]:
 
 
 BF16 = Distance(gradients=3e-2, norms=1e-2, parameters=6e-3)
-"""Measured (all backends alike): 1.6e-2, 3.5e-3, 4.3e-3. bfloat16 has 8 bits; five steps of 1e-3 move a parameter by up to 5e-3."""
+"""Measured (the same on all backends): 1.6e-2, 3.5e-3, 4.3e-3. bfloat16 has 8 bits; five steps of 1e-3 move a parameter by up to 5e-3."""
 
 FEW = tuple(case for case in CASES if case.name in ("accumulation 3", "actor and critic"))
 BACKENDS = {
