@@ -51,3 +51,19 @@ def test_what_is_wrong_is_told(rows: list[dict[str, Any]], given: dict[str, Any]
 def test_a_row_that_makes_a_reward_fail_is_named() -> None:
     with pytest.raises(RewardError, match="^rows, row 1: reward 'fails' raised ZeroDivisionError"):
         lightrft.score([ROW, ROW | {"completion": "420"}], rewards=[fails])
+
+
+@pytest.mark.parametrize(
+    ("rewards", "problem"),
+    [
+        (["exact_match", "exact_match"], "reward 'exact_match' is named twice; name it once and give it a weight in reward_weights"),
+        (
+            ["length=json:dumps", length],
+            "two rewards are called 'length'; give one another name (name=file.py:function, or the function's own)",
+        ),
+    ],
+)
+def test_a_name_that_two_rewards_have_is_told_once(rewards: list[Any], problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        lightrft.score([ROW], rewards=rewards)
+    assert caught.value.problems == [problem]

@@ -64,7 +64,8 @@ def _unfit(rewards: Sequence[Any], weights: Sequence[float], names: Sequence[str
             yield f"rewards[{at}]={one!r:.60} is a {type(one).__name__}, expected a name or a function of a list of samples"
         if isinstance(one, str) and model_folder(one):
             yield f"rewards[{at}]={one!r} is a model; `lightrft score` loads reward models"
-    for name in sorted({name for name in names if names.count(name) > 1}):
+    functions = {name for one, name in zip(rewards, names, strict=True) if not isinstance(one, str)}  # `check_rewards` tells the others
+    for name in sorted(name for name in functions if names.count(name) > 1):
         yield f"two rewards are called {name!r}; give one another name (name=file.py:function, or the function's own)"
 
 
