@@ -53,6 +53,12 @@ def test_stalled_is_longer_than_three_of_its_longest_rollouts(folder: Path, late
         assert f"last written {seconds(100 + later)} ago" in found.text
 
 
+def test_a_checkpoint_that_was_taken_away_in_between_is_passed_over(folder: Path) -> None:
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints/step-2").symlink_to(folder / "gone")
+    assert pulse(read_run(folder), now=NOW).silent_s == 100.0
+
+
 def test_a_checkpoint_that_was_just_saved_is_a_sign_of_life(folder: Path) -> None:
     (folder / "checkpoints/step-3").mkdir(parents=True)
     os.utime(folder / "checkpoints/step-3", (NOW + 90, NOW + 90))

@@ -74,7 +74,7 @@ def _written(run: RunData) -> Iterator[float]:
     for path in [*files, *(run.folder / "checkpoints").glob("*")]:
         try:
             yield path.stat().st_mtime
-        except OSError:  # taken away in between
+        except FileNotFoundError:  # taken away in between
             continue
 
 
