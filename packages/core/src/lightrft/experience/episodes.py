@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from lightrft.batch.collect import conversations_of
 from lightrft.batch.stages import Sampled
 from lightrft.config.schema import Config
@@ -185,7 +183,7 @@ class Episodes:
             raise EpisodeError(f"environment {self._config.environment!r} failed in all {total} episodes; the first: {self.first_error}")
 
     def _sum(self, number: int) -> int:
-        return int(self._strategy.all_reduce(torch.tensor([float(number)], dtype=torch.float64), "sum").item())
+        return int(self._strategy.all_reduce(number, "sum"))
 
     def _decode(self, ids: Sequence[int], special: bool) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special))
