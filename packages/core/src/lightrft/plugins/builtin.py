@@ -72,6 +72,41 @@ POLICY_LOSSES = (
     _policy_loss("gmpo", "geometric mean of clipped token ratios", sequence_ratio=True),
 )
 
+REWARDS = (
+    RewardSpec(
+        name="code",
+        target="lightrft.rewards.code:code_reward",
+        runs_code=True,
+        summary="1 if the program passes the tests in `answer`",
+    ),
+    RewardSpec(
+        name="environment", target="lightrft.rewards.environment:environment_reward", summary="what the environment gave in all turns"
+    ),
+    RewardSpec(name="exact_match", target="lightrft.rewards.exact_match:exact_match", summary="1 if the answer is the reference"),
+    RewardSpec(name="format", target="lightrft.rewards.format:format_reward", summary="1 for a body, then `#### number`, at the end"),
+    RewardSpec(
+        name="math",
+        target="lightrft.rewards.math:math_reward",
+        runtime=Runtime(distributions=("math-verify",), versions=">=0.8", extra="math"),
+        summary="1 if the answer equals the reference as mathematics",
+    ),
+)
+ENVIRONMENTS = (
+    EnvironmentSpec(
+        name="single_turn",
+        target="lightrft.rollout.environment:SingleTurn",
+        summary="an episode is one completion: no environment",
+    ),
+    EnvironmentSpec(
+        name="guess_number",
+        target="lightrft.rollout.guess_number:GuessNumber",
+        summary="guess the number in `answer`, told lower or higher",
+    ),
+    EnvironmentSpec(
+        name="gridworld", target="lightrft.rollout.gridworld:Gridworld", summary="move from `start` to `goal` on a square of fields"
+    ),
+)
+
 
 @hookimpl
 def lightrft_plugins() -> Sequence[PluginSpec]:
@@ -89,36 +124,8 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
             topology="single_leader",
             summary="transformers with a KV cache: the oracle",
         ),
-        RewardSpec(
-            name="code",
-            target="lightrft.rewards.code:code_reward",
-            runs_code=True,
-            summary="1 if the program passes the tests in `answer`",
-        ),
-        RewardSpec(
-            name="environment", target="lightrft.rewards.environment:environment_reward", summary="what the environment gave in all turns"
-        ),
-        RewardSpec(name="exact_match", target="lightrft.rewards.exact_match:exact_match", summary="1 if the answer is the reference"),
-        RewardSpec(name="format", target="lightrft.rewards.format:format_reward", summary="1 for a body, then `#### number`, at the end"),
-        RewardSpec(
-            name="math",
-            target="lightrft.rewards.math:math_reward",
-            runtime=Runtime(distributions=("math-verify",), versions=">=0.8", extra="math"),
-            summary="1 if the answer equals the reference as mathematics",
-        ),
-        EnvironmentSpec(
-            name="single_turn",
-            target="lightrft.rollout.environment:SingleTurn",
-            summary="an episode is one completion: no environment",
-        ),
-        EnvironmentSpec(
-            name="guess_number",
-            target="lightrft.rollout.guess_number:GuessNumber",
-            summary="guess the number in `answer`, told lower or higher",
-        ),
-        EnvironmentSpec(
-            name="gridworld", target="lightrft.rollout.gridworld:Gridworld", summary="move from `start` to `goal` on a square of fields"
-        ),
+        *REWARDS,
+        *ENVIRONMENTS,
         *ADVANTAGES,
         *POLICY_LOSSES,
         LoggerSpec(name="console", target="lightrft.run.loggers.console:ConsoleLogger", summary="a live table on rank 0"),
