@@ -13,12 +13,11 @@ from lightrft.data.messages import chat_messages, tool_list
 from lightrft.data.rows import Table, load_rows, load_table
 from lightrft.data.tokens import Encoder
 from lightrft.errors import DataError
+from lightrft.observe.warning_names import Finding
 
 __all__ = ["Prompt", "PromptSet", "load_prompts", "load_rows"]
 
 PLACEHOLDER = "{prompt}"
-Finding = tuple[str, str]
-"""The name of something that a person should know, and a sentence about it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from lightrft.data.prompts import Prompt
-from lightrft.diagnostics.monitors import Finding
+from lightrft.observe.warning_names import Finding
 
 LONG = 20
 """Characters from which on an answer does not stand in a prompt by chance."""

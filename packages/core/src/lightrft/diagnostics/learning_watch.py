@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from lightrft.config.schema import Config
-from lightrft.diagnostics.monitors import Finding
 from lightrft.observe.metrics import StepMetrics
+from lightrft.observe.warning_names import Finding, WarningName
 
 LEAST_RATE = 0.01
 """Share of `learning_rate` that the best step of a run has to reach."""
@@ -34,9 +34,9 @@ class LearningWatch:
         self.config = config
         self.patience = config.monitor_steps
         self.updates = updates_per_rollout
-        self._streaks: dict[str, int] = {}
+        self._streaks: dict[WarningName, int] = {}
         self._steps = 0
-        self._told: set[str] = set()
+        self._told: set[WarningName] = set()
         self._sent: int | None = None
         self._pending: float | None = None
 
@@ -99,8 +99,8 @@ class LearningWatch:
         self._streaks, self._steps, self._told = dict(state["streaks"]), state["steps"], set(state["told"])
         self._pending = state["pending"]
 
-    def _findings(self, faults: Mapping[str, str], told: Collection[str], *, patience: int) -> list[Finding]:
-        found = []
+    def _findings(self, faults: Mapping[WarningName, str], told: Collection[str], *, patience: int) -> list[Finding]:
+        found: list[Finding] = []
         for name, sentence in faults.items():
             number = self._streaks[name]
             explained = name == "no_gradient" and "two different rewards" in sentence and any(one in told for one in DEAD_REWARDS)
@@ -110,9 +110,10 @@ class LearningWatch:
             found.append((name, f"{sentence} (so for {number} rollout{'s' if number > 1 else ''} in a row)"))
         return found
 
-    def _faults(self, metrics: Mapping[str, float]) -> dict[str, str]:
+    def _faults(self, metrics: Mapping[str, float]) -> dict[WarningName, str]:
         """What is wrong with this step, by name: at most one cause why nothing is learned, and the completions."""
-        config, faults = self.config, {}
+        config = self.config
+        faults: dict[WarningName, str] = {}
         if metrics.get("train/skipped_steps", 0.0) >= self.updates:
             faults["steps_skipped"] = (
                 f"no optimizer step is made: all {self.updates} of a rollout were skipped, as their gradients are not finite; look for a "

@@ -10,9 +10,8 @@ from typing import Any
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.engine.stop_tokens import StopTokens
+from lightrft.observe.warning_names import Finding, WarningName
 
-Finding = tuple[str, str]
-"""The name of a fault and a sentence about it."""
 CONSTANT = -0.05
 """Explained variance of a critic that is as good as a constant, as it is at its start: it comes out a little below zero, by noise."""
 NOTHING_EXPLAINED = 0.001
@@ -27,7 +26,7 @@ BASELINE_STEPS = 3
 class Watch:
     """One metric. `bad(value, baseline)` gives a sentence or None; said after `patience` bad steps in a row, once until a good one."""
 
-    name: str
+    name: WarningName
     metric: str
     patience: int
     bad: Callable[[float, float], str | None]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightrft.observe.warning_names import WarningName
+
 
 class DeadRewardMonitor:
     """Watches the rewards of whole rollouts (of all ranks; the caller gathers them) and speaks once for each dead stretch.
@@ -25,7 +27,7 @@ class DeadRewardMonitor:
         self._num_alone = 0
         self.alone_for_long = False
         """True for the one rollout in which every prompt has had a single completion, with different rewards, for `patience` rollouts."""
-        self.fault = ""
+        self.fault: WarningName = "zero_variance"
         """What the last sentence was about: `constant_reward` or `zero_variance`."""
 
     def update(self, rewards: Sequence[float], group_ids: Sequence[int]) -> str | None:

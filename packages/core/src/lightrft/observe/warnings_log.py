@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightrft.errors import StoppedByWarning
+from lightrft.observe.warning_names import WarningName, printed
 
 if TYPE_CHECKING:  # it brings torch, and commands that print read the file's name here
     from lightrft.distributed.world import World
@@ -18,7 +19,7 @@ WARNINGS_FILE = "warnings.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Warned:
-    """`step` 0 is before training; `name` is the fault in snake case (`constant_reward`); `text` one sentence or two for a person."""
+    """`step` 0 is before training; `name` is the fault (`constant_reward`; see `WarningName`); `text` one sentence or two for a person."""
 
     step: int
     name: str
@@ -39,12 +40,12 @@ class Warnings:
         self.rows: list[Warned] = []
         self._path = folder / WARNINGS_FILE if folder is not None and world.is_first else None
 
-    def say(self, name: str, text: str) -> None:
+    def say(self, name: WarningName, text: str) -> None:
         """One warning. Local: nothing is exchanged."""
         row = Warned(step=self.step, name=name, text=text)
         self.rows.append(row)
         if self.world.is_first:
-            print(f"WARNING: {text}", flush=True)
+            print(printed(name, text), flush=True)
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:

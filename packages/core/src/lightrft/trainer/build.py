@@ -10,11 +10,12 @@ from transformers import get_scheduler
 
 from lightrft.config.eval_files import eval_files
 from lightrft.config.schema import Config
-from lightrft.data.prompts import Finding, Prompt, PromptSet
+from lightrft.data.prompts import Prompt, PromptSet
 from lightrft.models.critic import make_critic
 from lightrft.models.load import Opened, load_tokenizer, open_causal_lm
 from lightrft.models.lora import add_lora
 from lightrft.observe.phase_clock import PhaseFunction
+from lightrft.observe.warning_names import Finding, printed
 from lightrft.rewards.load import NamedReward
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.early_stop import Callback
@@ -93,7 +94,7 @@ def read_prompts(
         strategy.print(f"note: {path}: {note}")
     for finding in found.findings:
         if tell is None:
-            strategy.print(f"WARNING: {finding[1]}")
+            strategy.print(printed(*finding))
         else:
             tell(finding)
     if found.num_too_long:

@@ -8,9 +8,10 @@ from typing import Any
 from lightrft.config.eval_files import eval_files
 from lightrft.config.schema import Config
 from lightrft.data.chat import ChatSettings
-from lightrft.data.prompts import Finding, PromptSet, load_prompts
+from lightrft.data.prompts import PromptSet, load_prompts
 from lightrft.engine.stop_tokens import embedding_rows, folder_stop_tokens
 from lightrft.models.load import load_tokenizer
+from lightrft.observe.warning_names import Finding
 
 
 def prompt_set(config: Config, path: str, *, tokenizer: Any, limit: int = 0) -> PromptSet:

@@ -19,6 +19,7 @@ from lightrft.experience.environments import check_environment
 from lightrft.experience.episodes import chosen_episodes
 from lightrft.models.load import load_tokenizer
 from lightrft.observe.phase_clock import PhaseFunction
+from lightrft.observe.warning_names import printed
 from lightrft.plugins.registry import Registry
 from lightrft.rewards.trial import loading_problems
 from lightrft.run.evaluate_samples import best_worst_median
@@ -121,7 +122,7 @@ def _evaluate(config: Config, strategy: StrategyBase) -> dict[str, Any]:
     admit(config, strategy, mode="eval")
     strategy.setup_inference_engine(config, engine_type=config.engine_type)
     if found := differing_ends(strategy.stop_tokens):
-        strategy.print(f"WARNING: {found[1]}")
+        strategy.print(printed(*found))
     tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
     sets = read_eval_sets(config, tokenizer=tokenizer, strategy=strategy)
     rewards = build_rewards(config, strategy)

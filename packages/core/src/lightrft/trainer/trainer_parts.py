@@ -15,7 +15,7 @@ from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.data.sampler import PromptSampler
 from lightrft.diagnostics.learning_watch import LearningWatch
-from lightrft.diagnostics.monitors import Finding, Monitors
+from lightrft.diagnostics.monitors import Monitors
 from lightrft.diagnostics.sync_probe import SyncProbe
 from lightrft.experience.advantages import AdvantageEstimator
 from lightrft.experience.dynamic import DynamicSampling
@@ -23,6 +23,7 @@ from lightrft.experience.episodes import chosen_episodes
 from lightrft.experience.pipeline import ExperienceMaker
 from lightrft.observe.metrics import StepMetrics
 from lightrft.observe.phase_clock import PHASES, PhaseClock, PhaseFunction, check_phase_names
+from lightrft.observe.warning_names import Finding
 from lightrft.observe.warnings_log import Warnings
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import AdvantageSpec

@@ -10,6 +10,7 @@ import torch
 
 from lightrft.distributed.collectives import gather_objects
 from lightrft.errors import RewardError
+from lightrft.observe.warning_names import WarningName
 from lightrft.observe.warnings_log import Warnings
 from lightrft.rewards.models.template import Rendering, template_fault
 from lightrft.strategy.strategy_base import StrategyBase
@@ -35,7 +36,7 @@ class RewardModel:
     micro_batch_size: int = 8
     max_len: int = 0
     _asked: bool = field(default=False, init=False)
-    _found: dict[str, str] = field(default_factory=dict, init=False)
+    _found: dict[WarningName, str] = field(default_factory=dict, init=False)
 
     @torch.no_grad()
     def __call__(self, samples: Sequence[Sample]) -> list[float]:

@@ -1,0 +1,66 @@
+"""docs/troubleshooting.md: a section for each warning that the code gives, and errors in the words that they have."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import get_args
+
+from lightrft.observe.warning_names import WarningName, printed
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+NAMES = get_args(WarningName)
+SOURCES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(ROOT.glob("packages/*/src/**/*.py"))}
+
+
+def texts(tree: ast.AST) -> list[str]:
+    """The texts in a module; what an f-string fills in is an ellipsis."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values))
+    return found
+
+
+TEXTS = [text for path, tree in SOURCES.items() if path.name != "warning_names.py" for text in texts(tree)]
+
+
+def test_each_warning_has_a_section_and_each_section_a_warning() -> None:
+    """That no other name is given is for mypy: `Finding` and `Warnings.say` take a `WarningName`."""
+    warnings = PAGE.split("\n## Errors\n")[0]
+    assert sorted(re.findall(r"^### (.*)$", warnings, re.MULTILINE)) == sorted(NAMES)
+
+
+def test_each_name_is_given_somewhere() -> None:
+    assert not [name for name in NAMES if name not in TEXTS]
+
+
+def test_errors_are_quoted_as_they_are() -> None:
+    quotes = re.findall(r"^> (.*)$", PAGE, re.MULTILINE)
+    assert len(quotes) > 20
+    lost = [quote for quote in quotes if not any(stands_in(quote, text) for text in TEXTS)]
+    assert not lost
+
+
+def test_a_changed_word_is_noticed() -> None:
+    assert stands_in("is damaged: …", "'x' is damaged: …") and not stands_in("was damaged: …", "'x' is damaged: …")
+
+
+def test_settings_that_the_page_names_exist() -> None:
+    known = set((ROOT / "docs/reference/settings.md").read_text(encoding="utf-8").split("`"))
+    named = {name for name in re.findall(r"--([a-z0-9_]+)(?![a-z0-9-])", PAGE) if name != "bundle"}
+    assert named and named <= known
+
+
+def test_a_printed_warning_ends_with_its_section() -> None:
+    assert printed("no_gradient", "nothing is learned") == "WARNING: nothing is learned (docs: troubleshooting#no_gradient)"
+    assert printed("of_my_own", "look at this") == "WARNING: look at this"
+
+
+def stands_in(quote: str, text: str) -> bool:
+    """Quotes may leave out what an f-string says further on within a gap."""
+    return re.search(".*?".join(map(re.escape, quote.split("…"))), text, re.DOTALL) is not None
