@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lightrft.config.checks import check
 from lightrft.config.load import make_config
 from lightrft.errors import ConfigError
 from lightrft.run.checkpoint_folder import folder_of, saved_in
+from lightrft.testing import run_spmd
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.small_trainer import make_trainer
 from lightrft.trainer import SPMDPPOTrainer
@@ -108,6 +110,47 @@ def test_a_callback_that_raises_ends_the_run_with_its_own_error(tmp_path: Path) 
     with pytest.raises(ZeroDivisionError, match="mine") as caught:
         make_trainer(tmp_path, callbacks=[breaks]).fit()
     assert Path(__file__).name in [entry.path.name for entry in caught.traceback][-1]
+
+
+def answers(trainer: SPMDPPOTrainer) -> str | None:
+    return "enough" if trainer.step == 2 and trainer.strategy.world.rank == 1 else None
+
+
+def breaks_on_rank_1(trainer: SPMDPPOTrainer) -> None:
+    if trainer.step == 2 and trainer.strategy.world.rank == 1:
+        raise ZeroDivisionError("mine")
+
+
+def on_ranks(folder: Path, changes: dict[str, Any]) -> tuple[int, str]:
+    """The last step of this rank's run, and why it ended."""
+    if "early_stop_patience" in changes:
+        changes = changes | {"phases": falling([0.5, 0.6, 0.4, 0.4, 0.9])}
+    settings = EVERY | {"strategy": "sharded", "output_dir": str(folder / "run"), "micro_train_batch_size": 2}
+    trainer = make_trainer(folder / os.environ["RANK"], **settings | changes)
+    try:
+        reason = str(trainer.fit()["ended_early"])
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    return trainer.step, reason
+
+
+STALLED = "eval/reward has not come above 0.6, its value at rollout 1, in 2 measurements (early_stop_patience=2)"
+PEER = "PeerError: calling breaks_on_rank_1 failed on rank 1 of its group: ZeroDivisionError: mine"
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "reasons"),
+    [
+        ({"callbacks": [answers]}, 2, ["answers: enough"] * 2),
+        ({"early_stop_patience": 2}, 3, [STALLED] * 2),
+        ({"callbacks": [breaks_on_rank_1]}, 2, [PEER, "ZeroDivisionError: mine"]),
+    ],
+    ids=["answer on rank 1", "patience", "error on rank 1"],
+)
+def test_two_ranks_end_alike_and_save_their_last_step(tmp_path: Path, changes: dict[str, Any], step: int, reasons: list[str]) -> None:
+    found = run_spmd(on_ranks, 2, tmp_path, changes)
+    assert found == [(step, reason) for reason in reasons]
+    assert [one.step for one in saved_in(tmp_path / "run")] == list(range(1, step + 1))
 
 
 def test_a_metric_that_is_never_measured_is_refused() -> None:

@@ -98,6 +98,10 @@ def broadcast_object(data: T, *, source: int, group: Group) -> T:
     return box[0]
 
 
+TOGETHER = "lightrft_raised_together"
+"""The mark of an error that the other ranks of its group have heard of, whatever its class; theirs is a PeerError."""
+
+
 def agree(error: BaseException | None, *, group: Group, doing: str) -> None:
     """Raises on all ranks if any rank brings an error: its own where it happened, a PeerError that names the first such rank elsewhere."""
     raise_together(error, gather_objects(in_words(error), group=group), doing=doing)
@@ -111,6 +115,7 @@ def in_words(error: BaseException | None) -> str | None:
 def raise_together(error: BaseException | None, words: Sequence[str | None], *, doing: str) -> None:
     """The end of `agree`, where `words` of all ranks have come already, with something else. Not collective."""
     if error is not None:
+        setattr(error, TOGETHER, True)
         raise error
     found = [(rank, text) for rank, text in enumerate(words) if text is not None]
     if found:

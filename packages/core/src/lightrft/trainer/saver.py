@@ -13,7 +13,7 @@ import torch
 
 from lightrft.config.schema import Config
 from lightrft.distributed import atomic_folder
-from lightrft.distributed.collectives import gather_objects
+from lightrft.distributed.collectives import TOGETHER, gather_objects
 from lightrft.distributed.consensus import together
 from lightrft.distributed.stop import StopRequests
 from lightrft.errors import CheckpointError, EngineError, LightRFTError, PeerError, RewardError, StoppedByWarning
@@ -26,7 +26,9 @@ EMA_MODEL = "ema_model"
 """The folder of the moving average in a checkpoint; in the run folder, of its HF files."""
 
 RAISED_TOGETHER = (RewardError, EngineError, PeerError, CheckpointError, StoppedByWarning)
-"""Errors that come on all ranks at the same place, so that saving, which is collective, is still possible."""
+"""Errors that come on all ranks at the same place, so that saving, which is collective, is still possible; those that are
+marked (`TOGETHER`) do too.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +148,8 @@ class Saver:
 
     def rescue(self, error: Exception) -> Path | None:
         """After an error: the checkpoint of the marked step, where there is one and all ranks are here together; else None."""
-        together = self.strategy.world.world_size == 1 or isinstance(error, (*RAISED_TOGETHER, StopRun))
+        heard = isinstance(error, (*RAISED_TOGETHER, StopRun)) or getattr(error, TOGETHER, False)
+        together = self.strategy.world.world_size == 1 or heard
         if self._marked is None or not together:
             return None
         try:
