@@ -59,6 +59,51 @@ def test_packed_rows_with_holes_give_the_update_of_padded_ones(tmp_path: Path) -
     assert moved > 1e-4
 
 
-@pytest.mark.parametrize("changes", [{"overlong_filter": True}, {"dynamic_sampling": True, "dynamic_sampling_tries": 2}])
-def test_what_treats_completions_treats_episodes(tmp_path: Path, changes: dict[str, Any]) -> None:
-    fit(tmp_path, max_steps=1, **changes)
+class Endless(Environment):
+    """Goes on after every turn, and gives nothing."""
+
+    def step(self, turn: Turn) -> Step:
+        return Continue(text=f" {turn.number}")
+
+
+class EndlessAfterDigits(Environment):
+    """Ends at once; after a turn that begins with a digit it never does."""
+
+    def step(self, turn: Turn) -> Step:
+        digit = turn.text[:1].isdigit() or turn.number > 0
+        return Continue(text=" 1") if digit else End(reward=1.0)
+
+
+def first_step(folder: Path, environment: type[Environment], **changes: Any) -> tuple[Any, dict[str, Any]]:
+    """The trainer of one step, and that step's metrics."""
+    trainer, _ = fit(folder, environment=f"{__name__}:{environment.__name__}", max_steps=1, **changes)
+    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return trainer, next(row for row in rows if "episode/turns" in row)
+
+
+def test_episodes_that_are_all_cut_off_teach_nothing(tmp_path: Path) -> None:
+    trainer, metrics = first_step(tmp_path, Endless, overlong_filter=True)
+    # 2 tokens sampled and 2 of the environment, then again, then 2 sampled: after more words a fourth turn has no room in 12
+    assert (metrics["episode/turns"], metrics["rollout/length_mean"], metrics["rollout/truncated"]) == (3.0, 6.0, 1.0)
+    assert len(trainer.experience) == 16 and not trainer.experience.trains.any()
+    assert (metrics["rollout/left_out"], metrics["train/loss"], metrics["train/grad_norm"]) == (1.0, 0.0, 0.0)
+
+
+def test_episodes_that_end_teach_beside_those_that_are_cut_off(tmp_path: Path) -> None:
+    trainer, metrics = first_step(tmp_path, EndlessAfterDigits, overlong_filter=True)
+    cut = [sample.finish_reason == "length" for sample in trainer.experience.samples]
+    assert [sample.num_tokens for sample in trainer.experience.samples] == [6 if one else 2 for one in cut]
+    assert trainer.experience.trains.tolist() == [not one for one in cut]
+    share = sum(cut) / 16
+    assert 0.0 < share < 1.0 and metrics["rollout/left_out"] == metrics["rollout/truncated"] == share
+    assert (metrics["episode/turns"], metrics["rollout/reward"]) == (1.0 + 2.0 * share, 1.0 - share)
+    assert metrics["train/grad_norm"] > 0.0
+
+
+@pytest.mark.parametrize(("environment", "rollouts", "flat"), [(Endless, 2, 1.0), (EndlessAfterDigits, 1, 0.0)])
+def test_dynamic_sampling_counts_groups_of_episodes(tmp_path: Path, environment: type[Environment], rollouts: int, flat: float) -> None:
+    trainer, metrics = first_step(tmp_path, environment, dynamic_sampling=True, dynamic_sampling_tries=2)
+    assert (metrics["sampling/rollouts"], metrics["sampling/groups"], metrics["sampling/flat_groups"]) == (rollouts, 4 * rollouts, flat)
+    assert metrics["tokens/rollout"] == rollouts * 16 * metrics["rollout/length_mean"]
+    assert len(trainer.experience) == 16 and metrics["rollout/zero_variance_groups"] == flat
+    assert (metrics["train/grad_norm"] == 0.0) == (flat == 1.0)
