@@ -29,6 +29,7 @@ def heavy_after(code: str) -> list[str]:
         "lightrft.plugins",
         "lightrft.config",
         "lightrft.utils",
+        "lightrft.trainer.script",
         "lightrft.strategy",
         "lightrft_fsdp",
         "lightrft_fsdp.plugin",

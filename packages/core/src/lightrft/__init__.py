@@ -1,4 +1,4 @@
-"""LightRFT: reinforcement fine-tuning of language models as one SPMD program. What is named here is imported on first use."""
+"""LightRFT: reinforcement fine-tuning of language models as one SPMD program. What is named here is imported on first use, and stable."""
 
 from __future__ import annotations
 
@@ -8,19 +8,38 @@ from typing import TYPE_CHECKING, Any
 from lightrft.version import __version__
 
 if TYPE_CHECKING:
-    from lightrft.config import Config, make_config
+    from lightrft.config import Config, add_arguments, make_config
     from lightrft.experience.score_given import score
+    from lightrft.models.load import load_tokenizer
+    from lightrft.rollout.environment import Continue, End, Environment
     from lightrft.strategy import get_strategy
     from lightrft.trainer import SPMDPPOTrainer
+    from lightrft.trainer.build import (
+        build_actor,
+        build_critic,
+        build_ema_model,
+        build_initial_model,
+        build_scheduler,
+        read_eval_sets,
+        read_prompts,
+    )
     from lightrft.trainer.generate import generate
-    from lightrft.trainer.run import evaluate, train
+    from lightrft.trainer.reward_models import build_rewards
+    from lightrft.trainer.run import evaluate, open_run, train
+    from lightrft.trainer.script import launch
+    from lightrft.trainer.steps import count_updates
     from lightrft.types import Sample
 
-__all__ = ["Config", "SPMDPPOTrainer", "Sample", "__version__", "evaluate", "generate", "get_strategy", "make_config", "score", "train"]
+__all__ = [
+    "Config", "Continue", "End", "Environment", "SPMDPPOTrainer", "Sample", "__version__", "add_arguments", "build_actor", "build_critic",
+    "build_ema_model", "build_initial_model", "build_rewards", "build_scheduler", "count_updates", "evaluate", "generate", "get_strategy",
+    "launch", "load_tokenizer", "make_config", "open_run", "read_eval_sets", "read_prompts", "score", "train",
+]  # fmt: skip
 
 PUBLIC = {
     "Config": "lightrft.config",
     "make_config": "lightrft.config",
+    "add_arguments": "lightrft.config",
     "get_strategy": "lightrft.strategy",
     "SPMDPPOTrainer": "lightrft.trainer",
     "train": "lightrft.trainer.run",
@@ -28,6 +47,21 @@ PUBLIC = {
     "generate": "lightrft.trainer.generate",
     "score": "lightrft.experience.score_given",
     "Sample": "lightrft.types",
+    "Environment": "lightrft.rollout.environment",
+    "Continue": "lightrft.rollout.environment",
+    "End": "lightrft.rollout.environment",
+    "launch": "lightrft.trainer.script",
+    "open_run": "lightrft.trainer.run",
+    "load_tokenizer": "lightrft.models.load",
+    "read_prompts": "lightrft.trainer.build",
+    "read_eval_sets": "lightrft.trainer.build",
+    "build_rewards": "lightrft.trainer.reward_models",
+    "build_actor": "lightrft.trainer.build",
+    "build_critic": "lightrft.trainer.build",
+    "build_initial_model": "lightrft.trainer.build",
+    "build_ema_model": "lightrft.trainer.build",
+    "build_scheduler": "lightrft.trainer.build",
+    "count_updates": "lightrft.trainer.steps",
 }
 """Where each public name lives."""
 

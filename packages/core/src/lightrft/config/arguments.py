@@ -14,6 +14,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds every flag of LightRFT, with its default, and returns the parser.
 
     Flags of kind yes/no have the form `--flag` and `--no-flag`; `enable_engine_sleep` has the guide's pair instead.
+
+    Example::
+
+        >>> import argparse
+        >>> import lightrft
+        >>> parser = lightrft.add_arguments(argparse.ArgumentParser())
+        >>> args = parser.parse_args(["--fsdp", "--engine_tp_size", "2"])
+        >>> args.fsdp, args.engine_tp_size
+        (True, 2)
     """
     return _add(parser, typed=True)
 

@@ -109,6 +109,13 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
 
     Raises:
         ModelError: no such folder, no or a damaged tokenizer in it, or one without an end-of-sequence token.
+
+    Example::
+
+        >>> import lightrft
+        >>> tokenizer = lightrft.load_tokenizer("model")
+        >>> tokenizer.decode(tokenizer("6 x 7 =", add_special_tokens=False)["input_ids"])
+        '6 x 7 ='
     """
     folder = Path(path).expanduser()
     if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):

@@ -37,6 +37,12 @@ class Continue:
     `messages`: chat messages, `{"role": "user", "content": ...}`, written as the tokenizer's chat template writes them (needs
     `apply_chat_template`). `text`: these characters and nothing around them. `token_ids`: these tokens. Special tokens in messages and in
     text are plain characters. `reward`: what this turn earned, a number or named parts; an episode's reward is the sum of its turns'.
+
+    Example::
+
+        >>> import lightrft
+        >>> lightrft.Continue(text="Wrong. Try again: ", reward=-0.1).text
+        'Wrong. Try again: '
     """
 
     messages: Sequence[Mapping[str, Any]] | None = None
@@ -60,7 +66,14 @@ class Continue:
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """The episode is over. `reward`: what the last turn earned, a number or named parts. `info` goes to the reward functions."""
+    """The episode is over. `reward`: what the last turn earned, a number or named parts. `info` goes to the reward functions.
+
+    Example::
+
+        >>> import lightrft
+        >>> lightrft.End(reward={"solved": 1.0, "brief": 0.5}).reward["solved"]
+        1.0
+    """
 
     reward: float | Mapping[str, float] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
@@ -80,10 +93,12 @@ class Environment(ABC):
     Any of the methods may be `async`. Each call may take `environment_timeout_s`; calls of different episodes run at the same time, in
     threads or, where `async`, in one event loop. What a method raises, or a call that takes too long, ends its own episode (`env_error`).
 
-    Example:
-        >>> class Parrot(Environment):
+    Example::
+
+        >>> import lightrft
+        >>> class Parrot(lightrft.Environment):
         ...     def step(self, turn):
-        ...         return End(reward=1.0) if "stop" in turn.text else Continue(text=turn.text)
+        ...         return lightrft.End(reward=1.0) if "stop" in turn.text else lightrft.Continue(text=turn.text)
     """
 
     def start(self, row: Mapping[str, Any]) -> Start | Awaitable[Start]:  # noqa: B027  # has a default

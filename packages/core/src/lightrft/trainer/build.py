@@ -86,6 +86,19 @@ def read_prompts(
     """The prompts of a file, tokenized; what was left out or added is printed. No path gives no prompts.
 
     `tell` is given what a person should know of the rows; without it, that is printed too.
+
+    Example::
+
+        >>> from pathlib import Path
+        >>> _ = Path("prompts.jsonl").write_text('{"prompt": "6 x 7 =", "answer": "42"}')
+        >>> import lightrft
+        >>> config = lightrft.make_config({"model_name_or_path": "model", "strategy": "single", "prompt_data": "prompts.jsonl"})
+        >>> strategy = lightrft.get_strategy(config)
+        >>> tokenizer = lightrft.load_tokenizer("model")
+        >>> [prompt] = lightrft.read_prompts(config, config.prompt_data, tokenizer=tokenizer, strategy=strategy).prompts
+        >>> prompt.text, prompt.answer
+        ('6 x 7 =', '42')
+        >>> strategy.shutdown()
     """
     if not path:
         return PromptSet(prompts=[], num_too_long=0, path="")
@@ -108,7 +121,20 @@ def read_prompts(
 def read_eval_sets(
     config: Config, *, tokenizer: object, strategy: StrategyBase, tell: Callable[[Finding], None] | None = None
 ) -> dict[str, list[Prompt]]:
-    """The prompts of each file of `eval_data` by its name."""
+    """The prompts of each file of `eval_data` by its name.
+
+    Example::
+
+        >>> from pathlib import Path
+        >>> _ = Path("held_out.jsonl").write_text('{"prompt": "6 x 7 =", "answer": "42"}')
+        >>> import lightrft
+        >>> config = lightrft.make_config({"model_name_or_path": "model", "strategy": "single", "eval_data": ["held_out.jsonl"]})
+        >>> strategy = lightrft.get_strategy(config)
+        >>> sets = lightrft.read_eval_sets(config, tokenizer=lightrft.load_tokenizer("model"), strategy=strategy)
+        >>> {name: len(prompts) for name, prompts in sets.items()}
+        {'held_out': 1}
+        >>> strategy.shutdown()
+    """
     limit = config.max_eval_samples
     return {
         name: read_prompts(config, path, tokenizer=tokenizer, strategy=strategy, limit=limit, tell=tell).prompts
@@ -121,6 +147,16 @@ def build_actor(
 ) -> tuple[torch.nn.Module, Optimizer]:
     """The trained model, in float32 (with adapters where `lora_rank` asks for them), and its AdamW (`settings` None: the configuration's).
     Collective.
+
+    Example::
+
+        >>> import lightrft
+        >>> config = lightrft.make_config({"model_name_or_path": "model", "strategy": "single"})
+        >>> strategy = lightrft.get_strategy(config)
+        >>> actor, optimizer = lightrft.build_actor(config, strategy, model_path="model")
+        >>> {parameter.dtype for parameter in actor.parameters()}
+        {torch.float32}
+        >>> strategy.shutdown()
     """
     opened = _open(config, strategy, model_path, torch.float32)
     model: torch.nn.Module = opened.model
@@ -135,7 +171,18 @@ def build_actor(
 def build_critic(
     config: Config, strategy: StrategyBase, settings: AdamWSettings | None = None, *, model_path: str
 ) -> tuple[torch.nn.Module, Optimizer]:
-    """The value model, in float32, and its AdamW: trained whole, also beside adapters. Collective."""
+    """The value model, in float32, and its AdamW: trained whole, also beside adapters. Collective.
+
+    Example::
+
+        >>> import lightrft
+        >>> config = lightrft.make_config({"model_name_or_path": "model", "strategy": "single"})
+        >>> strategy = lightrft.get_strategy(config)
+        >>> critic, optimizer = lightrft.build_critic(config, strategy, model_path="model")
+        >>> optimizer.param_groups[0]["lr"] == config.critic_learning_rate
+        True
+        >>> strategy.shutdown()
+    """
     opened = _open(config, strategy, config.critic_model_name_or_path or model_path, torch.float32)
     settings = settings or _adamw(config, config.critic_learning_rate)
     critic, optimizer = strategy.prepare_trainable(make_critic(opened.model), optimizer=settings, weights=opened.weights)
@@ -144,7 +191,18 @@ def build_critic(
 
 
 def build_initial_model(config: Config, strategy: StrategyBase, *, model_path: str) -> torch.nn.Module | None:
-    """The frozen copy for the KL, where there is one. Collective."""
+    """The frozen copy for the KL, where there is one. Collective.
+
+    Example::
+
+        >>> import lightrft
+        >>> config = lightrft.make_config({"model_name_or_path": "model", "strategy": "single", "kl_coef": 0.1})
+        >>> strategy = lightrft.get_strategy(config)
+        >>> model = lightrft.build_initial_model(config, strategy, model_path="model")
+        >>> any(parameter.requires_grad for parameter in model.parameters())
+        False
+        >>> strategy.shutdown()
+    """
     if config.kl_coef == 0:
         return None
     opened = _open(config, strategy, model_path, torch.bfloat16 if config.bf16 else torch.float32)
@@ -154,7 +212,17 @@ def build_initial_model(config: Config, strategy: StrategyBase, *, model_path: s
 
 
 def build_ema_model(config: Config, strategy: StrategyBase, *, model_path: str) -> torch.nn.Module | None:
-    """The average of the actor's weights, at their start, where there is one. Collective."""
+    """The average of the actor's weights, at their start, where there is one. Collective.
+
+    Example::
+
+        >>> import lightrft
+        >>> config = lightrft.make_config({"model_name_or_path": "model", "strategy": "single"})
+        >>> strategy = lightrft.get_strategy(config)
+        >>> lightrft.build_ema_model(config, strategy, model_path="model") is None  # ema_beta is 0
+        True
+        >>> strategy.shutdown()
+    """
     if not config.ema_beta:
         return None
     opened = _open(config, strategy, model_path, torch.float32)
@@ -162,7 +230,18 @@ def build_ema_model(config: Config, strategy: StrategyBase, *, model_path: str) 
 
 
 def build_scheduler(config: Config, optimizer: Optimizer, *, num_steps: int) -> Scheduler:
-    """The learning-rate schedule over all optimizer steps."""
+    """The learning-rate schedule over all optimizer steps.
+
+    Example::
+
+        >>> import lightrft
+        >>> config = lightrft.make_config({"model_name_or_path": "model", "strategy": "single", "lr_warmup_steps": 10})
+        >>> strategy = lightrft.get_strategy(config)
+        >>> actor, optimizer = lightrft.build_actor(config, strategy, model_path="model")
+        >>> lightrft.build_scheduler(config, optimizer, num_steps=100).get_last_lr()
+        [0.0]
+        >>> strategy.shutdown()
+    """
     scheduler: Scheduler = get_scheduler(
         config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=num_steps
     )

@@ -23,6 +23,16 @@ def build_rewards(config: Config, strategy: StrategyBase) -> list[NamedReward]:
     Raises:
         RewardError, PluginError: as `load_rewards`; a model that gives other than one number.
         ModelError: a model's folder cannot be used.
+
+    Example::
+
+        >>> import lightrft
+        >>> config = lightrft.make_config({"strategy": "single", "reward": ["exact_match"]})
+        >>> strategy = lightrft.get_strategy(config)
+        >>> [reward] = lightrft.build_rewards(config, strategy)
+        >>> reward.name
+        'exact_match'
+        >>> strategy.shutdown()
     """
     return rewards_of(config, registry=strategy.registry, models=lambda folder: load_reward_model(folder, config=config, strategy=strategy))
 

@@ -158,6 +158,21 @@ def admit(config: Config, strategy: StrategyBase, *, mode: Mode, rewards: bool =
 def open_run(config: Config, strategy: StrategyBase, *, rewards: bool = True) -> str:
     """Checks everything (`admit`), opens the run folder and makes the base model, on rank 0 while the others wait; returns the model's path
     on every rank. Collective.
+
+    Example::
+
+        >>> from pathlib import Path
+        >>> _ = Path("prompts.jsonl").write_text('{"prompt": "6 x 7 =", "answer": "42"}')
+        >>> import lightrft
+        >>> config = lightrft.make_config({"model_name_or_path": "model", "strategy": "single",
+        ...     "engine_type": "hf", "prompt_data": "prompts.jsonl", "reward": ["exact_match"], "output_dir": "run",
+        ...     "rollout_batch_size": 1, "n_samples_per_prompt": 4, "train_batch_size": 4,
+        ...     "prompt_max_len": 16, "generate_max_len": 8, "max_steps": 1, "plot_every": 0,
+        ... })
+        >>> strategy = lightrft.get_strategy(config)
+        >>> lightrft.open_run(config, strategy)
+        'model'
+        >>> strategy.shutdown()
     """
     admit(config, strategy, mode="train", rewards=rewards)
     return share_base_model(strategy, lambda: _base_model(config, strategy))

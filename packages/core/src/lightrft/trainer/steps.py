@@ -25,7 +25,15 @@ def updates_per_rollout(config: Config) -> int:
 
 
 def count_updates(config: Config, *, num_prompts: int, first_rollouts_without: int = 0) -> int:
-    """Optimizer steps of the whole run, over which a schedule goes; `first_rollouts_without`: rollouts in which the model stands still."""
+    """Optimizer steps of the whole run, over which a schedule goes; `first_rollouts_without`: rollouts in which the model stands still.
+
+    Example::
+
+        >>> import lightrft
+        >>> settings = {"rollout_batch_size": 4, "n_samples_per_prompt": 8, "train_batch_size": 16, "num_episodes": 3}
+        >>> lightrft.count_updates(lightrft.make_config(settings), num_prompts=8)  # 3 x 2 rollouts, 2 updates of each
+        12
+    """
     return max(num_rollouts(config, num_prompts=num_prompts) - first_rollouts_without, 0) * updates_per_rollout(config)
 
 
