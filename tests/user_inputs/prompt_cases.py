@@ -181,7 +181,7 @@ CASES = [
         name="an image part",
         style="gemma",
         row={"prompt": [user([{"type": "image", "image": "x.png"}])]},
-        error="message 0 has a part of type 'image'",
+        error="an image of a message names 'x.png', and there is no file",
     ),
     Case(
         name="null content",

@@ -113,6 +113,10 @@ class MismatchError(EngineError):
     """Engine and trainer disagree on log-probabilities beyond the threshold."""
 
 
+class ImageError(LightRFTError):
+    """Images of prompts do not reach the trainer or the engine as they should."""
+
+
 class HangError(LightRFTError):
     """A rank has not moved for longer than its phase's limit; the message names it."""
 

@@ -167,6 +167,8 @@ class Sample:
     `raw_completion` with them, the stop token last; `token_ids` are the T sampled tokens. `answer` is the label as text; where the column
     holds a list of accepted ones, `answers` are all of them and `answer` is the first. `row` is the whole data row.
 
+    `images` are those of the prompt, PIL in RGB, as the model read them.
+
     With an environment, `completion` is the policy's last turn, `raw_completion` everything after the prompt, the environment's words too,
     and `token_ids` are those that the policy sampled in all turns; `episode` is what the environment made of it, None without one.
 
@@ -187,6 +189,7 @@ class Sample:
     token_ids: Sequence[int] = ()
     raw_completion: str = ""
     episode: Episode | None = None
+    images: tuple[Any, ...] = ()
 
     @property
     def accepted(self) -> tuple[str, ...]:

@@ -13,7 +13,16 @@ from lightrft.config.load import as_config, make_config, read_recipe
 from lightrft.config.schema import Config
 from lightrft.errors import ConfigError
 
-PATHS = ("model_name_or_path", "critic_model_name_or_path", "prompt_data", "eval_out", "output_dir", "log_dir", "resume_from")
+PATHS = (
+    "model_name_or_path",
+    "critic_model_name_or_path",
+    "prompt_data",
+    "images_folder",
+    "eval_out",
+    "output_dir",
+    "log_dir",
+    "resume_from",
+)
 WORDS = [
     ("eval_data", "~/e.jsonl", "/home/e.jsonl"),
     ("eval_data", "test=~/e.jsonl", "test=/home/e.jsonl"),

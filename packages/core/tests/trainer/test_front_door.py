@@ -85,7 +85,7 @@ def test_what_does_not_go_together_is_refused_before_a_model_loads(tmp_path: Pat
 
 
 def test_a_row_that_is_no_json(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"row 0 of prompt_data holds what is no JSON \(Object of type set"):
+    with pytest.raises(DataError, match=r"row 0 of prompt_data holds what is no JSON \(a set is no JSON, and no image"):
         lightrft.train(settings(tmp_path, "run"), rewards=[brevity], prompts=[{"prompt": {1, 2}}])
 
 

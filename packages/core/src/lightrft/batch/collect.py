@@ -8,6 +8,7 @@ from itertools import chain
 
 import torch
 
+from lightrft.batch.images import ImageInputs
 from lightrft.batch.stages import REASONS, Sampled
 from lightrft.types import Completion, FinishReason, RequestOutput, Sample
 
@@ -20,8 +21,10 @@ def sequences_of(
     group_ids: Sequence[int],
     samples: Sequence[Sample] | None = None,
     greedy: Sequence[Sample | None] | None = None,
+    images: Sequence[ImageInputs | None] | None = None,
 ) -> Sampled:
-    """One sequence for each (prompt, completion), in order; the completion's tokens are those that were sampled.
+    """One sequence for each (prompt, completion), in order; the completion's tokens are those that were sampled. A prompt with images has
+    all of their tokens.
 
     Raises:
         ValueError: a prompt without tokens, after which nothing could have been predicted.
@@ -47,6 +50,7 @@ def sequences_of(
         finish_reasons=torch.tensor([REASONS.index(c.finish_reason) for c in completions], dtype=torch.int8),
         samples=tuple(samples) if samples is not None else (NOTHING,) * len(pairs),
         greedy=tuple(greedy) if greedy is not None else (None,) * len(pairs),
+        images=tuple(images) if images is not None else (None,) * len(pairs),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lightrft.batch.grid import Grid
+from lightrft.batch.images import BlankPrompt, ImageInputs, features_of, marks_of
 from lightrft.batch.label_parts import ALONE, LabelParts
 from lightrft.batch.stages import Sampled, token_index
 from lightrft.distributed.mesh import Axis
@@ -43,19 +44,29 @@ class MicroBatch:
         return self.grid.spread(self.columns[name])
 
 
-def padded(batch: Sampled, index: torch.Tensor, *, columns: Sequence[str] = (), device: torch.device) -> MicroBatch:
+def padded(
+    batch: Sampled, index: torch.Tensor, *, columns: Sequence[str] = (), device: torch.device, blank: BlankPrompt | None = None
+) -> MicroBatch:
     """The sequences `index` [K] as K right-padded rows; pads are token 0, which no real token can see (the models are causal).
 
-    No sequences are one row of one pad without labels, so that every rank can take part in a forward pass.
+    No sequences are one row of one pad without labels, so that every rank can take part in a forward pass. For the same reason `blank`,
+    given where prompts may have images, is one more row where none of these has any.
     """
+    images: list[ImageInputs | None] = [batch.images[place] for place in index.tolist()]
+    added = blank if blank is not None and not any(images) else None
     lengths = batch.lengths[index]
-    width = max(int(lengths.max()), 1) if len(index) else 1
+    rows, width = len(index) + (added is not None), max([1, *lengths.tolist(), len(added.token_ids) if added else 0])
     tokens, offsets = token_index(batch.offsets, index)
     row = torch.repeat_interleave(torch.arange(len(index)), lengths)
     place = row * width + torch.arange(len(tokens)) - offsets[:-1][row]
-    ids = torch.zeros(max(len(index), 1) * width, dtype=torch.long)
+    ids = torch.zeros(max(rows, 1) * width, dtype=torch.long)
     ids[place] = batch.token_ids[tokens].long()
-    return _with_labels(batch, index, tokens, place, {"input_ids": ids.view(-1, width)}, columns, device, ALONE)
+    if added is not None:
+        ids[(rows - 1) * width :][: len(added.token_ids)] = added.token_ids
+        images.append(added.images)
+    marks = marks_of(images, range(0, len(images) * width, width), size=len(ids))
+    inputs = {name: values.view(-1, width) for name, values in {"input_ids": ids, **marks}.items()} | features_of(images)
+    return _with_labels(batch, index, tokens, place, inputs, columns, device, ALONE)
 
 
 def packed(batch: Sampled, index: torch.Tensor, *, columns: Sequence[str] = (), device: torch.device, axis: Axis = ALONE) -> MicroBatch:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from lightrft.batch.dealing import Dealing
+from lightrft.batch.images import BlankPrompt
 from lightrft.batch.label_parts import ALONE
 from lightrft.batch.micro_batch import MicroBatch, packed, padded
 from lightrft.batch.stages import Rewarded, Sampled
@@ -25,7 +26,8 @@ class Batching:
     tokens (a longer sequence goes alone). With `balance` sequences change their rank so that every rank has about the same work in each
     step: tokens, and their attention, which costs as much as the rest for a sequence of `attention_length` tokens.
 
-    The ranks of `sequence` share each row, which then is a packed one without a budget as well.
+    The ranks of `sequence` share each row, which then is a packed one without a budget as well. `blank` is there where prompts may have
+    images, which need padded rows.
     """
 
     train_batch_size: int
@@ -35,6 +37,7 @@ class Batching:
     balance: bool = False
     attention_length: float = float("inf")
     sequence: Axis = ALONE
+    blank: BlankPrompt | None = None
 
     def micro_batches(self, batch: Sampled, index: torch.Tensor) -> list[torch.Tensor]:
         """The sequences `index` [K] in parts, one for each forward pass. Local."""
@@ -46,7 +49,7 @@ class Batching:
         """One of them as a model's input. Local."""
         if self.token_budget or self.sequence.size > 1:
             return packed(batch, index, columns=columns, device=device, axis=self.sequence)
-        return padded(batch, index, columns=columns, device=device)
+        return padded(batch, index, columns=columns, device=device, blank=self.blank)
 
     def costs(self, lengths: torch.Tensor) -> torch.Tensor:
         """float64 [N]: the work that sequences of these lengths are, in tokens."""

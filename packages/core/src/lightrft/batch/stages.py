@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_origin, get_type_
 import torch
 
 from lightrft.batch.grid import Grid
+from lightrft.batch.images import ImageInputs
 from lightrft.types import FinishReason, Sample
 
 Per = Literal["token", "sequence"]
@@ -28,7 +29,8 @@ class Sampled:
     `loss_mask` bool, true where the *policy* sampled it (prompts, and what an environment says in between, are false); `versions` int32,
     the weights that sampled it; `engine_logprobs` float32, its untempered log-probability by the engine, 0 where `has_logprobs` is false.
     Of each sequence: `has_logprobs` bool; `group_ids` int64, equal for the samples of one prompt; `finish_reasons` int8 (`REASONS`);
-    `samples`, what reward functions see; `greedy`, the greedy answer to the same prompt, where the estimator asks for one.
+    `samples`, what reward functions see; `greedy`, the greedy answer to the same prompt, where the estimator asks for one; `images`, what
+    the model is given of the prompt's images.
     """
 
     offsets: torch.Tensor
@@ -41,6 +43,7 @@ class Sampled:
     finish_reasons: PerSequence
     samples: Annotated[tuple[Sample, ...], "sequence"]
     greedy: Annotated[tuple[Sample | None, ...], "sequence"]
+    images: Annotated[tuple[ImageInputs | None, ...], "sequence"]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -57,11 +57,6 @@ NEEDS = (
 )
 
 
-NO_IMAGES_IN_TRAINING = (
-    "mixed_mm_data=True asks for training on images, which is not there yet; leave it out (strategy.gather_and_generate takes all_images)"
-)
-
-
 def strategy_name(config: Config) -> str:
     """The guide's selection: `--strategy NAME`, else `--fsdp` gives fsdp, else deepspeed."""
     return config.strategy or ("fsdp" if config.fsdp else "deepspeed")
@@ -84,7 +79,6 @@ def check(config: Config, *, registry: Registry, world_size: int, typed: Collect
     """
     problems = [*_sizes(config, world_size), *_choices(config), *algorithm_problems(config, registry), *ignored_settings(config)]
     problems += unread_sections(config, registry)
-    problems += [NO_IMAGES_IN_TRAINING] if config.mixed_mm_data else []
     problems += [*_files(config), *row_fit(config, world_size=world_size), *_plugins(config, registry, world_size)]
     problems += _typed(config, registry, typed)
     problems += check_rewards(config, registry=registry) if rewards else []

@@ -191,6 +191,17 @@ class Config(BaseModel):
     prompt_template: str = _field("{prompt}", "data", "text around the prompt; {prompt} stands for it")
     apply_chat_template: bool = _field(False, "data", "put the prompt into the tokenizer's chat template as the user's turn")
     system_prompt: str = _field("", "data", "system turn of every conversation that has none of its own (with apply_chat_template)")
+    images_key: str = _field(
+        "images",
+        "data",
+        "column of a row's images: paths, bytes, base64 data URIs, or as `datasets` keeps them; rows may lack it; empty: none",
+    )
+    images_folder: PathText = _field(
+        "", "data", "folder where relative paths of images start, and which no path leaves; empty: the data file's"
+    )
+    max_image_pixels: CountOrOff = _field(
+        0, "data", "pixels of an image at most; larger ones are made smaller in proportion; 0 = as the model's processor does"
+    )
     tools_key: str = _field("", "data", "column of the tools that the chat template prints: a list of objects, or JSON text; empty: none")
     chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(_json_object)] = _field(
         {}, "data", 'variables for the chat template, such as {"enable_thinking": false}: a mapping, or JSON'

@@ -177,7 +177,7 @@ class ChatTemplate:
 
     def _with_parts(self, message: Message) -> Message:
         content = message["content"]
-        return message if content is None else {**message, "content": [{"type": "text", "text": content}]}
+        return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
     def _probe(self, messages: list[Message], *, tools: Sequence[Any] | None = None, begun: bool = True) -> str:
         """Empty where the template refuses: a row that it refuses is told by its place."""

@@ -9,18 +9,21 @@ from typing import Any
 from lightrft.errors import DataError
 
 Message = dict[str, Any]
+IMAGE_KINDS = ("image", "image_url", "input_image")
+SOURCES = (*IMAGE_KINDS, "path", "url", "bytes")
 
 
-def chat_messages(value: Any, *, where: str, column: str) -> list[Message]:
+def chat_messages(value: Any, *, where: str, column: str, images: bool = False) -> list[Message]:
     """Messages in the form that chat templates are written for: `content` a text, or None where there are `tool_calls`.
 
     A content of text parts is their texts, joined as processors join them; an object of lists (`datasets` keeps lists of structs so) is a
-    list of objects. Raises DataError, with the place of the row, for anything else.
+    list of objects. With `images` a content that has image parts is a list of texts and of objects `{source: ...}` (None where the part
+    names none). Raises DataError, with the place of the row, for anything else.
     """
     messages = _unfolded(value) if isinstance(value, Mapping) else value
     if not isinstance(messages, list) or not messages:
         raise DataError(f"{where}: column {column!r} holds {value!r:.60}, expected text, a list of chat messages or a list of token ids")
-    return [_message(one, f"{where}: column {column!r}, message {number}") for number, one in enumerate(messages)]
+    return [_message(one, f"{where}: column {column!r}, message {number}", images=images) for number, one in enumerate(messages)]
 
 
 def _unfolded(value: Mapping[str, Any]) -> Any:
@@ -31,7 +34,7 @@ def _unfolded(value: Mapping[str, Any]) -> Any:
     return [{key: cell for key, cell in row.items() if cell is not None} for row in rows]
 
 
-def _message(value: Any, where: str) -> Message:
+def _message(value: Any, where: str, *, images: bool) -> Message:
     if not isinstance(value, Mapping) or not isinstance(value.get("role"), str):
         raise DataError(f"{where} is {value!r:.60}, expected an object with 'role' and 'content'")
     message = {str(key): inner for key, inner in value.items() if inner is not None}
@@ -42,24 +45,26 @@ def _message(value: Any, where: str) -> Message:
     content = message.get("content")
     if content is None and "tool_calls" not in message:
         raise DataError(f"{where} of role {value['role']!r} has no content (missing or null); write a text, or remove the message")
-    message["content"] = _joined(content, where) if isinstance(content, (list, tuple)) else content
-    if not isinstance(message["content"], str | None):
+    message["content"] = _parts(content, where, images=images) if isinstance(content, (list, tuple)) else content
+    if not isinstance(message["content"], str | list | None):
         raise DataError(f"{where} has the content {content!r:.60}, expected text or a list of text parts")
     return message
 
 
-def _joined(parts: Any, where: str) -> str:
-    """The texts of the parts. Raises DataError for a part of another kind: prompts are text here."""
-    texts = []
+def _parts(parts: Any, where: str, *, images: bool) -> Any:
+    """The texts of the parts, joined; with images among them, a list. Raises DataError for a part of another kind."""
+    found: list[Any] = []
     for part in parts:
         text = part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+        if images and kind in IMAGE_KINDS:
+            found.append({"source": next((part[key] for key in SOURCES if part.get(key) is not None), None)})
+            continue
         if kind not in ("text", "input_text") or not isinstance(text, str):
-            raise DataError(
-                f"{where} has a part of type {kind!r}, {part!r:.60}; prompts are read as text: parts are {{type: text, text: ...}}"
-            )
-        texts.append(text)
-    return "".join(texts)
+            more = ", {type: image, image: ...}" if images else ""
+            raise DataError(f"{where} has a part of type {kind!r}, {part!r:.60}; parts are {{type: text, text: ...}}{more}")
+        found.append(text)
+    return "".join(found) if all(isinstance(one, str) for one in found) else found
 
 
 def _tool_call(call: Any, where: str) -> Any:

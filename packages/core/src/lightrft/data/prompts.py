@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from lightrft.config.column_names import value_at
 from lightrft.data.chat import ChatSettings, ChatTemplate
 from lightrft.data.columns import absent, answers_at
+from lightrft.data.images import ImageSettings, column_images, in_one_text, placed, text_parts
 from lightrft.data.messages import chat_messages, tool_list
 from lightrft.data.rows import Table, load_rows, load_table
 from lightrft.data.tokens import Encoder
@@ -18,12 +20,14 @@ from lightrft.observe.warning_names import Finding
 __all__ = ["Prompt", "PromptSet", "load_prompts", "load_rows"]
 
 PLACEHOLDER = "{prompt}"
+IMAGE_COLUMNS = ("images", "image", "img", "pictures", "picture")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
     """One prompt of P tokens. `index`: its row in the file, from 0; `text`: after the template; `answer`: the label as text, of a list of
-    accepted ones the first, with all of them in `answers`.
+    accepted ones the first, with all of them in `answers`. `images`: paths and bytes in the order of their tokens; `token_ids` has one
+    for each; `row` is without their column. `where` names the row in errors.
     """
 
     index: int
@@ -32,6 +36,8 @@ class Prompt:
     answer: str | None
     row: Mapping[str, Any]
     answers: tuple[str, ...] = ()
+    images: tuple[Any, ...] = ()
+    where: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,7 @@ class _Rendered:
     text: str
     spans: list[tuple[int, int]] = field(default_factory=list)
     token_ids: tuple[int, ...] | None = None
+    images: tuple[Any, ...] = ()
 
 
 def load_prompts(
@@ -72,6 +79,7 @@ def load_prompts(
     chat: ChatSettings | None = None,
     special_tokens_in_prompts: Literal["text", "tokens"] = "text",
     vocab_size: int | None = None,
+    images: ImageSettings | None = None,
 ) -> PromptSet:
     """Reads, formats and tokenizes the prompts of a file.
 
@@ -79,6 +87,9 @@ def load_prompts(
     chat messages, or a list of token ids, which are taken as they are. With `apply_chat_template` the text is the user's turn; a last
     turn of the assistant is continued. Every prompt begins with what the tokenizer begins a text with, once. Special tokens are those
     of the templates; in the words of the data they are plain text, unless `special_tokens_in_prompts` is `tokens`.
+
+    A row's images stand in the column that `images` names, or in messages as parts `{type: image, image: ...}`. The text `<image>` stands
+    for the next one of the column; without it they come first.
 
     `label_key` may be empty: no answers. `limit` takes the first rows only (before too long ones are left out); 0 takes all. `vocab_size`
     bounds the token ids. `tokenizer` is a Hugging Face tokenizer or behaves like one.
@@ -90,16 +101,26 @@ def load_prompts(
     table = load_table(path, required=[input_key], known=[label_key] if label_key else [])
     maker = _Maker(
         tokenizer, column=input_key, template=prompt_template, chat=chat or ChatSettings(), uses_chat=apply_chat_template,
-        interpret=special_tokens_in_prompts == "tokens",
+        interpret=special_tokens_in_prompts == "tokens", images=images or ImageSettings(), folder=Path(table.path).parent,
     )  # fmt: skip
     rows = table.rows[:limit] if limit else table.rows
     rendered = [maker.render(row, where=table.where(index)) for index, row in enumerate(rows)]
     tokens = iter(maker.encoder.encode([(one.text, one.spans) for one in rendered if one.token_ids is None]))
     ids = [next(tokens) if one.token_ids is None else one.token_ids for one in rendered]
     _check_ids(table, list(zip(rendered, ids, strict=True)), tokenizer=tokenizer, vocab_size=vocab_size)
+    _check_images(table, list(zip(rendered, ids, strict=True)), tokenizer=tokenizer, settings=maker.images)
     answers = [answers_at(row, label_key, where=table.where(index)) if label_key else () for index, row in enumerate(rows)]
     prompts = [
-        Prompt(index=index, text=one.text, token_ids=own, answer=label[0] if label else None, answers=label, row=row)
+        Prompt(
+            index=index,
+            text=one.text,
+            token_ids=own,
+            answer=label[0] if label else None,
+            answers=label,
+            images=one.images,
+            row={name: value for name, value in row.items() if name != maker.images.key},
+            where=table.where(index),
+        )
         for index, (row, one, own, label) in enumerate(zip(rows, rendered, ids, answers, strict=True))
     ]
     kept = [prompt for prompt in prompts if len(prompt.token_ids) <= prompt_max_len]
@@ -122,8 +143,12 @@ def load_prompts(
 class _Maker:
     """Makes the prompt of each row, by the settings of one file."""
 
-    def __init__(self, tokenizer: Any, *, column: str, template: str, chat: ChatSettings, uses_chat: bool, interpret: bool) -> None:
+    def __init__(
+        self, tokenizer: Any, *, column: str, template: str, chat: ChatSettings, uses_chat: bool, interpret: bool, images: ImageSettings,
+        folder: Path,
+    ) -> None:  # fmt: skip
         self.tokenizer, self.column, self.template, self.settings = tokenizer, column, template, chat
+        self.images, self.folder = images, Path(images.folder or folder).expanduser()
         self.chat = ChatTemplate(tokenizer, chat) if uses_chat else None
         self.encoder = Encoder(tokenizer, structure=self.chat.skeleton() if self.chat else "", interpret=interpret)
         self.left_out: list[str] = []
@@ -133,15 +158,18 @@ class _Maker:
         value = value_at(row, self.column)
         if value is None:
             raise absent(row, self.column, where=where)
+        key = self.images.key
+        given = column_images(value_at(row, key) if key else None, folder=self.folder, where=where, column=key)
         if isinstance(value, str):
-            return self._of_text(value, row, where=where)
+            return self._of_text(value, row, given, where=where)
         if isinstance(value, list) and value and all(isinstance(i, int) and not isinstance(i, bool) for i in value):
-            return self._of_ids(value, where=where)
-        messages = chat_messages(value, where=where, column=self.column)
+            return replace(self._of_ids(value, where=where), images=tuple(given))
+        messages = chat_messages(value, where=where, column=self.column, images=True)
         if self.chat is None:
             raise DataError(f"{where}: column {self.column!r} holds chat messages, which need a chat template; set --apply_chat_template")
         self._no_template(where, "chat messages")
-        return self._of_messages(messages, row, where=where)
+        messages, images = placed(messages, given, folder=self.folder, where=where)
+        return replace(self._of_messages(messages, row, where=where), images=images)
 
     def end_of_turn(self) -> tuple[int, str] | None:
         """The first added token after the assistant's words."""
@@ -198,21 +226,33 @@ class _Maker:
                 "but no prompt has them; set --tools_key tools"
             )
             found.append(("tools_not_used", text))
+        names = [name for name in IMAGE_COLUMNS if name not in (self.images.key, self.column) and any(row.get(name) for row in rows)]
+        if names and not any(one.images for one in rendered):
+            text = (
+                f"the rows of {table.path} have a column {names[0]!r}, which no setting names: no prompt has them; "
+                f"set --images_key {names[0]}, or take it out"
+            )
+            found.append(("images_not_read", text))
         return found
 
     # ---- parts ---------------------------------------------------------------------------------------------------------------------------
 
-    def _of_text(self, value: str, row: Mapping[str, Any], *, where: str) -> _Rendered:
+    def _of_text(self, value: str, row: Mapping[str, Any], given: list[Any], *, where: str) -> _Rendered:
         if not value:
             raise DataError(f"{where}: column {self.column!r} is an empty prompt; remove the row")
+        [turn], images = placed([{"role": "user", "content": value}], given, folder=self.folder, where=where)
 
-        def around(words: str) -> str:
+        def around(content: Any) -> Any:
             # Not str.format: prompts and templates hold braces of their own.
-            return self.template.replace(PLACEHOLDER, words)
+            if isinstance(content, str):
+                return self.template.replace(PLACEHOLDER, content)
+            before, _, after = self.template.partition(PLACEHOLDER)
+            return [*text_parts(before), *content, *text_parts(after)]
 
         if self.chat is None:
-            return _Rendered(*self.encoder.rendered(value, around, where=where))
-        return self._of_messages([{"role": "user", "content": value}], row, where=where, around=around)
+            made = self.encoder.rendered(turn["content"], lambda content: in_one_text(around(content), self.images.token), where=where)
+            return _Rendered(*made, images=images)
+        return replace(self._of_messages([turn], row, where=where, around=around), images=images)
 
     def _of_messages(self, messages: list[Any], row: Mapping[str, Any], *, where: str, around: Any = None) -> _Rendered:
         assert self.chat is not None
@@ -225,8 +265,8 @@ class _Maker:
 
         text, spans = self.encoder.rendered({"messages": messages, "tools": tools}, written, where=where)
         for turn in messages:
-            words = (turn["content"] or "").strip()
-            if turn["role"] in ("system", "developer", "user") and words and words not in text:
+            words = in_one_text(turn["content"] or "", "").strip()
+            if turn["role"] in ("system", "developer", "user") and words and words not in text and isinstance(turn["content"], str):
                 self.left_out.append(f"{where}, role {turn['role']!r}")
         return _Rendered(text, spans)
 
@@ -244,6 +284,19 @@ class _Maker:
         if self.template != PLACEHOLDER:
             raise DataError(
                 f"{where}: column {self.column!r} holds {what}, to which prompt_template={self.template!r} does not apply; leave it out"
+            )
+
+
+def _check_images(table: Table, prompts: Sequence[tuple[_Rendered, tuple[int, ...]]], *, tokenizer: Any, settings: ImageSettings) -> None:
+    """Raises DataError for images that the model does not read, and for a prompt without one image token for each of its images."""
+    for index, (made, ids) in enumerate(prompts):
+        if made.images and not settings.token:
+            raise DataError(f"{table.where(index)}: the prompt has images ({len(made.images)}), and {settings.unread}")
+        number = sum(token == tokenizer.convert_tokens_to_ids(settings.token) for token in ids) if settings.token else 0
+        if number != len(made.images):
+            raise DataError(
+                f"{table.where(index)}: the prompt has {number} image tokens ({settings.token}) for {len(made.images)} images; "
+                "bring as many images, or a chat template that writes one for each"
             )
 
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
 from lightrft.engine.hf_generate import Cut, cut_by, generate
-from lightrft.engine.hf_images import ImageReader, PromptWithImages
+from lightrft.engine.image_reader import ImageReader, PromptWithImages
 from lightrft.engine.model_facts import model_facts
 from lightrft.engine.quiet import no_progress_bars
 from lightrft.errors import EngineStateError
@@ -135,7 +135,7 @@ class HFEngine(InferenceEngine):
                 "name an image-text model, or leave the images out"
             )
         self._reader = self._reader or ImageReader(path, trust_remote_code=self.setup.trust_remote_code)
-        made = self._reader.read(request)
+        made = self._reader.read(request.prompt_token_ids, request.images, where=f"request {request.id}")
         if len(made.token_ids) >= limit:
             raise ValueError(
                 f"request {request.id}: a prompt of {len(made.token_ids)} tokens, its {len(request.images)} images included, leaves no "

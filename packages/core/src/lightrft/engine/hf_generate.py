@@ -10,7 +10,7 @@ import torch
 
 from lightrft.engine.filters import filter_logits
 from lightrft.engine.hf_decoding import CachedWithImages, Decoding, decoding
-from lightrft.engine.hf_images import PromptWithImages
+from lightrft.engine.image_reader import PromptWithImages
 from lightrft.engine.progress import Finished, Report, unread, unwatched
 from lightrft.engine.stop_text import cut_at_stop
 from lightrft.types import Completion, FinishReason, Request, RequestOutput, SamplingParams
@@ -133,7 +133,7 @@ class _Batch:
     def _decoding(self) -> Decoding:
         n = self.sampling.n
         if self.pictured is not None:
-            return CachedWithImages(self.model, self.pictured.token_ids, self.pictured.inputs, n=n)
+            return CachedWithImages(self.model, self.pictured.token_ids, {**self.pictured.marks, **self.pictured.features}, n=n)
         return decoding(self.model, [r.prompt_token_ids for r in self.requests], n=n, pad=self.pad)
 
     def _uniforms(self) -> torch.Tensor:

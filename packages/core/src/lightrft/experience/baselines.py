@@ -9,7 +9,7 @@ import torch
 
 from lightrft.batch.stages import Sampled
 from lightrft.config.schema import Config
-from lightrft.data.prompts import Prompt
+from lightrft.experience.images import ReadPrompts
 from lightrft.experience.samples import samples_of
 from lightrft.experience.sampling import greedy_params
 from lightrft.rewards.score import Scores
@@ -17,14 +17,14 @@ from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.types import Sample
 
 
-def greedy_answers(prompts: Sequence[Prompt], *, strategy: StrategyBase, config: Config, tokenizer: Any) -> list[Sample]:
+def greedy_answers(read: ReadPrompts, *, strategy: StrategyBase, config: Config, tokenizer: Any) -> list[Sample]:
     """One for each prompt, in order. The engine stays awake for the samples that are drawn next. Collective."""
     outputs = strategy.gather_and_generate(
         sampling_params=greedy_params(config),
-        all_prompt_token_ids=[list(prompt.token_ids) for prompt in prompts],
+        **read.asked,
         sleep_engine=False,
     )
-    return samples_of(prompts, outputs, tokenizer=tokenizer)
+    return samples_of(read.prompts, outputs, tokenizer=tokenizer, pictures=read.pictures)
 
 
 def greedy_rewards(batch: Sampled, *, score: Callable[[Sequence[Sample]], Scores]) -> torch.Tensor:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightrft.batch.images import BlankPrompt
 from lightrft.batch.planning import Batching
 from lightrft.config.schema import Config
 from lightrft.strategy.strategy_base import StrategyBase
 
 
-def update_batching(config: Config, strategy: StrategyBase, *, model: Any, training: bool = True) -> Batching:
-    """The steps and micro-batches of an update of `model`; `training` False: with the micro-batches of passes that have no gradients."""
+def update_batching(
+    config: Config, strategy: StrategyBase, *, model: Any, training: bool = True, blank: BlankPrompt | None = None
+) -> Batching:
+    """The steps and micro-batches of an update of `model`; `training` False: with the micro-batches of passes that have no gradients.
+    `blank`: see `Batching`.
+    """
     return Batching(
         train_batch_size=config.train_batch_size,
         micro_batch_size=config.micro_train_batch_size if training else config.micro_rollout_batch_size,
@@ -18,6 +23,7 @@ def update_batching(config: Config, strategy: StrategyBase, *, model: Any, train
         token_budget=config.max_tokens_per_micro_batch if config.packing_samples else 0,
         balance=config.balance_ranks or config.packing_samples,
         sequence=strategy.mesh.sequence,
+        blank=blank,
         attention_length=_attention_length(strategy.unwrap(model).config),
     )
 

@@ -19,6 +19,7 @@ from lightrft.experience.baselines import greedy_answers, greedy_rewards
 from lightrft.experience.early import EarlyRewards
 from lightrft.experience.episodes import Episodes
 from lightrft.experience.gap import act_on_gap, add_gap, corrections
+from lightrft.experience.images import PromptImages, ReadPrompts
 from lightrft.experience.overlong import treat_overlong
 from lightrft.experience.prompt_only_reward import sees_prompt_only
 from lightrft.experience.reward_signal import DeadRewardMonitor
@@ -59,12 +60,14 @@ class ExperienceMaker:
         warnings: Warnings | None = None,
         metrics: StepMetrics | None = None,
         episodes: Episodes | None = None,
+        images: PromptImages | None = None,
     ) -> None:
-        """With `episodes`, a rollout is made of episodes of several turns."""
+        """With `episodes`, a rollout is made of episodes of several turns; `images` reads those of prompts."""
         self.strategy = strategy
         self.config = config
         self.tokenizer = tokenizer
-        self.scorer = Scorer(strategy=strategy, config=config, actor=actor, reference=initial_model, critic=critic)
+        self.images = images or PromptImages(None, world=strategy.world)
+        self.scorer = Scorer(strategy=strategy, config=config, actor=actor, reference=initial_model, critic=critic, blank=self.images.blank)
         self.greedy = greedy
         self._says_alone = compares_groups
         self.rewards = list(rewards)
@@ -94,21 +97,25 @@ class ExperienceMaker:
         if self.episodes is not None:
             params, sleeps = sampling_params(self.config), not self.keep_awake
             return self.episodes.sampled(prompts, params, logprobs=number, sleep_engine=sleeps, metrics=self.metrics)
-        greedy = greedy_answers(prompts, strategy=self.strategy, config=self.config, tokenizer=self.tokenizer) if self.greedy else None
-        self._early = self._start_rewards(prompts) if self.config.reward_while_generating else None
-        outputs = self.strategy.gather_and_generate(
+        read = self.images.read(prompts)
+        greedy = greedy_answers(read, strategy=self.strategy, config=self.config, tokenizer=self.tokenizer) if self.greedy else None
+        self._early = self._start_rewards(read) if self.config.reward_while_generating else None
+        drawn = self.strategy.gather_and_generate(
             sampling_params=sampling_params(self.config),
-            all_prompt_token_ids=[list(p.token_ids) for p in prompts],
+            **read.asked,
             sleep_engine=not self.keep_awake,
             logprobs=[index < number for index in range(len(prompts))],
             on_finished=self._early.finished if self._early else None,
         )
+        outputs = self._without_reserved(drawn)
         owners = [index for index, output in enumerate(outputs) for _ in output.completions]
+        whole = read.whole()
         return sequences_of(
-            [(prompts[index].token_ids, c) for index, output in enumerate(outputs) for c in output.completions],
+            [(whole[index][0], c) for index, output in enumerate(outputs) for c in output.completions],
             group_ids=[outputs[index].id for index in owners],
-            samples=samples_of(prompts, outputs, tokenizer=self.tokenizer),
+            samples=samples_of(prompts, outputs, tokenizer=self.tokenizer, pictures=read.pictures),
             greedy=[greedy[index] if greedy else None for index in owners],
+            images=[whole[index][1] for index in owners],
         )
 
     def reward(self, batch: Sampled) -> Rewarded:
@@ -154,7 +161,7 @@ class ExperienceMaker:
         if self._looks_at_gap:
             level, cap, copies = self.config.mismatch_level, self.config.mismatch_cap, self.strategy.mesh.sequence.size
             add_gap(self.metrics, batch, found.untempered, cap=cap, level=level, copies=copies)
-            self.sampling_check.add(self.metrics, batch, self.scorer.actor, strategy=self.strategy)
+            self.sampling_check.add(self.metrics, batch, self.scorer.actor, strategy=self.strategy, blank=self.images.blank)
         return batch.as_stage(
             Scored,
             old_logprobs=found.old,
@@ -233,11 +240,19 @@ class ExperienceMaker:
         names = [reward.name for reward in self.rewards]
         return score(samples, rewards=of_functions(self.rewards), reward_key=self.config.reward_key, names=names)
 
-    def _start_rewards(self, prompts: Sequence[Prompt]) -> EarlyRewards:
-        def read(index: int, output: RequestOutput) -> list[Sample]:
-            return samples_of([prompts[index]], [output], tokenizer=self.tokenizer)
+    def _without_reserved(self, outputs: Sequence[RequestOutput]) -> Sequence[RequestOutput]:
+        """Counts the completions that are cut."""
+        if self.images.blank is None:
+            return outputs
+        kept, number = self.images.without_reserved(outputs)
+        self.metrics.mean("rollout/image_tokens", float(number), float(sum(len(output.completions) for output in outputs)))
+        return kept
 
-        return EarlyRewards(read=read, score=self._score_here)
+    def _start_rewards(self, read: ReadPrompts) -> EarlyRewards:
+        def samples(index: int, output: RequestOutput) -> list[Sample]:
+            return samples_of([read.prompts[index]], [output], tokenizer=self.tokenizer, pictures=[read.pictures[index]])
+
+        return EarlyRewards(read=samples, score=self._score_here)
 
     def _say_dead(self, sentence: str | None, batch: Rewarded) -> None:
         """A reward without a signal; where prompts have a single completion each, only one that sees nothing but the prompt. Collective."""

@@ -9,10 +9,15 @@ from lightrft.data.prompts import Prompt
 from lightrft.types import RequestOutput, Sample
 
 
-def samples_of(prompts: Sequence[Prompt], outputs: Sequence[RequestOutput], *, tokenizer: Any) -> list[Sample]:
-    """One sample per completion, prompt by prompt; texts are decoded here, in one batch each, without and with special tokens."""
-    pairs = [(prompt, completion) for prompt, output in zip(prompts, outputs, strict=True) for completion in output.completions]
-    ids = [list(completion.token_ids) for _, completion in pairs]
+def samples_of(
+    prompts: Sequence[Prompt], outputs: Sequence[RequestOutput], *, tokenizer: Any, pictures: Sequence[tuple[Any, ...]] | None = None
+) -> list[Sample]:
+    """One sample per completion, prompt by prompt; texts are decoded here, in one batch each, without and with special tokens. `pictures`:
+    of each prompt its images.
+    """
+    seen = pictures if pictures is not None else [()] * len(prompts)
+    pairs = [(p, own, completion) for p, own, output in zip(prompts, seen, outputs, strict=True) for completion in output.completions]
+    ids = [list(completion.token_ids) for _, _, completion in pairs]
     if not ids:  # transformers decodes an empty batch to one empty text
         return []
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -28,6 +33,7 @@ def samples_of(prompts: Sequence[Prompt], outputs: Sequence[RequestOutput], *, t
             num_tokens=len(completion.token_ids),
             token_ids=token_ids,
             raw_completion=with_special,
+            images=own,
         )
-        for (prompt, completion), token_ids, text, with_special in zip(pairs, ids, texts, raw, strict=True)
+        for (prompt, own, completion), token_ids, text, with_special in zip(pairs, ids, texts, raw, strict=True)
     ]

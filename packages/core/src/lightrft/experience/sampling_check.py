@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lightrft.batch.images import BlankPrompt
 from lightrft.batch.micro_batch import MicroBatch
 from lightrft.batch.stages import Sampled, columns_of
 from lightrft.config.schema import Config
@@ -49,7 +50,7 @@ class SamplingCheck:
         self._difference = self._variance = self._tokens = 0.0
         self._told = False
 
-    def add(self, metrics: StepMetrics, batch: Sampled, actor: Any, *, strategy: StrategyBase) -> None:
+    def add(self, metrics: StepMetrics, batch: Sampled, actor: Any, *, strategy: StrategyBase, blank: BlankPrompt | None = None) -> None:
         """Adds what the actor says of those completions: one forward pass for each. Collective."""
         if not self.number:
             return
@@ -59,7 +60,7 @@ class SamplingCheck:
         vocabulary = strategy.unwrap(actor).config.get_text_config().vocab_size
         part = beginnings(batch.select(torch.tensor(sorted(firsts), dtype=torch.int64)), longest=max(MOST_LOGITS // vocabulary, 1))
         alone = [torch.tensor([index]) for index in range(len(part))]
-        batching = update_batching(strategy.config, strategy, model=actor, training=False)
+        batching = update_batching(strategy.config, strategy, model=actor, training=False, blank=blank)
         columns = score_columns(lambda micro: self._facts(actor, micro), part, alone, number=3, strategy=strategy, batching=batching)
         difference, variance, outside = (float(part.sampled(column).double().sum()) for column in columns)
         sums = {"tokens": float(part.loss_mask.sum()), "difference": difference, "variance": variance, "outside": outside}

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lightrft.batch.images import BlankPrompt
 from lightrft.batch.planning import Batching, Epoch, epochs
 from lightrft.batch.stages import Rewarded, Sampled
 from lightrft.config.schema import Config
@@ -33,8 +34,18 @@ class Scorer:
     step has to be 1. Where one update follows its rollout the pass is left out, but for what the gap is measured on.
     """
 
-    def __init__(self, *, strategy: StrategyBase, config: Config, actor: Any, reference: Any | None, critic: Any | None) -> None:
+    def __init__(
+        self,
+        *,
+        strategy: StrategyBase,
+        config: Config,
+        actor: Any,
+        reference: Any | None,
+        critic: Any | None,
+        blank: BlankPrompt | None = None,
+    ) -> None:
         self.strategy = strategy
+        self.blank = blank
         self.config = config
         self.actor = actor
         self.reference = reference
@@ -42,7 +53,7 @@ class Scorer:
 
     def run(self, batch: Rewarded, *, seed: int) -> Scores:
         """All columns. Collective; the same passes on every rank."""
-        batching = update_batching(self.config, self.strategy, model=self.actor)
+        batching = update_batching(self.config, self.strategy, model=self.actor, blank=self.blank)
         epoch = epochs(batch, batching, axis=self.strategy.mesh.data, seed=seed)[0]
         there = epoch.dealing.there(batch)
         found = self._scores(there, epoch, batching)
@@ -51,7 +62,7 @@ class Scorer:
     def _scores(self, batch: Rewarded, epoch: Epoch, batching: Batching) -> Scores:
         everything = torch.arange(len(batch))
         parts = _parts_of(batch, epoch, batching)
-        others = update_batching(self.config, self.strategy, model=self.actor, training=False)
+        others = update_batching(self.config, self.strategy, model=self.actor, training=False, blank=self.blank)
         passive = others.micro_batches(batch, everything)
         old, untempered = self._actor(batch, parts, epoch, batching)
         reference, values = old, torch.zeros_like(old)

@@ -16,6 +16,7 @@ WarningName = Literal[
     "env_error",
     "evaluation_leak",
     "groups_of_one",
+    "images_not_read",
     "kl_blow_up",
     "label_in_prompt",
     "learning_rate",

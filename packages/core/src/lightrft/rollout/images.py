@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 from typing import Any
@@ -31,6 +32,19 @@ def rgb_image(source: Any, *, where: str) -> Any:
         return _rgb(ImageOps.exif_transpose(image))
     except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's readers raise
         raise ValueError(f"{where}{name}: no image that can be read: {' '.join(str(error).split()):.200}") from error
+
+
+def as_data_uri(image: Any) -> str:
+    """A PIL image, or the bytes of an image's file, as text. Raises TypeError for anything else."""
+    if isinstance(image, (bytes, bytearray)):
+        data = bytes(image)
+    elif type(image).__module__.startswith("PIL."):
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        data = file.getvalue()
+    else:
+        raise TypeError(f"a {type(image).__name__} is no JSON, and no image")
+    return "data:;base64," + base64.b64encode(data).decode()
 
 
 def _file(source: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,13 @@ IMAGE_ID, VIDEO_ID, START_ID, END_ID = 60, 61, 62, 63
 SPECIAL = {"<|image_pad|>": IMAGE_ID, "<|video_pad|>": VIDEO_ID, "<|vision_start|>": START_ID, "<|vision_end|>": END_ID}
 SIDE = 16
 """Pixels of an image's side: four patches of four, of which 2 x 2 become one token: an image has four."""
+
+CHAT_TEMPLATE = (
+    "{% for turn in messages %}{% if turn.content is string %}{{ turn.content }}{% else %}{% for part in turn.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}{% endif %}{% endfor %}"
+)
+"""The words alone, and each image between the two tokens that begin and end one."""
 
 _FILLERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -55,6 +63,7 @@ def image_tokenizer() -> PreTrainedTokenizerFast:
     """`tiny_tokenizer`, and the tokens that stand for images at the end of the vocabulary."""
     tokenizer = tiny_tokenizer(ALPHABET + _FILLERS[: IMAGE_ID - len(tiny_tokenizer())])
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL)})
+    tokenizer.chat_template = CHAT_TEMPLATE
     assert tokenizer.convert_tokens_to_ids(list(SPECIAL)) == list(SPECIAL.values())
     return tokenizer
 
@@ -81,3 +90,17 @@ def _image_processor() -> Any:
     return tf.Qwen2VLImageProcessorPil(
         patch_size=4, merge_size=2, temporal_patch_size=2, size={"shortest_edge": SIDE * SIDE, "longest_edge": SIDE * SIDE}
     )
+
+
+def image_rows(folder: Path, *, counts: Sequence[int]) -> Path:
+    """`rows.jsonl` in `folder`: row i asks for i + 1 and has counts[i] images of noise, which are files in `pictures`; returns its path."""
+    (folder / "pictures").mkdir(exist_ok=True)
+    lines = []
+    for number, count in enumerate(counts):
+        images = [f"pictures/{number}-{k}.png" for k in range(count)]
+        for k, name in enumerate(images):
+            noise(10 * number + k).save(folder / name)
+        lines.append(json.dumps({"prompt": f"{number} + 1 =", "answer": str(number + 1), "images": images}) + "\n")
+    path = folder / "rows.jsonl"
+    path.write_text("".join(lines), encoding="utf-8")
+    return path

@@ -19,7 +19,8 @@ from lightrft.observe.warning_names import Finding, printed
 from lightrft.rewards.load import NamedReward
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.early_stop import Callback
-from lightrft.trainer.prompts import prompt_set
+from lightrft.trainer.preflight import raise_all
+from lightrft.trainer.prompts import image_problems, image_reader, prompt_set
 from lightrft.trainer.resume import FilesDigest, reward_files, weight_files
 from lightrft.trainer.reward_models import build_rewards
 from lightrft.trainer.rows import ready_for_rows
@@ -41,6 +42,9 @@ def build_trainer(
     findings: list[Finding] = []
     prompts = read_prompts(config, config.prompt_data, tokenizer=tokenizer, strategy=strategy, tell=findings.append)
     eval_sets = read_eval_sets(config, tokenizer=tokenizer, strategy=strategy, tell=findings.append)
+    everything = [*prompts.prompts, *(prompt for prompts in eval_sets.values() for prompt in prompts)]
+    raise_all(image_problems(config, everything, registry=strategy.registry))
+    reader = image_reader(config, everything, model_path=model_path)
     rewards = build_rewards(config, strategy) if rewards is None else rewards
     actor, optimizer = build_actor(config, strategy, model_path=model_path)
     has_critic = strategy.registry.spec("advantage", config.advantage_estimator).critic
@@ -66,6 +70,7 @@ def build_trainer(
         config=config,
         phases=phases,
         callbacks=callbacks,
+        image_reader=reader,
     )
     reference = FilesDigest("the initial model", weight_files(Path(model_path)), refuses=config.kl_coef > 0)
     trainer.state.register("reference", reference)

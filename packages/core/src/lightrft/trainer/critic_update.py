@@ -8,6 +8,7 @@ import torch
 
 from lightrft.algorithms.aggregate import token_weights
 from lightrft.algorithms.value_loss import explained_variance, value_loss
+from lightrft.batch.images import BlankPrompt
 from lightrft.batch.planning import Step, epochs
 from lightrft.batch.stages import Trainable
 from lightrft.config.schema import Config
@@ -24,14 +25,21 @@ class CriticUpdate:
     """
 
     def __init__(
-        self, *, strategy: StrategyBase, config: Config, critic: torch.nn.Module, optimizer: Optimizer, scheduler: Scheduler | None
+        self,
+        *,
+        strategy: StrategyBase,
+        config: Config,
+        critic: torch.nn.Module,
+        optimizer: Optimizer,
+        scheduler: Scheduler | None,
+        blank: BlankPrompt | None = None,
     ) -> None:
         self.strategy = strategy
         self.config = config
         self.critic = critic
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.batching = update_batching(config, strategy, model=critic)
+        self.batching = update_batching(config, strategy, model=critic, blank=blank)
 
     def run(self, experience: Trainable, *, seed: int) -> dict[str, float]:
         """All steps over this rank's share; global metrics. `critic/explained_variance` is that of the values before the update; it is left

@@ -14,6 +14,7 @@ from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.distributed.collectives import gather_objects
 from lightrft.experience.episodes import Episodes
+from lightrft.experience.images import PromptImages
 from lightrft.experience.samples import samples_of
 from lightrft.experience.sampling import eval_greedy_params, eval_sample_params
 from lightrft.experience.scored import score_everywhere
@@ -43,13 +44,14 @@ def evaluate(
     tokenizer: Any,
     rewards: Sequence[NamedReward],
     episodes: Episodes | None = None,
+    images: PromptImages | None = None,
 ) -> Evaluation:
     """`eval/reward` (weighted sum), `eval/NAME` of each reward and `eval/length_mean` of the greedy completions and, with `eval_n`
     samples of each prompt, `eval/pass@k`, `eval/maj@k` and `eval/avg@k` for each k of `eval_k`. Collective.
 
     The samples are drawn as in a rollout, where `eval_temperature`, `eval_top_p`, `eval_top_k` and `eval_max_len` do not say otherwise.
 
-    With `episodes`, what is drawn and rewarded are whole episodes.
+    `images` reads those of prompts. With `episodes`, what is drawn and rewarded are whole episodes.
 
     `sets` are whole, on every rank; each rank takes every world-size-th prompt. avg@k is the mean reward, estimated from all n samples.
 
@@ -66,9 +68,9 @@ def evaluate(
         if episodes is not None:
             found = episodes.samples(prompts, episodes.play(prompts, sampling, sleep_engine=False))
         else:
-            ids = [list(prompt.token_ids) for prompt in prompts]
-            outputs = strategy.gather_and_generate(sampling_params=sampling, all_prompt_token_ids=ids, sleep_engine=False)
-            found = samples_of(prompts, outputs, tokenizer=tokenizer)
+            read = (images or PromptImages(None, world=strategy.world)).read(prompts)
+            outputs = strategy.gather_and_generate(sampling_params=sampling, **read.asked, sleep_engine=False)
+            found = samples_of(prompts, outputs, tokenizer=tokenizer, pictures=read.pictures)
         rows += _scored(found, kind, mine, sampling.n, strategy=strategy, rewards=rewards)
     metrics = _means(rows, {name: len(prompts) for name, prompts in sets.items()}, strategy=strategy, config=config, rewards=rewards)
     gathered = gather_objects(rows, group=strategy.world.group)

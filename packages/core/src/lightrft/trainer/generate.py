@@ -17,6 +17,7 @@ from lightrft.distributed.collectives import gather_objects
 from lightrft.distributed.consensus import together
 from lightrft.distributed.watchdog import watching
 from lightrft.errors import DataError
+from lightrft.experience.images import PromptImages
 from lightrft.experience.samples import samples_of
 from lightrft.experience.sampling import greedy_params, sampling_params
 from lightrft.models.load import load_tokenizer
@@ -26,7 +27,7 @@ from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.given import Rows, rows_of, write_rows
 from lightrft.trainer.model_folders import folder_problems
 from lightrft.trainer.preflight import raise_all
-from lightrft.trainer.prompts import prompt_set
+from lightrft.trainer.prompts import image_reader, prompt_set
 from lightrft.types import Sample
 
 
@@ -93,11 +94,11 @@ def _sampled(prompts: list[Prompt], strategy: StrategyBase, config: Config, toke
     """Each rank asks for every world-size-th prompt; all get all. Collective."""
     world = strategy.world
     mine = prompts[world.rank :: world.world_size]
+    reader = image_reader(config, prompts, model_path=config.model_name_or_path)
+    read = PromptImages(reader, world=world, max_pixels=config.max_image_pixels, longest=config.prompt_max_len).read(mine)
     params = replace(greedy_params(config) if greedy else sampling_params(config), seed=config.seed)
-    outputs = strategy.gather_and_generate(
-        sampling_params=params, all_prompt_token_ids=[list(prompt.token_ids) for prompt in mine], sleep_engine=False
-    )
-    samples = samples_of(mine, outputs, tokenizer=tokenizer)
+    outputs = strategy.gather_and_generate(sampling_params=params, **read.asked, sleep_engine=False)
+    samples = samples_of(mine, outputs, tokenizer=tokenizer, pictures=read.pictures)
     groups = [samples[start : start + params.n] for start in range(0, len(samples), params.n)]
     ranks = gather_objects(groups, group=world.group)
     return [ranks[at % world.world_size][at // world.world_size] for at in range(len(prompts))]

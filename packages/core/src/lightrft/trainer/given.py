@@ -13,6 +13,7 @@ from lightrft.config.schema import Config
 from lightrft.distributed.consensus import together
 from lightrft.distributed.world import World
 from lightrft.errors import ConfigError, DataError
+from lightrft.rollout.images import as_data_uri
 from lightrft.trainer.preflight import raise_all
 
 Rows = Iterable[str | Mapping[str, Any]]
@@ -77,14 +78,14 @@ def _row(argument: str, index: int, one: Any, config: Config) -> Mapping[str, An
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """One line of JSON for each. Raises DataError: a row holds what is no JSON, or the file cannot be written."""
+    """One line of JSON for each, images as data URIs. Raises DataError: a row holds what is no JSON, or the file cannot be written."""
     lines = []
     for index, row in enumerate(rows):
         try:
-            lines.append(json.dumps(dict(row), ensure_ascii=False) + "\n")
+            lines.append(json.dumps(dict(row), ensure_ascii=False, default=as_data_uri) + "\n")
         except (TypeError, ValueError) as error:
             what = f"row {index} of {path.stem} holds what is no JSON ({error})"
-            raise DataError(f"{what}; give texts, numbers, lists and mappings") from None
+            raise DataError(f"{what}; give texts, numbers, images, lists and mappings") from None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(lines), encoding="utf-8")

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
+
+from transformers import AutoConfig
 
 from lightrft.config.eval_files import eval_files
 from lightrft.config.schema import Config
 from lightrft.data.chat import ChatSettings
-from lightrft.data.prompts import PromptSet, load_prompts
+from lightrft.data.images import ImageSettings
+from lightrft.data.prompts import Prompt, PromptSet, load_prompts
+from lightrft.distributed.world import World
+from lightrft.engine.image_reader import ImageReader
 from lightrft.engine.stop_tokens import embedding_rows, folder_stop_tokens
+from lightrft.errors import DataError
+from lightrft.experience.images import PromptImages
 from lightrft.models.load import load_tokenizer
 from lightrft.observe.warning_names import Finding
+from lightrft.plugins.registry import Registry
+from lightrft.plugins.specs import Capability
+from lightrft.trainer.preflight import raise_all
+from lightrft.weights.model_class import reads_images
 
 
 def prompt_set(config: Config, path: str, *, tokenizer: Any, limit: int = 0) -> PromptSet:
@@ -29,26 +42,88 @@ def prompt_set(config: Config, path: str, *, tokenizer: Any, limit: int = 0) -> 
         chat=ChatSettings(system_prompt=config.system_prompt, tools_key=config.tools_key, kwargs=config.chat_template_kwargs),
         special_tokens_in_prompts=config.special_tokens_in_prompts,
         vocab_size=None if made_here else embedding_rows(config.model_name_or_path),
+        images=image_settings(config),
     )
+    _refuse_mixture(config, found)
     return replace(found, findings=(*found.findings, *([] if made_here else _runs_on(config, found, tokenizer=tokenizer))))
 
 
-def check_prompts(config: Config, *, training: bool) -> None:
-    """Makes every prompt as the model would read it, before a model loads: templates, tokens, lengths. Local.
+def image_settings(config: Config) -> ImageSettings:
+    """Where the rows' images are, and what stands for one in the model's prompts; its processor is looked at where it has one. Local."""
+    settings = ImageSettings(key=config.images_key, folder=config.images_folder)
+    if config.scratch_tokenizer != "none":
+        return replace(settings, unread="a model that is made from the data (scratch_tokenizer) reads text alone")
+    token, unread = _image_token(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
+    return replace(settings, token=token, unread=unread)
+
+
+@cache
+def _image_token(path: str, *, trust_remote_code: bool) -> tuple[str, str]:
+    if not reads_images(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)):
+        return "", f"the model {path!r} reads text alone; name an image-text model, or leave them out (images_key '')"
+    try:
+        return ImageReader(path, trust_remote_code=trust_remote_code).token, ""
+    except ValueError as error:
+        return "", str(error)
+
+
+def image_reader(config: Config, prompts: Sequence[Prompt], *, model_path: str) -> ImageReader | None:
+    """The model's processor, where a prompt has images. Local."""
+    if not any(prompt.images for prompt in prompts):
+        return None
+    return ImageReader(model_path, trust_remote_code=config.trust_remote_code)
+
+
+def image_problems(config: Config, prompts: Sequence[Prompt], *, registry: Registry) -> list[str]:
+    """What these settings cannot do where a prompt has images, a line each. Local."""
+    if not any(prompt.images for prompt in prompts):
+        return []
+    problems = []
+    if Capability.MULTIMODAL not in registry.spec("engine", config.engine_type).capabilities:
+        able = ", ".join(registry.having("engine", Capability.MULTIMODAL))
+        problems.append(f"the prompts have images, which engine_type={config.engine_type!r} does not read; these do: {able}")
+    if config.packing_samples:
+        problems.append("the prompts have images, which packed rows do not hold; leave packing_samples out")
+    if config.sp_size > 1:
+        problems.append(f"the prompts have images, and rows of images are not shared by ranks; sp_size={config.sp_size} has to be 1")
+    if config.environment:
+        problems.append(f"the prompts have images, which episodes do not show; leave environment={config.environment!r} out")
+    return problems
+
+
+def _refuse_mixture(config: Config, found: PromptSet) -> None:
+    """Raises DataError where some rows have images and others none, unless that was asked for."""
+    having = [bool(prompt.images) for prompt in found.prompts]
+    if any(having) and not all(having) and not config.mixed_mm_data:
+        first = found.prompts[having.index(False)]
+        raise DataError(
+            f"{first.where}: the row has no image, and {sum(having)} of {len(having)} rows have; if that is meant, set --mixed_mm_data"
+        )
+
+
+def check_prompts(config: Config, *, training: bool, registry: Registry) -> None:
+    """Makes every prompt as the model would read it, before a model loads: templates, tokens, lengths, the first images. Local.
 
     A model that is made from the data is not there yet, nor is its tokenizer: nothing is looked at then.
 
     Raises:
-        DataError: see `load_prompts`.
+        DataError: see `load_prompts`, and `PromptImages.read` for the first prompt of each file that has images.
+        ConfigError: the settings cannot do what prompts with images need.
         ModelError: the tokenizer cannot be loaded.
     """
     if config.scratch_tokenizer != "none":
         return
     tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
-    if training and config.prompt_data:
-        prompt_set(config, config.prompt_data, tokenizer=tokenizer)
-    for path in eval_files(config.eval_data).values():
-        prompt_set(config, path, tokenizer=tokenizer, limit=config.max_eval_samples)
+    found = [prompt_set(config, config.prompt_data, tokenizer=tokenizer)] if training and config.prompt_data else []
+    found += [
+        prompt_set(config, path, tokenizer=tokenizer, limit=config.max_eval_samples) for path in eval_files(config.eval_data).values()
+    ]
+    everything = [prompt for one in found for prompt in one.prompts]
+    raise_all(image_problems(config, everything, registry=registry))
+    if reader := image_reader(config, everything, model_path=config.model_name_or_path):
+        images = PromptImages(reader, world=World.alone(), max_pixels=config.max_image_pixels, longest=config.prompt_max_len)
+        for one in found:
+            images.read([prompt for prompt in one.prompts if prompt.images][:1]).whole()
 
 
 def target_end(config: Config, found: PromptSet, *, tokenizer: Any) -> int:

@@ -72,6 +72,8 @@ class PromptsDigest:
         for prompt in prompts:
             digest.update(array("i", prompt.token_ids).tobytes())
             digest.update(b"\0" if prompt.answer is None else prompt.answer.encode())
+            for image in prompt.images:
+                digest.update(image if isinstance(image, bytes) else f"{Path(image).name} {Path(image).stat().st_size}".encode())
         self._digest = digest.hexdigest()
         self._number = len(prompts)
 

@@ -17,6 +17,7 @@ from lightrft.distributed.watchdog import watching
 from lightrft.errors import ModelError
 from lightrft.experience.environments import check_environment
 from lightrft.experience.episodes import chosen_episodes
+from lightrft.experience.images import PromptImages
 from lightrft.models.load import load_tokenizer
 from lightrft.observe.phase_clock import PhaseFunction
 from lightrft.observe.warning_names import printed
@@ -33,7 +34,7 @@ from lightrft.trainer.evaluate import evaluate as evaluate_sets
 from lightrft.trainer.evaluate import write_rows
 from lightrft.trainer.given import Rows, in_place_of, keep_rows
 from lightrft.trainer.preflight import Mode, preflight_problems, raise_all
-from lightrft.trainer.prompts import check_prompts
+from lightrft.trainer.prompts import check_prompts, image_reader
 from lightrft.trainer.resume import check_resume, in_run
 from lightrft.trainer.reward_models import as_rewards, build_rewards
 from lightrft.types import Sample
@@ -127,8 +128,12 @@ def _evaluate(config: Config, strategy: StrategyBase) -> dict[str, Any]:
     sets = read_eval_sets(config, tokenizer=tokenizer, strategy=strategy)
     rewards = build_rewards(config, strategy)
     episodes = chosen_episodes(config, strategy=strategy, tokenizer=tokenizer)
+    reader = image_reader(config, [prompt for prompts in sets.values() for prompt in prompts], model_path=config.model_name_or_path)
+    images = PromptImages(reader, world=strategy.world, max_pixels=config.max_image_pixels, longest=config.prompt_max_len)
     with strategy.world.stamp.entering("evaluate"):
-        result = evaluate_sets(sets, strategy=strategy, config=config, tokenizer=tokenizer, rewards=rewards, episodes=episodes)
+        result = evaluate_sets(
+            sets, strategy=strategy, config=config, tokenizer=tokenizer, rewards=rewards, episodes=episodes, images=images
+        )
     if config.eval_out and strategy.is_rank_0:
         write_rows(Path(config.eval_out), result.rows)
     metrics = {name.removeprefix("eval/"): value for name, value in result.metrics.items()}
@@ -150,7 +155,7 @@ def admit(config: Config, strategy: StrategyBase, *, mode: Mode, rewards: bool =
     together(world, "checking the settings", look, rank_0_only=True)
     if mode in ("train", "eval"):
         together(world, "loading the rewards", lambda: raise_all(loading_problems(config, registry=registry)))
-        together(world, "reading the prompts", lambda: check_prompts(config, training=mode == "train"), rank_0_only=True)
+        together(world, "reading the prompts", lambda: check_prompts(config, training=mode == "train", registry=registry), rank_0_only=True)
         if config.environment:
             together(world, "loading the environment", lambda: check_environment(config, registry=registry))
 

@@ -17,6 +17,7 @@ from lightrft.diagnostics.label_leak import labels_in_prompts
 from lightrft.diagnostics.monitors import differing_ends, leak
 from lightrft.distributed.consensus import together
 from lightrft.distributed.watchdog import watching
+from lightrft.engine.image_reader import ImageReader
 from lightrft.errors import StoppedByWarning
 from lightrft.experience.metrics import add_rollout_metrics
 from lightrft.observe.phase_clock import PhaseFunction
@@ -40,6 +41,7 @@ class SPMDPPOTrainer(TrainerParts):
     them. `config` defaults to the strategy's. Reports (metrics, plots, summary, the final model) go to `config.output_dir`. A subclass may
     override a phase; `phases` names functions that stand for phases: `{"reward": lambda trainer, experience: ...}`. `callbacks` are called
     with the trainer at the end of each rollout, on every rank; a text that one returns ends the run, with that as its reason.
+    `image_reader` (needed where prompts have images) is the model's processor.
 
     Raises:
         ValueError: an argument that this trainer cannot honour; what to do instead is named.
@@ -73,6 +75,7 @@ class SPMDPPOTrainer(TrainerParts):
         config: Config | None = None,
         phases: Mapping[str, PhaseFunction] | None = None,
         callbacks: Sequence[Callback] = (),
+        image_reader: ImageReader | None = None,
     ) -> None:
         super().__init__(
             strategy=strategy,
@@ -92,6 +95,7 @@ class SPMDPPOTrainer(TrainerParts):
             prompts=prompts,
             eval_sets=eval_prompts if isinstance(eval_prompts, Mapping) else {"eval": eval_prompts},
             phases=phases or {},
+            image_reader=image_reader,
         )
         self.callbacks = list(callbacks)
 

@@ -14,12 +14,15 @@ from lightrft.config.checks import check_trainer
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.data.sampler import PromptSampler
+from lightrft.diagnostics.image_check import ImageCheck
 from lightrft.diagnostics.learning_watch import LearningWatch
 from lightrft.diagnostics.monitors import Monitors
 from lightrft.diagnostics.sync_probe import SyncProbe
+from lightrft.engine.image_reader import ImageReader
 from lightrft.experience.advantages import AdvantageEstimator
 from lightrft.experience.dynamic import DynamicSampling
 from lightrft.experience.episodes import chosen_episodes
+from lightrft.experience.images import PromptImages, text_of_prompts
 from lightrft.experience.pipeline import ExperienceMaker
 from lightrft.observe.metrics import StepMetrics
 from lightrft.observe.phase_clock import PHASES, PhaseClock, PhaseFunction, check_phase_names
@@ -96,6 +99,7 @@ class TrainerParts(TrainerPhases):
         prompts: Sequence[Prompt],
         eval_sets: EvalSets,
         phases: Mapping[str, PhaseFunction],
+        image_reader: ImageReader | None,
     ) -> None:
         self.strategy, self.config = strategy, config
         self.estimator: AdvantageSpec = strategy.registry.spec("advantage", config.advantage_estimator)
@@ -110,7 +114,10 @@ class TrainerParts(TrainerPhases):
                 ready_for_rows(model, config=config, strategy=strategy)
         self.rewards = as_rewards(reward_model, config=config, strategy=strategy)
         self.tokenizer = tokenizer
+        self.images = PromptImages(image_reader, world=strategy.world, max_pixels=config.max_image_pixels, longest=config.prompt_max_len)
         self.prompts = list(prompts)
+        if image_reader is None and any(prompt.images for prompt in self.prompts):
+            raise ValueError("the prompts have images, which a processor reads; pass image_reader=ImageReader(the model's folder)")
         self.eval_sets = {name: list(prompts) for name, prompts in eval_sets.items() if prompts}
         self.eval_prompts = [prompt for prompts in self.eval_sets.values() for prompt in prompts]
         self.step, self.trained_step = 0, -1
@@ -137,6 +144,7 @@ class TrainerParts(TrainerPhases):
         self.experience_maker = self._make_experience_maker(strategy.registry)
         self.sampling = self._make_sampling()
         self.probe = self._make_probe()
+        self.image_check = self._make_image_check()
         names = tuple(reward.name for reward in self.rewards)
         self.report = RunReport(strategy=strategy, config=config, total_steps=self.num_steps, warnings=self.warnings, rewards=names)
         self.learner = self._make_learner(strategy.registry)
@@ -204,10 +212,16 @@ class TrainerParts(TrainerPhases):
         )
 
     def _make_probe(self) -> SyncProbe | None:
+        tokenizer: Any = self.tokenizer
         if not self.config.verify_sync_every or not self.prompts:
             return None
-        prompts = [prompt.token_ids for prompt in self.prompts[:100]]
+        prompts = text_of_prompts(self.prompts[:100], special=tokenizer.all_special_ids)
         return SyncProbe(strategy=self.strategy, actor=self.actor, config=self.config, prompts=prompts, tokenizer=self.tokenizer)
+
+    def _make_image_check(self) -> ImageCheck | None:
+        if self.probe is None or self.images.blank is None:
+            return None
+        return ImageCheck(strategy=self.strategy, actor=self.actor, config=self.config, images=self.images, prompts=self.prompts)
 
     def _make_learner(self, registry: Registry) -> Learner:
         policy = PolicyUpdate(
@@ -218,6 +232,7 @@ class TrainerParts(TrainerPhases):
             scheduler=self.actor_scheduler,
             policy_loss=registry.load("policy_loss", self.config.policy_loss),
             ema_model=self.ema_model,
+            blank=self.images.blank,
         )
         critic = None
         if self.critic is not None and self.critic_optim is not None:
@@ -227,6 +242,7 @@ class TrainerParts(TrainerPhases):
                 critic=self.critic,
                 optimizer=self.critic_optim,
                 scheduler=self.critic_scheduler,
+                blank=self.images.blank,
             )
         return Learner(
             strategy=self.strategy, config=self.config, policy=policy, critic=critic, kl_control=self.experience_maker.kl_control
@@ -248,4 +264,5 @@ class TrainerParts(TrainerPhases):
             warnings=self.warnings,
             metrics=self.sums,
             episodes=chosen_episodes(self.config, strategy=self.strategy, tokenizer=self.tokenizer),
+            images=self.images,
         )

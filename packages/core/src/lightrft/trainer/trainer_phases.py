@@ -10,6 +10,7 @@ import torch
 from lightrft.batch.stages import Rewarded, Sampled, Scored, Trainable
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
+from lightrft.diagnostics.image_check import ImageCheck
 from lightrft.diagnostics.sync_probe import SyncProbe
 from lightrft.experience.pipeline import ExperienceMaker
 from lightrft.observe.phase_clock import PhaseClock
@@ -33,6 +34,7 @@ class TrainerPhases:
     experience_maker: ExperienceMaker
     learner: Learner
     probe: SyncProbe | None
+    image_check: ImageCheck | None
     clock: PhaseClock
     step: int
     synced: bool
@@ -77,6 +79,7 @@ class TrainerPhases:
 
         Raises:
             WeightSyncError: it does not, on all ranks.
+            ImageError: images do not reach the trainer or the engine, on all ranks.
         """
         probe = self.probe if self.probe is not None and self.probe.due(self.step if self.synced else 0) else None
         if probe is not None and (self.synced or not self.config.resume_from):  # a resumed run's engine is new: nothing is cached
@@ -85,7 +88,9 @@ class TrainerPhases:
         start = time.perf_counter()
         self.strategy.update_engine_weights(self.actor)
         metrics = {"time/sync_s": time.perf_counter() - start}
-        return metrics | (probe.after_sync() if probe is not None else {})
+        if probe is not None:
+            metrics |= probe.after_sync() | (self.image_check.run() if self.image_check is not None else {})
+        return metrics
 
     def evaluate(self) -> dict[str, float]:
         """Evaluation on `eval_prompts`, empty without any; its samples go to `eval_samples-STEP.jsonl`. Collective."""
@@ -98,6 +103,7 @@ class TrainerPhases:
             tokenizer=self.tokenizer,
             rewards=self.rewards,
             episodes=self.experience_maker.episodes,
+            images=self.experience_maker.images,
         )
         if self.strategy.is_rank_0:
             write_rows(log_folder(self.config) / f"eval_samples-{self.step}.jsonl", found.rows, step=self.step)

@@ -9,6 +9,7 @@ import torch
 from lightrft.algorithms.aggregate import token_weights
 from lightrft.algorithms.inputs import PolicyLoss, PolicyLossInput
 from lightrft.algorithms.kl import kl_per_token
+from lightrft.batch.images import BlankPrompt
 from lightrft.batch.micro_batch import MicroBatch
 from lightrft.batch.planning import Step, epochs
 from lightrft.batch.stages import Trainable
@@ -45,6 +46,7 @@ class PolicyUpdate:
         scheduler: Scheduler | None,
         policy_loss: PolicyLossFunction,
         ema_model: torch.nn.Module | None = None,
+        blank: BlankPrompt | None = None,
     ) -> None:
         self.strategy = strategy
         self.config = config
@@ -53,7 +55,7 @@ class PolicyUpdate:
         self.scheduler = scheduler
         self.policy_loss = policy_loss
         self.ema_model = ema_model
-        self.batching = update_batching(config, strategy, model=actor)
+        self.batching = update_batching(config, strategy, model=actor, blank=blank)
         self.settings = settings_of(config, strategy.registry.spec("policy_loss", config.policy_loss))
 
     def run(self, experience: Trainable, *, seed: int, kl_coef: float | None = None) -> dict[str, float]:

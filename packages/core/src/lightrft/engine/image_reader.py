@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,17 +10,16 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-from lightrft.types import Request
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PromptWithImages:
-    """`token_ids` [P'], in which each image has all of its tokens; `inputs` is what the forward pass takes beside them: pixels, grids,
-    and marks [1, P'] of the tokens' kinds.
+    """`token_ids` [P'], in which each image has all of its tokens. Beside them the forward pass takes `marks` [1, P'] of the tokens' kinds
+    and `features` (pixels, grids, sizes), whose first axis counts images or their patches.
     """
 
     token_ids: list[int]
-    inputs: Mapping[str, torch.Tensor]
+    marks: Mapping[str, torch.Tensor]
+    features: Mapping[str, torch.Tensor]
 
 
 class ImageReader:
@@ -28,37 +27,57 @@ class ImageReader:
 
     def __init__(self, model_path: str, *, trust_remote_code: bool) -> None:
         self._processor = _load_processor(model_path, trust_remote_code=trust_remote_code)
-        self._token = str(getattr(self._processor, "image_token", None) or "")
-        if not self._token:
+        self.token = str(getattr(self._processor, "image_token", None) or "")
+        """The text that stands for an image in a prompt."""
+        if not self.token:
             raise ValueError(f"{model_path!r}: {type(self._processor).__name__} names no image token; images cannot be placed in a prompt")
         tokenizer = self._processor.tokenizer
-        self._token_id = int(tokenizer.convert_tokens_to_ids(self._token))
+        self._token_id = int(tokenizer.convert_tokens_to_ids(self.token))
+        kinds = [getattr(self._processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
+        self.reserved = frozenset(int(tokenizer.convert_tokens_to_ids(str(token))) for token in kinds if token)
+        """The tokens that models take for a place of an image (a video, a sound), wherever they stand."""
         self._between, self._between_id = tokenizer.eos_token, tokenizer.eos_token_id
 
-    def read(self, request: Request) -> PromptWithImages:
+    def count(self, token_ids: Sequence[int]) -> int:
+        """The image tokens of a prompt."""
+        return sum(token == self._token_id for token in token_ids)
+
+    def read(self, token_ids: Sequence[int], images: Sequence[Any], *, where: str) -> PromptWithImages:
         """Puts an image's tokens in the place of its image token. The prompt's own tokens stay as they are: no text is encoded again.
+
+        `images` are PIL images in RGB; `where` names the prompt in errors.
 
         Raises:
             ValueError: not as many image tokens as images.
         """
-        number = sum(token == self._token_id for token in request.prompt_token_ids)
-        if number != len(request.images):
+        number = self.count(token_ids)
+        if number != len(images):
             raise ValueError(
-                f"request {request.id}: the prompt has {number} image tokens ({self._token}) for {len(request.images)} images; "
-                "write one for each image"
+                f"{where}: the prompt has {number} image tokens ({self.token}) for {len(images)} images; write one for each image"
             )
-        text = self._between.join([self._token] * number)
-        made = self._processor(images=[list(request.images)], text=[text], add_special_tokens=False, return_tensors="pt")
+        text = self._between.join([self.token] * number)
+        made = self._processor(images=[list(images)], text=[text], add_special_tokens=False, return_tensors="pt")
         row = made["input_ids"]
         pieces = iter(_pieces(row[0].tolist(), self._between_id))
         own = row.shape[1]  # stands for a token of the prompt in `source`, which has places in `row`
-        source = [place for t in request.prompt_token_ids for place in (next(pieces) if t == self._token_id else [own])]
-        prompt = iter([t for t in request.prompt_token_ids if t != self._token_id])
-        token_ids = [next(prompt) if place == own else int(row[0, place]) for place in source]
-        return PromptWithImages(token_ids, {name: _in_place(made[name], row, source) for name in made if name not in _TEXT})
+        source = [place for t in token_ids for place in (next(pieces) if t == self._token_id else [own])]
+        prompt = iter([t for t in token_ids if t != self._token_id])
+        whole = [next(prompt) if place == own else int(row[0, place]) for place in source]
+        named = {name: made[name] for name in made if name not in _TEXT}
+        # What has an entry for each token of `row` gets one for each token of the prompt, 0 where that is text.
+        marks = {name: torch.nn.functional.pad(v, (0, 1))[:, source] for name, v in named.items() if v.shape == row.shape}
+        return PromptWithImages(token_ids=whole, marks=marks, features={name: v for name, v in named.items() if name not in marks})
+
+    def blank(self) -> PromptWithImages:
+        """A white image, and nothing else."""
+        from PIL import Image
+
+        return self.read([self._token_id], [Image.new("RGB", (BLANK_SIDE, BLANK_SIDE), "white")], where="a blank image")
 
 
 _TEXT = ("input_ids", "attention_mask")
+BLANK_SIDE = 56
+"""Pixels; processors that want more make it larger."""
 
 
 def _pieces(tokens: list[int], between: int) -> list[list[int]]:
@@ -70,11 +89,6 @@ def _pieces(tokens: list[int], between: int) -> list[list[int]]:
         else:
             pieces[-1].append(place)
     return pieces
-
-
-def _in_place(value: torch.Tensor, row: torch.Tensor, source: list[int]) -> torch.Tensor:
-    """What has an entry for each token of `row` gets one for each token of the prompt, 0 where that is text; the rest stays."""
-    return torch.nn.functional.pad(value, (0, 1))[:, source] if value.shape == row.shape else value
 
 
 def _load_processor(model_path: str, *, trust_remote_code: bool) -> Any:

@@ -1,0 +1,167 @@
+"""Images of rows: every form in which data brings them, where they stand in the prompt, and what is said of those that do not fit."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from lightrft.data.chat import ChatSettings
+from lightrft.data.images import ImageSettings
+from lightrft.data.prompts import PromptSet, load_prompts
+from lightrft.errors import DataError
+from lightrft.testing.image_text import END_ID, IMAGE_ID, START_ID, image_tokenizer, noise
+
+pytest.importorskip("PIL", reason="images are Pillow's")
+SHOWN = "<|vision_start|><|image_pad|><|vision_end|>"
+READ = ImageSettings(key="images", token="<|image_pad|>")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a.png", "b.png"):
+        noise(len(name)).save(tmp_path / name)
+    return tmp_path
+
+
+def load(folder: Path, *rows: Mapping[str, Any], images: ImageSettings = READ, **changes: Any) -> PromptSet:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps({"answer": "1", **row}) + "\n" for row in rows))
+    return read(path, images=images, **changes)
+
+
+def read(path: Path, **changes: Any) -> PromptSet:
+    settings: dict[str, Any] = dict(
+        tokenizer=image_tokenizer(), input_key="prompt", label_key="answer", prompt_template="{prompt}", apply_chat_template=True,
+        prompt_max_len=64, chat=ChatSettings(), images=READ,
+    )  # fmt: skip
+    return load_prompts(str(path), **(settings | changes))
+
+
+def names(images: tuple[Any, ...]) -> list[str]:
+    return [Path(image).name for image in images]
+
+
+def test_images_stand_where_the_text_says(folder: Path) -> None:
+    one, two, none = load(
+        folder,
+        {"prompt": "a<image>b", "images": "a.png"},
+        {"prompt": "<image>x<image>", "images": ["b.png", "a.png"]},
+        {"prompt": "a<image>b"},
+        special_tokens_in_prompts="text",
+    ).prompts
+    assert one.text == f"a{SHOWN}b" and names(one.images) == ["a.png"]
+    assert two.text == f"{SHOWN}x{SHOWN}" and names(two.images) == ["b.png", "a.png"]
+    assert none.text == "a<image>b" and none.images == (), "a row without images means what it says"
+    assert [i for i in one.token_ids if i in (START_ID, IMAGE_ID, END_ID)] == [START_ID, IMAGE_ID, END_ID]
+    assert "images" not in one.row and one.row["answer"] == "1" and one.where == f"{folder / 'rows.jsonl'}:1"
+
+
+def test_without_a_mark_they_come_first(folder: Path) -> None:
+    text, chat = load(
+        folder,
+        {"prompt": "ab", "images": ["a.png", "b.png"]},
+        {"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], "images": ["a.png"]},
+    ).prompts
+    assert text.text == f"{SHOWN}{SHOWN}ab" and names(text.images) == ["a.png", "b.png"]
+    assert chat.text == f"s{SHOWN}u"
+
+
+def test_messages_show_their_own_images_and_those_of_the_column(folder: Path) -> None:
+    def asked(*parts: Any) -> list[Any]:
+        return [{"role": "user", "content": list(parts)}]
+
+    words = {"type": "text", "text": "w"}
+    own, column, both = load(
+        folder,
+        {"prompt": asked({"type": "image", "image": "b.png"}, words)},
+        {"prompt": asked(words, {"type": "image"}), "images": "a.png"},
+        {"prompt": asked({"type": "image_url", "image_url": {"url": "b.png"}}, words, {"type": "image"}), "images": ["a.png"]},
+    ).prompts
+    assert (own.text, names(own.images)) == (f"{SHOWN}w", ["b.png"])
+    assert (column.text, names(column.images)) == (f"w{SHOWN}", ["a.png"])
+    assert (both.text, names(both.images)) == (f"{SHOWN}w{SHOWN}", ["b.png", "a.png"])
+
+
+def test_templates_are_around_text_and_images(folder: Path) -> None:
+    [chat] = load(folder, {"prompt": "a<image>", "images": "a.png"}, prompt_template="q {prompt} z").prompts
+    assert chat.text == f"q a{SHOWN} z"
+    [plain] = load(folder, {"prompt": "a<image>", "images": "a.png"}, prompt_template="q {prompt} z", apply_chat_template=False).prompts
+    assert plain.text == "q a<|image_pad|> z" and plain.token_ids.count(IMAGE_ID) == 1
+
+
+def test_bytes_base64_and_what_datasets_keeps(folder: Path) -> None:
+    data = (folder / "a.png").read_bytes()
+    uri = "data:image/png;base64," + base64.b64encode(data).decode()
+    [encoded] = load(folder, {"prompt": "a", "images": [uri]}).prompts
+    assert encoded.images == (data,)
+    rows = [{"prompt": "a", "answer": "1", "images": [{"bytes": data, "path": None}, {"bytes": None, "path": "b.png"}]}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "rows.parquet")
+    [kept] = read(folder / "rows.parquet").prompts
+    assert kept.images[0] == data and Path(kept.images[1]).name == "b.png"
+
+
+def test_a_folder_of_datasets_keeps_its_images_encoded(folder: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="reads folders written by datasets.save_to_disk")
+    features = datasets.Features(
+        {"prompt": datasets.Value("string"), "answer": datasets.Value("string"), "images": datasets.List(datasets.Image())}
+    )
+    rows = {"prompt": ["a"], "answer": ["1"], "images": [[str(folder / "a.png")]]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(folder / "saved"))
+    [prompt] = read(folder / "saved").prompts
+    assert prompt.images == ((folder / "a.png").read_bytes(),)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"images": ["no.png"]}, "column 'images' names 'no.png', and there is no file"),
+        ({"images": ["../a.png"]}, "names '../a.png', outside of '.*'; set images_folder to a folder that holds it"),
+        ({"images": ["/etc/passwd"]}, "names '/etc/passwd', outside of"),
+        ({"images": ["https://x.org/a.png"]}, "an address on the network; a run reads files only: download it"),
+        ({"images": [5]}, "column 'images' holds 5, which names no image; give a path, a data URI"),
+        ({"images": ["data:image/png;base64,?"]}, "a data URI that cannot be read"),
+        ({"images": [{"caption": "x"}]}, "which names no image"),
+        ({"prompt": "<image><image>", "images": ["a.png"]}, "the prompt shows more images than the 1 that the row has"),
+        ({"prompt": "<image>", "images": ["a.png", "b.png"]}, "the prompt shows 1 of the row's 2 images; write <image> for each"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "the prompt shows more images than the 0 that the row has"),
+        ({"prompt": [{"role": "user", "content": [{"type": "video"}]}]}, "a part of type 'video'"),
+    ],
+)
+def test_what_does_not_fit_is_told_by_its_row(folder: Path, row: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=words) as caught:
+        load(folder, {"prompt": "x"}, {"prompt": "a", **row})
+    assert str(caught.value).startswith(f"{folder / 'rows.jsonl'}:2: ")
+
+
+def test_another_folder_may_hold_them(folder: Path) -> None:
+    (folder / "data").mkdir()
+    row = {"prompt": "a", "images": ["a.png"]}
+    with pytest.raises(DataError, match="there is no file"):
+        load(folder / "data", row)
+    [prompt] = load(folder / "data", row, images=ImageSettings(key="images", token="<|image_pad|>", folder=str(folder))).prompts
+    assert names(prompt.images) == ["a.png"]
+
+
+def test_a_model_or_a_template_that_shows_no_images(folder: Path) -> None:
+    row = {"prompt": "a", "images": ["a.png"]}
+    with pytest.raises(DataError, match=r"rows.jsonl:1: the prompt has images \(1\), and the model 'm' reads text alone"):
+        load(folder, row, images=ImageSettings(key="images", unread="the model 'm' reads text alone"))
+    tokenizer = image_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
+    with pytest.raises(DataError, match=r"the prompt has 0 image tokens \(<\|image_pad\|>\) for 1 images"):
+        load(folder, row, tokenizer=tokenizer)
+    [ignored] = load(folder, row, images=ImageSettings(key="", token="<|image_pad|>")).prompts
+    assert ignored.images == ()
+
+
+def test_a_column_of_images_that_nothing_reads_is_told(folder: Path) -> None:
+    found = load(folder, {"prompt": "a", "image": "a.png"})
+    assert [name for name, _ in found.findings] == ["images_not_read"]
+    assert "have a column 'image', which no setting names: no prompt has them; set --images_key image" in found.findings[0][1]
