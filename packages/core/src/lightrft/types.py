@@ -172,6 +172,8 @@ class Sample:
     With an environment, `completion` is the policy's last turn, `raw_completion` everything after the prompt, the environment's words too,
     and `token_ids` are those that the policy sampled in all turns; `episode` is what the environment made of it, None without one.
 
+    `source` is the name of the prompt's source, where `prompt_data` names several; else empty.
+
     Example::
 
         >>> import lightrft
@@ -190,6 +192,7 @@ class Sample:
     raw_completion: str = ""
     episode: Episode | None = None
     images: tuple[Any, ...] = ()
+    source: str = ""
 
     @property
     def accepted(self) -> tuple[str, ...]:

@@ -81,6 +81,15 @@ def test_the_traceback_is_there_when_asked_for(words: list[str], environment: di
     assert "Traceback" in done.stderr and "ConfigError" in done.stderr
 
 
+def test_a_dataset_of_a_hub_that_is_not_reached_is_told_before_a_model_loads(tmp_path: Path) -> None:
+    closed = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
+    words = ["--fsdp", "--engine_type", "hf", "--scratch_tokenizer", "char", "--output_dir", str(tmp_path / "run")]
+    done = lightrft("train", *words, "--prompt_data", "openai/gsm8k:main", environment=closed)
+    [line] = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and line.startswith("error: openai/gsm8k: no such file or folder here, and as a dataset of the hub")
+    assert "http://127.0.0.1:9 cannot be reached" in line and f"not in the cache {str(tmp_path / 'datasets')!r}" in line
+
+
 def test_an_unknown_command_names_the_nearest() -> None:
     done = lightrft("trian")
     assert done.returncode == 2

@@ -90,7 +90,7 @@ def test_an_evaluation_needs_no_training_data_and_no_batch_sizes(recipe: Path) -
     config = checked(merge(given(settings, recipe=recipe), mode="eval"), problems=[], mode="eval", world_size=1)
     assert config.scratch_tokenizer == "none"
     assert problems_of(given({**settings, "eval_data": ""}, recipe=recipe), mode="eval") == [
-        "eval_data is not set; give a .jsonl or .parquet file or a `datasets` folder"
+        "eval_data is not set; give a .jsonl or .parquet file, a `datasets` folder, or a hub name OWNER/NAME:SUBSET:SPLIT"
     ]
 
 

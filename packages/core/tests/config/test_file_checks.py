@@ -7,6 +7,7 @@ import os
 import pytest
 
 from lightrft.config.checks import check
+from lightrft.config.data_sources import POSSIBLE
 
 
 @pytest.mark.parametrize("name", ["prompt_data", "eval_data"])
@@ -15,7 +16,7 @@ def test_missing_data(make, name, problems):
 
 
 def test_no_data(make, problems):
-    assert problems(make(prompt_data="")) == ["prompt_data is not set; give a .jsonl or .parquet file or a `datasets` folder"]
+    assert problems(make(prompt_data="")) == [f"prompt_data is not set; {POSSIBLE}"]
 
 
 def test_models(make, tmp_path, bare, problems, registry):

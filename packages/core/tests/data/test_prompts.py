@@ -56,7 +56,23 @@ def load(tmp_path: Path, rows: list[dict[str, Any]], **changed: Any) -> PromptSe
         "apply_chat_template": False,
         "prompt_max_len": 100,
     }
-    return load_prompts(str(path), **(settings | changed))
+    return load_prompts(changed.pop("path", str(path)), **(settings | changed))
+
+
+def test_several_sources_lie_one_after_another(tmp_path: Path) -> None:
+    for name, texts in (("easy", ["a", "b", "c" * 9]), ("hard", ["d", "e"])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": text, "answer": "1"}) + "\n" for text in texts))
+    path = f"{tmp_path}/easy.jsonl,x={tmp_path}/hard.jsonl"
+    found = load(tmp_path, [], path=path, prompt_max_len=5)
+    assert [(p.text, p.source, p.index) for p in found.prompts] == [("a", "easy", 0), ("b", "easy", 1), ("d", "x", 0), ("e", "x", 1)]
+    assert found.num_too_long == 1 and found.path == path.replace("x=", "")
+    assert [p.text for p in load(tmp_path, [], path=path, prompt_max_len=5, limit=4).prompts] == ["a", "b", "d"]
+    assert [p.text for p in load(tmp_path, [], path=path, prompt_max_len=5, limit=2).prompts] == ["a", "b"]
+    assert [p.source for p in load(tmp_path, [], path=f"{tmp_path}/hard.jsonl").prompts] == ["", ""]
+    with pytest.raises(DataError, match=r"easy.jsonl: all 3 prompts are longer than prompt_max_len=0"):
+        load(tmp_path, [], path=path, prompt_max_len=0)
+    with pytest.raises(DataError, match="no prompts are named"):
+        load(tmp_path, [], path="")
 
 
 def message(tmp_path: Path, rows: list[dict[str, Any]], **changed: Any) -> str:

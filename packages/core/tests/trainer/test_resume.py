@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from lightrft.config.schema import Config
 from lightrft.errors import CheckpointError, RewardError
 from lightrft.run.checkpoint_folder import find, folder_of, read, saved_in
-from lightrft.testing.small_trainer import make_trainer, odd_tokens
+from lightrft.testing.small_trainer import make_trainer, odd_tokens, prompts
 from lightrft.trainer import SPMDPPOTrainer
 from lightrft.trainer.resume import FilesDigest, changed_settings, check_resume, reward_files, weight_files
 from lightrft.trainer.resume_settings import BELONG_TO_STATE, OF_NO_CONSEQUENCE, TAKES_EFFECT
@@ -82,6 +83,27 @@ def test_what_moves_from_rollout_to_rollout_goes_on_where_it_was(tmp_path: Path)
         assert mine[name] == other[name], name
     assert other["kl_control"]["coef"] != 0.1 and other["reward_moments"]["count"] > 0
     assert rows(tmp_path / "resumed") == rows(tmp_path / "whole")
+
+
+def test_sources_with_weights_go_on_where_they_were(tmp_path: Path) -> None:
+    """Of 4 and 2 rows with weights 1 and 3: rollouts babb of 1 and 3 prompts, a pass of 14."""
+    two = [replace(prompt, source="few" if index < 4 else "many") for index, prompt in enumerate(prompts())]
+    changes = SAME | dict(prompt_data="few.jsonl,many.jsonl", prompt_data_weights=[1, 3])
+    expected = make_trainer(tmp_path / "whole", train_prompts=two, **changes)
+    expected.fit()
+    source = str(folder_of(tmp_path / "whole" / "run", 2))
+    resumed = make_trainer(tmp_path / "resumed", train_prompts=two, **changes | {"resume_from": source})
+    resumed.fit()
+    assert_same(resumed, expected)
+    assert rows(tmp_path / "resumed") == rows(tmp_path / "whole")
+    logged = rows(tmp_path / "whole")[1:]
+    assert {(row["source/few/share"], row["source/many/share"]) for row in logged} == {(0.25, 0.75)}
+    for row in logged:
+        assert 0.25 * row["source/few/reward"] + 0.75 * row["source/many/reward"] == pytest.approx(row["rollout/reward"])
+    assert expected.sampler.state_dict()["taken"] == [6, 18] and expected.sampler.epoch == 24 / 14
+    other = SAME | dict(prompt_data="few.jsonl,many.jsonl", resume_from=source)
+    with pytest.raises(CheckpointError, match=r"saved with prompt_data_weights=\[1.0, 3.0\], here \[\]"):
+        make_trainer(tmp_path / "other", train_prompts=two, **other).fit()
 
 
 def test_a_failing_reward_leaves_a_checkpoint_of_the_last_whole_step(

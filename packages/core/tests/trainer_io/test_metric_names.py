@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.small_trainer import make_trainer, prompts
 
 SOURCES = Path(lightrft.__file__).parent
-GROUPS = "rollout|episode|sync|compile|reward|sampling|verify|train|critic|eval|time|memory|tokens"
+GROUPS = "rollout|episode|sync|compile|reward|sampling|verify|train|critic|eval|source|time|memory|tokens"
 MADE_BY_PATTERN = {
     *(
         "not_applicable/NAME",
@@ -33,6 +34,7 @@ MADE_BY_PATTERN = {
         "eval/reward",
         "eval/length_mean",
     ),
+    *("source/SET/share", "source/SET/reward"),
     *("time/PHASE_s", "memory/PHASE_gib", "tokens/PHASE"),
 }
 
@@ -66,7 +68,10 @@ EVERYTHING: dict[str, Any] = dict(
 
 
 def test_all_that_a_run_with_everything_on_logs_is_in_the_table(tmp_path: Path) -> None:
-    make_trainer(tmp_path, eval_prompts={"a": prompts(2), "b": prompts(3)}, **EVERYTHING).fit()
+    two = [replace(prompt, source=name) for name in ("easy", "hard") for prompt in prompts(3)]
+    make_trainer(
+        tmp_path, train_prompts=two, eval_prompts={"a": prompts(2), "b": prompts(3)}, prompt_data="easy.jsonl,hard.jsonl", **EVERYTHING
+    ).fit()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     logged = {name for row in rows for name in row} - {"step"}
     assert [name for name in logged if metric_named(name) is None] == []
@@ -91,6 +96,9 @@ def test_all_that_a_run_with_everything_on_logs_is_in_the_table(tmp_path: Path) 
         ("eval/maths", {"eval_data": "e.jsonl", "reward": ["math"]}, "there is no reward 'maths'; did you mean 'eval/math'?"),
         ("eval/rewrd", {"eval_data": "e.jsonl"}, "there is no reward 'rewrd'; did you mean 'eval/reward'?"),
         ("eval/pass@4", {"eval_data": "e.jsonl"}, "it needs eval_n"),
+        ("source/hard/reward", {"prompt_data": "hard.jsonl"}, "it needs several sources in prompt_data"),
+        ("source/hart/reward", {"prompt_data": "easy.jsonl,hard.jsonl"}, "there is no source 'hart'; did you mean 'hard'? (easy, hard)"),
+        ("source/hard/reward", {"prompt_data": ["easy.jsonl", "hard.jsonl"]}, ""),
         ("rollout/reward", {}, ""),
         ("eval/math", {"eval_data": "e.jsonl", "reward": ["math"]}, ""),
     ],

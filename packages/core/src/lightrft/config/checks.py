@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lightrft.config.algorithm_checks import algorithm_problems
+from lightrft.config.data_sources import POSSIBLE, eval_data_problems, prompt_data_problems
 from lightrft.config.engine_args import option_problems
 from lightrft.config.environment_checks import environment_problems
 from lightrft.config.eval_files import eval_files
@@ -131,12 +132,12 @@ def check_bisect(config: Config, *, registry: Registry, world_size: int) -> None
     """What the search for a mismatch needs: a strategy, an engine that gives log-probs, a model and prompts."""
     problems = [
         *_model_folder(config),
-        *_data_file(config, "prompt_data"),
+        *prompt_data_problems(config),
         *_tp_size(config, world_size),
         *_plugins(config, registry, world_size),
     ]
     if not config.prompt_data:
-        problems.append("prompt_data is not set; give a .jsonl or .parquet file or a `datasets` folder")
+        problems.append(f"prompt_data is not set; {POSSIBLE}")
     spec = _spec(registry, "engine", config.engine_type)
     if spec and Capability.LOGPROBS not in spec.capabilities:
         provider = str(registry.entry("engine", config.engine_type).provider)
@@ -147,20 +148,20 @@ def check_bisect(config: Config, *, registry: Registry, world_size: int) -> None
 
 def check_showing(config: Config) -> None:
     """What a look at prompts needs: a model's tokenizer and prompts, no strategy and no engine."""
-    problems = [*_model_folder(config, dequantises=True), *_data_file(config, "prompt_data"), *_choices(config)]
+    problems = [*_model_folder(config, dequantises=True), *prompt_data_problems(config), *_choices(config)]
     if not config.prompt_data:
-        problems.append("prompt_data is not set; give a .jsonl or .parquet file or a `datasets` folder")
+        problems.append(f"prompt_data is not set; {POSSIBLE}")
     if problems:
         raise ConfigError(problems)
 
 
 def check_invariance(config: Config, *, registry: Registry, world_size: int) -> None:
     """What the check of a recipe's update needs: strategy, engine, algorithm, a model and prompts; no batch sizes, no run folder."""
-    problems = [*_model_folder(config), *_data_file(config, "prompt_data"), *_tp_size(config, world_size)]
+    problems = [*_model_folder(config), *prompt_data_problems(config), *_tp_size(config, world_size)]
     problems += [*algorithm_problems(config, registry), *row_fit(config, world_size=world_size)]
     problems += _plugins(config, registry, world_size)
     if not config.prompt_data:
-        problems.append("prompt_data is not set; give a .jsonl or .parquet file or a `datasets` folder")
+        problems.append(f"prompt_data is not set; {POSSIBLE}")
     if config.use_mp_opt:
         problems.append("use_mp_opt=True holds bfloat16 parameters, off which no gradient can be read; check the update without it")
     if problems:
@@ -178,7 +179,7 @@ def check_eval(config: Config, *, registry: Registry, world_size: int) -> None:
     ]
     problems += check_rewards(config, registry=registry)
     if not config.eval_data:
-        problems.append("eval_data is not set; give a .jsonl or .parquet file or a `datasets` folder")
+        problems.append(f"eval_data is not set; {POSSIBLE}")
     if problems:
         raise ConfigError(problems)
 
@@ -238,22 +239,16 @@ def _choices(config: Config) -> Iterator[str]:
 
 
 def _files(config: Config) -> Iterator[str]:
-    yield from _data_file(config, "prompt_data")
+    yield from prompt_data_problems(config)
     yield from _evaluation(config)
     if config.eval_out:
         yield f"eval_out={config.eval_out!r} has no effect in training, which writes eval_samples-STEP.jsonl; leave eval_out out"
     if not config.prompt_data:
-        yield "prompt_data is not set; give a .jsonl or .parquet file or a `datasets` folder"
+        yield f"prompt_data is not set; {POSSIBLE}"
     yield from _model_folder(config, dequantises=True)
     yield from _output_folder(config)
     if config.log_dir:
         yield from _writable("log_dir", config.log_dir)
-
-
-def _data_file(config: Config, name: str) -> Iterator[str]:
-    value = getattr(config, name)
-    if value and not Path(value).exists():
-        yield f"{name}={value!r}: no such file or folder"
 
 
 def _lengths(config: Config) -> Iterator[str]:
@@ -270,8 +265,7 @@ def _evaluation(config: Config) -> Iterator[str]:
         yield from error.problems
         return
     for path in files.values():
-        if not Path(path).exists():
-            yield f"eval_data={path!r}: no such file or folder"
+        yield from eval_data_problems(path)
     for k in config.eval_k:
         if k > config.eval_n:
             yield f"eval_k={k} is larger than eval_n={config.eval_n}: pass@{k} needs {k} samples of each prompt; set eval_n to {k} or more"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from lightrft.config.data_sources import prompt_sources
 from lightrft.config.reward_names import called
 from lightrft.config.schema import Config
 from lightrft.errors import nearest
@@ -34,6 +35,8 @@ METRICS = (
     Metric("reward/NAME", "reward", "mean of one reward, unweighted"),
     Metric("not_applicable/NAME", "completions", "for which one reward said None; only where it did"),
     Metric("rollout/unrewarded", "share", "completions for which every reward said None; only where there are any"),
+    Metric("source/SET/share", "share", "completions of one source, where `prompt_data` names several"),
+    Metric("source/SET/reward", "reward", "mean reward of its completions; 0 where there are none"),
     Metric("rollout/length_mean", "tokens", "mean length of a completion"),
     Metric("rollout/length_max", "tokens", "the longest completion"),
     Metric("rollout/truncated", "share", "completions that `generate_max_len` cut off"),
@@ -131,6 +134,11 @@ def never_logged(name: str, config: Config, *, has_critic: bool) -> str:
         return "" if has_critic else f"it needs a critic, which advantage_estimator={config.advantage_estimator!r} does not use"
     if metric.needs and not getattr(config, metric.needs):
         return f"it needs {metric.needs}, which is not set"
+    if metric.name.startswith("source/"):
+        sources, asked = list(prompt_sources(config.prompt_data)), name.split("/")[1]
+        if len(sources) < 2:
+            return "it needs several sources in prompt_data"
+        return "" if asked in sources else f"there is no source {asked!r}{nearest(asked, sources)} ({', '.join(sources)})"
     if metric.name in ("reward/NAME", "eval/NAME") and name.partition("/")[2] not in map(called, config.reward):
         group, _, part = name.partition("/")
         others = [m.name for m in METRICS if m.name.startswith(f"{group}/") and "NAME" not in m.name]

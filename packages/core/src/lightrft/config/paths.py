@@ -18,6 +18,11 @@ def expanded(path: str) -> str:
     return found
 
 
+def expanded_sources(words: str) -> str:
+    """As `expanded_word`, for words with commas between them."""
+    return ",".join(expanded_word(word) for word in words.split(","))
+
+
 def expanded_word(word: str) -> str:
     """As `expanded`, for words that hold a path: NAME=PATH, path/to/file.py:function, NAME=model:FOLDER, trl:path/to/file.py:function."""
     match = re.fullmatch(r"((?:[\w.-]+=)?(?:(?:model|trl|verl):)?)(~.*)", word, re.DOTALL)

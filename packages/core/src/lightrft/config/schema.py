@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from lightrft.config.paths import expanded, expanded_word
+from lightrft.config.paths import expanded, expanded_sources, expanded_word
 
 
 def _no_bool(value: Any) -> Any:
@@ -30,6 +30,21 @@ def _regular_expression(value: str) -> str:
 def _one_or_more(value: Any) -> Any:
     # one path may be written as it is; none as an empty text
     return ([value] if value else []) if isinstance(value, str) else value
+
+
+def _joined(value: Any) -> Any:
+    # a recipe lists what a command line writes with commas
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        return value
+    if len(value) > 1 and (cut := [word for word in value if "," in word]):
+        raise PydanticCustomError("comma", "a path of a list may hold no comma, as {path} does; rename it", {"path": repr(cut[0])})
+    return ",".join(value)
+
+
+def _numbers(value: Any) -> Any:
+    # on a command line, numbers may have commas between them, as the sources have
+    words = [value] if isinstance(value, (str, int, float)) else value
+    return [part for word in words for part in (word.split(",") if isinstance(word, str) else [word])] if isinstance(words, list) else words
 
 
 def _one_alone(value: Any) -> Any:
@@ -59,6 +74,7 @@ Share = Annotated[float, Field(gt=0, le=1), NoBool]
 RegularExpression = Annotated[str, AfterValidator(_regular_expression)]
 PathText = Annotated[str, AfterValidator(expanded)]
 PathWord = Annotated[str, AfterValidator(expanded_word)]
+Sources = Annotated[str, BeforeValidator(_joined), AfterValidator(expanded_sources)]
 StopString = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0), NoBool]
 Decay = Annotated[float, Field(ge=0, lt=1), NoBool]
@@ -180,9 +196,17 @@ class Config(BaseModel):
     sft_target_reward: Number = _field(0.0, "model", "stop the warm-up at this greedy reward on the evaluation data; 0 = run all steps")
 
     # Data
-    prompt_data: PathText = _field("", "data", "training prompts: .jsonl, .parquet, or a `datasets` folder")
+    prompt_data: Sources = _field(
+        "",
+        "data",
+        "training prompts: .jsonl, .parquet, a `datasets` folder, or a dataset of the hub, OWNER/NAME:SUBSET:SPLIT; of several sources a "
+        "list with commas, each PATH or NAME=PATH",
+    )
+    prompt_data_weights: Annotated[list[Positive], BeforeValidator(_numbers)] = _field(
+        [], "data", "share of each source among the prompts, in any unit; empty: the rows of all sources are one set"
+    )
     eval_data: Annotated[list[PathWord], BeforeValidator(_one_or_more)] = _field(
-        [], "data", "evaluation prompts, likewise: one or several files, each PATH or NAME=PATH; none: no evaluation"
+        [], "data", "evaluation prompts, likewise: one or several sources, each PATH or NAME=PATH; none: no evaluation"
     )
     input_key: str = _field("prompt", "data", "column of the prompt: text, a list of chat messages, or a list of token ids")
     label_key: str = _field(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightrft.config.column_names import value_at
+from lightrft.config.data_sources import POSSIBLE, prompt_sources
 from lightrft.data.chat import ChatSettings, ChatTemplate
 from lightrft.data.columns import absent, answers_at
 from lightrft.data.images import ImageSettings, column_images, in_one_text, placed, text_parts
@@ -27,7 +28,8 @@ IMAGE_COLUMNS = ("images", "image", "img", "pictures", "picture")
 class Prompt:
     """One prompt of P tokens. `index`: its row in the file, from 0; `text`: after the template; `answer`: the label as text, of a list of
     accepted ones the first, with all of them in `answers`. `images`: paths and bytes in the order of their tokens; `token_ids` has one
-    for each; `row` is without their column. `where` names the row in errors.
+    for each; `row` is without their column. `where` names the row in errors; `source` its source, where there
+    are several.
     """
 
     index: int
@@ -38,11 +40,12 @@ class Prompt:
     answers: tuple[str, ...] = ()
     images: tuple[Any, ...] = ()
     where: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSet:
-    """The usable prompts in file order, and how many were longer than `prompt_max_len`.
+    """The usable prompts in file order, source after source, and how many were longer than `prompt_max_len`.
 
     `findings` are faults that a person should know of, `notes` what was done to every prompt. `end_of_turn` is the token with which the
     chat template ends the assistant's turn, and its text; None without a template, or where that is no added token.
@@ -81,7 +84,7 @@ def load_prompts(
     vocab_size: int | None = None,
     images: ImageSettings | None = None,
 ) -> PromptSet:
-    """Reads, formats and tokenizes the prompts of a file.
+    """Reads, formats and tokenizes the prompts of a file, a dataset of the hub, or several with commas between them.
 
     The column `input_key` (a field of a struct by its dotted name) holds text, which replaces `{prompt}` in `prompt_template`, a list of
     chat messages, or a list of token ids, which are taken as they are. With `apply_chat_template` the text is the user's turn; a last
@@ -91,24 +94,61 @@ def load_prompts(
     A row's images stand in the column that `images` names, or in messages as parts `{type: image, image: ...}`. The text `<image>` stands
     for the next one of the column; without it they come first.
 
-    `label_key` may be empty: no answers. `limit` takes the first rows only (before too long ones are left out); 0 takes all. `vocab_size`
-    bounds the token ids. `tokenizer` is a Hugging Face tokenizer or behaves like one.
+    `label_key` may be empty: no answers. `limit` takes the first rows only (before too long ones are left out), of several sources
+    together; 0 takes all. `vocab_size` bounds the token ids. `tokenizer` is a Hugging Face tokenizer or behaves like one.
 
     Raises:
         DataError: as `load_rows`; a prompt that is empty or none of these; messages or a template that the settings do not allow; a label
-            that is no answer; a token that the model has no row for; every prompt longer than `prompt_max_len`.
+            that is no answer; a token that the model has no row for; every prompt of a source longer than `prompt_max_len`.
+        ConfigError: two sources of one name.
     """
-    table = load_table(path, required=[input_key], known=[label_key] if label_key else [])
-    maker = _Maker(
-        tokenizer, column=input_key, template=prompt_template, chat=chat or ChatSettings(), uses_chat=apply_chat_template,
-        interpret=special_tokens_in_prompts == "tokens", images=images or ImageSettings(), folder=Path(table.path).parent,
-    )  # fmt: skip
-    rows = table.rows[:limit] if limit else table.rows
+    sources = prompt_sources(path)
+    if not sources:
+        raise DataError(f"no prompts are named; {POSSIBLE}")
+    parts: list[PromptSet] = []
+    left = limit
+    for name, source in sources.items():
+        table = load_table(source, required=[input_key], known=[label_key] if label_key else [])
+        maker = _Maker(
+            tokenizer, column=input_key, template=prompt_template, chat=chat or ChatSettings(), uses_chat=apply_chat_template,
+            interpret=special_tokens_in_prompts == "tokens", images=images or ImageSettings(), folder=Path(table.path).parent,
+        )  # fmt: skip
+        rows = table.rows[:left] if limit else table.rows
+        bounds = _Bounds(prompt_max_len, vocab_size)
+        parts.append(_of_source(table, rows, maker, label_key=label_key, bounds=bounds, source=name if len(sources) > 1 else ""))
+        left -= len(rows)
+        if limit and not left:
+            break
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[PromptSet]) -> PromptSet:
+    """Of several sources, for one tokenizer and one template."""
+    return PromptSet(
+        prompts=[prompt for part in parts for prompt in part.prompts],
+        num_too_long=sum(part.num_too_long for part in parts),
+        path=",".join(part.path for part in parts),
+        findings=tuple(finding for part in parts for finding in part.findings),
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+        end_of_turn=parts[0].end_of_turn,
+    )
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    prompt_max_len: int
+    vocab_size: int | None
+
+
+def _of_source(
+    table: Table, rows: Sequence[Mapping[str, Any]], maker: _Maker, *, label_key: str, bounds: _Bounds, source: str
+) -> PromptSet:
+    """The prompts of the first rows of one table."""
     rendered = [maker.render(row, where=table.where(index)) for index, row in enumerate(rows)]
     tokens = iter(maker.encoder.encode([(one.text, one.spans) for one in rendered if one.token_ids is None]))
     ids = [next(tokens) if one.token_ids is None else one.token_ids for one in rendered]
-    _check_ids(table, list(zip(rendered, ids, strict=True)), tokenizer=tokenizer, vocab_size=vocab_size)
-    _check_images(table, list(zip(rendered, ids, strict=True)), tokenizer=tokenizer, settings=maker.images)
+    _check_ids(table, list(zip(rendered, ids, strict=True)), tokenizer=maker.tokenizer, vocab_size=bounds.vocab_size)
+    _check_images(table, list(zip(rendered, ids, strict=True)), tokenizer=maker.tokenizer, settings=maker.images)
     answers = [answers_at(row, label_key, where=table.where(index)) if label_key else () for index, row in enumerate(rows)]
     prompts = [
         Prompt(
@@ -118,17 +158,18 @@ def load_prompts(
             answer=label[0] if label else None,
             answers=label,
             images=one.images,
+            source=source,
             row={name: value for name, value in row.items() if name != maker.images.key},
             where=table.where(index),
         )
         for index, (row, one, own, label) in enumerate(zip(rows, rendered, ids, answers, strict=True))
     ]
-    kept = [prompt for prompt in prompts if len(prompt.token_ids) <= prompt_max_len]
+    kept = [prompt for prompt in prompts if len(prompt.token_ids) <= bounds.prompt_max_len]
     if not kept:
         shortest = min(map(len, ids))
         raise DataError(
-            f"{table.path}: all {len(rows)} prompts are longer than prompt_max_len={prompt_max_len}; the shortest has {shortest} tokens: "
-            f"set --prompt_max_len {shortest} or more"
+            f"{table.path}: all {len(rows)} prompts are longer than prompt_max_len={bounds.prompt_max_len}; the shortest has {shortest} "
+            f"tokens: set --prompt_max_len {shortest} or more"
         )
     return PromptSet(
         prompts=kept,

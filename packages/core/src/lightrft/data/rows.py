@@ -1,4 +1,4 @@
-"""Data files as rows: `.jsonl`, `.parquet` or a `datasets` folder, with errors that say where.
+"""Data as rows: `.jsonl`, `.parquet`, a `datasets` folder or a dataset of the hub, with errors that say where.
 
 A row means the same from each of them: Arrow writes null for every key that a row lacks, so null and missing are one thing. At the top of a
 row such a column is None; inside structs and lists of structs the key is left out.
@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lightrft.config.column_names import value_at
+from lightrft.config.data_sources import hub_name
 from lightrft.data.columns import absent, names_of
+from lightrft.data.hub import INSTALL, hub_rows
 from lightrft.errors import DataError, nearest
 
 POSSIBLE = "possible: .jsonl, .parquet, or a folder written by datasets.save_to_disk"
@@ -33,7 +35,7 @@ class Table:
 
 
 def load_rows(path: str, *, required: Sequence[str], known: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """All rows of a `.jsonl` or `.parquet` file or a `datasets` folder (of a DatasetDict: split train), in file order.
+    """All rows of a `.jsonl` or `.parquet` file, a `datasets` folder (of a DatasetDict: split train) or a dataset of the hub, in order.
 
     Every row has a value for each `required` name, at least one has it for each `known` one; names may be dotted.
 
@@ -45,7 +47,8 @@ def load_rows(path: str, *, required: Sequence[str], known: Sequence[str] = ()) 
 
 def load_table(path: str, *, required: Sequence[str], known: Sequence[str] = ()) -> Table:
     """As `load_rows`, with the place of each row kept for messages."""
-    read = _read(Path(path).expanduser())
+    hub = hub_name(path)
+    read = Table(path=path, rows=hub_rows(hub)) if hub else _read(Path(path).expanduser())
     if not read.rows:
         raise DataError(f"{read.path} holds no rows; at least one is needed")
     columns = names_of(read.rows)
@@ -151,7 +154,7 @@ def _read_folder(source: Path) -> Table:
     try:
         import datasets
     except ImportError:
-        raise DataError(f"{source} is a folder, and reading one needs the `datasets` package: pip install 'lightrft[datasets]'") from None
+        raise DataError(f"{source} is a folder, and reading one {INSTALL}") from None
     try:
         found = datasets.load_from_disk(str(source))
     except Exception as error:  # its errors for a strange folder have no common class

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from typing import Any
 
+from lightrft.data.mixture import Mixture
 from lightrft.errors import CheckpointError
 
 
 class PromptSampler:
     """Deals rows to ranks: epoch after epoch, each in an order that depends on seed and epoch only.
 
+    Of a `mixture` every source has epochs of its own, and the weights say whose row is next.
+
     A step takes the next `batch_size` rows of that stream; rank r takes the r-th contiguous share of them. So what a step takes does
-    not depend on the world size, and one number, the position in the stream, is all there is to save. Not collective: every rank
-    counts for itself and must call `next_batch` equally often.
+    not depend on the world size, and the number of rows that were taken of each source is all there is to save. Not collective: every
+    rank counts for itself and must call `next_batch` equally often.
     """
 
-    def __init__(self, num_rows: int, *, batch_size: int, rank: int, world_size: int, seed: int) -> None:
+    def __init__(self, num_rows: int, *, batch_size: int, rank: int, world_size: int, seed: int, mixture: Mixture | None = None) -> None:
         if num_rows < 1:
             raise ValueError(f"num_rows={num_rows}: a sampler needs at least one row")
         if batch_size < 1 or batch_size % world_size:
@@ -26,54 +30,66 @@ class PromptSampler:
         self.num_rows = num_rows
         self.batch_size = batch_size
         self.seed = seed
+        self.mixture = mixture or Mixture((num_rows,))
+        assert sum(self.mixture.sizes) == num_rows
         self._share = batch_size // world_size
         self._offset = rank * self._share
-        self._position = 0
-        self._orders: dict[int, list[int]] = {}
+        self._taken = [0] * len(self.mixture.sizes)
+        self._orders: dict[int, tuple[int, list[int]]] = {}
+        """Of each source the epoch that it is in, and its order."""
 
     @property
     def epoch(self) -> float:
         """Passes over the data that all ranks together have taken so far; 1.5 is the middle of the second."""
-        return self._position / self.num_rows
+        return sum(self._taken) / self.mixture.epoch_rows
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches until every row was taken at least once."""
-        return -(-self.num_rows // self.batch_size)
+        return -(-self.mixture.epoch_rows // self.batch_size)
 
     def next_batch(self) -> list[int]:
         """This rank's `batch_size / world_size` row numbers of the next step. A batch may reach into the next epochs."""
-        start = self._position + self._offset
-        self._position += self.batch_size
-        rows = [self._row(position) for position in range(start, start + self._share)]
-        current = self._position // self.num_rows
-        self._orders = {epoch: order for epoch, order in self._orders.items() if epoch >= current}
-        return rows
+        rows = [self._next_row() for _ in range(self.batch_size)]
+        return rows[self._offset : self._offset + self._share]
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Plain numbers, the same on every rank; valid at any other world size."""
-        return {"num_rows": self.num_rows, "seed": self.seed, "position": self._position}
+        own = {"sizes": list(self.mixture.sizes), "strides": list(self.mixture.strides), "taken": list(self._taken)}
+        return {"num_rows": self.num_rows, "seed": self.seed, "position": sum(self._taken), **own}
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where the saved sampler stopped.
 
         Raises:
-            CheckpointError: another seed, another number of rows or an incomplete state; the sampler is as it was.
+            CheckpointError: another seed, another number of rows, other sources or an incomplete state; the sampler is as it was.
         """
         for key in ("num_rows", "seed", "position"):
             if not isinstance(state.get(key), int):
                 raise CheckpointError(f"sampler state {dict(state)!r}: {key!r} is {state.get(key)!r}, expected an int")
-        for key, remedy in (("num_rows", "give the data that the run began with"), ("seed", "give the seed that the run began with")):
-            if state[key] != getattr(self, key):
-                raise CheckpointError(f"the checkpoint's sampler has {key}={state[key]}, this run has {key}={getattr(self, key)}: {remedy}")
-        self._position = state["position"]
+        # A checkpoint from before there were mixtures has one source.
+        sources = {"sizes": [state["num_rows"]], "strides": [1], "taken": [state["position"]]} | dict(state)
+        here = self.state_dict()
+        data, weights = "give the data that the run began with", "give the prompt_data_weights that the run began with"
+        remedies = {"num_rows": data, "seed": "give the seed that the run began with", "sizes": data, "strides": weights}
+        for key, remedy in remedies.items():
+            if sources[key] != here[key]:
+                raise CheckpointError(f"the checkpoint's sampler has {key}={sources[key]}, this run has {key}={here[key]}: {remedy}")
+        self._taken = list(sources["taken"])
         self._orders = {}
 
-    def _row(self, position: int) -> int:
-        epoch, place = divmod(position, self.num_rows)
-        if epoch not in self._orders:
-            order = list(range(self.num_rows))
-            # A text seeds Random through SHA-512: the same on every machine, and (seed, epoch) pairs do not collide.
-            random.Random(f"{self.seed}/{epoch}").shuffle(order)
-            self._orders[epoch] = order
-        return self._orders[epoch][place]
+    def _next_row(self) -> int:
+        source = self.mixture.following(self._taken)
+        size = self.mixture.sizes[source]
+        epoch, place = divmod(self._taken[source], size)
+        self._taken[source] += 1
+        if self._orders.get(source, (-1, []))[0] != epoch:
+            self._orders[source] = epoch, self._order(source, epoch, size)
+        return self._orders[source][1][place]
+
+    def _order(self, source: int, epoch: int, size: int) -> list[int]:
+        first = sum(self.mixture.sizes[:source])
+        order = list(range(first, first + size))
+        # A text seeds Random through SHA-512: the same on every machine, and (seed, epoch, source) triples do not collide.
+        random.Random(f"{self.seed}/{epoch}" + (f"/{source}" if source else "")).shuffle(order)
+        return order

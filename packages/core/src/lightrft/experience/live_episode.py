@@ -116,6 +116,7 @@ class LiveEpisode:
             answer=prompt.answer,
             answers=prompt.answers,
             row=prompt.row,
+            source=prompt.source,
             finish_reason=self.finish_reason,
             num_tokens=len(own),
             token_ids=own,

@@ -10,6 +10,7 @@ import torch
 from lightrft.algorithms.kl_control import KLController
 from lightrft.batch.collect import sequences_of
 from lightrft.batch.stages import Rewarded, Sampled, Scored, Trainable
+from lightrft.config.data_sources import prompt_sources
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.engine.rounding import bound_for
@@ -137,6 +138,7 @@ class ExperienceMaker:
         for name, values in scores.parts.items():
             known = [value for value in values if value is not None]
             self.metrics.mean(f"reward/{name}", float(sum(known)), float(len(known)))
+        self._count_sources(rewarded)
         add_not_applicable(self.metrics, scores, batch.samples, reward_key=self.config.reward_key)
         everyone = self.strategy.all_gather({"reward": rewarded.rewards, "group": rewarded.group_ids})
         sentence = self.dead_rewards.update(everyone["reward"].tolist(), everyone["group"].tolist())
@@ -247,6 +249,14 @@ class ExperienceMaker:
         kept, number = self.images.without_reserved(outputs)
         self.metrics.mean("rollout/image_tokens", float(number), float(sum(len(output.completions) for output in outputs)))
         return kept
+
+    def _count_sources(self, batch: Rewarded) -> None:
+        """The share and the mean reward of each source, where `prompt_data` names several."""
+        names = list(prompt_sources(self.config.prompt_data))
+        for name in names if len(names) > 1 else ():
+            own = torch.tensor([sample.source == name for sample in batch.samples], dtype=torch.bool)
+            self.metrics.mean(f"source/{name}/share", float(own.sum()), float(len(batch)))
+            self.metrics.mean(f"source/{name}/reward", float(batch.rewards[own].sum()), float(own.sum()))
 
     def _start_rewards(self, read: ReadPrompts) -> EarlyRewards:
         def samples(index: int, output: RequestOutput) -> list[Sample]:

@@ -34,6 +34,7 @@ def samples_of(
             token_ids=token_ids,
             raw_completion=with_special,
             images=own,
+            source=prompt.source,
         )
         for (prompt, own, completion), token_ids, text, with_special in zip(pairs, ids, texts, raw, strict=True)
     ]

@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationConfig
 
 from lightrft.config.column_names import value_at
+from lightrft.config.data_sources import prompt_sources
 from lightrft.config.eval_files import eval_files
 from lightrft.config.schema import Config
 from lightrft.data.columns import answers_at
@@ -121,7 +122,10 @@ def _texts(config: Config) -> list[str]:
     """What the tokenizer is made from: training prompts and targets. A character tokenizer has to know those of the evaluation too."""
     targets = [key for key in [config.sft_key or config.label_key] if key]
     texts = []
-    for path in [config.prompt_data, *(eval_files(config.eval_data).values() if config.scratch_tokenizer == "char" else [])]:
+    for path in [
+        *prompt_sources(config.prompt_data).values(),
+        *(eval_files(config.eval_data).values() if config.scratch_tokenizer == "char" else []),
+    ]:
         for row in load_rows(path, required=[config.input_key], known=targets):
             texts.append(config.prompt_template.replace("{prompt}", str(value_at(row, config.input_key))))
             texts += [target_text(row, config=config) for name in targets if value_at(row, name) is not None]

@@ -10,6 +10,7 @@ from transformers import get_scheduler
 
 from lightrft.config.eval_files import eval_files
 from lightrft.config.schema import Config
+from lightrft.data.mixture import mixture_of
 from lightrft.data.prompts import Prompt, PromptSet
 from lightrft.models.critic import make_critic
 from lightrft.models.load import Opened, load_tokenizer, open_causal_lm
@@ -49,7 +50,7 @@ def build_trainer(
     actor, optimizer = build_actor(config, strategy, model_path=model_path)
     has_critic = strategy.registry.spec("advantage", config.advantage_estimator).critic
     critic, critic_optimizer = build_critic(config, strategy, model_path=model_path) if has_critic else (None, None)
-    number = len(prompts.prompts)
+    number = mixture_of(prompts.prompts, config.prompt_data_weights).epoch_rows
     warmup = config.critic_warmup_steps if critic is not None else 0
     actor_updates = count_updates(config, num_prompts=number, first_rollouts_without=warmup)
     critic_updates = count_updates(config, num_prompts=number)
@@ -88,7 +89,7 @@ def read_prompts(
     limit: int = 0,
     tell: Callable[[Finding], None] | None = None,
 ) -> PromptSet:
-    """The prompts of a file, tokenized; what was left out or added is printed. No path gives no prompts.
+    """The prompts of one source or of several (see `load_prompts`), tokenized; what was left out or added is printed. No path: no prompts.
 
     `tell` is given what a person should know of the rows; without it, that is printed too.
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lightrft.config.column_names import paths
+from lightrft.config.data_sources import prompt_sources
 from lightrft.config.eval_files import eval_files
 from lightrft.config.reward_names import called
 from lightrft.config.schema import Config
@@ -63,7 +64,7 @@ def check_data(config: Config, *, training: bool) -> None:
         ConfigError: with `reward_key`, rows that name no reward, or one that is not there (nearest), the first 20 by their place; no row
             with that column.
     """
-    files = [config.prompt_data] if training and config.prompt_data else []
+    files = prompt_sources(config.prompt_data).values() if training else ()
     known = [config.label_key] if config.label_key else []
     tables = [load_table(path, required=[config.input_key], known=known) for path in [*files, *eval_files(config.eval_data).values()]]
     if config.reward_key:

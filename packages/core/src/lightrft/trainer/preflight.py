@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from lightrft.config.checks import check, check_bisect, check_eval, check_invariance, check_showing
+from lightrft.config.data_sources import is_there, prompt_sources
 from lightrft.config.eval_files import eval_files
 from lightrft.config.schema import Config
 from lightrft.errors import ConfigError, UserError
@@ -56,12 +56,14 @@ def _data(config: Config, mode: Mode) -> list[str]:
 
     imitated = config.sft_key or config.label_key if config.sft_steps else ""
     needed: list[tuple[str, list[str]]] = []
-    if mode != "eval":
-        needed.append((config.prompt_data, [config.input_key, *([imitated] if imitated else [])]))
+    if mode != "eval" and not problems_of(lambda: prompt_sources(config.prompt_data)):
+        columns = [config.input_key, *([imitated] if imitated else [])]
+        needed += [(path, columns) for path in prompt_sources(config.prompt_data).values()]
     if mode not in ("bisect", "invariance", "prompts") and not problems_of(lambda: eval_files(config.eval_data)):
         needed += [(path, [config.input_key]) for path in eval_files(config.eval_data).values()]
-    there = [(path, required) for path, required in needed if path and Path(path).exists()]
-    problems = [line for path, required in there for line in problems_of(partial(check_file, config, path, required=required))]
+    there = [(path, required) for path, required in needed if is_there(path)]
+    found = [line for path, required in there for line in problems_of(partial(check_file, config, path, required=required))]
+    problems = list(dict.fromkeys(found))  # a dataset of the hub may be asked for twice, in vain
     if problems or len(there) < len(needed) or not config.reward_key or mode not in ("train", "eval"):
         return problems
     return problems_of(lambda: check_data(config, training=mode == "train"))

@@ -28,7 +28,7 @@ from lightrft.weights.model_class import reads_images
 
 
 def prompt_set(config: Config, path: str, *, tokenizer: Any, limit: int = 0) -> PromptSet:
-    """The prompts of a file, tokenized; `limit` takes the first rows only, 0 all. Raises DataError (see `load_prompts`)."""
+    """The prompts of one source or of several, tokenized; `limit`: of the first rows only, 0 all. Raises DataError (see `load_prompts`)."""
     made_here = config.scratch_tokenizer != "none"
     found = load_prompts(
         path,

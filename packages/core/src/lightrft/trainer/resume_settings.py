@@ -8,7 +8,7 @@ BELONG_TO_STATE = (
     "lr_warmup_steps", "adam_beta1", "adam_beta2", "weight_decay", "ema_beta", "scratch_tokenizer",
     "scratch_vocab_size", "scratch_layers", "scratch_hidden", "scratch_heads", "scratch_kv_heads",
     "sft_steps", "sft_batch_size", "sft_learning_rate", "sft_key", "sft_strip", "sft_target_reward",
-    "critic_model_name_or_path",
+    "critic_model_name_or_path", "prompt_data_weights",
 )  # fmt: skip
 """The optimizer, the schedule, the start of the models and the order of the data come from the checkpoint: another value would have no
 effect, or a wrong one. It is refused.

@@ -165,7 +165,9 @@ class SPMDPPOTrainer(TrainerParts):
         self.learning.begin(self.strategy.sent_fingerprint, self.sums)
         self.engine_state.synced()
         if not self.config.resume_from:
-            self.strategy.print(bound_in_words(self.config, num_prompts=len(self.prompts)))
+            self.strategy.print(bound_in_words(self.config, num_prompts=self.mixture.epoch_rows))
+            if self.config.prompt_data_weights:
+                self.strategy.print(self.mixture.in_words())
             self.warn(leak(self.prompts, self.eval_prompts), differing_ends(self.strategy.stop_tokens), labels_in_prompts(self.prompts))
             self.warn(self.learning.plan(self.actor_scheduler, number=self.num_updates))
             self.evaluate()

@@ -12,6 +12,7 @@ import torch
 from lightrft.batch.stages import Trainable
 from lightrft.config.checks import check_trainer
 from lightrft.config.schema import Config
+from lightrft.data.mixture import mixture_of
 from lightrft.data.prompts import Prompt
 from lightrft.data.sampler import PromptSampler
 from lightrft.diagnostics.image_check import ImageCheck
@@ -129,12 +130,14 @@ class TrainerParts(TrainerPhases):
 
     def _make_parts(self) -> None:
         strategy, config = self.strategy, self.config
+        self.mixture = mixture_of(self.prompts, config.prompt_data_weights)
         self.sampler = PromptSampler(
             len(self.prompts),
             batch_size=config.rollout_batch_size,
             rank=strategy.world.rank,
             world_size=strategy.world.world_size,
             seed=config.seed,
+            mixture=self.mixture,
         )
         self.warnings = Warnings(world=strategy.world, folder=log_folder(config), stops=config.on_warning == "stop")
         self.monitors = Monitors(config)
@@ -155,13 +158,13 @@ class TrainerParts(TrainerPhases):
     @property
     def num_steps(self) -> int:
         """Rollouts of the whole run."""
-        return num_rollouts(self.config, num_prompts=len(self.prompts))
+        return num_rollouts(self.config, num_prompts=self.mixture.epoch_rows)
 
     @property
     def num_updates(self) -> int:
         """The actor's optimizer steps of the whole run."""
         warmup = self.config.critic_warmup_steps if self.critic is not None else 0
-        return count_updates(self.config, num_prompts=len(self.prompts), first_rollouts_without=warmup)
+        return count_updates(self.config, num_prompts=self.mixture.epoch_rows, first_rollouts_without=warmup)
 
     def next_prompts(self) -> list[Prompt]:
         """This rank's share of the next `rollout_batch_size` prompts. Local; every rank has to ask as often."""
