@@ -327,3 +327,17 @@ def test_adapters_that_a_model_cannot_have_are_told_before_ranks_start(tmp_path:
     assert found_before_ranks(whole, tmp_path, lora_rank=2) == []
     [line] = found_before_ranks(whole, tmp_path, lora_rank=2, lora_target_modules=["c_attn"])
     assert "LlamaForCausalLM has no linear layer called c_attn" in line
+
+
+def test_a_pattern_that_freezes_nothing_or_everything_is_told_before_ranks_start(tmp_path: Path, whole: Path) -> None:
+    assert found_before_ranks(whole, tmp_path, freeze=r"layers\.0\.|lm_head") == []
+    assert found_before_ranks(whole, tmp_path, freeze=r"layers\.0\.", lora_rank=2) == []
+    [line] = found_before_ranks(whole, tmp_path, freeze="q_prj")
+    assert line.startswith("freeze='q_prj' matches no name of a parameter that LlamaForCausalLM trains (lm_head.weight, ")
+    assert line.endswith("; did you mean 'q_proj'?") and "\n" not in line
+    [line] = found_before_ranks(whole, tmp_path, freeze="weight$")
+    assert line.startswith("freeze='weight$' matches every parameter that LlamaForCausalLM trains")
+    [line] = found_before_ranks(whole, tmp_path, freeze="embed", lora_rank=2)
+    assert "matches no name of a parameter that LlamaForCausalLM trains (model.layers.0.mlp" in line  # adapters alone are trained
+    [line] = found_before_ranks(Path(""), tmp_path, freeze="visual", model_name_or_path="", scratch_tokenizer="char")
+    assert line.startswith("freeze='visual' matches no name of a parameter that Qwen3ForCausalLM trains (")

@@ -44,6 +44,14 @@ def test_what_would_make_it_fit_is_told(folder: Path, capsys: pytest.CaptureFixt
     assert "no setting and no number of ranks up to 16 makes it fit" in capsys.readouterr().out
 
 
+def test_what_is_frozen_is_taken_off_the_plan(folder: Path) -> None:
+    words = ["--model_name_or_path", str(folder), "--gpu", "h100-80g", "--strategy", "single", "--engine_type", "hf", "--freeze"]
+    report, _ = run_plan([*words, "lm_head|layers"], description="")
+    assert report["parameters"] == 127_424 and report["fits"]
+    with pytest.raises(ModelError, match="freeze='visual' matches no name"):
+        run_plan([*words, "visual"], description="")
+
+
 def test_bars_end_at_the_device() -> None:
     lines = bars({"a": {"x": 40.0, "y": 40.0}, "bc": {"x": 20.0, "z": 100.0}}, device=80.0).splitlines()
     assert [line.index("|") for line in lines[:2]] == [36, 36]

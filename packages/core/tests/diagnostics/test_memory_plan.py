@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -19,6 +20,7 @@ from lightrft.diagnostics.dry_passes import DryModel
 from lightrft.diagnostics.live_bytes import LiveBytes, peak_of
 from lightrft.diagnostics.memory_plan import GIB, GPUS, Models, Plan, cheapest, make_plan
 from lightrft.errors import ConfigError
+from lightrft.models.freeze import freeze
 from lightrft.models.score import score_tokens
 from lightrft.strategy import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings
@@ -193,6 +195,22 @@ def test_each_backend_cuts_what_it_cuts() -> None:
         "zero 2": {"weights": 2 * n, "optimizer": 3 * n, "gradients": n, "reference": n // 2},
         "zero 3": {"weights": n // 2, "optimizer": 3 * n, "gradients": n, "reference": n // 2},
     }
+
+
+def test_frozen_parameters_have_weights_alone_and_a_critic_is_trained_whole() -> None:
+    def make() -> Any:
+        model = on_meta(SMALL)()
+        freeze(model, "embed|layers.0")
+        return model
+
+    whole, some = models("small"), replace(models("small"), actor=DryModel.of(make), has_critic=True)
+    settings = {"strategy": "single", "engine_type": "hf", "train_batch_size": 8, "micro_train_batch_size": 2, "compile": "no"}
+    plan = make_plan(make_config(settings), some, world=1, device=GIB, cuda=False)
+    total, trained = whole.actor.total, some.actor.trained
+    assert 0 < trained < total == some.actor.total
+    found = plan.phases["update"]
+    assert (found["weights"], found["optimizer"], found["gradients"]) == (4 * total, 8 * trained, 4 * trained)
+    assert found["critic"] == 12 * total
 
 
 def test_a_strategy_that_is_not_known_is_refused() -> None:

@@ -130,6 +130,7 @@ def _models(config: Config) -> Models:
     from lightrft.diagnostics.dry_passes import DryModel
     from lightrft.diagnostics.memory_plan import Models
     from lightrft.models.folder_check import empty_model
+    from lightrft.models.freeze import freeze
     from lightrft.models.lora import add_lora
     from lightrft.models.scratch import scratch_config
     from lightrft.plugins.registry import Registry
@@ -155,9 +156,11 @@ def _models(config: Config) -> Models:
 
             with torch.device("meta"):
                 model = language_model_class(shape).from_config(shape, trust_remote_code=trust)
-            if not config.lora_rank:
-                return model
-            return add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha, target_modules=config.lora_target_modules, seed=0)
+            if config.lora_rank:
+                model = add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha, target_modules=config.lora_target_modules, seed=0)
+            if config.freeze:
+                freeze(model, config.freeze)
+            return model
 
         actor = DryModel.of(make)
         rewards = {}

@@ -133,7 +133,8 @@ class _Planner:
         config, mine = self.config, self._held()
         found = {"weights": mine.weights, "optimizer": 0 if mine.offloaded else mine.optimizer}
         if self.models.has_critic:
-            found["critic"] = mine.weights + (0 if mine.offloaded else mine.optimizer)
+            critic = self._held(trained=self.models.actor.total)  # whole, also beside adapters and frozen parameters
+            found["critic"] = critic.weights + (0 if critic.offloaded else critic.optimizer)
         if config.kl_coef:
             found["reference"] = frozen_bytes(config, self.models.actor.total, world=self.world)
         if config.ema_beta:
@@ -142,9 +143,10 @@ class _Planner:
             found[f"reward {name}"] = frozen_bytes(config, parameters, world=self.world, shard=config.reward_shard_size)
         return found
 
-    def _held(self) -> Held:
+    def _held(self, *, trained: int | None = None) -> Held:
+        """Of the actor, or of a model of its shape with so many trained parameters."""
         actor = self.models.actor
-        sizes = Sizes(total=actor.total, trained=actor.trained, block=actor.block, rest=actor.rest)
+        sizes = Sizes(total=actor.total, trained=trained or actor.trained, block=actor.block, rest=actor.rest)
         return held(self.config, sizes, world=self.world, micro_batches=self._micro_batches())
 
     # passes

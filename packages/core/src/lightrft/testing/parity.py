@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lightrft.config.load import make_config
+from lightrft.models.freeze import freeze
 from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings, StrategyBase
 from lightrft.testing.tiny import tiny_causal_lm, tiny_lora
@@ -34,6 +35,9 @@ class Case:
     empty_rank: bool = False
     lora: bool = False
     """Only adapters are trained."""
+
+    freeze: str = ""
+    """Parameters with a name that this matches are not trained."""
 
     with_critic: bool = False
     """A second model trains in the same steps, with an optimizer and a clip of its own; both are compared."""
@@ -134,7 +138,10 @@ def _train(strategy: StrategyBase, case: Case, settings: AdamWSettings, *, steps
 
 def _model(case: Case, role: str) -> torch.nn.Module:
     model: torch.nn.Module = tiny_causal_lm(seed=SEEDS[role], tie=case.tie)
-    return tiny_lora(model) if case.lora else model
+    model = tiny_lora(model) if case.lora else model
+    if case.freeze:
+        freeze(model, case.freeze)
+    return model
 
 
 def _own(strategy: StrategyBase, model: torch.nn.Module) -> Tensors:

@@ -13,6 +13,7 @@ from lightrft.config.schema import Config
 from lightrft.data.mixture import mixture_of
 from lightrft.data.prompts import Prompt, PromptSet
 from lightrft.models.critic import make_critic
+from lightrft.models.freeze import freeze
 from lightrft.models.load import Opened, load_tokenizer, open_causal_lm
 from lightrft.models.lora import add_lora
 from lightrft.observe.phase_clock import PhaseFunction
@@ -151,8 +152,11 @@ def read_eval_sets(
 def build_actor(
     config: Config, strategy: StrategyBase, settings: AdamWSettings | None = None, *, model_path: str
 ) -> tuple[torch.nn.Module, Optimizer]:
-    """The trained model, in float32 (with adapters where `lora_rank` asks for them), and its AdamW (`settings` None: the configuration's).
-    Collective.
+    """The trained model, in float32 (with adapters where `lora_rank` asks for them, without gradients where `freeze` does), and its AdamW
+    (`settings` None: the configuration's). Collective.
+
+    Raises:
+        ModelError: as `open_causal_lm`, `add_lora` and `freeze`.
 
     Example::
 
@@ -168,6 +172,8 @@ def build_actor(
     model: torch.nn.Module = opened.model
     if config.lora_rank:
         model = add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha, target_modules=config.lora_target_modules, seed=config.seed)
+    if config.freeze:
+        strategy.print(freeze(model, config.freeze))
     settings = settings or _adamw(config, config.learning_rate)
     actor, optimizer = strategy.prepare_trainable(model, optimizer=settings, weights=opened.weights)
     ready_for_rows(actor, config=config, strategy=strategy)
@@ -177,7 +183,7 @@ def build_actor(
 def build_critic(
     config: Config, strategy: StrategyBase, settings: AdamWSettings | None = None, *, model_path: str
 ) -> tuple[torch.nn.Module, Optimizer]:
-    """The value model, in float32, and its AdamW: trained whole, also beside adapters. Collective.
+    """The value model, in float32, and its AdamW: trained whole, also beside adapters and `freeze`. Collective.
 
     Example::
 

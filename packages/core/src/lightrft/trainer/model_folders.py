@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from transformers import AutoModelForSequenceClassification
 
 from lightrft.config.reward_names import model_folder
@@ -12,8 +14,10 @@ from lightrft.config.schema import Config
 from lightrft.engine.stop_tokens import embedding_rows
 from lightrft.errors import ModelError
 from lightrft.models.folder_check import empty_model, folder_problem
+from lightrft.models.freeze import freeze
 from lightrft.models.load import load_tokenizer
-from lightrft.models.lora import targets_of
+from lightrft.models.lora import add_lora, targets_of
+from lightrft.models.scratch import char_tokenizer, scratch_model
 from lightrft.trainer.prompts import prompt_set
 
 
@@ -45,7 +49,9 @@ def _each(config: Config, *, dequantises: bool) -> Iterator[str]:
     if config.scratch_tokenizer == "none":
         path = config.model_name_or_path
         problem = folder_problem("model_name_or_path", path, trust_remote_code=trust, tokenizer=True, dequantises=dequantises)
-        yield problem or _adapters(config)
+        yield problem or _trained(config)
+    else:
+        yield _trained(config)
     if config.critic_model_name_or_path:
         yield folder_problem("critic_model_name_or_path", config.critic_model_name_or_path, trust_remote_code=trust)
     classifier = AutoModelForSequenceClassification
@@ -54,13 +60,26 @@ def _each(config: Config, *, dequantises: bool) -> Iterator[str]:
             yield folder_problem("reward", model.path, auto_class=classifier, trust_remote_code=trust, tokenizer=True, written=reward)
 
 
-def _adapters(config: Config) -> str:
-    """Why the model cannot have the adapters that are asked for."""
-    if not config.lora_rank or not Path(config.model_name_or_path).expanduser().is_dir():
+def _trained(config: Config) -> str:
+    """Why the model cannot have the adapters that are asked for, or not be frozen as is asked for."""
+    scratch = config.scratch_tokenizer != "none"
+    if not (config.lora_rank or config.freeze) or not (scratch or Path(config.model_name_or_path).expanduser().is_dir()):
         return ""
-    model = empty_model(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
     try:
-        targets_of(model, config.lora_target_modules)
+        model = _scratch(config) if scratch else empty_model(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
+        if config.lora_rank:
+            targets_of(model, config.lora_target_modules)
+        if config.freeze:
+            if config.lora_rank:
+                model = add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha, target_modules=config.lora_target_modules, seed=0)
+            freeze(model, config.freeze)
     except ModelError as error:
         return str(error)
     return ""
+
+
+def _scratch(config: Config) -> Any:
+    """The model to be made, on the meta device, with another vocabulary: no name depends on it."""
+    sizes = {"layers": config.scratch_layers, "hidden": config.scratch_hidden, "heads": config.scratch_heads}
+    with torch.device("meta"):
+        return scratch_model(char_tokenizer(["0"]), **sizes, kv_heads=config.scratch_kv_heads, seed=0)

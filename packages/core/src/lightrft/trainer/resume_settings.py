@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 BELONG_TO_STATE = (
-    "seed", "strategy", "fsdp", "lora_rank", "lora_alpha", "lora_target_modules", "use_mp_opt",
+    "seed", "strategy", "fsdp", "lora_rank", "lora_alpha", "lora_target_modules", "freeze", "use_mp_opt",
     "advantage_estimator", "policy_loss", "critic_learning_rate", "learning_rate", "lr_scheduler",
     "lr_warmup_steps", "adam_beta1", "adam_beta2", "weight_decay", "ema_beta", "scratch_tokenizer",
     "scratch_vocab_size", "scratch_layers", "scratch_hidden", "scratch_heads", "scratch_kv_heads",

@@ -75,6 +75,13 @@ def _merged(buckets: Iterable[WeightBucket], adapters: dict[str, Adapter], dtype
     assert not waiting, f"adapters without their matrices, or the reverse: {sorted(waiting)}"
 
 
+def weight_of(name: str) -> str:
+    """The weight that a parameter is, or that it adapts, by its name in the model without adapters."""
+    if not is_adapter(name):
+        return plain_name(name)
+    return plain_name(name).removeprefix(WRAPPER).removesuffix(".weight").rpartition(".")[0] + ".weight"
+
+
 def _role(name: str, adapters: dict[str, Adapter]) -> tuple[str, str]:
     """The matrix that a parameter belongs to, and what it is there: itself (`base_layer`), A or B; no part for any other parameter."""
     if is_adapter(name):
