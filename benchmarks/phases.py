@@ -1,6 +1,7 @@
 """Each phase of a step against its floor: arithmetic over the measured matmul rate, bytes over the measured bandwidth, the bare engine.
 
-`make phases`. The step is that of `vs_trl.py`; the parts of a sync are timed one by one in a process that holds nothing else.
+`make phases`. The step is that of `vs_trl.py`; the parts of a sync are timed one by one in a process that holds nothing else. They and the
+bare engine are of one GPU: with more ranks the step alone is measured.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def main() -> None:
     }  # fmt: skip
     step = run_ours("phases", settings, work=given.work, nproc=given.ranks)
     assert not step["rc"], step.get("log")
-    parts = run_spmd(sync_parts, 1, settings, timeout_s=300, cuda=on_gpu)[0]
-    bare = bare_engine(given, own) if on_gpu else None
+    parts = run_spmd(sync_parts, 1, settings, timeout_s=300, cuda=on_gpu)[0] if given.ranks == 1 else {}
+    bare = bare_engine(given, own) if on_gpu and given.ranks == 1 else None
     floor = floors(given, bare_s=bare[0] if bare else None)
     print("| phase | s | floor, s | over the floor | |\n|---|---|---|---|---|")
     numbers = {"step_s": step["wall_s"], "ranks": given.ranks, **{f"sync {name} s": value for name, value in parts.items()}}
@@ -62,7 +63,10 @@ def main() -> None:
         print(f"| {name} | {numbers[f'{name}_s']:.4f} | | | |")
     rest = step["time/step_s"] - sum(v for k, v in step.items() if k.startswith("time/") and k not in ("time/step_s", "time/save_s"))
     numbers["rest_s"] = rest
-    print(f"| between phases | {rest:.4f} | | | |\n\na step {step['wall_s']:.3f} s; parts of a sync, s: {json.dumps(parts)}")
+    print(
+        f"| between phases | {rest:.4f} | | | |\n\na step {step['wall_s']:.3f} s"
+        + (f"; parts of a sync, s: {json.dumps(parts)}" if parts else "")
+    )
     keep(f"phases-{given.model}", numbers, folder=given.work)
     if given.json:
         print(json.dumps({"numbers": numbers, "step": step}))
