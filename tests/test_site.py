@@ -40,12 +40,13 @@ def test_links_between_pages_lead_to_files(page: str) -> None:
     assert not missing
 
 
-def test_the_translation_has_the_same_blocks_and_sections() -> None:
-    pages = [(DOCS / name).read_text(encoding="utf-8") for name in ("get-started.md", "get-started.zh.md")]
+@pytest.mark.parametrize("translation", [page for page in PAGES if page.endswith(".zh.md")])
+def test_the_translation_has_the_same_blocks_and_sections(translation: str) -> None:
+    pages = [(DOCS / name).read_text(encoding="utf-8") for name in (translation.replace(".zh.", "."), translation)]
     blocks = [re.findall(r"```.*?```", page, re.DOTALL) for page in pages]
     assert blocks[0] == blocks[1]
     outlines = [
-        [line.split()[0] for line in re.sub(r"```.*?```", "", page, flags=re.DOTALL).splitlines() if line[:1] in ("#", "-")]
+        [line.split()[0] for line in re.sub(r"```.*?```", "", page, flags=re.DOTALL).splitlines() if re.match(r"[#-]|\d\. ", line)]
         for page in pages
     ]
     assert outlines[0] == outlines[1], "sections and points"
