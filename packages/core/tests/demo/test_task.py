@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightrft.config.checks import check
+from lightrft.demo.colours import COLOURS, write_colours
 from lightrft.demo.task import DATA_FOLDER, demo_config, make_row, recipe, write_data
 from lightrft.errors import ConfigError
 from lightrft.plugins.registry import Registry
@@ -81,3 +82,26 @@ def test_the_sizes_divide(world_size):
     assert values["rollout_batch_size"] % world_size == 0
     assert values["train_batch_size"] % (values["micro_train_batch_size"] * world_size) == 0
     assert (values["rollout_batch_size"] * values["n_samples_per_prompt"]) % values["train_batch_size"] == 0
+
+
+def test_the_pictures_are_of_the_colours_that_the_rows_name(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="pictures are Pillow's")
+    train, held_out = write_colours(tmp_path, seed=1, num_train=6, num_eval=2)
+    again, _ = write_colours(tmp_path / "again", seed=1, num_train=6, num_eval=2)
+    assert train.read_text() == again.read_text()
+    rows = [json.loads(line) for path in (train, held_out) for line in path.read_text().splitlines()]
+    assert len(rows) == 8
+    for row in rows:
+        [name] = row["images"]
+        colours = {letter[0]: colour for letter, colour in COLOURS.items()}
+        counts = sorted(image.open(tmp_path / name).getcolors(256))
+        assert all(abs(a - b) <= 15 for a, b in zip(counts[-1][1], colours[row["answer"]], strict=True)), row
+    assert (tmp_path / "model" / "preprocessor_config.json").is_file()
+
+
+def test_the_task_with_images_can_be_run(tmp_path):
+    run_dir = tmp_path / "run"
+    write_colours(run_dir / DATA_FOLDER, seed=0, num_train=8, num_eval=4)
+    config = demo_config(run_dir=run_dir, seed=0, strategy="single", engine="hf", overrides={}, task="vision")
+    assert config.model_name_or_path == str(run_dir / DATA_FOLDER / "model")
+    check(config, registry=Registry.discover(), world_size=1)

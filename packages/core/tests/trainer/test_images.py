@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import Any
 import pytest
 
 import lightrft
+from lightrft.demo.colours import write_colours
 from lightrft.distributed.world import World
 from lightrft.engine.hf import HFEngine
 from lightrft.engine.image_reader import ImageReader
 from lightrft.errors import DataError, ImageError, UserError
 from lightrft.experience.images import PromptImages
+from lightrft.plugins.registry import Registry
 from lightrft.testing.image_text import IMAGE_ID, image_rows, noise, tiny_image_folder, tiny_image_model
+from lightrft.trainer.base_model import prepare_base_model
 from lightrft.types import Completion, RequestOutput, Sample
 
 Image: Any = pytest.importorskip("PIL.Image", reason="images are Pillow's")
@@ -172,3 +176,17 @@ def test_generate_evaluate_and_a_row_in_memory(folder: Path) -> None:
 
 
 CHOSEN = ("model_name_or_path", "strategy", "engine_type", "prompt_max_len", "generate_max_len", "mixed_mm_data", "apply_chat_template")
+
+
+def test_a_warm_up_sees_the_images(folder: Path) -> None:
+    """Answers that only the image tells are imitated: the loss falls below what a guess among eight can reach."""
+    write_colours(folder / "colours", seed=0, num_train=48, num_eval=4)
+    lines = []
+    config = settings(
+        folder, prompt_data=str(folder / "colours" / "train.jsonl"), model_name_or_path=str(folder / "colours" / "model"), sft_steps=120,
+        sft_batch_size=16, sft_learning_rate=2e-3, mixed_mm_data=False, max_steps=1, prompt_max_len=32,
+    )  # fmt: skip
+    path = prepare_base_model(lightrft.make_config(config), folder=folder / "base", registry=Registry.discover(), log=lines.append)
+    loss = float(lines[-1].split("loss ")[1].split(",")[0])
+    assert loss < 0.5 < math.log(8) / 2, "of two tokens, the letter and the end"
+    assert (path / "preprocessor_config.json").is_file()

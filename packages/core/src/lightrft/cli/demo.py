@@ -15,7 +15,7 @@ from lightrft.cli.start import start_ranks
 from lightrft.config.checks import strategy_name
 from lightrft.config.load import make_config
 from lightrft.config.schema import Config
-from lightrft.demo.task import DATA_FOLDER, demo_config, write_data
+from lightrft.demo.task import DATA_FOLDER, TASKS, demo_config
 from lightrft.distributed.launch import default_nproc
 from lightrft.errors import ConfigError, UserError
 
@@ -39,7 +39,7 @@ def run_demo(flags: Flags) -> dict[str, Any]:
     nproc = flags.nproc or min(RANKS, default_nproc(without_cuda=RANKS))
     config = prepare(flags, world_size=nproc)
     parts = f"strategy {strategy_name(config)}, engine {config.engine_type}"
-    print(f"demo: sort six digits, seed {config.seed}; world size {nproc}, {parts}; run folder {config.output_dir}", flush=True)
+    print(f"demo: {TASKS[flags.task].title}, seed {config.seed}; world size {nproc}, {parts}; run folder {config.output_dir}", flush=True)
     return result_of(start_ranks(config, mode="train", nproc_per_node=nproc), seconds=time.monotonic() - started)
 
 
@@ -55,11 +55,12 @@ def prepare(flags: Flags, *, world_size: int) -> Config:
         strategy=typed.strategy or STRATEGY,
         engine=typed.engine_type if "engine_type" in good else ENGINE,
         overrides={name: value for name, value in good.items() if name not in ARGUMENTS},
+        task=flags.task,
     )
     new = not folder.exists()
     try:
         if config.overwrite_output_dir or not (folder / "config.yaml").exists():
-            write_data(folder / DATA_FOLDER, seed=config.seed)
+            TASKS[flags.task].write(folder / DATA_FOLDER, seed=config.seed)
         return checked(config.model_dump(), problems=problems, mode="train", world_size=world_size, typed=flags.settings)
     except OSError as error:
         raise ConfigError([*problems, f"output_dir={str(folder)!r} cannot be written: {error.strerror or error}"]) from error

@@ -15,7 +15,7 @@ from lightrft.config.sections import flags_of, installed_sections
 from lightrft.errors import ConfigError, nearest
 from lightrft.types import REFUSED_SAMPLING
 
-OWN = ("config", "nproc_per_node", "num_workers", "launcher", "max_restarts", "json")
+OWN = ("task", "config", "nproc_per_node", "num_workers", "launcher", "max_restarts", "json")
 """Flags of the commands themselves; all others are settings."""
 
 OF_RECIPES = ("config", "launcher", "num_workers", "max_restarts")
@@ -36,6 +36,9 @@ class Flags:
     launcher: str = LAUNCHERS[0]
     max_restarts: int = 0
     as_json: bool
+    task: str = "sort"
+    """Of the demo."""
+
     problems: list[str] = field(default_factory=list)
 
 
@@ -60,6 +63,8 @@ def parse(
         parser.add_argument("--config", metavar="FILE", help="a recipe (YAML); flags win over it")
         parser.add_argument("--launcher", choices=LAUNCHERS, default=LAUNCHERS[0], help="what starts the ranks (default: torchrun's agent)")
         parser.add_argument("--num-workers", "--num_workers", metavar="N", help="ranks on Ray's cluster (--launcher ray; default: 1)")
+    if command == "demo":
+        parser.add_argument("--task", choices=("sort", "vision"), default="sort", help="what it learns (default: sort)")
     if command == "train":
         parser.add_argument("--max-restarts", "--max_restarts", metavar="N", help=RESTARTS)
     parser.add_argument("--nproc-per-node", "--nproc_per_node", metavar="N", help=nproc_help)
@@ -86,6 +91,7 @@ def parse(
         launcher=launcher,
         max_restarts=_count(given.get("max_restarts"), "--max-restarts", problems, of="restarts") or 0,
         as_json=given["json"],
+        task=given.get("task", "sort"),
         problems=problems,
     )
 

@@ -22,7 +22,10 @@ EVAL = (
     "of N samples for each --k; --out FILE.jsonl gets all completions."
 )
 EVAL_SHORT = {"n": "eval_n", "k": "eval_k", "out": "eval_out"}
-DEMO = "A tiny model learns to sort six digits, through the code path of a cluster. Defaults: strategy fsdp, engine hf, seed 0."
+DEMO = (
+    "A tiny model learns to sort six digits, or with --task vision to name a colour that it sees, through the code path of a cluster. "
+    "Defaults: strategy fsdp, engine hf, seed 0."
+)
 BISECT = "Finds out why engine and trainer disagree on log-probs: the settings of a run, its model, engine and strategy."
 INVARIANCE = "Cuts one recorded rollout over ranks and micro-batches several ways, and prints how far the updates of a recipe lie apart."
 PLUGINS = "Lists what is installed, and why a part of it does not work."

@@ -1,10 +1,11 @@
-"""The demo's task: sort six digits: its data, made from a seed, and its settings, from the packaged recipe."""
+"""The demo's tasks: their data, made from a seed, and their settings, from packaged recipes. The first one: sort six digits."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ import yaml
 from lightrft.config.load import make_config
 from lightrft.config.over_recipe import beside_flags
 from lightrft.config.schema import Config
+from lightrft.demo.colours import MODEL_FOLDER, write_colours
 
 NUM_DIGITS = 6
 DATA_FOLDER = "data"
-RECIPE = "sort.yaml"
 
 
 def write_data(folder: Path, *, seed: int, num_train: int = 4096, num_eval: int = 256) -> tuple[Path, Path]:
@@ -42,26 +43,50 @@ def make_row(digits: Sequence[int]) -> dict[str, str]:
     return {"prompt": " ".join(map(str, digits)) + " =", "answer": " ".join(map(str, sorted(digits)))}
 
 
-def recipe() -> dict[str, Any]:
-    """The demo's settings as a mapping, from the file that ships with the package."""
-    values: dict[str, Any] = yaml.safe_load(resources.files("lightrft.demo").joinpath(RECIPE).read_text(encoding="utf-8"))
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """`recipe`: its file in this package. `write(folder, seed=...)` puts `train.jsonl` and `eval.jsonl` there and, where `has_model` says
+    so, the model's folder.
+    """
+
+    title: str
+    recipe: str
+    write: Callable[..., tuple[Path, Path]]
+    has_model: bool = False
+
+
+TASKS = {
+    "sort": Task(title="sort six digits", recipe="sort.yaml", write=write_data),
+    "vision": Task(title="say the first letter of a square's colour", recipe="colours.yaml", write=write_colours, has_model=True),
+}
+
+
+def recipe(task: str = "sort") -> dict[str, Any]:
+    """A task's settings as a mapping, from the file that ships with the package."""
+    file = resources.files("lightrft.demo").joinpath(TASKS[task].recipe)
+    values: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     return values
 
 
-def demo_config(*, run_dir: Path, seed: int, strategy: str, engine: str, overrides: Mapping[str, Any]) -> Config:
+def demo_config(*, run_dir: Path, seed: int, strategy: str, engine: str, overrides: Mapping[str, Any], task: str = "sort") -> Config:
     """The settings of one demo run: the recipe, then these arguments, then `overrides`, which win.
 
-    Its data are `run_dir/data/train.jsonl` and `eval.jsonl`, where `write_data(run_dir / DATA_FOLDER, seed=seed)` puts them.
+    Its data are `run_dir/data/train.jsonl` and `eval.jsonl`, where `TASKS[task].write(run_dir / DATA_FOLDER, seed=seed)` puts them.
 
     Raises:
         ConfigError: an override is unknown or of the wrong type.
     """
-    values = beside_flags(recipe(), overrides) | {
-        "prompt_data": str(run_dir / DATA_FOLDER / "train.jsonl"),
-        "eval_data": str(run_dir / DATA_FOLDER / "eval.jsonl"),
-        "output_dir": str(run_dir),
-        "seed": seed,
-        "engine_type": engine,
-    }
+    made = {"model_name_or_path": str(run_dir / DATA_FOLDER / MODEL_FOLDER)} if TASKS[task].has_model else {}
+    values = (
+        beside_flags(recipe(task), overrides)
+        | made
+        | {
+            "prompt_data": str(run_dir / DATA_FOLDER / "train.jsonl"),
+            "eval_data": str(run_dir / DATA_FOLDER / "eval.jsonl"),
+            "output_dir": str(run_dir),
+            "seed": seed,
+            "engine_type": engine,
+        }
+    )
     values |= {"fsdp": True} if strategy == "fsdp" else {"strategy": strategy}
     return make_config(values | dict(overrides))

@@ -151,9 +151,9 @@ def differing_ends(stops: StopTokens | None) -> Finding | None:
 
 
 def leak(prompts: Sequence[Prompt], eval_prompts: Sequence[Prompt]) -> Finding | None:
-    """Evaluation prompts that are training prompts too, spaces aside. Local."""
-    trained = {" ".join(prompt.text.split()) for prompt in prompts}
-    both = [prompt.text for prompt in eval_prompts if " ".join(prompt.text.split()) in trained]
+    """Evaluation prompts that are training prompts too, with the same images, spaces aside. Local."""
+    trained = {(" ".join(prompt.text.split()), prompt.images) for prompt in prompts}
+    both = [prompt.text for prompt in eval_prompts if (" ".join(prompt.text.split()), prompt.images) in trained]
     if not both:
         return None
     return (

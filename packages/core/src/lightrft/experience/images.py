@@ -16,7 +16,7 @@ from lightrft.distributed.world import World
 from lightrft.engine.image_reader import ImageReader, PromptWithImages
 from lightrft.errors import DataError
 from lightrft.rollout.images import rgb_image
-from lightrft.types import Completion, RequestOutput
+from lightrft.types import Completion, Request, RequestOutput
 
 Read = tuple[Sequence[int], ImageInputs | None]
 """A prompt's token ids, with all tokens of its images, and what the models are given of them."""
@@ -94,6 +94,11 @@ class PromptImages:
     def shown(self, prompts: Sequence[Prompt], pictures: Sequence[tuple[Any, ...]]) -> ReadPrompts:
         """The prompts with these pictures for their own; there has to be a reader. Local."""
         return ReadPrompts(prompts, pictures, self._thread.submit(self._made, list(prompts), pictures), self._world)
+
+    def of_request(self, request: Request) -> PromptWithImages:
+        """What a forward pass takes for a request with images; there has to be a reader. Local."""
+        assert self._reader is not None
+        return self._reader.read(request.prompt_token_ids, request.images, where=f"request {request.id}")
 
     def without_reserved(self, outputs: Sequence[RequestOutput]) -> tuple[list[RequestOutput], int]:
         """Completions end before a token that the model would take for a place of an image; also, how many were cut there."""

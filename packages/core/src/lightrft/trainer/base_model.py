@@ -18,12 +18,13 @@ from lightrft.config.data_sources import prompt_sources
 from lightrft.config.eval_files import eval_files
 from lightrft.config.schema import Config
 from lightrft.data.columns import answers_at
-from lightrft.data.prompts import Prompt
+from lightrft.data.prompts import Prompt, PromptSet
 from lightrft.data.rows import load_rows
 from lightrft.engine.hf_generate import cut_by, generate
 from lightrft.engine.quiet import no_progress_bars, without_deepspeed
 from lightrft.engine.stop_tokens import folder_stop_tokens
 from lightrft.errors import DataError, ModelError
+from lightrft.experience.images import PromptImages
 from lightrft.experience.samples import samples_of
 from lightrft.experience.sampling import eval_greedy_params
 from lightrft.models.dequantise import dequantise, is_quantised
@@ -33,7 +34,7 @@ from lightrft.plugins.registry import Registry
 from lightrft.rewards.load import NamedReward, rewards_of
 from lightrft.rewards.score import score
 from lightrft.strategy.source_folder import source_folder
-from lightrft.trainer.prompts import prompt_set, target_end
+from lightrft.trainer.prompts import alone_images, prompt_set, target_end
 from lightrft.trainer.warmup import Example, WarmupSettings, warm_up
 from lightrft.types import Request
 
@@ -144,23 +145,27 @@ def _warm_up(config: Config, *, tokenizer: Any, model: Any, registry: Registry, 
         seed=config.seed,
         target_reward=config.sft_target_reward,
     )
+    found = prompt_set(config, config.prompt_data, tokenizer=tokenizer)
+    images = alone_images(config, [*found.prompts, *held_out])
     result = warm_up(
         model,
-        _examples(config, tokenizer=tokenizer, log=log),
+        _examples(config, found, tokenizer=tokenizer, images=images, log=log),
         settings=settings,
-        greedy_reward=lambda: greedy_reward(model, held_out, config=config, tokenizer=tokenizer, rewards=rewards),
+        greedy_reward=lambda: greedy_reward(model, held_out, config=config, tokenizer=tokenizer, rewards=rewards, images=images),
         log=log,
     )
     if result.greedy_reward is not None and result.greedy_reward < config.sft_target_reward:
         log(f"warm-up: all {result.steps} steps ended at greedy reward {result.greedy_reward:.3f}, below {config.sft_target_reward}")
 
 
-def greedy_reward(model: Any, prompts: Sequence[Prompt], *, config: Config, tokenizer: Any, rewards: Sequence[NamedReward]) -> float:
+def greedy_reward(
+    model: Any, prompts: Sequence[Prompt], *, config: Config, tokenizer: Any, rewards: Sequence[NamedReward], images: PromptImages
+) -> float:
     """Mean weighted reward of greedy completions, in this process."""
-    sampling = eval_greedy_params(config)
+    sampling, read = eval_greedy_params(config), images.read(prompts)
     outputs = generate(
         model,
-        [Request(id=index, prompt_token_ids=prompt.token_ids, seed=0) for index, prompt in enumerate(prompts)],
+        [Request(id=at, prompt_token_ids=p.token_ids, seed=0, images=read.pictures[at]) for at, p in enumerate(prompts)],
         sampling,
         eos_token_ids=_end_tokens(config, tokenizer=tokenizer),
         pad_token_id=tokenizer.pad_token_id,
@@ -168,8 +173,10 @@ def greedy_reward(model: Any, prompts: Sequence[Prompt], *, config: Config, toke
         max_model_len=config.prompt_max_len + sampling.max_new_tokens,
         version=0,
         cut=cut_by(tokenizer, sampling),
+        read_images=images.of_request,
     )
-    totals = score(samples_of(prompts, outputs, tokenizer=tokenizer), rewards=rewards, reward_key=config.reward_key).total
+    samples = samples_of(prompts, outputs, tokenizer=tokenizer, pictures=read.pictures)
+    totals = score(samples, rewards=rewards, reward_key=config.reward_key).total
     return sum(totals) / len(totals)
 
 
@@ -180,13 +187,27 @@ def _end_tokens(config: Config, *, tokenizer: Any) -> Sequence[int]:
     return folder_stop_tokens(config.model_name_or_path, tokenizer=tokenizer).ids
 
 
-def _examples(config: Config, *, tokenizer: Any, log: Log) -> list[Example]:
-    """Prompts with their targets; a target longer than a rollout may be could only teach completions that are cut off."""
-    found = prompt_set(config, config.prompt_data, tokenizer=tokenizer)
+class _Examples(Sequence[Example]):
+    """Prompts with their targets; images are read when their example is taken."""
+
+    def __init__(self, pairs: Sequence[tuple[Prompt, list[int]]], images: PromptImages) -> None:
+        self._pairs, self._images = pairs, images
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, at: Any) -> Any:
+        prompt, target = self._pairs[at]
+        [(token_ids, seen)] = self._images.read([prompt]).whole()
+        return Example(prompt=token_ids, target=target, images=seen)
+
+
+def _examples(config: Config, found: PromptSet, *, tokenizer: Any, images: PromptImages, log: Log) -> Sequence[Example]:
+    """A target longer than a rollout may be could only teach completions that are cut off."""
     prompts, end = found.prompts, target_end(config, found, tokenizer=tokenizer)
     targets = tokenizer([target_text(p.row, config=config) for p in prompts], add_special_tokens=False)["input_ids"]
     pairs = [(prompt, [*ids, end]) for prompt, ids in zip(prompts, targets, strict=True)]
-    examples = [Example(prompt=p.token_ids, target=target) for p, target in pairs if len(target) <= config.generate_max_len]
+    examples = _Examples([(p, target) for p, target in pairs if len(target) <= config.generate_max_len], images)
     if not examples:
         shortest = min(len(target) for _, target in pairs)
         raise DataError(

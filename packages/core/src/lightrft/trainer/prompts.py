@@ -74,6 +74,12 @@ def image_reader(config: Config, prompts: Sequence[Prompt], *, model_path: str) 
     return ImageReader(model_path, trust_remote_code=config.trust_remote_code)
 
 
+def alone_images(config: Config, prompts: Sequence[Prompt]) -> PromptImages:
+    """Reads images of these prompts in one process, whatever the others do."""
+    reader = image_reader(config, prompts, model_path=config.model_name_or_path)
+    return PromptImages(reader, world=World.alone(), max_pixels=config.max_image_pixels, longest=config.prompt_max_len)
+
+
 def image_problems(config: Config, prompts: Sequence[Prompt], *, registry: Registry) -> list[str]:
     """What these settings cannot do where a prompt has images, a line each. Local."""
     if not any(prompt.images for prompt in prompts):
@@ -120,10 +126,9 @@ def check_prompts(config: Config, *, training: bool, registry: Registry) -> None
     ]
     everything = [prompt for one in found for prompt in one.prompts]
     raise_all(image_problems(config, everything, registry=registry))
-    if reader := image_reader(config, everything, model_path=config.model_name_or_path):
-        images = PromptImages(reader, world=World.alone(), max_pixels=config.max_image_pixels, longest=config.prompt_max_len)
-        for one in found:
-            images.read([prompt for prompt in one.prompts if prompt.images][:1]).whole()
+    images = alone_images(config, everything)
+    for one in found:
+        images.read([prompt for prompt in one.prompts if prompt.images][:1]).whole()
 
 
 def target_end(config: Config, found: PromptSet, *, tokenizer: Any) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lightrft.batch.collect import sequences_of
+from lightrft.batch.images import ImageInputs
 from lightrft.batch.micro_batch import padded
 from lightrft.models.score import score_tokens
 from lightrft.types import Completion
@@ -21,10 +22,11 @@ PRINT_EVERY = 25
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """Token ids to read and token ids to imitate; the end-of-sequence token is part of the target."""
+    """Token ids to read (with the prompt's images) and token ids to imitate; the end-of-sequence token is part of the target."""
 
     prompt: Sequence[int]
     target: Sequence[int]
+    images: ImageInputs | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ def warm_up(
 def target_loss(model: Any, examples: Sequence[Example]) -> torch.Tensor:
     """Mean negative log-probability, in nats, over all target tokens of the examples together; prompt tokens do not count."""
     targets = [(e.prompt, Completion(token_ids=e.target, finish_reason="stop", weight_version=0)) for e in examples]
-    batch = sequences_of(targets, group_ids=range(len(examples)))
+    batch = sequences_of(targets, group_ids=range(len(examples)), images=[e.images for e in examples])
     micro = padded(batch, torch.arange(len(examples)), device=next(model.parameters()).device)
     logprobs = micro.grid.spread(score_tokens(model, micro, temperatures=(1.0,)).logprobs[0])
     return -logprobs.sum() / micro.grid.mask().sum()
