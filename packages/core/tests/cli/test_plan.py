@@ -52,6 +52,13 @@ def test_what_is_frozen_is_taken_off_the_plan(folder: Path) -> None:
         run_plan([*words, "visual"], description="")
 
 
+def test_adapters_are_planned_for(folder: Path) -> None:
+    """Rank 4 on a block's layers, 4 x (in + out) each: q, o 128; k, v 96; gate, up, down 160: 4 x 928, of two blocks 7,424."""
+    words = ["--model_name_or_path", str(folder), "--gpu", "h100-80g", "--strategy", "single", "--engine_type", "hf", "--lora_rank", "4"]
+    report, _ = run_plan(words, description="")
+    assert report["parameters"] == 127_424 + 7_424 and report["fits"]
+
+
 def test_bars_end_at_the_device() -> None:
     lines = bars({"a": {"x": 40.0, "y": 40.0}, "bc": {"x": 20.0, "z": 100.0}}, device=80.0).splitlines()
     assert [line.index("|") for line in lines[:2]] == [36, 36]

@@ -96,7 +96,7 @@ def _keep(parameter: Tensor, *, kept: list[Tensor], keeps: Callable[[Tensor], in
 
 
 def _ready(dry: DryModel, dtype: torch.dtype) -> Any:
-    model = dry.make().to(dtype).eval()
+    model = dry.make().to("meta", dtype).eval()  # adapters are made with values
     for part in model.modules():  # the configuration is one object, or one for each part
         if hasattr(getattr(part, "config", None), "_attn_implementation"):
             part.config._attn_implementation = NAME
