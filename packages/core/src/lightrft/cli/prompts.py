@@ -7,6 +7,7 @@ from typing import Any
 
 from lightrft.cli.flags import parse
 from lightrft.cli.settings import checked, merge
+from lightrft.plugins.registry import Registry
 
 OPEN, CLOSE = "\u27e6", "\u27e7"
 """Around what is one added token: the same characters in the words of the data have none."""
@@ -25,7 +26,7 @@ def run_show_prompts(words: Sequence[str], *, description: str) -> tuple[dict[st
     config = checked(merge(flags, mode="prompts"), problems=[*flags.problems, *problems], mode="prompts", world_size=1)
     from lightrft.trainer.show_prompts import show_prompts  # the tokenizer's library is slow to import
 
-    return show_prompts(config, num_rows=num_rows), flags.as_json
+    return show_prompts(config, num_rows=num_rows, registry=Registry.discover()), flags.as_json
 
 
 def _rows(words: list[str]) -> tuple[list[str], int, list[str]]:

@@ -32,20 +32,34 @@ PROBE_TOOL = {
 }
 
 
+PROBE_CALL: Message = {
+    "id": "lightrft0",
+    "type": "function",
+    "function": {"name": "lightrft0tool", "arguments": {"lightrft0key": "lightrft0value"}},
+}
+
+PROBE_RESULT: Message = {"role": "tool", "content": USER, "name": "lightrft0tool", "tool_call_id": "lightrft0"}
+
+
 @dataclass(frozen=True)
 class ChatSettings:
-    """`system_prompt` begins conversations that have no system turn; `kwargs` go to the template; `tools_key` names the tools' column."""
+    """`system_prompt` begins conversations that have no system turn; `kwargs` go to the template; `tools_key` names the tools' column.
+
+    `tools`: the JSON schemas of those that every conversation has.
+    """
 
     system_prompt: str = ""
     tools_key: str = ""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[Mapping[str, Any]] = ()
 
 
 class ChatTemplate:
     """The chat template of a tokenizer with the settings of a run.
 
     Raises:
-        DataError: there is none; a setting that it does not read; a template that leaves the user's text or the system prompt out.
+        DataError: there is none; a setting that it does not read; a template that leaves the user's text, the system prompt or tools
+            of the settings out.
     """
 
     def __init__(self, tokenizer: Any, settings: ChatSettings) -> None:
@@ -58,6 +72,7 @@ class ChatTemplate:
         self._in_parts = False
         self._in_parts = self._takes_parts()
         self._check_system_prompt()
+        self._check_tools()
 
     @property
     def source(self) -> str:
@@ -105,16 +120,16 @@ class ChatTemplate:
         if tools and text == self._rendered(turns, tools=None, goes_on=goes_on):
             ruled = [{"role": "system", "content": SYSTEM}, *turns]
             helps = turns[0]["role"] != "system" and self._probe(ruled, tools=tools) != self._probe(ruled)
-            remedy = (
-                "set system_prompt (it prints them in a system turn)" if helps else "leave tools_key out, or write them into the prompt"
-            )
+            leave = "leave tools_key out, or write them into the prompt" if self._settings.tools_key else "give the tokenizer one that does"
+            remedy = "set system_prompt (it prints them in a system turn)" if helps else leave
             raise DataError(f"{where}: the chat template does not print the tools in this conversation; {remedy}")
         return text
 
     def skeleton(self) -> str:
-        """A closed conversation without any words of a user: what the template writes around them."""
-        turns = [("user", USER), ("assistant", ANSWER), ("user", USER)]
-        return self._probe([{"role": role, "content": text} for role, text in turns], begun=False)
+        """A closed conversation without any words of a user: what the template writes around them; with tools, around theirs too."""
+        turns: list[Message] = [{"role": role, "content": text} for role, text in (("user", USER), ("assistant", ANSWER), ("user", USER))]
+        text = self._probe(turns, begun=False)
+        return text + self.written_call() + self._probe([*turns[:2], PROBE_RESULT]) if self._settings.tools else text
 
     def end_of_turn(self) -> str:
         """What the template writes after the words of the assistant; empty where that cannot be told."""
@@ -135,18 +150,28 @@ class ChatTemplate:
             DataError: the template fails for such messages, or writes something else for what stands before them.
         """
         before = self.with_system([{"role": "user", "content": USER}])
-        text = self.render([*before, {"role": "assistant", "content": ANSWER}, *messages], tools=None, where=where)
+        text = self.render([*before, {"role": "assistant", "content": ANSWER}, *messages], tools=self._settings.tools or None, where=where)
         if text.count(ANSWER) != 1:
             raise DataError(f"{where}: the chat template leaves out the assistant's turn before these messages")
         return text.partition(ANSWER)[2]
 
-    def rewritten_turns(self) -> str:
-        """In which way the template writes an earlier turn of the assistant, or what stands before it, otherwise than when it was the last
-        one; empty where it does not.
+    def written_call(self) -> str:
+        """The assistant's turn that calls a tool, `PROBE_CALL`; empty where the template writes no calls."""
+        turns = self.with_system([{"role": "user", "content": USER}])
+        begun = self._probe(turns)
+        for content in ("", None):  # some templates write the one, some the other
+            text = self._probe([*turns, {"role": "assistant", "content": content, "tool_calls": [PROBE_CALL]}], begun=False)
+            if PROBE_CALL["function"]["name"] in text:
+                own = text.removeprefix(begun) if text.startswith(begun) else text.partition(USER)[2]
+                return own.removesuffix(self.end_of_turn())
+        return ""
+
+    def rewritten_turns(self, follows: Message) -> str:
+        """In which way the template writes a turn of the assistant, or what stands before it, otherwise once the message `follows` stands
+        behind it; empty where it does not.
         """
         turns = self.with_system([{"role": "user", "content": USER}])
-        follows = {"role": "user", "content": USER}
-        tools = [PROBE_TOOL] if self._settings.tools_key else None
+        tools = self._settings.tools or ([PROBE_TOOL] if self._settings.tools_key else None)
         begun = self._probe(turns, tools=tools)
         words = {
             "writes what stands before an earlier turn otherwise than before the last one": ANSWER,
@@ -159,6 +184,14 @@ class ChatTemplate:
         return ""
 
     # ---- parts ---------------------------------------------------------------------------------------------------------------------------
+
+    def _check_tools(self) -> None:
+        turns = self.with_system([{"role": "user", "content": USER}])
+        if self._settings.tools and self._probe(turns, tools=self._settings.tools) in ("", self._probe(turns)):
+            raise DataError(
+                "the environment has tools, and the tokenizer's chat template does not print them; give the tokenizer one that does"
+                + ("" if self._settings.system_prompt else " (some print them only where system_prompt is set)")
+            )
 
     def _rendered(self, messages: list[Message], *, tools: Sequence[Any] | None, goes_on: bool = False, begun: bool = True) -> str:
         given = [self._with_parts(message) for message in messages] if self._in_parts else messages

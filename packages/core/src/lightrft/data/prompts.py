@@ -298,7 +298,7 @@ class _Maker:
     def _of_messages(self, messages: list[Any], row: Mapping[str, Any], *, where: str, around: Any = None) -> _Rendered:
         assert self.chat is not None
         chat, key = self.chat, self.settings.tools_key
-        tools = tool_list(value_at(row, key), where=where, column=key) if key else None
+        tools = tool_list(value_at(row, key), where=where, column=key) if key else list(self.settings.tools) or None
 
         def written(data: Any) -> str:
             turns = [{**turn, "content": around(turn["content"])} for turn in data["messages"]] if around else data["messages"]

@@ -8,38 +8,40 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightrft.data.chat import ChatSettings, ChatTemplate
+from lightrft.data.chat import PROBE_CALL, PROBE_RESULT, USER, ChatSettings, ChatTemplate
 from lightrft.data.messages import chat_messages
 from lightrft.data.tokens import Encoder
+from lightrft.data.tool_styles import STYLES, ToolStyle, style_of
 from lightrft.errors import DataError
+from lightrft.rollout.environment import ToolCall
 
 WHERE = "the environment"
 
 
 class TurnWriter:
-    """Writes what follows a turn of the policy. `chat` None: without a chat template, of text alone.
+    """Writes what follows a turn of the policy, and reads its calls. `chat` None: without a chat template, of text alone.
 
     Raises:
         DataError: the template writes earlier turns in another way once another one follows (thoughts that it drops, a system prompt that
-            moves to the last turn), or does not tell where they end; a tokenizer that loses a part of what the template writes.
+            moves to the last turn), or does not tell where they end; a tokenizer that loses a part of what the template writes; there are
+            tools, and the template has no place for what they answer, or writes calls in a format that is not read.
     """
 
     def __init__(self, tokenizer: Any, *, chat: ChatSettings | None) -> None:
         self._tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer, chat) if chat is not None else None
+        self._tools = chat.tools if chat is not None else ()
+        self._checked: set[str] = set()
         self._encoder = Encoder(tokenizer, structure=self._template.skeleton() if self._template else "")
         if self._template is not None:
-            if problem := self._template.rewritten_turns():
-                raise DataError(f"the tokenizer's chat template {problem}; {REMEDY}")
-            glue = self._template.after_answer([{"role": "user", "content": "lightrft"}], where=WHERE)
-            if (read := self._decoded(self._encoder.encode_more(glue, []))) != glue:
-                raise DataError(f"the tokenizer reads {glue!r}, which its chat template writes between two turns, as {read!r}; {REMEDY}")
+            self._check(self._template, "tool" if self._tools else "user")
+        self._style = _style(self._template) if self._template is not None and self._tools else None
 
     def prompt(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
         """The prompt of a conversation that an environment begins. Raises DataError as `after`."""
         template, turns = self._of_chat(messages)
-        turns = template.with_system(turns)
-        text, spans = self._encoder.rendered(turns, lambda given: template.render(given, tools=None, where=WHERE), where=WHERE)
+        turns, tools = template.with_system(turns), self._tools or None
+        text, spans = self._encoder.rendered(turns, lambda given: template.render(given, tools=tools, where=WHERE), where=WHERE)
         return self._encoder.encode([(text, spans)])[0]
 
     def after(self, sampled: Sequence[int], messages: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -51,6 +53,7 @@ class TurnWriter:
             DataError: no template; messages that are none; a role or an order that the template does not write.
         """
         template, turns = self._of_chat(messages)
+        self._check(template, turns[0]["role"])
         text, spans = self._encoder.rendered(turns, lambda given: template.after_answer(given, where=WHERE), where=WHERE)
         ids = self._encoder.encode_more(text, spans)
         return ids[self._overlap(sampled, ids) :]
@@ -59,7 +62,25 @@ class TurnWriter:
         """The tokens of a text, nothing around it; special tokens in it are plain characters."""
         return self._encoder.encode_more(*self._encoder.rendered(text, str, where=WHERE))
 
+    def calls(self, text: str, raw_text: str) -> tuple[ToolCall, ...]:
+        """The calls of tools in a turn, given without and with special tokens; none where the settings have no tools."""
+        return self._style.calls(text, raw_text, tools=self._tools) if self._style is not None else ()
+
     # ---- parts ---------------------------------------------------------------------------------------------------------------------------
+
+    def _check(self, template: ChatTemplate, role: str) -> None:
+        """Whether turns of the policy stay as they are, and are ended, where a message of this role follows. Looked at once a role."""
+        if role in self._checked:
+            return
+        message = PROBE_RESULT if role == "tool" else {"role": role, "content": USER}
+        glue = template.after_answer([message], where=WHERE)
+        if problem := template.rewritten_turns(message):
+            raise DataError(f"the tokenizer's chat template {problem}; {REMEDY}")
+        if USER not in glue:
+            raise DataError(f"the tokenizer's chat template leaves out the words of a message of role {role!r}; give it one that has them")
+        if (read := self._decoded(self._encoder.encode_more(glue, []))) != glue:
+            raise DataError(f"the tokenizer reads {glue!r}, which its chat template writes between two turns, as {read!r}; {REMEDY}")
+        self._checked.add(role)
 
     def _of_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[ChatTemplate, list[Any]]:
         if self._template is None:
@@ -80,6 +101,18 @@ class TurnWriter:
 
     def _decoded(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _style(template: ChatTemplate) -> ToolStyle:
+    written = template.written_call()
+    call = ToolCall(name=PROBE_CALL["function"]["name"], arguments=PROBE_CALL["function"]["arguments"])
+    if style := style_of(written, call):
+        return style
+    found = f"writes a call of one as {written!r:.160}" if written else "does not write calls of them"
+    raise DataError(
+        f"the environment has tools, and the tokenizer's chat template {found}; calls are read as "
+        + ", or ".join(style.form for style in STYLES)
+    )
 
 
 REMEDY = (

@@ -28,13 +28,13 @@ class Episodes:
     """Plays the environment of the settings. Every method but `close` is collective: all ranks take as many turns as the longest episode.
 
     Raises:
-        EpisodeError, PluginError, DataError: no such environment, or a chat template whose earlier turns change.
+        EpisodeError, PluginError, DataError: no such environment, or a chat template that does not go with it (`turn_writer`).
     """
 
     def __init__(self, *, strategy: StrategyBase, config: Config, tokenizer: Any) -> None:
         self._strategy, self._config, self._tokenizer = strategy, config, tokenizer
         self._make = load_environment(config.environment, registry=strategy.registry)
-        self._writer = turn_writer(config, tokenizer)
+        self._writer = turn_writer(config, tokenizer, registry=strategy.registry)
         self._calls = EnvironmentCalls(timeout_s=config.environment_timeout_s, concurrency=config.environment_concurrency)
         self.first_error = ""
         """The first of the run, over all ranks; empty where no environment failed."""
@@ -141,7 +141,7 @@ class Episodes:
 
     def _answer(self, going: Sequence[LiveEpisode], *, limit: int, turn: int) -> None:
         """Asks the environments of these episodes what follows their last turn. Local."""
-        turns = [one.last_turn(decode=self._decode, max_turns=self._config.max_turns) for one in going]
+        turns = [one.last_turn(decode=self._decode, read_calls=self._writer.calls, max_turns=self._config.max_turns) for one in going]
         calls = [lambda one=one, said=said: one.environment.step(said) for one, said in zip(going, turns, strict=True)]
         for one, said, outcome in zip(going, turns, self._calls.run(calls), strict=True):
             try:

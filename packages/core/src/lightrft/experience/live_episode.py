@@ -9,8 +9,11 @@ from typing import Any
 from lightrft.batch.collect import Conversation
 from lightrft.data.prompts import Prompt
 from lightrft.rewards.import_file import place, said
-from lightrft.rollout.environment import Continue, Environment, Step, Turn, reward_parts
+from lightrft.rollout.environment import Continue, Environment, Step, ToolCall, Turn, reward_parts
 from lightrft.types import Completion, Episode, FinishReason, Sample
+
+ReadCalls = Callable[[str, str], tuple[ToolCall, ...]]
+"""The calls in a turn's text without and with special tokens."""
 
 Decode = Callable[[Sequence[int], bool], str]
 """Token ids to text, with or without special tokens."""
@@ -55,17 +58,19 @@ class LiveEpisode:
         if not self.error:
             self.finish_reason = completion.finish_reason
 
-    def last_turn(self, *, decode: Decode, max_turns: int) -> Turn:
+    def last_turn(self, *, decode: Decode, read_calls: ReadCalls, max_turns: int) -> Turn:
         """What the environment is told of the last turn."""
         assert self._last is not None
         ids = tuple(self._last.token_ids)
+        text, raw_text = decode(ids, False), decode(ids, True)
         return Turn(
             number=self.num_turns - 1,
             token_ids=ids,
-            text=decode(ids, False),
-            raw_text=decode(ids, True),
+            text=text,
+            raw_text=raw_text,
             finish_reason=self._last.finish_reason,
             is_last=self.num_turns == max_turns,
+            calls=read_calls(text, raw_text),
         )
 
     def go_on(self, step: Step, tokens: Sequence[int], *, stops: bool, limit: int) -> None:
@@ -75,8 +80,8 @@ class LiveEpisode:
         """
         for name, value in reward_parts(step.reward).items():
             self.rewards[name] = self.rewards.get(name, 0.0) + value
+        self.info |= step.info
         if not isinstance(step, Continue):
-            self.info = dict(step.info)
             self.ended = True
             if self.finish_reason == "length" and len(self.token_ids) < limit:
                 self.finish_reason = "stop"  # a turn was cut off, and the environment took it for an end

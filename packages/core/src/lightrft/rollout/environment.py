@@ -15,11 +15,20 @@ Start = Sequence[int] | Sequence[Mapping[str, Any]] | None
 
 
 @dataclass(frozen=True, kw_only=True)
+class ToolCall:
+    """One call of a tool, as it was read from a turn. `problem`: why it cannot be read; `name` and `arguments` are empty then."""
+
+    name: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Turn:
     """What the policy said: T sampled `token_ids`, their `text` without special tokens, and `raw_text` with them.
 
     `number` counts from 0. `is_last`: no turn can follow (`max_turns`); a `Continue` ends the episode. `finish_reason` is `length` where
-    `turn_max_len` cut the turn off.
+    `turn_max_len` cut the turn off. `calls`: those of the environment's `tools()`, in order, in the format of the chat template.
     """
 
     number: int
@@ -28,6 +37,7 @@ class Turn:
     raw_text: str
     finish_reason: FinishReason
     is_last: bool
+    calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +47,7 @@ class Continue:
     `messages`: chat messages, `{"role": "user", "content": ...}`, written as the tokenizer's chat template writes them (needs
     `apply_chat_template`). `text`: these characters and nothing around them. `token_ids`: these tokens. Special tokens in messages and in
     text are plain characters. `reward`: what this turn earned, a number or named parts; an episode's reward is the sum of its turns'.
+    `info` goes to the reward functions; of a name given twice, the later value.
 
     Example::
 
@@ -49,6 +60,7 @@ class Continue:
     text: str | None = None
     token_ids: Sequence[int] | None = None
     reward: float | Mapping[str, float] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         given = [name for name in ("messages", "text", "token_ids") if getattr(self, name) is not None]
@@ -61,7 +73,7 @@ class Continue:
         ids = self.token_ids
         if ids is not None and not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in ids):
             raise ValueError(f"Continue: token_ids is {ids!r:.60}, not a list of token ids")
-        reward_parts(self.reward)
+        _check_gains(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +91,7 @@ class End:
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        reward_parts(self.reward)
-        if not isinstance(self.info, Mapping):
-            raise ValueError(f"End: info is {self.info!r:.60}, not a mapping")
+        _check_gains(self)
 
 
 Step = Continue | End
@@ -101,6 +111,11 @@ class Environment(ABC):
         ...         return lightrft.End(reward=1.0) if "stop" in turn.text else lightrft.Continue(text=turn.text)
     """
 
+    @classmethod
+    def tools(cls) -> Sequence[Mapping[str, Any]]:
+        """The JSON schemas of the tools that the chat template shows in every prompt; `Turn.calls` are calls of them. Called once a run."""
+        return ()
+
     def start(self, row: Mapping[str, Any]) -> Start | Awaitable[Start]:  # noqa: B027  # has a default
         """What the policy reads first; None: the prompt of the data row. The same for all episodes of one row."""
 
@@ -117,6 +132,12 @@ class SingleTurn(Environment):
 
     def step(self, turn: Turn) -> Step:
         return End()
+
+
+def _check_gains(step: Step) -> None:
+    reward_parts(step.reward)
+    if not isinstance(step.info, Mapping):
+        raise ValueError(f"{type(step).__name__}: info is {step.info!r:.60}, not a mapping")
 
 
 def reward_parts(reward: Any) -> dict[str, float]:

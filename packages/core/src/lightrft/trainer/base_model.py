@@ -137,7 +137,8 @@ def _warm_up(config: Config, *, tokenizer: Any, model: Any, registry: Registry, 
     model.to(_device())
     rewards = rewards_of(config, registry=registry) if config.sft_target_reward else []
     files = eval_files(config.eval_data).values() if config.sft_target_reward else []
-    held_out = [p for path in files for p in prompt_set(config, path, tokenizer=tokenizer, limit=config.max_eval_samples).prompts]
+    limit = config.max_eval_samples
+    held_out = [p for path in files for p in prompt_set(config, path, tokenizer=tokenizer, registry=registry, limit=limit).prompts]
     settings = WarmupSettings(
         steps=config.sft_steps,
         batch_size=config.sft_batch_size,
@@ -145,7 +146,7 @@ def _warm_up(config: Config, *, tokenizer: Any, model: Any, registry: Registry, 
         seed=config.seed,
         target_reward=config.sft_target_reward,
     )
-    found = prompt_set(config, config.prompt_data, tokenizer=tokenizer)
+    found = prompt_set(config, config.prompt_data, tokenizer=tokenizer, registry=registry)
     images = alone_images(config, [*found.prompts, *held_out])
     result = warm_up(
         model,

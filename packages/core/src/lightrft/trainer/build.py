@@ -109,7 +109,7 @@ def read_prompts(
     """
     if not path:
         return PromptSet(prompts=[], num_too_long=0, path="")
-    found = prompt_set(config, path, tokenizer=tokenizer, limit=limit)
+    found = prompt_set(config, path, tokenizer=tokenizer, registry=strategy.registry, limit=limit)
     for note in found.notes:
         strategy.print(f"note: {path}: {note}")
     for finding in found.findings:

@@ -62,14 +62,14 @@ def generate(
     together(world, "checking the model's folder", lambda: raise_all(folder_problems(config, dequantises=False)))
     with watching(world, hang_limits(config)):
         tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
-        read = _prompts(config, rows, tokenizer)
+        read = _prompts(config, rows, tokenizer, registry=strategy.registry)
         strategy.setup_inference_engine(config, engine_type=config.engine_type)
         found = _sampled(read, strategy, config, tokenizer, greedy=greedy)
     strategy.shutdown()
     return found
 
 
-def _prompts(config: Config, rows: list[Mapping[str, Any]], tokenizer: Any) -> list[Prompt]:
+def _prompts(config: Config, rows: list[Mapping[str, Any]], tokenizer: Any, *, registry: Registry) -> list[Prompt]:
     """Each row as the model reads it. Local; every rank makes the same."""
     labelled = any(row.get(config.label_key) is not None for row in rows)
     config = config.model_copy(update={} if labelled else {"label_key": ""})
@@ -77,7 +77,7 @@ def _prompts(config: Config, rows: list[Mapping[str, Any]], tokenizer: Any) -> l
         path = Path(folder) / "prompts.jsonl"
         write_rows(path, rows)
         try:
-            found = prompt_set(config, str(path), tokenizer=tokenizer)
+            found = prompt_set(config, str(path), tokenizer=tokenizer, registry=registry)
         except DataError as error:
             raise DataError(str(error).replace(str(path), "prompts")) from None
     if found.num_too_long:

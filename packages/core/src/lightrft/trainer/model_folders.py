@@ -18,6 +18,7 @@ from lightrft.models.freeze import freeze
 from lightrft.models.load import load_tokenizer
 from lightrft.models.lora import add_lora, targets_of
 from lightrft.models.scratch import char_tokenizer, scratch_model
+from lightrft.plugins.registry import Registry
 from lightrft.trainer.prompts import prompt_set
 
 
@@ -28,11 +29,12 @@ def folder_problems(config: Config, *, dequantises: bool) -> list[str]:
     return [problem for problem in _each(config, dequantises=dequantises) if problem]
 
 
-def check_tokens(config: Config, files: Sequence[str]) -> None:
+def check_tokens(config: Config, files: Sequence[str], *, registry: Registry) -> None:
     """Makes the prompts of the files where the tokenizer knows more tokens than the embedding has rows, before ranks start. Local.
 
     Raises:
-        DataError: a prompt holds one of those tokens (its row), or cannot be made (see `load_prompts`).
+        DataError: a prompt holds one of those tokens (its row).
+        DataError, EpisodeError, PluginError: one cannot be made (see `prompt_set`).
     """
     path = config.model_name_or_path
     if config.scratch_tokenizer != "none" or not Path(path).is_dir():
@@ -41,7 +43,7 @@ def check_tokens(config: Config, files: Sequence[str]) -> None:
     tokenizer = load_tokenizer(path, trust_remote_code=config.trust_remote_code)
     if rows is not None and len(tokenizer) > rows:
         for file in files:
-            prompt_set(config, file, tokenizer=tokenizer)
+            prompt_set(config, file, tokenizer=tokenizer, registry=registry)
 
 
 def _each(config: Config, *, dequantises: bool) -> Iterator[str]:

@@ -30,7 +30,7 @@ def preflight_problems(
         "prompts": lambda: check_showing(config),
     }
     problems = [*problems_of(checks[mode]), *_data(config, mode), *_resume(config, mode), *_locks(config, mode)]
-    return problems or _models(config, mode)
+    return problems or _models(config, mode, registry)
 
 
 def raise_all(problems: list[str]) -> None:
@@ -69,7 +69,7 @@ def _data(config: Config, mode: Mode) -> list[str]:
     return problems_of(lambda: check_data(config, training=mode == "train"))
 
 
-def _models(config: Config, mode: Mode) -> list[str]:
+def _models(config: Config, mode: Mode, registry: Registry) -> list[str]:
     """Looks into the model folders, which takes transformers, and whether the embedding has a row for each token of the prompts."""
     from lightrft.trainer.model_folders import check_tokens, folder_problems
 
@@ -77,7 +77,7 @@ def _models(config: Config, mode: Mode) -> list[str]:
         return problems
     files = [config.prompt_data] if mode != "eval" else []
     files += eval_files(config.eval_data).values() if mode in ("train", "eval") else []
-    return problems_of(lambda: check_tokens(config, [path for path in files if path]))
+    return problems_of(lambda: check_tokens(config, [path for path in files if path], registry=registry))
 
 
 def _locks(config: Config, mode: Mode) -> list[str]:

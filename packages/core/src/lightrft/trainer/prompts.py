@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from transformers import AutoConfig
 
 from lightrft.config.eval_files import eval_files
 from lightrft.config.schema import Config
-from lightrft.data.chat import ChatSettings
 from lightrft.data.images import ImageSettings
 from lightrft.data.prompts import Prompt, PromptSet, load_prompts
 from lightrft.distributed.world import World
 from lightrft.engine.image_reader import ImageReader
 from lightrft.engine.stop_tokens import embedding_rows, folder_stop_tokens
 from lightrft.errors import DataError
+from lightrft.experience.environments import chat_settings
 from lightrft.experience.images import PromptImages
 from lightrft.models.load import load_tokenizer
 from lightrft.observe.warning_names import Finding
@@ -27,8 +27,13 @@ from lightrft.trainer.preflight import raise_all
 from lightrft.weights.model_class import reads_images
 
 
-def prompt_set(config: Config, path: str, *, tokenizer: Any, limit: int = 0) -> PromptSet:
-    """The prompts of one source or of several, tokenized; `limit`: of the first rows only, 0 all. Raises DataError (see `load_prompts`)."""
+def prompt_set(config: Config, path: str, *, tokenizer: Any, registry: Registry, limit: int = 0) -> PromptSet:
+    """The prompts of one source or of several, tokenized; `limit`: of the first rows only, 0 all.
+
+    Raises:
+        DataError: see `load_prompts`.
+        EpisodeError, PluginError: see `chat_settings`.
+    """
     made_here = config.scratch_tokenizer != "none"
     found = load_prompts(
         path,
@@ -39,7 +44,7 @@ def prompt_set(config: Config, path: str, *, tokenizer: Any, limit: int = 0) -> 
         apply_chat_template=config.apply_chat_template,
         prompt_max_len=config.prompt_max_len,
         limit=limit,
-        chat=ChatSettings(system_prompt=config.system_prompt, tools_key=config.tools_key, kwargs=config.chat_template_kwargs),
+        chat=chat_settings(config, registry=registry),
         special_tokens_in_prompts=config.special_tokens_in_prompts,
         vocab_size=None if made_here else embedding_rows(config.model_name_or_path),
         images=image_settings(config),
@@ -113,17 +118,16 @@ def check_prompts(config: Config, *, training: bool, registry: Registry) -> None
     A model that is made from the data is not there yet, nor is its tokenizer: nothing is looked at then.
 
     Raises:
-        DataError: see `load_prompts`, and `PromptImages.read` for the first prompt of each file that has images.
+        DataError, EpisodeError, PluginError: see `prompt_set`, and `PromptImages.read` for the first prompt of each file that has images.
         ConfigError: the settings cannot do what prompts with images need.
         ModelError: the tokenizer cannot be loaded.
     """
     if config.scratch_tokenizer != "none":
         return
     tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
-    found = [prompt_set(config, config.prompt_data, tokenizer=tokenizer)] if training and config.prompt_data else []
-    found += [
-        prompt_set(config, path, tokenizer=tokenizer, limit=config.max_eval_samples) for path in eval_files(config.eval_data).values()
-    ]
+    read = partial(prompt_set, config, tokenizer=tokenizer, registry=registry)
+    found = [read(config.prompt_data)] if training and config.prompt_data else []
+    found += [read(path, limit=config.max_eval_samples) for path in eval_files(config.eval_data).values()]
     everything = [prompt for one in found for prompt in one.prompts]
     raise_all(image_problems(config, everything, registry=registry))
     images = alone_images(config, everything)

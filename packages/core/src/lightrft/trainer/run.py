@@ -155,9 +155,9 @@ def admit(config: Config, strategy: StrategyBase, *, mode: Mode, rewards: bool =
     together(world, "checking the settings", look, rank_0_only=True)
     if mode in ("train", "eval"):
         together(world, "loading the rewards", lambda: raise_all(loading_problems(config, registry=registry)))
-        together(world, "reading the prompts", lambda: check_prompts(config, training=mode == "train", registry=registry), rank_0_only=True)
         if config.environment:
             together(world, "loading the environment", lambda: check_environment(config, registry=registry))
+        together(world, "reading the prompts", lambda: check_prompts(config, registry=registry, training=mode == "train"), rank_0_only=True)
 
 
 def open_run(config: Config, strategy: StrategyBase, *, rewards: bool = True) -> str:

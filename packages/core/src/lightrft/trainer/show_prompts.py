@@ -11,26 +11,27 @@ from lightrft.data.prompts import Prompt
 from lightrft.engine.stop_tokens import StopTokens, embedding_rows, folder_stop_tokens, unused_generation
 from lightrft.experience.samples import samples_of
 from lightrft.models.load import load_tokenizer
+from lightrft.plugins.registry import Registry
 from lightrft.rewards.route import routed
 from lightrft.trainer.base_model import scratch_tokenizer, target_text
 from lightrft.trainer.prompts import prompt_set, target_end
 from lightrft.types import Completion, RequestOutput
 
 
-def show_prompts(config: Config, *, num_rows: int) -> dict[str, Any]:
+def show_prompts(config: Config, *, num_rows: int, registry: Registry) -> dict[str, Any]:
     """What `lightrft show-prompts` prints, of the first `num_rows` usable prompts of `prompt_data`. In this process alone.
 
     Each row has its prompt, and as an example a completion that is right: the label (or the text to imitate) and the stop token. Its mask
     is 1 where a token is trained: the completion's.
 
     Raises:
-        DataError, ModelError: the data or the tokenizer cannot be used.
+        DataError, EpisodeError, ModelError, PluginError: the data, the environment or the tokenizer cannot be used.
     """
     made_here = config.scratch_tokenizer != "none"
     tokenizer: Any = (
         scratch_tokenizer(config) if made_here else load_tokenizer(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
     )
-    found = prompt_set(config, config.prompt_data, tokenizer=tokenizer)
+    found = prompt_set(config, config.prompt_data, tokenizer=tokenizer, registry=registry)
     stops = _stops(config, tokenizer=tokenizer)
     asked = stops.with_setting(config.stop_token_ids, ignore_eos=config.ignore_eos)
     conflict = stops.conflict()
