@@ -83,7 +83,7 @@ def test_the_traceback_is_there_when_asked_for(words: list[str], environment: di
 
 def test_a_dataset_of_a_hub_that_is_not_reached_is_told_before_a_model_loads(tmp_path: Path) -> None:
     closed = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
-    words = ["--fsdp", "--engine_type", "hf", "--scratch_tokenizer", "char", "--output_dir", str(tmp_path / "run")]
+    words = ["--strategy", "single", "--engine_type", "hf", "--scratch_tokenizer", "char", "--output_dir", str(tmp_path / "run")]
     done = lightrft("train", *words, "--prompt_data", "openai/gsm8k:main", environment=closed)
     [line] = done.stderr.strip().splitlines()
     assert done.returncode == 2 and line.startswith("error: openai/gsm8k: no such file or folder here, and as a dataset of the hub")
