@@ -141,6 +141,13 @@ def test_what_cannot_be_is_told_before_a_model_loads(folder: Path, monkeypatch: 
     assert re.search(words, "\n".join([str(caught.value), *getattr(caught.value, "problems", [])]))
 
 
+def test_images_in_the_evaluation_alone_are_read_and_leave_nothing_to_check(folder: Path) -> None:
+    (folder / "text.jsonl").write_text("".join(json.dumps({"prompt": f"{i} =", "answer": "1"}) + "\n" for i in range(4)))
+    config = settings(folder, prompt_data=str(folder / "text.jsonl"), eval_data=[str(folder / "rows.jsonl")], max_steps=1)
+    summary = lightrft.train(lightrft.make_config(config), rewards=[lambda samples: [float(len(s.images)) for s in samples]])
+    assert summary["eval_after"]["reward"] == pytest.approx(7 / 8)
+
+
 def test_a_damaged_file_is_named_with_its_row(folder: Path) -> None:
     (folder / "pictures" / "1-0.png").write_bytes(b"\x89PNG no more")
     with pytest.raises(DataError, match=r"rows.jsonl:2, image 0 \(.*1-0.png\): no image that can be read"):

@@ -222,7 +222,7 @@ class TrainerParts(TrainerPhases):
         return SyncProbe(strategy=self.strategy, actor=self.actor, config=self.config, prompts=prompts, tokenizer=self.tokenizer)
 
     def _make_image_check(self) -> ImageCheck | None:
-        if self.probe is None or self.images.blank is None:
+        if self.probe is None or not any(prompt.images for prompt in self.prompts):
             return None
         return ImageCheck(strategy=self.strategy, actor=self.actor, config=self.config, images=self.images, prompts=self.prompts)
 
