@@ -20,18 +20,9 @@ from lightrft.rollout.tool_calls import ToolCalls
 from lightrft.strategy.factory import get_strategy
 from lightrft.testing.chat_styles import CHATML, GEMMA, style_folder, style_tokenizer
 from lightrft.testing.fake_strategy import fake_registry
+from lightrft.testing.tool_functions import add
 from lightrft.trainer.prompts import prompt_set
 from lightrft.types import Completion, RequestOutput, SamplingParams
-
-
-def add(a: int, b: int) -> int:
-    """Adds two numbers.
-
-    Args:
-        a: one
-        b: another
-    """
-    return a + b
 
 
 def shout(text: str) -> str:

@@ -13,18 +13,9 @@ from lightrft.errors import CodePermissionError
 from lightrft.rollout.environment import Continue, End, Step, ToolCall, Turn
 from lightrft.rollout.tool_calls import ToolCalls
 from lightrft.rollout.tool_schema import tool_schema, unfit
+from lightrft.testing.tool_functions import add
 
 DOC = "Does.\n\n    Args:\n        a: one\n        b: another\n    "
-
-
-def add(a: int, b: int = 1) -> int:
-    """Adds.
-
-    Args:
-        a: one
-        b: another
-    """
-    return a + b
 
 
 def fail(a: str) -> str:

@@ -29,11 +29,12 @@ from lightrft.engine.progress import Finished, on_terminal, progress_line, unrea
 from lightrft.engine.stop_tokens import StopTokens
 from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
 from lightrft.plugins.specs import Capability, EngineSpec
-from lightrft.rollout.ends import Decode, end_problem
+from lightrft.rollout.ends import Decode
+from lightrft.rollout.output_checks import Ends, check_outputs
 from lightrft.rollout.prompts import PromptSource, collect_requests, with_images_read
 from lightrft.rollout.transport import pack_outputs, pack_requests, unpack_outputs, unpack_requests
 from lightrft.rollout.waking import wake
-from lightrft.types import Completion, EngineStatus, Request, RequestOutput, SamplingParams
+from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import WeightBucket
 from lightrft.weights.checksum import WeightSum
 from lightrft.weights.verify import SentChecksums, first_names, over_group, shape_problems
@@ -72,7 +73,7 @@ class RolloutController:
         """
         self.spec = spec
         self.stop_tokens = stop_tokens
-        self._decode = decode
+        self._ends = Ends(stop_tokens.ids, decode) if stop_tokens is not None and decode is not None else None
         self.read_sampling = read_sampling
         self.group = group
         self.dtype = dtype
@@ -278,7 +279,7 @@ class RolloutController:
             outputs = self._in_time(requests, sampling) if requests else []
         finally:
             self.engine.finished = unread
-        self._check_outputs(requests, outputs, sampling)
+        check_outputs(requests, outputs, sampling, engine=self.spec.name, version=self.version, ends=self._ends)
         stream = iter(outputs)
         return [[next(stream) for _ in share] for share in shares]
 
@@ -300,31 +301,6 @@ class RolloutController:
                     return self.engine.generate(requests, sampling)
                 finally:
                     self.engine.report = unwatched
-
-    def _check_outputs(self, requests: list[Request], outputs: list[RequestOutput], sampling: SamplingParams) -> None:
-        name = f"engine {self.spec.name!r}"
-        if [r.id for r in requests] != [o.id for o in outputs]:
-            raise EngineError(f"{name} was given {len(requests)} requests and returned {len(outputs)} outputs, or in another order")
-        for request, output in zip(requests, outputs, strict=True):
-            if len(output.completions) != sampling.n:
-                raise EngineError(
-                    f"{name} returned {len(output.completions)} completions for request {request.id}, asked were {sampling.n}"
-                )
-            for completion in output.completions:
-                if completion.weight_version != self.version:
-                    raise WeightSyncError(
-                        f"{name} sampled from weights version {completion.weight_version}, the actor is at {self.version}"
-                    )
-                if request.logprobs and (completion.logprobs is None or len(completion.logprobs) != len(completion.token_ids)):
-                    found = None if completion.logprobs is None else len(completion.logprobs)
-                    raise EngineError(f"{name} returned {found} log-probs for {len(completion.token_ids)} tokens of request {request.id}")
-                if problem := self._end_problem(completion, sampling):
-                    raise EngineError(f"{name}: a completion of request {request.id} {problem}; its rule for stop tokens is another one")
-
-    def _end_problem(self, completion: Completion, sampling: SamplingParams) -> str | None:
-        if self.stop_tokens is None or self._decode is None:
-            return None
-        return end_problem(completion, sampling, eos_token_ids=self.stop_tokens.ids, decode=self._decode)
 
     def _scatter(self, outputs: list[list[RequestOutput]], mine: list[Request]) -> list[RequestOutput]:
         if self.group.size == 1:

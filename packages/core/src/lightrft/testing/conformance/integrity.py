@@ -18,6 +18,7 @@ GUARDED = (
     "lightrft.distributed.collectives",
     "lightrft.weights.checksum",
     "lightrft.rollout.controller",
+    "lightrft.rollout.output_checks",
     "lightrft.engine.base",
     "lightrft.engine.checks",
     "lightrft.rollout.setup",
