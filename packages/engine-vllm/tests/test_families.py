@@ -12,7 +12,8 @@ import transformers
 
 from lightrft.engine.base import EngineSetup
 from lightrft.plugins import Registry
-from lightrft.testing.engine_bench import GREEDY, greedy_tokens, logprob_error, requests_of, weights_of
+from lightrft.testing.engine_bench import GREEDY, requests_of, weights_of
+from lightrft.testing.judge import greedy_tokens, logprob_error
 from lightrft.testing.tiny import tiny_tokenizer
 
 tf: Any = transformers

@@ -80,11 +80,11 @@ def test_a_plugin_that_declares_nothing_gets_no_verdict(plant: Plant) -> None:
 
 
 def test_a_plugin_that_changes_the_kit_gets_no_verdict(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightrft.testing import engine_bench
+    from lightrft.testing import judge
 
-    monkeypatch.setattr(engine_bench, "greedy_tokens", engine_bench.greedy_tokens)  # put back afterwards
-    plant("\nimport lightrft.testing.engine_bench\nlightrft.testing.engine_bench.greedy_tokens = lambda *_, **__: []\n")
-    with pytest.raises(UserError, match=r"replaced while the kit ran: lightrft\.testing\.engine_bench\.greedy_tokens"):
+    monkeypatch.setattr(judge, "greedy_tokens", judge.greedy_tokens)  # put back afterwards
+    plant("\nimport lightrft.testing.judge\nlightrft.testing.judge.greedy_tokens = lambda *_, **__: []\n")
+    with pytest.raises(UserError, match=r"replaced while the kit ran: lightrft\.testing\.judge\.greedy_tokens"):
         run_conformance("engine", "planted", ranks=None)
 
 

@@ -19,8 +19,8 @@ from lightrft.plugins.builtin import HF_CAPABILITIES
 from lightrft.plugins.specs import EngineSpec
 from lightrft.rollout.controller import RolloutController
 from lightrft.rollout.images import MAX_PIXELS, rgb_image
-from lightrft.testing.engine_bench import greedy_tokens
 from lightrft.testing.image_text import END_ID, IMAGE_ID, START_ID, noise, tiny_image_folder, tiny_image_model
+from lightrft.testing.judge import greedy_tokens
 from lightrft.testing.spmd import run_spmd
 from lightrft.types import SamplingParams
 

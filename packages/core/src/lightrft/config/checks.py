@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 
 from lightrft.config.algorithm_checks import algorithm_problems
-from lightrft.config.data_sources import POSSIBLE, eval_data_problems, prompt_data_problems
+from lightrft.config.data_sources import POSSIBLE, prompt_data_problems
 from lightrft.config.engine_args import option_problems
 from lightrft.config.environment_checks import environment_problems
-from lightrft.config.eval_files import eval_files
+from lightrft.config.file_checks import evaluation_problems, file_problems, model_folder_problems
 from lightrft.config.hang_limits import hang_limit_problems
 from lightrft.config.ignored import ignored_settings, is_given
 from lightrft.config.metric_names import never_logged
 from lightrft.config.model_checks import engine_fit
-from lightrft.config.model_folder import model_path_problem
 from lightrft.config.reward_checks import check_rewards
 from lightrft.config.row_checks import row_fit, shared_ranks
 from lightrft.config.schema import Config
@@ -80,7 +77,7 @@ def check(config: Config, *, registry: Registry, world_size: int, typed: Collect
     """
     problems = [*_sizes(config, world_size), *_choices(config), *algorithm_problems(config, registry), *ignored_settings(config)]
     problems += unread_sections(config, registry)
-    problems += [*_files(config), *row_fit(config, world_size=world_size), *_plugins(config, registry, world_size)]
+    problems += [*file_problems(config), *row_fit(config, world_size=world_size), *_plugins(config, registry, world_size)]
     problems += _typed(config, registry, typed)
     problems += check_rewards(config, registry=registry) if rewards else []
     if problems:
@@ -131,7 +128,7 @@ def without_effect(config: Config, spec: EngineSpec, *, device_type: str) -> lis
 def check_bisect(config: Config, *, registry: Registry, world_size: int) -> None:
     """What the search for a mismatch needs: a strategy, an engine that gives log-probs, a model and prompts."""
     problems = [
-        *_model_folder(config),
+        *model_folder_problems(config),
         *prompt_data_problems(config),
         *_tp_size(config, world_size),
         *_plugins(config, registry, world_size),
@@ -148,7 +145,7 @@ def check_bisect(config: Config, *, registry: Registry, world_size: int) -> None
 
 def check_showing(config: Config) -> None:
     """What a look at prompts needs: a model's tokenizer and prompts, no strategy and no engine."""
-    problems = [*_model_folder(config, dequantises=True), *prompt_data_problems(config), *_choices(config)]
+    problems = [*model_folder_problems(config, dequantises=True), *prompt_data_problems(config), *_choices(config)]
     if not config.prompt_data:
         problems.append(f"prompt_data is not set; {POSSIBLE}")
     if problems:
@@ -157,7 +154,7 @@ def check_showing(config: Config) -> None:
 
 def check_invariance(config: Config, *, registry: Registry, world_size: int) -> None:
     """What the check of a recipe's update needs: strategy, engine, algorithm, a model and prompts; no batch sizes, no run folder."""
-    problems = [*_model_folder(config), *prompt_data_problems(config), *_tp_size(config, world_size)]
+    problems = [*model_folder_problems(config), *prompt_data_problems(config), *_tp_size(config, world_size)]
     problems += [*algorithm_problems(config, registry), *row_fit(config, world_size=world_size)]
     problems += _plugins(config, registry, world_size)
     if not config.prompt_data:
@@ -171,8 +168,8 @@ def check_invariance(config: Config, *, registry: Registry, world_size: int) -> 
 def check_eval(config: Config, *, registry: Registry, world_size: int) -> None:
     """What an evaluation alone needs: a strategy, an engine, rewards, a model and evaluation data; no batch sizes, no run folder."""
     problems = [
-        *_model_folder(config),
-        *_evaluation(config),
+        *model_folder_problems(config),
+        *evaluation_problems(config),
         *_lengths(config),
         *_tp_size(config, world_size),
         *_plugins(config, registry, world_size),
@@ -238,76 +235,11 @@ def _choices(config: Config) -> Iterator[str]:
     yield from hang_limit_problems(config)
 
 
-def _files(config: Config) -> Iterator[str]:
-    yield from prompt_data_problems(config)
-    yield from _evaluation(config)
-    if config.eval_out:
-        yield f"eval_out={config.eval_out!r} has no effect in training, which writes eval_samples-STEP.jsonl; leave eval_out out"
-    if not config.prompt_data:
-        yield f"prompt_data is not set; {POSSIBLE}"
-    yield from _model_folder(config, dequantises=True)
-    yield from _output_folder(config)
-    if config.log_dir:
-        yield from _writable("log_dir", config.log_dir)
-
-
 def _lengths(config: Config) -> Iterator[str]:
     for name in ("generate_max_len", "eval_max_len"):
         longest = getattr(config, name)
         if longest and config.min_new_tokens > longest:
             yield f"min_new_tokens={config.min_new_tokens} is more than {name}={longest}; lower it, or raise {name}"
-
-
-def _evaluation(config: Config) -> Iterator[str]:
-    try:
-        files = eval_files(config.eval_data)
-    except ConfigError as error:
-        yield from error.problems
-        return
-    for path in files.values():
-        yield from eval_data_problems(path)
-    for k in config.eval_k:
-        if k > config.eval_n:
-            yield f"eval_k={k} is larger than eval_n={config.eval_n}: pass@{k} needs {k} samples of each prompt; set eval_n to {k} or more"
-
-
-def _model_folder(config: Config, *, dequantises: bool = False) -> Iterator[str]:
-    path = config.model_name_or_path
-    if config.scratch_tokenizer != "none":
-        if path:
-            yield f"model_name_or_path={path!r} and scratch_tokenizer={config.scratch_tokenizer!r} exclude each other; leave one out"
-        return
-    if not path:
-        yield "model_name_or_path is not set; give a HF model folder or a hub name"
-        return
-    trust = config.trust_remote_code
-    if problem := model_path_problem("model_name_or_path", path, trust_remote_code=trust, tokenizer=True, dequantises=dequantises):
-        yield problem
-
-
-def _output_folder(config: Config) -> Iterator[str]:
-    yield from _writable("output_dir", config.output_dir)
-    goes_on = config.resume_from == "latest" or _inside(config.resume_from, config.output_dir)
-    if _holds_run(config.output_dir) and not config.overwrite_output_dir and not goes_on:
-        remedies = "choose another folder, set --overwrite_output_dir, or --resume_from latest"
-        yield f"output_dir={config.output_dir!r} holds another run; {remedies}"
-
-
-def _holds_run(folder: str) -> bool:
-    return os.path.exists(os.path.join(folder, "config.yaml"))
-
-
-def _inside(path: str, folder: str) -> bool:
-    return bool(path) and Path(folder).resolve() in Path(path).resolve().parents
-
-
-def _writable(name: str, value: str) -> Iterator[str]:
-    folder = Path(value).absolute()
-    nearest_there = next(p for p in [folder, *folder.parents] if os.path.exists(p))  # Path.exists raises where a parent may not be read
-    if not nearest_there.is_dir():
-        yield f"{name}={value!r}: {str(nearest_there)!r} is a file; give a folder"
-    elif not os.access(nearest_there, os.W_OK | os.X_OK):
-        yield f"{name}={value!r} cannot be written: no permission on {str(nearest_there)!r}"
 
 
 def _plugins(config: Config, registry: Registry, world_size: int) -> Iterator[str]:

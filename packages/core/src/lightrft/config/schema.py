@@ -2,83 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from lightrft.config.paths import expanded, expanded_sources, expanded_word
-
-
-def _no_bool(value: Any) -> Any:
-    # pydantic reads yes as 1, and YAML has many words for yes
-    if isinstance(value, bool):
-        raise PydanticCustomError("bool_as_number", "input should be a number, not yes or no")
-    return value
-
-
-def _regular_expression(value: str) -> str:
-    try:
-        re.compile(value)
-    except re.error as error:
-        raise PydanticCustomError("regular_expression", "input is not a regular expression: {reason}", {"reason": str(error)}) from None
-    return value
-
-
-def _one_or_more(value: Any) -> Any:
-    # one path may be written as it is; none as an empty text
-    return ([value] if value else []) if isinstance(value, str) else value
-
-
-def _joined(value: Any) -> Any:
-    # a recipe lists what a command line writes with commas
-    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-        return value
-    if len(value) > 1 and (cut := [word for word in value if "," in word]):
-        raise PydanticCustomError("comma", "a path of a list may hold no comma, as {path} does; rename it", {"path": repr(cut[0])})
-    return ",".join(value)
-
-
-def _numbers(value: Any) -> Any:
-    # on a command line, numbers may have commas between them, as the sources have
-    words = [value] if isinstance(value, (str, int, float)) else value
-    return [part for word in words for part in (word.split(",") if isinstance(word, str) else [word])] if isinstance(words, list) else words
-
-
-def _one_alone(value: Any) -> Any:
-    # one entry may be written as it is
-    return [value] if isinstance(value, (str, int)) else value
-
-
-def _json_object(value: Any) -> Any:
-    # on a command line, a mapping is written as JSON
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value or "{}")
-    except ValueError as error:
-        raise PydanticCustomError("no_json", "input is no JSON object: {reason}", {"reason": str(error)}) from None
-
-
-NoBool = BeforeValidator(_no_bool)
-Count = Annotated[int, Field(ge=1), NoBool]
-CountOrOff = Annotated[int, Field(ge=0), NoBool]
-Number = Annotated[float, NoBool]
-Positive = Annotated[float, Field(gt=0), NoBool]
-PositiveOrOff = Annotated[float, Field(ge=0), NoBool]
-AtLeastOne = Annotated[float, Field(ge=1), NoBool]
-AboveOne = Annotated[float, Field(gt=1), NoBool]
-Share = Annotated[float, Field(gt=0, le=1), NoBool]
-RegularExpression = Annotated[str, AfterValidator(_regular_expression)]
-PathText = Annotated[str, AfterValidator(expanded)]
-PathWord = Annotated[str, AfterValidator(expanded_word)]
-Sources = Annotated[str, BeforeValidator(_joined), AfterValidator(expanded_sources)]
-StopString = Annotated[str, Field(min_length=1)]
-TokenId = Annotated[int, Field(ge=0), NoBool]
-Decay = Annotated[float, Field(ge=0, lt=1), NoBool]
-Share01 = Annotated[float, Field(ge=0, le=1), NoBool]
+from lightrft.config.value_types import (
+    AboveOne,
+    AtLeastOne,
+    Count,
+    CountOrOff,
+    Decay,
+    NoBool,
+    Number,
+    PathText,
+    PathWord,
+    Positive,
+    PositiveOrOff,
+    RegularExpression,
+    Share,
+    Share01,
+    Sources,
+    StopString,
+    TokenId,
+    json_object,
+    numbers,
+    one_alone,
+    one_or_more,
+)
 
 
 def _field(default: Any, group: str, description: str) -> Any:
@@ -132,7 +82,7 @@ class Config(BaseModel):
     engine_type: str = _field("vllm", "engine", "any installed engine by name")
     engine_tp_size: Count = _field(1, "engine", "ranks of one engine (tensor parallel)")
     engine_mem_util: Share = _field(0.85, "engine", "share of the GPU's memory for the engine")
-    engine_args: Annotated[dict[str, Any], BeforeValidator(_json_object)] = _field(
+    engine_args: Annotated[dict[str, Any], BeforeValidator(json_object)] = _field(
         {}, "engine", "options of the engine's library: a mapping, JSON, or --engine_args.NAME VALUE for each"
     )
     enable_engine_sleep: bool = _field(True, "engine", "put the engine to sleep while training")
@@ -203,10 +153,10 @@ class Config(BaseModel):
         "training prompts: .jsonl, .parquet, a `datasets` folder, or a dataset of the hub, OWNER/NAME:SUBSET:SPLIT; of several sources a "
         "list with commas, each PATH or NAME=PATH",
     )
-    prompt_data_weights: Annotated[list[Positive], BeforeValidator(_numbers)] = _field(
+    prompt_data_weights: Annotated[list[Positive], BeforeValidator(numbers)] = _field(
         [], "data", "share of each source among the prompts, in any unit; empty: the rows of all sources are one set"
     )
-    eval_data: Annotated[list[PathWord], BeforeValidator(_one_or_more)] = _field(
+    eval_data: Annotated[list[PathWord], BeforeValidator(one_or_more)] = _field(
         [], "data", "evaluation prompts, likewise: one or several sources, each PATH or NAME=PATH; none: no evaluation"
     )
     input_key: str = _field("prompt", "data", "column of the prompt: text, a list of chat messages, or a list of token ids")
@@ -228,7 +178,7 @@ class Config(BaseModel):
         0, "data", "pixels of an image at most; larger ones are made smaller in proportion; 0 = as the model's processor does"
     )
     tools_key: str = _field("", "data", "column of the tools that the chat template prints: a list of objects, or JSON text; empty: none")
-    chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(_json_object)] = _field(
+    chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(json_object)] = _field(
         {}, "data", 'variables for the chat template, such as {"enable_thinking": false}: a mapping, or JSON'
     )
     special_tokens_in_prompts: Literal["text", "tokens"] = _field(
@@ -262,10 +212,10 @@ class Config(BaseModel):
     min_p: Annotated[float, Field(ge=0, lt=1), NoBool] = _field(
         0.0, "rollout", "sample among tokens at least this likely, relative to the likeliest one; 0 = off"
     )
-    stop: Annotated[list[StopString], BeforeValidator(_one_alone)] = _field(
+    stop: Annotated[list[StopString], BeforeValidator(one_alone)] = _field(
         [], "rollout", "texts that end a completion, in rollouts and evaluations; they stay in it"
     )
-    stop_token_ids: Annotated[list[TokenId], BeforeValidator(_one_alone)] = _field(
+    stop_token_ids: Annotated[list[TokenId], BeforeValidator(one_alone)] = _field(
         [], "rollout", "token ids that end a completion, beside those that tokenizer, generation_config.json and config.json name"
     )
     min_new_tokens: CountOrOff = _field(0, "rollout", "tokens of one completion at least; 0 = none")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -42,10 +42,9 @@ def _splits(repo: str, subset: str) -> Any:
     except ImportError:
         raise DataError(f"{repo} is a dataset of the hub, and reading one {INSTALL}") from None
     if os.environ.get("RANK", "0") != "0":
-        try:
+        # Not there, without this subset, or damaged: the hub is asked.
+        with suppress(OSError, ValueError, datasets.exceptions.DatasetsError):
             return _from_cache(repo, subset)
-        except Exception:  # whatever the cache lacks, the hub is asked for
-            pass
     if reason := _unreachable():
         try:
             return _from_cache(repo, subset)

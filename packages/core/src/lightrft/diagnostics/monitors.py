@@ -54,7 +54,7 @@ class Monitors:
     """All watches of a run. Not collective: metrics are global, so every rank finds the same."""
 
     def __init__(self, config: Config) -> None:
-        self.watches = _watches(config)
+        self.watches = [watch(config) for watch in WATCHES]
 
     def observe(self, metrics: Mapping[str, float]) -> list[Finding]:
         """What one step's metrics give rise to."""
@@ -72,25 +72,57 @@ class Monitors:
                 watch._first, watch._streak = list(state[watch.name]["first"]), state[watch.name]["streak"]
 
 
-def _watches(config: Config) -> list[Watch]:
-    factor, patience = config.length_factor, config.monitor_steps
+def _length_ceiling(config: Config) -> Watch:
+    def at_the_ceiling(value: float, first: float) -> str | None:
+        if 1.0 - first < ENDED_AT_FIRST or (1.0 - value) * config.length_factor >= 1.0 - first:
+            return None
+        return (
+            f"length at its ceiling: {value:.0%} of the completions are cut off at generate_max_len={config.generate_max_len}, {first:.0%} "
+            f"were in the first {BASELINE_STEPS} rollouts: lengths grow, and cannot be seen to; see whether the reward pays for length, "
+            "or raise generate_max_len"
+        )
 
+    return Watch("length_ceiling", "rollout/truncated", 3, at_the_ceiling)
+
+
+def _critic_constant(config: Config) -> Watch:
+    def constant(value: float, _: float) -> str | None:
+        if abs(value) > NOTHING_EXPLAINED:
+            return None
+        return (
+            f"critic explains nothing: explained variance {value:.3f}, about 0 for {2 * config.monitor_steps} rollouts, is that of one "
+            "number for all tokens; look at critic/grad_norm and critic_learning_rate, and whether returns differ at all"
+        )
+
+    return Watch("critic_constant", "critic/explained_variance", 2 * config.monitor_steps, constant, baseline_of=0)
+
+
+def _length_explosion(config: Config) -> Watch:
     def longer(value: float, first: float) -> str | None:
-        if value <= factor * first or not first:
+        if value <= config.length_factor * first or not first:
             return None
         return (
             f"length explosion: completions have {value:.0f} tokens in the mean, {value / first:.1f} times the {first:.0f} of the first "
-            f"{BASELINE_STEPS} rollouts (length_factor={factor:g}); see whether the reward pays for length, and look at some of the longest"
+            f"{BASELINE_STEPS} rollouts (length_factor={config.length_factor:g}); see whether the reward pays for length, and look at some "
+            "of the longest"
         )
 
+    return Watch("length_explosion", "rollout/length_mean", 1, longer)
+
+
+def _length_collapse(config: Config) -> Watch:
     def shorter(value: float, first: float) -> str | None:
-        if value * factor >= first:
+        if value * config.length_factor >= first:
             return None
         return (
             f"length collapse: completions have {value:.1f} tokens in the mean, the first {BASELINE_STEPS} rollouts had {first:.1f} "
-            f"(length_factor={factor:g}); see whether the reward can be had without an answer"
+            f"(length_factor={config.length_factor:g}); see whether the reward can be had without an answer"
         )
 
+    return Watch("length_collapse", "rollout/length_mean", 1, shorter)
+
+
+def _entropy_collapse(config: Config) -> Watch:
     def certain(value: float, first: float) -> str | None:
         if value >= config.entropy_share * first or first <= 0:
             return None
@@ -100,6 +132,10 @@ def _watches(config: Config) -> list[Watch]:
             "set an entropy bonus, a KL or a higher upper clip"
         )
 
+    return Watch("entropy_collapse", "rollout/entropy", config.monitor_steps, certain)
+
+
+def _kl_blow_up(config: Config) -> Watch:
     def far(value: float, _: float) -> str | None:
         if value <= config.kl_limit:
             return None
@@ -108,40 +144,22 @@ def _watches(config: Config) -> list[Watch]:
             "lower the learning rate, and look at samples: the reward may be exploited"
         )
 
+    return Watch("kl_blow_up", "train/kl", 1, far, baseline_of=0)
+
+
+def _critic_useless(config: Config) -> Watch:
     def useless(value: float, _: float) -> str | None:
         if value >= CONSTANT:
             return None
         return (
-            f"critic explains nothing: explained variance {value:.2f}, below zero for {patience} rollouts, is worse than a constant; "
-            "warm the critic up for longer, raise its learning rate, or look whether returns are of its scale"
+            f"critic explains nothing: explained variance {value:.2f}, below zero for {config.monitor_steps} rollouts, is worse than a "
+            "constant; warm the critic up for longer, raise its learning rate, or look whether returns are of its scale"
         )
 
-    def constant(value: float, _: float) -> str | None:
-        if abs(value) > NOTHING_EXPLAINED:
-            return None
-        return (
-            f"critic explains nothing: explained variance {value:.3f}, about 0 for {2 * patience} rollouts, is that of one number for all "
-            "tokens; look at critic/grad_norm and critic_learning_rate, and whether returns differ at all"
-        )
+    return Watch("critic_useless", "critic/explained_variance", config.monitor_steps, useless, baseline_of=0)
 
-    def at_the_ceiling(value: float, first: float) -> str | None:
-        if 1.0 - first < ENDED_AT_FIRST or (1.0 - value) * factor >= 1.0 - first:
-            return None
-        return (
-            f"length at its ceiling: {value:.0%} of the completions are cut off at generate_max_len={config.generate_max_len}, {first:.0%} "
-            f"were in the first {BASELINE_STEPS} rollouts: lengths grow, and cannot be seen to; see whether the reward pays for length, "
-            "or raise generate_max_len"
-        )
 
-    return [
-        Watch("length_ceiling", "rollout/truncated", 3, at_the_ceiling),
-        Watch("critic_constant", "critic/explained_variance", 2 * patience, constant, baseline_of=0),
-        Watch("length_explosion", "rollout/length_mean", 1, longer),
-        Watch("length_collapse", "rollout/length_mean", 1, shorter),
-        Watch("entropy_collapse", "rollout/entropy", patience, certain),
-        Watch("kl_blow_up", "train/kl", 1, far, baseline_of=0),
-        Watch("critic_useless", "critic/explained_variance", patience, useless, baseline_of=0),
-    ]
+WATCHES = (_length_ceiling, _critic_constant, _length_explosion, _length_collapse, _entropy_collapse, _kl_blow_up, _critic_useless)
 
 
 def differing_ends(stops: StopTokens | None) -> Finding | None:

@@ -11,7 +11,7 @@ from lightrft.config.load import make_config
 from lightrft.models.load import load_causal_lm
 from lightrft.strategy import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings, StrategyBase
-from lightrft.testing.engine_bench import greedy_tokens, logprob_error
+from lightrft.testing.judge import greedy_tokens, logprob_error
 from lightrft.types import EngineStatus
 
 NEW_TOKENS = 6

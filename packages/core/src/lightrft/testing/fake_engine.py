@@ -175,7 +175,7 @@ def _hash(value: object) -> int:
 
 
 class FakeJudge:
-    """Foretells a `FakeEngine` that holds a model's weights: a judge of `testing.engine_bench`."""
+    """Foretells a `FakeEngine` that holds a model's weights: a judge as in `testing.judge`."""
 
     vocab_size = VOCAB_SIZE
     eos_id = STOP_TOKEN

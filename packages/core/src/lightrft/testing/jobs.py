@@ -23,7 +23,7 @@ import torch
 from lightrft.config.load import make_config
 from lightrft.models.load import load_causal_lm
 from lightrft.strategy import get_strategy
-from lightrft.testing.engine_bench import greedy_tokens
+from lightrft.testing.judge import greedy_tokens
 
 MARK = "LIGHTRFT_TEST_JOB"
 """A variable that every process of a job has."""

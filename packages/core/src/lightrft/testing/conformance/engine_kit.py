@@ -13,7 +13,8 @@ from lightrft.errors import EngineStateError, LightRFTError
 from lightrft.plugins.specs import Capability
 from lightrft.testing.conformance.base import Conformance
 from lightrft.testing.conformance.integrity import complaint, replaced
-from lightrft.testing.engine_bench import EngineBench, Judge, TransformersJudge
+from lightrft.testing.engine_bench import EngineBench
+from lightrft.testing.judge import Judge, TransformersJudge
 from lightrft.testing.limits import within
 from lightrft.testing.tiny import Family
 from lightrft.types import EngineStatus, RequestOutput, SamplingParams

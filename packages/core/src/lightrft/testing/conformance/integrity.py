@@ -23,6 +23,7 @@ GUARDED = (
     "lightrft.engine.checks",
     "lightrft.rollout.setup",
     "lightrft.config.checks",
+    "lightrft.config.file_checks",
     "lightrft.plugins.registry",
 )
 """The kit, and the side of the contracts that is core's and not the plugin's."""
