@@ -8,8 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import thin_env
+from lightrft.testing import preload
+
+if not torch.cuda.is_available():  # DeepSpeed asks the card when it is imported, and a process that has done so cannot be forked
+    preload("deepspeed.runtime.zero.stage3", "deepspeed.runtime.superoffload.superoffload_stage3", "torch._inductor.compile_fx")
 
 ROOT = Path(__file__).resolve().parent.parent
 DISTRIBUTIONS = {

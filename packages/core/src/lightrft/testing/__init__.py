@@ -3,6 +3,6 @@
 Nothing in the library imports this package.
 """
 
-from lightrft.testing.spmd import SpmdError, run_spmd
+from lightrft.testing.spmd import SpmdError, preload, run_spmd
 
-__all__ = ["SpmdError", "run_spmd"]
+__all__ = ["SpmdError", "preload", "run_spmd"]

@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 PRELOAD = [
     "lightrft.testing.spmd_rank",
+    "lightrft.testing.small_trainer",
     "torch.distributed.checkpoint",
     "torch.distributed.fsdp",
     "transformers.models.qwen3.modeling_qwen3",
@@ -50,6 +51,15 @@ class _Failure:
     rank: int
     order: tuple[int, float]
     text: str
+
+
+def preload(*modules: str) -> None:
+    """Has the fork server import these modules too, once for all ranks; for the `conftest.py` of a plugin whose library is slow to import.
+
+    Before the first `run_spmd` of the process: the server is started there. A module must start no thread and not touch CUDA when it is
+    imported; one that cannot be imported is left out, and the rank that needs it says so.
+    """
+    PRELOAD.extend(module for module in modules if module not in PRELOAD)
 
 
 def run_spmd(fn: Callable[..., T], world_size: int, *args: Any, timeout_s: float = 120.0, cuda: bool = False) -> list[T]:

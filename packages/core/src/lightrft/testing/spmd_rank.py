@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import importlib.util
 import os
 import pickle
@@ -44,6 +45,7 @@ class Failure:
 
 def main(job: Job, variables: Mapping[str, str], rank: int) -> None:
     """Runs the call; leaves `RANK.result` or `RANK.failure` in the job's folder."""
+    gc.freeze()  # what the fork server imported stays: a collection (DeepSpeed makes many) has not to look at it again
     folder = Path(job.folder)
     os.environ.clear()
     os.environ.update(job.environment | dict(variables))

@@ -45,4 +45,5 @@ def keep_soft_cap(model: Any) -> Any:
 
 
 def _classes(automatic: Any) -> Any:
-    return automatic._model_mapping.keys()
+    """What `type(config) in ...` asks, as transformers itself does: by name. Its `keys()` import every family there is, seconds a rank."""
+    return automatic._model_mapping
