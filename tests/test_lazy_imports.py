@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from lightrft.testing.tiny import tiny_model_folder
+
 HEAVY = ("torch", "deepspeed", "transformers", "numpy", "pyarrow", "datasets", "matplotlib")
 REPORT = f"import sys, json; print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
 
@@ -67,3 +69,16 @@ except SystemExit as done:
 
 def test_the_probe_sees_what_is_loaded():
     assert "torch" in heavy_after("import lightrft.strategy.strategy_base")
+
+
+def test_a_model_is_opened_without_importing_the_other_families(tmp_path):
+    tiny_model_folder(tmp_path)
+    code = f"""
+import json, sys, torch
+from lightrft.models.load import open_causal_lm
+open_causal_lm({str(tmp_path)!r}, dtype=torch.float32)
+print(json.dumps([name for name in sys.modules if name.startswith('transformers.models.') and name.count('.') == 2]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    families = json.loads(done.stdout.splitlines()[-1])
+    assert "transformers.models.qwen3" in families and len(families) < 20, families
