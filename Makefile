@@ -61,7 +61,7 @@ chaos: $(STAMP)  ## kill ranks of a run that goes on by itself, and compare it w
 	@$(BIN)/python benchmarks/chaos.py $(ARGS)
 
 audit: $(STAMP)  ## known vulnerabilities of what is installed (pip-audit, needs the network), and ruff's rules about security
-	$(BIN)/ruff check --select S --ignore S101,S105,S108,S311,S603,S606,S607 --per-file-ignores '*/testing/*:S301,*/rewards/sandbox/*:S102,*/config/yaml_text.py:S506' packages/*/src
+	$(BIN)/ruff check --select S --ignore S101,S105,S108,S311,S603,S606,S607 --per-file-ignores '*/testing/*:S301,*/utils/sandbox/*:S102,*/config/yaml_text.py:S506' packages/*/src
 	$(BIN)/uv tool run pip-audit --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') $(ARGS)
 
 wheels: $(STAMP)  ## the wheels of all packages, in dist; `export PIP_FIND_LINKS=$$PWD/dist` lets pip find them

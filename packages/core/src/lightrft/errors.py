@@ -74,7 +74,11 @@ class RewardServerError(RewardError):
 
 
 class CodePermissionError(RewardError):
-    """A reward would run programs that the model wrote, and `allow_code_execution` is off."""
+    """A reward or a tool would run programs that the model wrote, and `allow_code_execution` is off."""
+
+
+class SandboxError(RewardError):
+    """This system does not give the sandbox in which programs of a model run."""
 
 
 class EpisodeError(UserError):

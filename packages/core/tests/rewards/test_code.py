@@ -13,8 +13,8 @@ from lightrft.config.load import make_config
 from lightrft.config.reward_checks import check_rewards
 from lightrft.plugins.registry import Registry
 from lightrft.rewards.code import code_reward, program_of
-from lightrft.rewards.sandbox import passes
 from lightrft.types import Sample
+from lightrft.utils.sandbox import passes
 
 TESTS = "assert add(2, 3) == 5\nassert add(-1, 1) == 0"
 GOOD = "def add(a, b):\n    return a + b\n"
@@ -54,7 +54,7 @@ def test_a_system_that_gives_no_sandbox_is_told_in_one_line() -> None:
     assert found.stderr == ""
     full, weak = found.stdout.splitlines()
     assert full.startswith(
-        "the reward code needs what this system does not give: namespaces of its own (unshare) (Operation not permitted)"
+        "programs of the model need what this system does not give: namespaces of its own (unshare) (Operation not permitted)"
     )
     assert "set --code_sandbox weak to go on without" in full
     assert weak in ("[1.0, 0.0]", *[line for line in [weak] if os.geteuid() == 0 and "a user other than root who may run" in line])
@@ -66,7 +66,7 @@ from pathlib import Path
 from lightrft.config.load import make_config
 from lightrft.errors import RewardError
 from lightrft.plugins.registry import Registry
-from lightrft.rewards import sandbox
+from lightrft.utils import sandbox
 from lightrft.rewards.load import rewards_of
 from lightrft.types import Sample
 sys.path.insert(0, str(Path(sandbox.__file__).parent))
@@ -88,8 +88,8 @@ def test_it_is_off_unless_asked_and_not_on_without_it() -> None:
     assert "set --allow_code_execution" in problem
     assert list(check_rewards(make_config({"reward": ["code"], "allow_code_execution": True}), registry=Registry.discover())) == []
     for setting, words in (
-        ({"allow_code_execution": True}, "a reward that runs programs (code)"),
-        ({"code_sandbox": "weak"}, "the reward code"),
+        ({"allow_code_execution": True}, "what runs programs of the model (reward code, environment python)"),
+        ({"code_sandbox": "weak"}, "what runs programs of the model"),
     ):
         [problem] = check_rewards(make_config({"reward": ["format"], **setting}), registry=Registry.discover())
         assert f"has no effect without {words}" in problem

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from lightrft.rewards.sandbox import lacking, passes
+from lightrft.utils.sandbox import lacking, passes
 
 ADD = "assert add(2, 3) == 5"
 EVERY_WAY = "(dunder for dunder in '__eq__ __ne__ __lt__ __le__ __gt__ __ge__ __contains__'.split())"

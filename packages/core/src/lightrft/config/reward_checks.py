@@ -27,8 +27,6 @@ def check_rewards(config: Config, *, registry: Registry) -> Iterator[str]:
         rewards = f"{len(config.reward)} rewards ({', '.join(config.reward)})"
         yield f"reward_weights has {len(config.reward_weights)} numbers for {rewards}; give one each"
     yield from _permission(config, registry)
-    if is_given(config, "code_sandbox") and not any(reward == "code" or ":" in reward for reward in config.reward):
-        yield f"code_sandbox={config.code_sandbox!r} has no effect without the reward code; leave it out"
     yield from named_alike(config.reward)
     for reward in config.reward:
         if called(reward) in RESERVED:
@@ -52,13 +50,19 @@ def check_rewards(config: Config, *, registry: Registry) -> Iterator[str]:
 
 
 def _permission(config: Config, registry: Registry) -> Iterator[str]:
-    """`allow_code_execution` and the rewards that run a model's programs; a function of one's own may ask one of them."""
-    running = [entry.name for entry in registry.entries("reward") if getattr(entry.spec, "runs_code", False)]
-    for reward in config.reward:
-        if reward in running and not config.allow_code_execution:
-            yield f"reward={reward!r} runs programs that the model wrote; set --allow_code_execution, in a container that may be lost"
-    if config.allow_code_execution and not any(reward in running or ":" in reward for reward in config.reward):
-        yield f"allow_code_execution=True has no effect without a reward that runs programs ({', '.join(running)}); leave it out"
+    """`allow_code_execution`, and what runs a model's programs: some rewards and environments, and one's own, which may ask one of them."""
+    asked = {"reward": config.reward, "environment": [config.environment] if config.environment else []}
+    running = {kind: [e.name for e in registry.entries(kind) if getattr(e.spec, "runs_code", False)] for kind in asked}
+    given = [(kind, name) for kind, names in asked.items() for name in names]
+    for kind, name in given:
+        if name in running[kind] and not config.allow_code_execution:
+            yield f"{kind}={name!r} runs programs that the model wrote; set --allow_code_execution, in a container that may be lost"
+    if any(name in running[kind] or ":" in name for kind, name in given):
+        return
+    of_all = ", ".join(f"{kind} {name}" for kind, names in running.items() for name in names)
+    for setting in ("allow_code_execution", "code_sandbox"):
+        if is_given(config, setting):
+            yield f"{setting}={getattr(config, setting)!r} has no effect without what runs programs of the model ({of_all}); leave it out"
 
 
 def _one(reward: str, registry: Registry, *, trust_remote_code: bool) -> Iterator[str]:

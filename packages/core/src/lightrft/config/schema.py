@@ -253,9 +253,11 @@ class Config(BaseModel):
         "model: [name=]model:FOLDER (sequence classifier with one output); without name= a function's own name",
     )
     reward_weights: list[Number] = _field([], "reward", "weight of each reward in the sum; empty: all 1")
-    allow_code_execution: bool = _field(False, "reward", "let the reward `code` run the model's programs, in a sandbox")
+    allow_code_execution: bool = _field(
+        False, "reward", "let the reward `code` and the environment `python` run the model's programs, sandboxed"
+    )
     code_sandbox: Literal["full", "weak"] = _field(
-        "full", "reward", "sandbox of `code`; weak: go on where the system gives no namespaces, without protection of files and network"
+        "full", "reward", "their sandbox; weak: go on where the system gives no namespaces, without protection of files and network"
     )
     reward_key: str = _field(
         "", "reward", "column of the data that names the rewards which count for a row, one or a list; empty, or no value: all of them"

@@ -10,11 +10,12 @@ from typing import Any
 from lightrft.config.schema import Config
 from lightrft.data.chat import ChatSettings
 from lightrft.data.turns import TurnWriter
-from lightrft.errors import EpisodeError, RewardError, nearest
+from lightrft.errors import CodePermissionError, EpisodeError, RewardError, SandboxError, nearest
 from lightrft.models.load import load_tokenizer
 from lightrft.plugins.registry import Registry
 from lightrft.rewards.import_file import import_failed, import_file, place, said
 from lightrft.rollout.environment import Environment
+from lightrft.utils.sandbox import lacking
 
 
 def load_environment(name: str, *, registry: Registry) -> type[Environment]:
@@ -81,11 +82,25 @@ def check_environment(config: Config, *, registry: Registry) -> None:
 
     Raises:
         EpisodeError, PluginError, DataError: as `chat_settings` and `TurnWriter`.
+        CodePermissionError, SandboxError: it runs programs of the model, which the settings or the system do not allow.
     """
+    _may_run_code(config, load_environment(config.environment, registry=registry))
     chat_settings(config, registry=registry)
     if config.scratch_tokenizer == "none":
         tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
         turn_writer(config, tokenizer, registry=registry)
+
+
+def _may_run_code(config: Config, environment: type[Environment]) -> None:
+    if not environment.runs_code:
+        return
+    if not config.allow_code_execution:
+        raise CodePermissionError(
+            f"environment={config.environment!r} runs programs that the model wrote; set --allow_code_execution, in a container that may "
+            "be lost"
+        )
+    if config.code_sandbox == "full" and (problem := lacking()):
+        raise SandboxError(problem)
 
 
 def _is_environment(value: Any) -> bool:

@@ -16,9 +16,10 @@ from lightrft.experience.environments import load_environment, turn_writer
 from lightrft.experience.live_episode import LiveEpisode
 from lightrft.observe.metrics import StepMetrics
 from lightrft.rollout.environment import Continue, Step
-from lightrft.rollout.environment_calls import EnvironmentCalls
+from lightrft.rollout.environment_calls import EnvironmentCalls, Outcome
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.types import Sample, SamplingParams
+from lightrft.utils.permission import code_execution
 
 TURN_SEEDS = 1_000_003
 """Between the seeds of two turns, where the sampling has one."""
@@ -87,7 +88,7 @@ class Episodes:
 
             return call
 
-        for one, outcome in zip(played, self._calls.run([begin(one) for one in played]), strict=True):
+        for one, outcome in zip(played, self._run([begin(one) for one in played]), strict=True):
             try:
                 if outcome.error is not None:
                     raise outcome.error
@@ -143,7 +144,7 @@ class Episodes:
         """Asks the environments of these episodes what follows their last turn. Local."""
         turns = [one.last_turn(decode=self._decode, read_calls=self._writer.calls, max_turns=self._config.max_turns) for one in going]
         calls = [lambda one=one, said=said: one.environment.step(said) for one, said in zip(going, turns, strict=True)]
-        for one, said, outcome in zip(going, turns, self._calls.run(calls), strict=True):
+        for one, said, outcome in zip(going, turns, self._run(calls), strict=True):
             try:
                 if outcome.error is not None:
                     raise outcome.error
@@ -171,7 +172,12 @@ class Episodes:
 
     def _close(self, played: Sequence[LiveEpisode]) -> None:
         """Every environment that was made is closed; one that fails there has said all that counts before."""
-        self._calls.run([one.environment.close for one in played if one.environment is not None])
+        self._run([one.environment.close for one in played if one.environment is not None])
+
+    def _run(self, calls: Sequence[Callable[[], Any]]) -> list[Outcome]:
+        """The outcomes of calls of environments, which may run programs of the model where the settings allow it."""
+        with code_execution(self._config.allow_code_execution, weak=self._config.code_sandbox == "weak"):
+            return self._calls.run(calls)
 
     def _look_at_failures(self, played: Sequence[LiveEpisode]) -> None:
         failed, total = self._sum(sum(bool(one.error) for one in played)), self._sum(len(played))

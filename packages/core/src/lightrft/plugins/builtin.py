@@ -105,6 +105,12 @@ ENVIRONMENTS = (
     EnvironmentSpec(
         name="gridworld", target="lightrft.rollout.gridworld:Gridworld", summary="move from `start` to `goal` on a square of fields"
     ),
+    EnvironmentSpec(
+        name="python",
+        target="lightrft.rollout.python_tool:PythonTool",
+        runs_code=True,
+        summary="a tool that runs Python programs and tells their output",
+    ),
 )
 
 

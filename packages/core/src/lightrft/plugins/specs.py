@@ -205,9 +205,13 @@ class LoggerSpec(PluginSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentSpec(PluginSpec):
-    """An environment of episodes; the target is a subclass of `lightrft.rollout.environment.Environment`."""
+    """An environment of episodes; the target is a subclass of `lightrft.rollout.environment.Environment`.
+
+    `runs_code`: as of a reward; the class says it, too.
+    """
 
     kind: ClassVar[str] = "environment"
+    runs_code: bool = False
 
 
 SPEC_TYPES: tuple[type[PluginSpec], ...] = (

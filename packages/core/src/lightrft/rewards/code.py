@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from lightrft.rewards.exact_match import required_answers
-from lightrft.rewards.permission import require_code_execution
-from lightrft.rewards.sandbox import passes
 from lightrft.types import Sample
+from lightrft.utils.permission import require_code_execution
+from lightrft.utils.sandbox import passes
 
 MAX_RUNNING = 4
 MAX_CHARS = 100_000
@@ -27,7 +27,7 @@ def code_reward(samples: Sequence[Sample], *, weak: bool = False) -> list[float]
     Raises:
         CodePermissionError: the run that asks does not allow it.
         ValueError: a sample without tests.
-        RewardError: this system gives no whole sandbox, and `weak` is not set.
+        SandboxError: this system gives no whole sandbox, and `weak` is not set.
     """
     require_code_execution()
     tests = ["\n".join(required_answers(sample, index)) for index, sample in enumerate(samples)]

@@ -26,8 +26,8 @@ from lightrft.plugins.registry import Registry
 from lightrft.rewards.adapters import adapted, written_for
 from lightrft.rewards.import_file import import_failed, import_file
 from lightrft.rewards.remote import RemoteReward, RemoteSettings
-from lightrft.rewards.sandbox import lacking
 from lightrft.types import Sample
+from lightrft.utils.sandbox import lacking
 
 RewardFunction = Callable[[Sequence[Sample]], Sequence[float | None] | Awaitable[Sequence[float | None]]]
 """One number for each sample, in order; None where it does not apply to a sample. May be `async`, and may run in any thread; sees only the

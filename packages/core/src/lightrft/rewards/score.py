@@ -11,9 +11,9 @@ from lightrft.errors import CodePermissionError, RewardError, RewardServerError
 from lightrft.rewards.calling import settled
 from lightrft.rewards.import_file import place, said
 from lightrft.rewards.load import NamedReward
-from lightrft.rewards.permission import code_execution
 from lightrft.rewards.route import routed
 from lightrft.types import Sample
+from lightrft.utils.permission import code_execution
 
 
 @dataclass(frozen=True, kw_only=True)

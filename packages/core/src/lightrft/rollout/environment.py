@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from lightrft.types import FinishReason
 
@@ -110,6 +110,9 @@ class Environment(ABC):
         ...     def step(self, turn):
         ...         return lightrft.End(reward=1.0) if "stop" in turn.text else lightrft.Continue(text=turn.text)
     """
+
+    runs_code: ClassVar[bool] = False
+    """It runs programs that the model wrote; a run without `allow_code_execution` refuses it at its start."""
 
     @classmethod
     def tools(cls) -> Sequence[Mapping[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import queue
 import threading
@@ -10,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 Call = Callable[[], Any]
@@ -26,7 +28,8 @@ class Outcome:
 class EnvironmentCalls:
     """Runs lists of calls. `timeout_s`: the limit of one call, from its own begin; `concurrency`: how many run at a time. Local.
 
-    A plain function that takes too long cannot be stopped: its thread goes on, as a daemon, and what it returns later is forgotten.
+    A plain function that takes too long cannot be stopped: its thread goes on, as a daemon, and what it returns later is forgotten. Calls
+    see the context variables of who runs them.
     """
 
     def __init__(self, *, timeout_s: float, concurrency: int) -> None:
@@ -44,7 +47,8 @@ class EnvironmentCalls:
             while waiting and len(until) < self._concurrency:
                 number = waiting.popleft()
                 until[number] = time.monotonic() + self._timeout_s
-                threading.Thread(target=self._call, args=(calls[number], number, done), name="lightrft-environment", daemon=True).start()
+                work = partial(contextvars.copy_context().run, self._call, calls[number], number, done)
+                threading.Thread(target=work, name="lightrft-environment", daemon=True).start()
             try:
                 number, outcome = done.get(timeout=max(min(until.values()) - time.monotonic(), 0.0))
                 if until.pop(number, None) is not None:

@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from lightrft.rewards.sandbox.wire import CHANGEABLE, Wire, pack, unpack
+    from lightrft.utils.sandbox.wire import CHANGEABLE, Wire, pack, unpack
 
 OPERATIONS = {
     "len": len,

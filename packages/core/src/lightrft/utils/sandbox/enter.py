@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from lightrft.rewards.sandbox import confine
-    from lightrft.rewards.sandbox.confine import Refused, needed
+    from lightrft.utils.sandbox import confine
+    from lightrft.utils.sandbox.confine import Refused, needed
 else:  # the file beside this one; lightrft itself is not imported here
     sys.path.insert(0, str(Path(__file__).parent))
     import confine

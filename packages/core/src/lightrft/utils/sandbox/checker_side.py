@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from lightrft.rewards.sandbox.wire import CHANGEABLE, Wire, pack, put_back, unpack
+    from lightrft.utils.sandbox.wire import CHANGEABLE, Wire, pack, put_back, unpack
 
 ASKS_ABOUT_A_VALUE = frozenset(
     name
