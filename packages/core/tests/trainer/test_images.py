@@ -129,7 +129,6 @@ def test_a_run_that_does_not_see_its_images_ends_before_it_learns(
     ("changes", "words"),
     [
         ({"mixed_mm_data": False}, r"rows.jsonl:1: the row has no image, and 5 of 8 rows have; if that is meant, set --mixed_mm_data"),
-        ({"packing_samples": True}, "the prompts have images, which packed rows do not hold; leave packing_samples out"),
         ({"environment": "guess_number", "max_turns": 2}, "the prompts have images, which episodes do not show"),
         ({"prompt_max_len": 12}, r"rows.jsonl:2: the prompt has 13 tokens with those of its images, more than prompt_max_len=12"),
     ],

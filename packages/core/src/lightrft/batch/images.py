@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,10 @@ class ImageInputs:
 
     marks: Mapping[str, torch.Tensor]
     features: Mapping[str, torch.Tensor]
+
+
+Positions = Callable[[torch.Tensor, ImageInputs], torch.Tensor]
+"""The positions int64 [..., n] that a model gives the token ids int64 [n] of one sequence with images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,22 @@ def marks_of(images: Sequence[ImageInputs | None], starts: Sequence[int], *, siz
             row = found.setdefault(name, torch.zeros(size, dtype=marks.dtype))
             row[start : start + len(marks)] = marks
     return found
+
+
+def positions_of(ids: torch.Tensor, ends: torch.Tensor, images: Sequence[ImageInputs | None], positions: Positions | None) -> torch.Tensor:
+    """int64 [1, S] for a row of ids [S], from 0 in each of its sequences, which `ends` [K + 1] separates.
+
+    Where a model has positions of its own for a sequence with images (`positions`, say [3, 1, n]), these, as if the sequence were alone;
+    the others of the row then have theirs along every axis: [3, 1, S].
+    """
+    plain = (torch.arange(len(ids)) - torch.repeat_interleave(ends[:-1], ends.diff()))[None]
+    if positions is None or not any(images):
+        return plain
+    lengths = ends.diff().tolist()
+    pieces = zip(torch.split(ids, lengths), torch.split(plain, lengths, dim=1), images, strict=True)
+    found = [(counted, None if one is None else positions(own, one)) for own, counted, one in pieces]
+    axes = next(own.shape[:-1] for _, own in found if own is not None)
+    return torch.cat([counted.expand(*axes, -1) if own is None else own for counted, own in found], dim=-1)
 
 
 def features_of(images: Sequence[ImageInputs | None]) -> dict[str, torch.Tensor]:

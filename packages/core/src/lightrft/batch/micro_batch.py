@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from lightrft.batch.grid import Grid
-from lightrft.batch.images import BlankPrompt, ImageInputs, features_of, marks_of
+from lightrft.batch.images import BlankPrompt, ImageInputs, Positions, features_of, marks_of, positions_of
 from lightrft.batch.label_parts import ALONE, LabelParts
 from lightrft.batch.stages import Sampled, token_index
 from lightrft.distributed.mesh import Axis
@@ -69,21 +69,49 @@ def padded(
     return _with_labels(batch, index, tokens, place, inputs, columns, device, ALONE)
 
 
-def packed(batch: Sampled, index: torch.Tensor, *, columns: Sequence[str] = (), device: torch.device, axis: Axis = ALONE) -> MicroBatch:
-    """The sequences `index` [K] as one row, one after the other, without padding: `input_ids` and `position_ids` [1, L], positions from 0
-    in each; `cu_seq_lens_q` int32 [K + 1] and `max_length_q`, where each begins, for an attention that keeps them apart.
+def packed(
+    batch: Sampled,
+    index: torch.Tensor,
+    *,
+    columns: Sequence[str] = (),
+    device: torch.device,
+    axis: Axis = ALONE,
+    blank: BlankPrompt | None = None,
+    positions: Positions | None = None,
+) -> MicroBatch:
+    """The sequences `index` [K] as one row, one after the other, without padding (`packed_inputs`).
+
+    No sequences are one of one token without labels, so that every rank can take part in a forward pass. For the same reason `blank`,
+    given where prompts may have images, is one more sequence where none of these has any.
+    """
+    images: list[ImageInputs | None] = [batch.images[place] for place in index.tolist()]
+    tokens, ends = token_index(batch.offsets, index)
+    ids = batch.token_ids[tokens].long()
+    added: tuple[torch.Tensor, ImageInputs | None] | None = None if len(index) else (torch.zeros(1, dtype=torch.long), None)
+    if blank is not None and not any(images):
+        added = (blank.token_ids, blank.images)
+    if added is not None:
+        ids, ends = torch.cat([ids, added[0]]), torch.cat([ends, ends[-1:] + len(added[0])])
+        images.append(added[1])
+    inputs = packed_inputs(ids, ends, images, positions=positions, axis=axis)
+    return _with_labels(batch, index, tokens, torch.arange(len(tokens)), inputs, columns, device, axis)
+
+
+def packed_inputs(
+    ids: torch.Tensor, ends: torch.Tensor, images: Sequence[ImageInputs | None], *, positions: Positions | None, axis: Axis = ALONE
+) -> dict[str, Any]:
+    """A model's inputs for a row of K sequences, whose borders are `ends` [K + 1]: `input_ids` [1, S] and `position_ids` (`positions_of`);
+    `cu_seq_lens_q` int32 [K + 1] and `max_length_q`, where each begins, for an attention that keeps them apart; marks of images at the
+    places of their tokens, and features in the order of the sequences.
 
     The ranks of `axis`, which bring the same sequences, get equal parts of the row, padded by a segment of its own (`sequence_axis`).
-    No sequences are one of one token without labels, so that every rank can take part in a forward pass.
     """
-    tokens, offsets = token_index(batch.offsets, index)
-    ids, ends = (batch.token_ids[tokens].long(), offsets) if len(index) else (torch.zeros(1, dtype=torch.long), torch.tensor([0, 1]))
-    positions = torch.arange(len(ids)) - torch.repeat_interleave(ends[:-1], ends.diff())
-    ends = padded_offsets(ends, axis)
-    inputs = {"input_ids": shard(ids[None], axis), "position_ids": shard(positions[None], axis), "cu_seq_lens_q": ends.int()}
-    made = _with_labels(batch, index, tokens, torch.arange(len(tokens)), inputs, columns, device, axis)
-    shared = {"sequence_axis": axis} if axis.size > 1 else {}
-    return replace(made, inputs={**made.inputs, "max_length_q": int(ends.diff().max()), **shared})
+    borders = padded_offsets(ends, axis)
+    per_token = {"input_ids": ids[None], "position_ids": positions_of(ids, ends, images, positions)}
+    per_token |= {name: marks[None] for name, marks in marks_of(images, ends[:-1].tolist(), size=len(ids)).items()}
+    inputs: dict[str, Any] = {name: shard(values, axis) for name, values in per_token.items()} | features_of(images)
+    inputs |= {"cu_seq_lens_q": borders.int(), "max_length_q": int(borders.diff().max())}
+    return inputs | ({"sequence_axis": axis} if axis.size > 1 else {})
 
 
 def _with_labels(
@@ -91,7 +119,7 @@ def _with_labels(
     index: torch.Tensor,
     tokens: torch.Tensor,
     place: torch.Tensor,
-    inputs: Mapping[str, torch.Tensor],
+    inputs: Mapping[str, Any],
     columns: Sequence[str],
     device: torch.device,
     axis: Axis,
@@ -100,7 +128,7 @@ def _with_labels(
     chosen, at = tokens[sampled], place[sampled] - 1
     parts = LabelParts.of(at, inputs["input_ids"].numel(), axis)
     return MicroBatch(
-        inputs={name: to_device(tensor, device) for name, tensor in inputs.items()},
+        inputs={name: to_device(value, device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()},
         labels=to_device(batch.token_ids[chosen].long()[parts.mine], device),
         at=to_device(at[parts.mine] - axis.rank * inputs["input_ids"].numel(), device),
         columns={name: to_device(getattr(batch, name)[chosen], device) for name in columns},

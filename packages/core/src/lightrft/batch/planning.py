@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from lightrft.batch.dealing import Dealing
-from lightrft.batch.images import BlankPrompt
+from lightrft.batch.images import BlankPrompt, Positions
 from lightrft.batch.label_parts import ALONE
 from lightrft.batch.micro_batch import MicroBatch, packed, padded
 from lightrft.batch.stages import Rewarded, Sampled
@@ -27,7 +27,7 @@ class Batching:
     step: tokens, and their attention, which costs as much as the rest for a sequence of `attention_length` tokens.
 
     The ranks of `sequence` share each row, which then is a packed one without a budget as well. `blank` is there where prompts may have
-    images, which need padded rows.
+    images; a packed row without any has it beside its sequences, for whose tokens the budget has room. `positions`: see `positions_of`.
     """
 
     train_batch_size: int
@@ -38,17 +38,18 @@ class Batching:
     attention_length: float = float("inf")
     sequence: Axis = ALONE
     blank: BlankPrompt | None = None
+    positions: Positions | None = None
 
     def micro_batches(self, batch: Sampled, index: torch.Tensor) -> list[torch.Tensor]:
         """The sequences `index` [K] in parts, one for each forward pass. Local."""
         if self.token_budget:
-            return by_tokens(batch, index, budget=self.token_budget)
+            return by_tokens(batch, index, budget=self.token_budget - (len(self.blank.token_ids) if self.blank is not None else 0))
         return by_length(batch, index, size=self.micro_batch_size)
 
     def micro(self, batch: Sampled, index: torch.Tensor, *, columns: Sequence[str] = (), device: torch.device) -> MicroBatch:
         """One of them as a model's input. Local."""
         if self.token_budget or self.sequence.size > 1:
-            return packed(batch, index, columns=columns, device=device, axis=self.sequence)
+            return packed(batch, index, columns=columns, device=device, axis=self.sequence, blank=self.blank, positions=self.positions)
         return padded(batch, index, columns=columns, device=device, blank=self.blank)
 
     def costs(self, lengths: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 from lightrft.batch.images import BlankPrompt
 from lightrft.batch.planning import Batching
 from lightrft.config.schema import Config
+from lightrft.models.image_positions import image_positions
 from lightrft.strategy.strategy_base import StrategyBase
 
 
@@ -16,6 +17,7 @@ def update_batching(
     """The steps and micro-batches of an update of `model`; `training` False: with the micro-batches of passes that have no gradients.
     `blank`: see `Batching`.
     """
+    inner = strategy.unwrap(model)
     return Batching(
         train_batch_size=config.train_batch_size,
         micro_batch_size=config.micro_train_batch_size if training else config.micro_rollout_batch_size,
@@ -24,7 +26,8 @@ def update_batching(
         balance=config.balance_ranks or config.packing_samples,
         sequence=strategy.mesh.sequence,
         blank=blank,
-        attention_length=_attention_length(strategy.unwrap(model).config),
+        positions=None if blank is None else image_positions(inner),
+        attention_length=_attention_length(inner.config),
     )
 
 

@@ -7,19 +7,26 @@ look across a row in another way, positions that do not start again, windows of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from lightrft.batch.images import BlankPrompt, ImageInputs, Positions
+from lightrft.batch.label_parts import ALONE
+from lightrft.batch.micro_batch import packed_inputs, to_device
 from lightrft.distributed.mesh import Axis
-from lightrft.distributed.sequence import gather, padded_offsets, shard
+from lightrft.distributed.sequence import gather
 from lightrft.errors import ModelError
-from lightrft.models.attention import MaskAsked, Segments, Watch, packed_forward
+from lightrft.models.attention import MaskAsked, Watch, packed_forward
 
 FIRST = 5
 """Tokens of the first sequence; the second has a multiple of the ranks that share it, so that alone it needs no padding."""
 
-Outputs = Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, Watch]]
+SECOND = 8
+
+One = tuple[torch.Tensor, ImageInputs | None]
+"""A sequence: its token ids, and what the model is given of its images."""
 
 LEAK = 1e-2
 """Of what a changed sequence changes in itself: more in the other one is no rounding, also in bfloat16."""
@@ -27,24 +34,40 @@ LEAK = 1e-2
 
 @torch.no_grad()
 def check_packing(
-    forward: Callable[..., torch.Tensor], config: Any, *, device: torch.device, setting: str, axis: Axis | None = None
+    forward: Callable[..., torch.Tensor],
+    config: Any,
+    *,
+    device: torch.device,
+    setting: str,
+    axis: Axis = ALONE,
+    blank: BlankPrompt | None = None,
+    positions: Positions | None = None,
 ) -> None:
-    """Compares a row of two sequences with one whose first sequence is another, and with the second alone.
+    """Compares a row of two sequences with one whose first sequence is another, and with the second alone; where the second has an image
+    (`blank`, with text after it; `positions`: see `positions_of`), also with itself at the positions that the model makes.
 
     `forward` takes the model's arguments and gives something [1, s, C] of each token: logits, values or hidden
     states; `config` is the model's. Collective over the ranks that share the model's parameters or the row (three
-    forward passes).
+    forward passes, six with an image).
 
     Raises:
         ModelError: the second sequence noticed; names `setting`.
     """
-    second = -(-8 // (axis.size if axis else 1)) * (axis.size if axis else 1)
     text = config.get_text_config()
-    sequences = [_tokens(config, seed, n).to(device) for seed, n in enumerate((FIRST, FIRST, second))]
+    length = -(-SECOND // axis.size) * axis.size
+    first, other, second = ((_tokens(config, seed, n), None) for seed, n in enumerate((FIRST, FIRST, length)))
+    passes = _Passes(forward, device, axis, positions)
     with torch.compiler.set_stance("force_eager"):
-        problem = _problem_of(lambda row: _outputs(forward, row, axis), sequences, text)
+        if blank is None:
+            problem = _problem_of(passes, first, other, second, text)
+        else:
+            shown = torch.cat([blank.token_ids, second[0]]), blank.images
+            problem = _problem_of(passes, first, other, shown, text) or passes.other_positions(*shown)
     if problem:
-        raise ModelError(f"{setting}: models of type {text.model_type!r} cannot be packed: {problem}; leave {setting.split('=')[0]} out")
+        where = "" if blank is None else ", where prompts have images"
+        raise ModelError(
+            f"{setting}: models of type {text.model_type!r} cannot be packed{where}: {problem}; leave {setting.split('=')[0]} out"
+        )
 
 
 def _tokens(config: Any, seed: int, length: int) -> torch.Tensor:
@@ -55,12 +78,11 @@ def _tokens(config: Any, seed: int, length: int) -> torch.Tensor:
     return torch.where(torch.isin(ids, torch.tensor([i for i in special if i is not None], dtype=ids.dtype)), plain, ids)
 
 
-def _problem_of(outputs: Outputs, sequences: Sequence[torch.Tensor], config: Any) -> str:
-    first, other, second = sequences
+def _problem_of(passes: _Passes, first: One, other: One, second: One, config: Any) -> str:
     try:
-        both, _ = outputs([first, second])
-        changed, _ = outputs([other, second])
-        alone, watch = outputs([second])
+        both, _ = passes.packed([first, second])
+        changed, _ = passes.packed([other, second])
+        alone, watch = passes.packed([second])
     except ModelError as error:
         return str(error)
     except (TypeError, ValueError, IndexError, AttributeError) as error:
@@ -68,18 +90,34 @@ def _problem_of(outputs: Outputs, sequences: Sequence[torch.Tensor], config: Any
     return _mixing(both, changed, alone) or _of_masks(watch, config)
 
 
-def _outputs(forward: Callable[..., torch.Tensor], sequences: Sequence[torch.Tensor], axis: Axis | None) -> tuple[torch.Tensor, Watch]:
-    """float32 [S, C] of a packed row."""
-    ids = torch.cat(list(sequences))[None]
-    positions = torch.cat([torch.arange(len(x), device=ids.device) for x in sequences])[None]
-    borders = torch.tensor([0, *(len(x) for x in sequences)], device=ids.device).cumsum(0).to(torch.int32)
-    length = ids.shape[1]
-    if axis is not None:
-        ids, positions, borders = shard(ids, axis), shard(positions, axis), padded_offsets(borders, axis)
-    row = Segments(offsets=borders, longest=int(borders.diff().max()), axis=axis)
-    with packed_forward() as watch:
-        out = forward(input_ids=ids, position_ids=positions, **row.inputs())[0].float()
-    return (out if axis is None else gather(out.T, length, axis).T), watch
+@dataclass(frozen=True)
+class _Passes:
+    forward: Callable[..., torch.Tensor]
+    device: torch.device
+    axis: Axis
+    positions: Positions | None
+
+    def packed(self, sequences: Sequence[One], *, told: bool = True) -> tuple[torch.Tensor, Watch]:
+        """float32 [S, C] of a packed row; `told` False: of one sequence, whose positions the model makes by itself."""
+        ids = torch.cat([own for own, _ in sequences])
+        ends = torch.tensor([0, *(len(own) for own, _ in sequences)]).cumsum(0)
+        inputs = packed_inputs(ids, ends, [images for _, images in sequences], positions=self.positions, axis=self.axis)
+        there = {name: to_device(value, self.device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+        if not told:
+            del there["position_ids"]
+        with packed_forward() as watch:
+            out = self.forward(**there, use_cache=False)[0].float()
+        return gather(out.T, len(ids), self.axis).T, watch
+
+    def other_positions(self, ids: torch.Tensor, images: ImageInputs) -> str:
+        """Whether the positions are other ones than the model's own; text in another order says how much is much."""
+        found, _ = self.packed([(ids, images)])
+        turned, _ = self.packed([(torch.cat([ids[:-SECOND], ids[-SECOND:].flip(0)]), images)])
+        own, _ = self.packed([(ids, images)], told=False)
+        effect, apart = float((found - turned).abs().max()), float((found - own).abs().max())
+        if apart > LEAK * effect:
+            return f"at the positions that it makes by itself its outputs are off by {apart:.1e} (other text moves them by {effect:.1e})"
+        return ""
 
 
 def _mixing(both: torch.Tensor, changed: torch.Tensor, alone: torch.Tensor) -> str:

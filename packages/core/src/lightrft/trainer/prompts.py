@@ -93,8 +93,6 @@ def image_problems(config: Config, prompts: Sequence[Prompt], *, registry: Regis
     if Capability.MULTIMODAL not in registry.spec("engine", config.engine_type).capabilities:
         able = ", ".join(registry.having("engine", Capability.MULTIMODAL))
         problems.append(f"the prompts have images, which engine_type={config.engine_type!r} does not read; these do: {able}")
-    if config.packing_samples:
-        problems.append("the prompts have images, which packed rows do not hold; leave packing_samples out")
     if config.sp_size > 1:
         problems.append(f"the prompts have images, and rows of images are not shared by ranks; sp_size={config.sp_size} has to be 1")
     if config.environment:

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from lightrft.batch.images import BlankPrompt
 from lightrft.config.schema import Config
 from lightrft.models.attention import has_our_attention, use_our_attention
+from lightrft.models.image_positions import image_positions
 from lightrft.models.packing_check import check_packing
 from lightrft.strategy.strategy_base import StrategyBase
 
@@ -27,6 +29,24 @@ def ready_for_rows(model: torch.nn.Module, *, config: Config, strategy: Strategy
     if setting:
         device = strategy.world.device
         check_packing(lambda **inputs: _hidden(model, inputs), inner.config, device=device, setting=setting, axis=strategy.mesh.sequence)
+
+
+def check_image_rows(model: torch.nn.Module, *, config: Config, strategy: StrategyBase, blank: BlankPrompt) -> None:
+    """Whether `model`, which is ready for rows, keeps packed rows apart where prompts have images, too. Collective where rows are packed.
+
+    Raises:
+        ModelError: it does not; names the setting.
+    """
+    inner, setting = strategy.unwrap(model), _setting(config)
+    if setting:
+        check_packing(
+            lambda **inputs: _hidden(model, inputs),
+            inner.config,
+            device=strategy.world.device,
+            setting=setting,
+            blank=blank,
+            positions=image_positions(inner),
+        )
 
 
 def _setting(config: Config) -> str:

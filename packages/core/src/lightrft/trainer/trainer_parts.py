@@ -42,7 +42,7 @@ from lightrft.trainer.learner import Learner
 from lightrft.trainer.refusals import refuse
 from lightrft.trainer.resume import PromptsDigest
 from lightrft.trainer.reward_models import as_rewards
-from lightrft.trainer.rows import ready_for_rows
+from lightrft.trainer.rows import check_image_rows, ready_for_rows
 from lightrft.trainer.run_state import EngineState, RandomState, RunState, SkippedSteps
 from lightrft.trainer.saver import Saver, Trained
 from lightrft.trainer.steps import count_updates, num_rollouts, updates_per_rollout
@@ -110,12 +110,10 @@ class TrainerParts(TrainerPhases):
         self.critic, self.critic_optim, self.critic_scheduler = models.critic, models.critic_optim, models.critic_scheduler
         self.initial_model, self.ema_model = models.initial_model, models.ema_model
         self.trained = models.trained
-        for model in (self.actor, self.critic, self.initial_model):
-            if model is not None:
-                ready_for_rows(model, config=config, strategy=strategy)
         self.rewards = as_rewards(reward_model, config=config, strategy=strategy)
         self.tokenizer = tokenizer
         self.images = PromptImages(image_reader, world=strategy.world, max_pixels=config.max_image_pixels, longest=config.prompt_max_len)
+        self._make_rows_ready()
         self.prompts = list(prompts)
         if image_reader is None and any(prompt.images for prompt in self.prompts):
             raise ValueError("the prompts have images, which a processor reads; pass image_reader=ImageReader(the model's folder)")
@@ -127,6 +125,13 @@ class TrainerParts(TrainerPhases):
         self.sums = StepMetrics()
         self._make_parts()
         self._measure_phases(phases)
+
+    def _make_rows_ready(self) -> None:
+        for model in (self.actor, self.critic, self.initial_model):
+            if model is not None:
+                ready_for_rows(model, config=self.config, strategy=self.strategy)
+                if self.images.blank is not None:
+                    check_image_rows(model, config=self.config, strategy=self.strategy, blank=self.images.blank)
 
     def _make_parts(self) -> None:
         strategy, config = self.strategy, self.config
