@@ -47,6 +47,8 @@ class Counting(Environment):
 
     def close(self) -> None:
         closed.append(str(self.row["turns"]))
+        if self.row.get("fails") == "close":
+            raise OSError("still open")
 
 
 class Failing(Counting):
@@ -193,6 +195,17 @@ def test_an_environment_that_fails_ends_its_own_episode(tmp_path: Path, fails: s
     assert metrics["episode/env_error"] == 0.5
     made.conclude(metrics)
     assert next(row.text for row in made.warnings.rows if row.name == "env_error").startswith("the environment failed in 50%")
+
+
+def test_an_environment_that_fails_to_close_is_told_and_its_episode_counts(tmp_path: Path) -> None:
+    made = maker(tmp_path, "Failing", max_turns=4)
+    rewarded = made.reward(made.generate(rows({"turns": 2, "fails": ""}, {"turns": 2, "fails": "close"})))
+    assert rewarded.trains.tolist() == [True] * 4 and rewarded.rewards.tolist() == [1.5] * 4
+    metrics = made.metrics.reduce(None)
+    assert metrics["episode/close_error"] == 0.5 and metrics["episode/env_error"] == 0.0
+    made.conclude(metrics)
+    [text] = [row.text for row in made.warnings.rows if row.name == "env_close_error"]
+    assert text.startswith("close() of the environment failed in 50%") and "the first: close: OSError: still open" in text
 
 
 def test_an_environment_that_always_fails_is_an_error_of_the_run(tmp_path: Path) -> None:

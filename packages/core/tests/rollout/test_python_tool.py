@@ -55,12 +55,14 @@ def test_output_and_errors_are_told() -> None:
         "(no output)",
         "ab\nerror: exit code 3",
     ]
+    [ended] = told(made, "import os, sys\nprint('a', end='')\nprint('b', file=sys.stderr)\nprint('c', end='')\nos._exit(2)")
+    assert ended == "ab\nc\nerror: exit code 2", "what was written is told in its order, also before an end by force"
     [raised] = told(made, "def f():\n    print(input())\nf()\n")
     assert raised.startswith('Traceback (most recent call last):\n  File "program.py", line 3, in <module>\n    f()\n')
     assert raised.endswith("EOFError: EOF when reading a line\nerror: exit code 1")
     [unread] = told(made, "x = (")
     assert unread.endswith("SyntaxError: '(' was never closed\nerror: exit code 1")
-    assert counts(made) == {"tool_calls": 5, "failed_programs": 3}
+    assert counts(made) == {"tool_calls": 6, "failed_programs": 4}
 
 
 @whole

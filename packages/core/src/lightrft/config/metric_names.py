@@ -44,6 +44,7 @@ METRICS = (
     Metric("episode/turns", "turns", "of the model, mean over all episodes", "environment"),
     Metric("episode/env_tokens", "share", "tokens after the prompts that the environment wrote", "environment"),
     Metric("episode/env_error", "share", "episodes whose environment failed or took too long; the loss leaves them out", "environment"),
+    Metric("episode/close_error", "share", "episodes whose environment failed in `close`; they count all the same", "environment"),
     Metric("rollout/special_tokens", "share", "completions with special tokens beside their end, where the tokenizer has such: tags"),
     Metric("rollout/zero_variance_groups", "share", "prompts whose completions all have one reward, so no advantage"),
     Metric("rollout/groups_of_one", "share", "prompts with a single completion"),

@@ -39,6 +39,8 @@ class Episodes:
         self._calls = EnvironmentCalls(timeout_s=config.environment_timeout_s, concurrency=config.environment_concurrency)
         self.first_error = ""
         """The first of the run, over all ranks; empty where no environment failed."""
+        self.first_close_error = ""
+        """The same of `close`."""
 
     def sampled(
         self, prompts: Sequence[Prompt], sampling: SamplingParams, *, logprobs: int, sleep_engine: bool, metrics: StepMetrics
@@ -49,6 +51,7 @@ class Episodes:
         metrics.mean("episode/turns", float(sum(one.num_turns for one in played)), float(len(played)))
         metrics.mean("episode/env_tokens", float(after - own), float(after))
         metrics.mean("episode/env_error", float(sum(bool(one.error) for one in played)), float(len(played)))
+        metrics.mean("episode/close_error", float(sum(bool(one.close_error) for one in played)), float(len(played)))
         return conversations_of(
             [one.conversation() for one in played], group_ids=[one.group for one in played], samples=self.samples(prompts, played)
         )
@@ -171,8 +174,12 @@ class Episodes:
         return ids
 
     def _close(self, played: Sequence[LiveEpisode]) -> None:
-        """Every environment that was made is closed; one that fails there has said all that counts before."""
-        self._run([one.environment.close for one in played if one.environment is not None])
+        """Every environment that was made is closed. One that fails there has said all that counts before: its episode stays as it is."""
+        made = [one for one in played if one.environment is not None]
+        calls = [lambda one=one: one.environment.close() for one in made]
+        for one, outcome in zip(made, self._run(calls), strict=True):
+            if outcome.error is not None:
+                one.fail_to_close(outcome.error)
 
     def _run(self, calls: Sequence[Callable[[], Any]]) -> list[Outcome]:
         """The outcomes of calls of environments, which may run programs of the model where the settings allow it."""
@@ -180,13 +187,19 @@ class Episodes:
             return self._calls.run(calls)
 
     def _look_at_failures(self, played: Sequence[LiveEpisode]) -> None:
-        failed, total = self._sum(sum(bool(one.error) for one in played)), self._sum(len(played))
+        errors, unclosed = [one.error for one in played if one.error], [one.close_error for one in played if one.close_error]
+        failed, total = self._sum(len(errors)), self._sum(len(played))
         if failed and not self.first_error:
-            mine = next((one.error for one in played if one.error), "")
-            told = gather_objects(mine, group=self._strategy.world.group)
-            self.first_error = next(error for error in told if error)
+            self.first_error = self._first(errors)
+        if self._sum(len(unclosed)) and not self.first_close_error:
+            self.first_close_error = self._first(unclosed)
         if failed and failed == total:
             raise EpisodeError(f"environment {self._config.environment!r} failed in all {total} episodes; the first: {self.first_error}")
+
+    def _first(self, errors: Sequence[str]) -> str:
+        """The first of all ranks, of which one has some. Collective."""
+        told = gather_objects(next(iter(errors), ""), group=self._strategy.world.group)
+        return str(next(error for error in told if error))
 
     def _sum(self, number: int) -> int:
         return int(self._strategy.all_reduce(number, "sum"))

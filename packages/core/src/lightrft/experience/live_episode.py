@@ -40,6 +40,7 @@ class LiveEpisode:
     finish_reason: FinishReason = "stop"
     ended: bool = False
     error: str = ""
+    close_error: str = ""
     rewards: dict[str, float] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
     _last: Completion | None = None
@@ -98,6 +99,10 @@ class LiveEpisode:
         """The environment failed: the episode ends, and the loss leaves it out."""
         self.error = f"{method}: {said(error)}{place(error)}"
         self.ended, self.finish_reason = True, "env_error"
+
+    def fail_to_close(self, error: BaseException) -> None:
+        """The environment failed in `close`: the episode has ended, and counts."""
+        self.close_error = f"close: {said(error)}{place(error)}"
 
     def conversation(self) -> Conversation:
         """Its tokens for training."""

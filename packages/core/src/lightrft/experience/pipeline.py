@@ -199,6 +199,12 @@ class ExperienceMaker:
                 f"the environment failed in {metrics['episode/env_error']:.0%} of this rollout's episodes, which the loss leaves out; "
                 f"the first: {self.episodes.first_error}",
             )
+        if metrics.get("episode/close_error") and "env_close_error" not in self.warnings.names and self.episodes is not None:
+            self.warnings.say(
+                "env_close_error",
+                f"close() of the environment failed in {metrics['episode/close_error']:.0%} of this rollout's episodes, which count all "
+                f"the same; the first: {self.episodes.first_close_error}",
+            )
         if (sentence := self.tags.sentence(metrics)) and "special_tokens_unseen" not in self.warnings.names:
             self.warnings.say("special_tokens_unseen", sentence)
         alone = metrics.get("rollout/groups_of_one", 0.0)

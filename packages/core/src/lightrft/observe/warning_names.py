@@ -13,6 +13,7 @@ WarningName = Literal[
     "dynamic_sampling_short",
     "end_of_turn_runs_on",
     "entropy_collapse",
+    "env_close_error",
     "env_error",
     "evaluation_leak",
     "groups_of_one",

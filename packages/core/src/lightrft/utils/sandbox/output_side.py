@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import types
@@ -10,13 +11,16 @@ NAME = "program.py"
 
 
 def main() -> None:
-    """An exception is told without the frames of this file; the exit code is then 1."""
+    """An exception is told without the frames of this file; the exit code is then 1.
+
+    Nothing waits in a buffer: what was printed before an end by force is told, output and errors in the order in which they were written.
+    """
     with open(0, "rb") as given:
         program = given.read()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(1, 2)
     sys.stdin = open(0, encoding="utf-8")  # noqa: SIM115  # to the end of the process
-    sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]  # what was printed before an end by force is told
+    sys.stdout = sys.stderr = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", "backslashreplace", write_through=True)
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     try:
