@@ -25,7 +25,7 @@ from lightrft.strategy.factory import get_strategy
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.small_trainer import make_trainer, odd_tokens
 from lightrft.testing.tiny import tiny_reward_folder, tiny_tokenizer
-from lightrft.trainer.reward_models import build_rewards
+from lightrft.trainer.reward_models import build_rewards, unseen_images
 from lightrft.types import Sample
 
 CHAT = "{% for turn in messages %}{{ turn.role[0] }}{{ turn.content }}\n{% endfor %}"
@@ -58,6 +58,17 @@ def test_numbers_in_batches_are_those_of_each_text_alone(tmp_path: Path) -> None
     found = loaded(folder)(SAMPLES)
     assert found == pytest.approx([alone(folder, s.prompt + s.completion) for s in SAMPLES], abs=1e-5)
     assert len({round(value, 4) for value in found}) == 5
+
+
+def test_a_model_beside_images_is_told(tmp_path: Path) -> None:
+    judge = NamedReward(name="judge", function=loaded(tiny_reward_folder(tmp_path / "rm", seed=3)))
+    seeing = NamedReward(name="odd", function=odd_tokens)
+    plain = Prompt(index=0, text="1 =", token_ids=(3,), answer=None, row={})
+    shown = replace(plain, images=("picture.png",))
+    assert unseen_images([judge], [plain]) is None and unseen_images([seeing], [shown]) is None
+    found = unseen_images([judge, seeing], [plain, shown, shown])
+    assert found is not None and found[0] == "reward_model_reads_text"
+    assert found[1].startswith("2 of 3 prompts have images, and reward models read text alone ('judge'): their scores")
 
 
 def test_its_own_chat_template_is_written(tmp_path: Path) -> None:

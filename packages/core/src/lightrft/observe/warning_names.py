@@ -27,6 +27,7 @@ WarningName = Literal[
     "logprob_gap",
     "no_gradient",
     "prompt_only_reward",
+    "reward_model_reads_text",
     "reward_model_template",
     "sampling",
     "special_tokens_in_prompts",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from transformers import AutoModelForSequenceClassification
 
 from lightrft.config.reward_names import ModelFolder
 from lightrft.config.schema import Config
+from lightrft.data.prompts import Prompt
 from lightrft.models.load import load_tokenizer, open_causal_lm
+from lightrft.observe.warning_names import Finding
 from lightrft.rewards.adapters import written_for
 from lightrft.rewards.load import NamedReward, rewards_of
 from lightrft.rewards.models.classifier import RewardModel, check_labels, padding_id
@@ -66,6 +69,18 @@ def wrapped(model: Any, *, name: str, tokenizer: Any, config: Config, strategy: 
         rendering=Rendering(input_key=config.input_key, prompt_template=config.prompt_template, chats=config.apply_chat_template),
         micro_batch_size=config.micro_rollout_batch_size,
         max_len=config.reward_max_len or longest,
+    )
+
+
+def unseen_images(rewards: Sequence[NamedReward], prompts: Sequence[Prompt]) -> Finding | None:
+    """The rewards that are models, which read text alone, where prompts have images; None where there are none. Local."""
+    blind = [reward.name for reward in rewards if isinstance(reward.function, RewardModel)]
+    number = sum(bool(prompt.images) for prompt in prompts)
+    if not blind or not number:
+        return None
+    return "reward_model_reads_text", (
+        f"{number} of {len(prompts)} prompts have images, and reward models read text alone ({', '.join(map(repr, blind))}): their scores "
+        "say nothing of what the images show; a reward function finds the pictures in sample.images"
     )
 
 

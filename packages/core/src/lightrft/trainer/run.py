@@ -36,7 +36,7 @@ from lightrft.trainer.given import Rows, in_place_of, keep_rows
 from lightrft.trainer.preflight import Mode, preflight_problems, raise_all
 from lightrft.trainer.prompts import check_prompts, image_reader
 from lightrft.trainer.resume import check_resume, in_run
-from lightrft.trainer.reward_models import as_rewards, build_rewards
+from lightrft.trainer.reward_models import as_rewards, build_rewards, unseen_images
 from lightrft.types import Sample
 
 
@@ -128,7 +128,10 @@ def _evaluate(config: Config, strategy: StrategyBase) -> dict[str, Any]:
     sets = read_eval_sets(config, tokenizer=tokenizer, strategy=strategy)
     rewards = build_rewards(config, strategy)
     episodes = chosen_episodes(config, strategy=strategy, tokenizer=tokenizer)
-    reader = image_reader(config, [prompt for prompts in sets.values() for prompt in prompts], model_path=config.model_name_or_path)
+    everything = [prompt for prompts in sets.values() for prompt in prompts]
+    if unseen := unseen_images(rewards, everything):
+        strategy.print(printed(*unseen))
+    reader = image_reader(config, everything, model_path=config.model_name_or_path)
     images = PromptImages(reader, world=strategy.world, max_pixels=config.max_image_pixels, longest=config.prompt_max_len)
     with strategy.world.stamp.entering("evaluate"):
         result = evaluate_sets(

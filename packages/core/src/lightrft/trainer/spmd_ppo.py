@@ -26,6 +26,7 @@ from lightrft.run.run_folder import hold_folders, release_folders
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
 from lightrft.trainer.early_stop import Callback, call_back
 from lightrft.trainer.evaluate import EvalSets
+from lightrft.trainer.reward_models import unseen_images
 from lightrft.trainer.saver import EMA_MODEL, StopRun, latest_value
 from lightrft.trainer.steps import bound_in_words, due
 from lightrft.trainer.trainer_parts import RunModels, TrainerParts
@@ -169,6 +170,7 @@ class SPMDPPOTrainer(TrainerParts):
             if self.config.prompt_data_weights:
                 self.strategy.print(self.mixture.in_words())
             self.warn(leak(self.prompts, self.eval_prompts), differing_ends(self.strategy.stop_tokens), labels_in_prompts(self.prompts))
+            self.warn(unseen_images(self.rewards, [*self.prompts, *self.eval_prompts]))
             self.warn(self.learning.plan(self.actor_scheduler, number=self.num_updates))
             self.evaluate()
             self.early_stop.observe(0, self.metrics)
