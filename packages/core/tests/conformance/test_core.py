@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from lightrft.testing.conformance import EngineConformance, StrategyConformance
+from lightrft.testing.conformance.engine_options import Options
 from lightrft.testing.fake_engine import FakeJudge
+from lightrft.testing.fake_options import optioned_registry
 from lightrft.testing.fake_strategy import fake_registry
 
 
@@ -49,4 +51,10 @@ class TestHfLlama(EngineConformance):
 class TestFakeEngine(EngineConformance):
     engine_name = "fake"
     registry = fake_registry
+    judge = FakeJudge()
+
+
+class TestOptionedEngine(Options):
+    engine_name = "optioned"
+    registry = optioned_registry
     judge = FakeJudge()

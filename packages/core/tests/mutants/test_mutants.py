@@ -7,7 +7,10 @@ import pytest
 from kit_mutants.mutant import mutant_registry
 from kit_mutants.run import good_enough, run_mutants
 
-SAMPLE = ["StaleWeights", "SamplesInterleaved", "StopOnLength", "GeneratesAsleep", "LogprobsShifted", "UsedAsTheyCome", "DoubleDivision"]
+SAMPLE = [
+    "StaleWeights", "SamplesInterleaved", "StopOnLength", "GeneratesAsleep", "LogprobsShifted", "UsedAsTheyCome", "DoubleDivision",
+    "OptionsDropped",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SAMPLE)

@@ -21,7 +21,7 @@ def options() -> EngineOptions:
     found: dict[str, str] = {}
     for file in sorted(source_of("sglang", "srt", "arg_groups", "fields").glob("*.py")):
         found |= {name: _plain(text) for name, text in fields_of(file).items()}
-    return EngineOptions(types=found, ours=OURS)
+    return EngineOptions(types=found, ours=OURS, example={"max_running_requests": 96})
 
 
 def _plain(annotation: str) -> str:

@@ -17,4 +17,6 @@ OURS = {
 
 def options() -> EngineOptions:
     """Of the vLLM that is installed here; nothing of it is imported."""
-    return EngineOptions(types=fields_of(source_of("vllm", "engine", "arg_utils.py"), name="EngineArgs"), ours=OURS)
+    return EngineOptions(
+        types=fields_of(source_of("vllm", "engine", "arg_utils.py"), name="EngineArgs"), ours=OURS, example={"max_num_seqs": 96}
+    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,10 @@ PLAIN: dict[str, tuple[type, ...]] = {
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """`types`: each option of the library and its annotation, as in its source. `ours`: those that LightRFT sets, and the setting to use in
-    their place; an empty one: it has to be as it is.
+    their place; an empty one: it has to be as it is. `example`: an option and a value, other than the engine's own choice, that changes
+    no answer: the conformance kit starts an engine with it.
+
+    Raises ValueError: a type is no annotation (that of a class is its name, not its `repr`).
 
     Example:
         >>> options = EngineOptions(types={"enforce_eager": "bool", "seed": "int"}, ours={"seed": "seed"})
@@ -34,6 +37,14 @@ class EngineOptions:
 
     types: Mapping[str, str]
     ours: Mapping[str, str]
+    example: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, annotation in self.types.items():
+            try:
+                ast.parse(annotation, mode="eval")
+            except SyntaxError:
+                raise ValueError(f"the type of option {name!r} is {annotation!r}, which is no annotation") from None
 
     def problems(self, given: Mapping[str, Any], *, engine: str) -> Iterator[str]:
         """One line for each option that is unknown, is set by LightRFT, or has a value of another type."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -118,8 +118,8 @@ class EngineBench:
         if self.version or self.model is not self.models[0] or self.engine.status is not EngineStatus.AWAKE:
             self.restart()
 
-    def restart(self, *, mem_util: float = MEM_UTIL) -> None:
-        """A new engine with the folder's weights; `mem_util` is its fraction of a GPU's memory.
+    def restart(self, *, mem_util: float = MEM_UTIL, options: Mapping[str, Any] | None = None) -> None:
+        """A new engine with the folder's weights; `mem_util` is its fraction of a GPU's memory, `options` are those of its library.
 
         Raises:
             AssertionError: it does not start; with the usual memory nothing more is asked.
@@ -128,7 +128,7 @@ class EngineBench:
         self.processes = descendants()
         self.starts += 1
         try:
-            self._engine = self._start(mem_util)
+            self._engine = self._start(mem_util, options or {})
         except Exception as error:
             self.blocked = self.asking if mem_util == MEM_UTIL else ""
             raise AssertionError(f"the engine does not start: {sentence(error)}") from error
@@ -276,7 +276,7 @@ class EngineBench:
             self._engine.shutdown()
             self._engine = None
 
-    def _start(self, mem_util: float) -> InferenceEngine:
+    def _start(self, mem_util: float, options: Mapping[str, Any]) -> InferenceEngine:
         engine_class: type[InferenceEngine] = self.registry.load("engine", self.spec.name)
         return engine_class(
             EngineSetup(
@@ -291,6 +291,7 @@ class EngineBench:
                 rank=0,
                 group_size=1,
                 group=None,
+                options=options,
             )
         )
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from lightrft.plugins.builtin import lightrft_plugins
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, EngineSpec, PluginSpec, StrategySpec
+from lightrft.testing.fake_options import OPTIONED_ENGINE
 from lightrft.testing.fake_strategy import FAKE_ENGINE, FAKE_STRATEGY, fake_registry
 from lightrft.testing.sharded_strategy import SHARDED_STRATEGY
 
 C = TypeVar("C", bound=type)
-Base = Literal["fake engine", "hf", "fake strategy", "single", "sharded"]
+Base = Literal["fake engine", "optioned", "hf", "fake strategy", "single", "sharded"]
 
-_SPECS = {(spec.kind, spec.name): spec for spec in (*lightrft_plugins(), FAKE_ENGINE, FAKE_STRATEGY, SHARDED_STRATEGY)}
+_SPECS = {(spec.kind, spec.name): spec for spec in (*lightrft_plugins(), FAKE_ENGINE, OPTIONED_ENGINE, FAKE_STRATEGY, SHARDED_STRATEGY)}
 BASES: dict[Base, PluginSpec] = {
     "fake engine": _SPECS["engine", "fake"],
+    "optioned": _SPECS["engine", "optioned"],
     "hf": _SPECS["engine", "hf"],
     "fake strategy": _SPECS["strategy", "fake"],
     "single": _SPECS["strategy", "single"],
@@ -53,8 +55,11 @@ def mutant(
     words: str,
     declares: Collection[Capability] = (),
     hides: Collection[Capability] = (),
+    options: str = "",
 ) -> Callable[[C], C]:
-    """Registers a class as a mutant under its own name. `declares` and `hides` are capabilities more and fewer than the base's."""
+    """Registers a class as a mutant under its own name. `declares` and `hides` are capabilities more and fewer than the base's;
+    `options` is the name of another function that lists an engine's, in the module of the class.
+    """
 
     def register(cls: C) -> C:
         plain: Any = BASES[base]
@@ -66,6 +71,8 @@ def mutant(
             capabilities=(plain.capabilities | frozenset(declares)) - frozenset(hides),
             summary=fault,
         )
+        if isinstance(spec, EngineSpec):
+            spec = replace(spec, options=f"{cls.__module__}:{options}" if options else plain.options)
         assert cls.__name__ not in MUTANTS, f"two mutants named {cls.__name__}"
         ranks = 2 if base == "sharded" else 1
         MUTANTS[cls.__name__] = Mutant(cls.__name__, base, fault, f"test_{test}", words, ranks, spec)
@@ -81,6 +88,7 @@ def mutant_registry() -> Registry:
         engine_ends,
         engine_images,
         engine_load,
+        engine_options,
         engine_states,
         engine_uncommon,
         engine_weights,

@@ -46,7 +46,7 @@ NAMES = {names!r}
 for _m in (MUTANTS[name] for name in NAMES):
     if _m.kind == "engine":
         _wiring = {{"engine_name": _m.name, "registry": mutant_registry, "timeout_s": {timeout_s!r}}}
-        _wiring |= {{"judge": FakeJudge()}} if _m.base == "fake engine" else {{}}
+        _wiring |= {{"judge": FakeJudge()}} if _m.base in ("fake engine", "optioned") else {{}}
         globals()["Test" + _m.name] = type("Test" + _m.name, (EngineConformance,), {{"__module__": __name__, **_wiring}})
     else:
         _wiring = {{"strategy_name": _m.name, "registry": mutant_registry, "ranks": (_m.ranks,), "timeout_s": {timeout_s!r}}}

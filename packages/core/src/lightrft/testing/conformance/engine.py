@@ -15,6 +15,7 @@ from lightrft.testing.conformance.engine_images import Images
 from lightrft.testing.conformance.engine_later import Later
 from lightrft.testing.conformance.engine_limits import Limits
 from lightrft.testing.conformance.engine_load import Load
+from lightrft.testing.conformance.engine_options import Options
 from lightrft.testing.conformance.engine_plain import Starts
 from lightrft.testing.conformance.engine_ranks import Groups
 from lightrft.testing.conformance.engine_seeds import Seeds
@@ -22,7 +23,7 @@ from lightrft.testing.conformance.engine_states import States
 from lightrft.testing.conformance.engine_syncs import Syncs
 
 
-class EngineConformance(Groups, States, Images, Syncs, Load, Caches, Limits, Ends, Later, Seeds, Draws, Starts, kit=True):
+class EngineConformance(Groups, States, Options, Images, Syncs, Load, Caches, Limits, Ends, Later, Seeds, Draws, Starts, kit=True):
     """Set `engine_name`; subclass once more with another `family` and `tie` for other architectures.
 
     pytest runs the parts from the last to the first: version 0 is asked for while the engine is new, and the shutdown comes at the end,
