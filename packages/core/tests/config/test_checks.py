@@ -138,6 +138,7 @@ OTHER = {
     "keep_best": 2,
     "best_metric": "rollout/reward",
     "best_mode": "min",
+    "slice_max_len": 4,
 }
 EPISODES = {"max_turns": 4, "turn_max_len": 2, "environment_timeout_s": 5.0, "environment_concurrency": 4}
 OTHER |= EPISODES
@@ -172,9 +173,11 @@ def test_the_same_settings_where_they_have_an_effect(make, registry):
         "overlong_buffer": 2,
         "apply_chat_template": True,
     }
-    elsewhere = {"trust_remote_code", *EPISODES}
+    elsewhere = {"trust_remote_code", "slice_max_len", *EPISODES}
     assert told(make(**on, **{k: v for k, v in OTHER.items() if k not in elsewhere}), registry()) == []
     assert told(make(environment="mine:Environment", **EPISODES), registry()) == []
+    partial = {"oversample": 1.5, "max_version_lag": 1, "slice_max_len": 4, "mismatch_cap": 3.0, "mismatch_level": "sequence"}
+    assert told(make(**partial), registry()) == told(make(**partial, logprob_gap_prompts=0), registry()) == []
     assert told(make(trust_remote_code=True), registry()) == []
 
 

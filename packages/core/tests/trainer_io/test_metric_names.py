@@ -21,7 +21,7 @@ from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.small_trainer import make_trainer, prompts
 
 SOURCES = Path(lightrft.__file__).parent
-GROUPS = "rollout|episode|sync|compile|reward|sampling|verify|train|critic|eval|source|time|memory|tokens"
+GROUPS = "rollout|episode|partial|sync|compile|reward|sampling|verify|train|critic|eval|source|time|memory|tokens"
 MADE_BY_PATTERN = {
     *(
         "not_applicable/NAME",
@@ -76,7 +76,9 @@ def test_all_that_a_run_with_everything_on_logs_is_in_the_table(tmp_path: Path) 
     logged = {name for row in rows for name in row} - {"step"}
     assert [name for name in logged if metric_named(name) is None] == []
     made = {metric.name for name in logged if (metric := metric_named(name)) is not None}
-    without = {metric.name for metric in METRICS if metric.needs in ("critic", "compile", "environment", "images_key")} | {
+    without = {
+        metric.name for metric in METRICS if metric.needs in ("critic", "compile", "environment", "images_key", "max_version_lag")
+    } | {
         "not_applicable/NAME",
         "rollout/unrewarded",
     }

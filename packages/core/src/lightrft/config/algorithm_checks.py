@@ -75,11 +75,16 @@ def _critic(config: Config, spec: AdvantageSpec) -> Iterator[str]:
 
 
 def _loss(config: Config, spec: PolicyLossSpec) -> Iterator[str]:
-    if spec.sequence_ratio and config.logprob_gap_action == "correct" and config.mismatch_level == "token":
+    if spec.sequence_ratio and config.corrects and config.mismatch_level == "token":
         yield (
-            f"policy_loss={spec.name!r} has one ratio for a whole completion; with logprob_gap_action='correct' set "
+            f"policy_loss={spec.name!r} has one ratio for a whole completion; with {correction_in_words(config)} set "
             "mismatch_level to sequence, or use a loss of single tokens (ppo_clip)"
         )
+
+
+def correction_in_words(config: Config) -> str:
+    """What asks for a correction."""
+    return "logprob_gap_action='correct'" if config.logprob_gap_action == "correct" else f"max_version_lag={config.max_version_lag}"
 
 
 def _unread(

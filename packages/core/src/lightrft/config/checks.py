@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from lightrft.config.algorithm_checks import algorithm_problems
+from lightrft.config.algorithm_checks import algorithm_problems, correction_in_words
 from lightrft.config.data_sources import POSSIBLE, prompt_data_problems
 from lightrft.config.engine_args import option_problems
 from lightrft.config.environment_checks import environment_problems
@@ -16,6 +16,7 @@ from lightrft.config.hang_limits import hang_limit_problems
 from lightrft.config.ignored import ignored_settings, is_given
 from lightrft.config.metric_names import never_logged
 from lightrft.config.model_checks import engine_fit
+from lightrft.config.partial_checks import partial_problems
 from lightrft.config.reward_checks import check_rewards
 from lightrft.config.row_checks import row_fit, shared_ranks
 from lightrft.config.schema import Config
@@ -251,6 +252,7 @@ def _plugins(config: Config, registry: Registry, world_size: int) -> Iterator[st
     yield from _engine_fit(config, registry)
     yield from _gap(config, registry)
     yield from environment_problems(config, registry)
+    yield from partial_problems(config, registry)
     if config.early_stop_patience or (config.keep_best and (config.save_every or config.save_every_minutes)):
         yield from _best_metric(config, registry)
     named = [("advantage", config.advantage_estimator), ("policy_loss", config.policy_loss)]
@@ -352,10 +354,9 @@ def _engine_fit(config: Config, registry: Registry, *, device_type: str | None =
 
 
 def _gap(config: Config, registry: Registry) -> Iterator[str]:
-    corrects = config.logprob_gap_action == "correct"
-    if corrects and config.logprob_gap_prompts and is_given(config, "logprob_gap_prompts"):  # 0 is told by `ignored_settings`
+    if config.corrects and config.logprob_gap_prompts and is_given(config, "logprob_gap_prompts"):  # 0 is told by `ignored_settings`
         yield (
-            f"logprob_gap_prompts={config.logprob_gap_prompts} has no effect with logprob_gap_action='correct', which takes all prompts; "
+            f"logprob_gap_prompts={config.logprob_gap_prompts} has no effect with {correction_in_words(config)}, which takes all prompts; "
             "leave logprob_gap_prompts out"
         )
     spec = _spec(registry, "engine", config.engine_type)
@@ -363,8 +364,10 @@ def _gap(config: Config, registry: Registry) -> Iterator[str]:
         return
     provider = str(registry.entry("engine", config.engine_type).provider)
     remedies = {name: f"set --{name} 0" for name in ("logprob_gap_prompts", "verify_sync_every") if getattr(config, name)}
-    if corrects:
+    if config.logprob_gap_action == "correct":
         remedies = {"logprob_gap_action": "leave logprob_gap_action out", **remedies}
+    if config.max_version_lag:
+        remedies = {"max_version_lag": "leave max_version_lag and oversample out", **remedies}
     for name, remedy in remedies.items():
         asked = f"{name}={getattr(config, name)!r}"
         yield _lacks(asked, "engine", config.engine_type, provider, Capability.LOGPROBS, registry) + f"; or {remedy}"

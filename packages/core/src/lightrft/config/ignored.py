@@ -27,10 +27,16 @@ POINTLESS = (
     Pointless(("max_turns", "turn_max_len", "environment_timeout_s", "environment_concurrency"), "environment", None, "set environment"),
     Pointless(("overlong_penalty",), "overlong_buffer", None, "set overlong_buffer above 0"),
     Pointless(("engine_sleep_level",), "enable_engine_sleep", None, "leave out --disable_engine_sleep"),
+    Pointless(("slice_max_len",), "max_version_lag", None, "set max_version_lag above 0"),
+    Pointless(("logprob_gap_threshold", "logprob_gap_action"), "logprob_gap_prompts", None, "set logprob_gap_prompts above 0"),
+    Pointless(("mismatch_cap",), "logprob_gap_prompts", None, "set logprob_gap_prompts above 0", unless="max_version_lag"),
     Pointless(
-        ("logprob_gap_threshold", "logprob_gap_action", "mismatch_cap"), "logprob_gap_prompts", None, "set logprob_gap_prompts above 0"
+        ("mismatch_level", "mismatch_beyond"),
+        "logprob_gap_action",
+        ("correct",),
+        "set logprob_gap_action to correct",
+        unless="max_version_lag",
     ),
-    Pointless(("mismatch_level", "mismatch_beyond"), "logprob_gap_action", ("correct",), "set logprob_gap_action to correct"),
     Pointless(("mismatch_floor",), "mismatch_beyond", ("mask",), "set mismatch_beyond to mask"),
     Pointless(("scratch_vocab_size",), "scratch_tokenizer", ("bpe",), "set scratch_tokenizer to bpe"),
     Pointless(

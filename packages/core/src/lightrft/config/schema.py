@@ -14,6 +14,7 @@ from lightrft.config.value_types import (
     Decay,
     NoBool,
     Number,
+    OneToTwo,
     PathText,
     PathWord,
     Positive,
@@ -50,6 +51,11 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the policy loss of each token is weighed by importance sampling, for which the engine gives all log-probs."""
+        return self.logprob_gap_action == "correct" or self.max_version_lag > 0
 
     # Training backend
     strategy: str = _field("", "strategy", "any installed strategy by name; empty: --fsdp gives fsdp, else deepspeed")
@@ -226,6 +232,15 @@ class Config(BaseModel):
         False, "rollout", "sample on until every prompt of the rollout has completions with different rewards (DAPO)"
     )
     dynamic_sampling_tries: Count = _field(4, "rollout", "rollouts for one step at most; then prompts without a signal fill it up")
+    oversample: OneToTwo = _field(
+        1.0, "rollout", "prompts in flight, in rollout_batch_size; above 1 a step ends before its longest answers (max_version_lag)"
+    )
+    max_version_lag: CountOrOff = _field(
+        0, "rollout", "updates that an unfinished answer may go on through (oversample), its policy loss corrected; 0 = none"
+    )
+    slice_max_len: CountOrOff = _field(
+        0, "rollout", "tokens that every answer grows by between two looks at how many are finished (oversample); 0 = generate_max_len / 8"
+    )
     overlong_filter: bool = _field(False, "rollout", "leave completions that generate_max_len cut off out of the loss (DAPO)")
     overlong_buffer: CountOrOff = _field(
         0, "rollout", "last tokens before generate_max_len over which the reward sinks by overlong_penalty (DAPO); 0 = off"

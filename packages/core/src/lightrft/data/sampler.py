@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightrft.data.mixture import Mixture
@@ -32,6 +32,7 @@ class PromptSampler:
         self.seed = seed
         self.mixture = mixture or Mixture((num_rows,))
         assert sum(self.mixture.sizes) == num_rows
+        self._rank = rank
         self._share = batch_size // world_size
         self._offset = rank * self._share
         self._taken = [0] * len(self.mixture.sizes)
@@ -52,6 +53,12 @@ class PromptSampler:
         """This rank's `batch_size / world_size` row numbers of the next step. A batch may reach into the next epochs."""
         rows = [self._next_row() for _ in range(self.batch_size)]
         return rows[self._offset : self._offset + self._share]
+
+    def next_rows(self, counts: Sequence[int]) -> list[int]:
+        """This rank's row numbers of a step that gives each rank so many rows of the stream, in rank order."""
+        rows = [self._next_row() for _ in range(sum(counts))]
+        first = sum(counts[: self._rank])
+        return rows[first : first + counts[self._rank]]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, the same on every rank; valid at any other world size."""

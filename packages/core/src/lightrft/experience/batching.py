@@ -51,4 +51,4 @@ def needs_old_logprobs(config: Config, *, num_steps: int) -> bool:
     Where one optimizer step follows its rollout the old policy is the one that is updated, so the update's own log-probs are the old ones
     and their ratio is 1. A KL penalty compares with them before; a correction weighs by them.
     """
-    return num_steps > 1 or config.max_epochs > 1 or config.kl_coef > 0 or config.logprob_gap_action == "correct"
+    return num_steps > 1 or config.max_epochs > 1 or config.kl_coef > 0 or config.corrects

@@ -41,6 +41,25 @@ def add_gap(
     metrics.add("gap", dict(zip(GAP_SUMS, counted, strict=True)), finish, largest={"largest": largest}, copies=copies)
 
 
+def add_lag_weights(
+    metrics: StepMetrics, batch: Sampled, trainer: torch.Tensor, *, cap: float, level: MismatchLevel = "token", copies: int = 1
+) -> None:
+    """Adds how far the weights that sampled are from those that learn, over the tokens of all versions: the effective sample size of their
+    ratios, and the share of those beyond `cap`. Arguments as for `add_gap`. Local.
+    """
+    found = differences(batch, trainer)
+    none = torch.zeros(0, dtype=torch.float64)
+    counted = mismatch_sums(torch.cat([none, *found]), cap=cap, log_weight=torch.cat([none, *(log_weights(d, level=level) for d in found)]))
+
+    def finish(total: Mapping[str, float]) -> dict[str, float]:
+        if not total["tokens"]:
+            return {}
+        named = mismatch_metrics(torch.tensor([total[name] for name in GAP_SUMS], dtype=torch.float64))
+        return {"partial/ess": named["rollout/mismatch_ess"], "partial/clipped": named["rollout/mismatch_clipped"]}
+
+    metrics.add("lag_weights", dict(zip(GAP_SUMS, counted.tolist(), strict=True)), finish, copies=copies)
+
+
 def differences(batch: Sampled, trainer: torch.Tensor) -> list[torch.Tensor]:
     """log pi_trainer - log pi_engine, float64 [T] for each sequence whose engine log-probs are known."""
     found = batch.by_sequence(trainer.double() - batch.engine_logprobs.double())
@@ -80,8 +99,8 @@ def corrections(
     """
     if not bool(batch.has_logprobs.all()):
         raise MismatchError(
-            "logprob_gap_action='correct' needs the engine's log-probs of every completion, found one without; "
-            "generate with logprobs=True, or use warn"
+            "a correction (logprob_gap_action='correct', or max_version_lag) needs the engine's log-probs of every completion, found one "
+            "without; generate with logprobs=True, or leave the correction out"
         )
     found = [correction_weights(d, level=level, cap=cap, beyond=beyond, floor=floor) for d in differences(batch, trainer)]
     return batch.on_tokens(torch.cat([torch.zeros(0), *found]))

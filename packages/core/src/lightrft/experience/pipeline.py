@@ -19,9 +19,10 @@ from lightrft.experience.applicable import add_not_applicable
 from lightrft.experience.baselines import greedy_answers, greedy_rewards
 from lightrft.experience.early import EarlyRewards
 from lightrft.experience.episodes import Episodes
-from lightrft.experience.gap import act_on_gap, add_gap, corrections
+from lightrft.experience.gap import act_on_gap, add_gap, add_lag_weights, corrections
 from lightrft.experience.images import PromptImages, ReadPrompts
 from lightrft.experience.overlong import treat_overlong
+from lightrft.experience.partial import PartialRollouts
 from lightrft.experience.prompt_only_reward import sees_prompt_only
 from lightrft.experience.reward_signal import DeadRewardMonitor
 from lightrft.experience.samples import samples_of
@@ -62,8 +63,11 @@ class ExperienceMaker:
         metrics: StepMetrics | None = None,
         episodes: Episodes | None = None,
         images: PromptImages | None = None,
+        partial: PartialRollouts | None = None,
     ) -> None:
-        """With `episodes`, a rollout is made of episodes of several turns; `images` reads those of prompts."""
+        """With `episodes`, a rollout is made of episodes of several turns; with `partial`, of the answers that are finished; `images` reads
+        those of prompts.
+        """
         self.strategy = strategy
         self.config = config
         self.tokenizer = tokenizer
@@ -86,6 +90,7 @@ class ExperienceMaker:
         self.keep_awake = False
         """Whether more prompts follow in this step; an engine that drops its weights asleep could not take them."""
         self.episodes = episodes
+        self.partial = partial
         self._early: EarlyRewards | None = None
 
     def generate(self, prompts: Sequence[Prompt]) -> Sampled:
@@ -98,6 +103,8 @@ class ExperienceMaker:
         if self.episodes is not None:
             params, sleeps = sampling_params(self.config), not self.keep_awake
             return self.episodes.sampled(prompts, params, logprobs=number, sleep_engine=sleeps, metrics=self.metrics)
+        if self.partial is not None:
+            return self.partial.sampled(prompts, metrics=self.metrics)
         read = self.images.read(prompts)
         greedy = greedy_answers(read, strategy=self.strategy, config=self.config, tokenizer=self.tokenizer) if self.greedy else None
         self._early = self._start_rewards(read) if self.config.reward_while_generating else None
@@ -162,8 +169,11 @@ class ExperienceMaker:
         found = self.scorer.run(batch, seed=seed)
         if self._looks_at_gap:
             level, cap, copies = self.config.mismatch_level, self.config.mismatch_cap, self.strategy.mesh.sequence.size
-            add_gap(self.metrics, batch, found.untempered, cap=cap, level=level, copies=copies)
-            self.sampling_check.add(self.metrics, batch, self.scorer.actor, strategy=self.strategy, blank=self.images.blank)
+            checked = batch if self.partial is None else self.partial.fresh(batch)
+            add_gap(self.metrics, checked, found.untempered, cap=cap, level=level, copies=copies)
+            if self.partial is not None:
+                add_lag_weights(self.metrics, batch, found.untempered, cap=cap, level=level, copies=copies)
+            self.sampling_check.add(self.metrics, checked, self.scorer.actor, strategy=self.strategy, blank=self.images.blank)
         return batch.as_stage(
             Scored,
             old_logprobs=found.old,
@@ -183,9 +193,13 @@ class ExperienceMaker:
             MismatchError: the gap is beyond its limit and the settings say to stop.
         """
         if "rollout/logprob_gap" in metrics:
-            threshold, action = self.config.logprob_gap_threshold, self.config.logprob_gap_action
-            rounding = bound_for(self.strategy.engine_dtype, device_type=self.strategy.world.device.type).mean
-            act_on_gap(metrics["rollout/logprob_gap"], threshold=threshold, rounding=rounding, action=action, warnings=self.warnings)
+            act_on_gap(
+                metrics["rollout/logprob_gap"],
+                threshold=self.config.logprob_gap_threshold,
+                rounding=bound_for(self.strategy.engine_dtype, device_type=self.strategy.world.device.type).mean,
+                action="correct" if self._corrects and self.config.logprob_gap_action != "stop" else self.config.logprob_gap_action,
+                warnings=self.warnings,
+            )
         self.sampling_check.act(metrics, self.warnings)
         if metrics.get("rollout/unrewarded") and "unrewarded" not in self.warnings.names:
             self.warnings.say(
@@ -228,7 +242,7 @@ class ExperienceMaker:
 
     @property
     def _corrects(self) -> bool:
-        return self.config.logprob_gap_action == "correct"
+        return self.config.corrects
 
     @property
     def _looks_at_gap(self) -> bool:

@@ -46,7 +46,8 @@ class SamplingCheck:
 
     def __init__(self, config: Config) -> None:
         self.sampling = sampling_params(config)
-        self.number = 0 if self.sampling.min_new_tokens else config.logprob_gap_prompts  # no stop token at first is another distribution
+        # Without a stop token at first it is another distribution; of partial rollouts, the short answers are trained first.
+        self.number = 0 if self.sampling.min_new_tokens or config.max_version_lag else config.logprob_gap_prompts
         self._difference = self._variance = self._tokens = 0.0
         self._told = False
 

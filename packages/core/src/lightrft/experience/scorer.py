@@ -79,7 +79,7 @@ class Scorer:
             [plain] = self._logprobs(batch, batching.micro_batches(batch, batch.has_logprobs.nonzero().flatten()), batching, 1.0)
             return torch.where(batch.loss_mask, torch.nan, 0.0), plain
         temperature = self.config.temperature
-        if temperature == 1.0 or (not self.config.logprob_gap_prompts and self.config.logprob_gap_action != "correct"):
+        if temperature == 1.0 or (not self.config.logprob_gap_prompts and not self.config.corrects):
             [found] = self._logprobs(batch, parts, batching, temperature)
             return found, found
         tempered, plain = self._logprobs(batch, parts, batching, temperature, 1.0)

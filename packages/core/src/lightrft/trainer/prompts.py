@@ -97,6 +97,8 @@ def image_problems(config: Config, prompts: Sequence[Prompt], *, registry: Regis
         problems.append(f"the prompts have images, and rows of images are not shared by ranks; sp_size={config.sp_size} has to be 1")
     if config.environment:
         problems.append(f"the prompts have images, which episodes do not show; leave environment={config.environment!r} out")
+    if config.max_version_lag:
+        problems.append(f"the prompts have images, which max_version_lag={config.max_version_lag} does not go on from; leave it out")
     return problems
 
 

@@ -8,7 +8,7 @@ BELONG_TO_STATE = (
     "lr_warmup_steps", "adam_beta1", "adam_beta2", "weight_decay", "ema_beta", "scratch_tokenizer",
     "scratch_vocab_size", "scratch_layers", "scratch_hidden", "scratch_heads", "scratch_kv_heads",
     "sft_steps", "sft_batch_size", "sft_learning_rate", "sft_key", "sft_strip", "sft_target_reward",
-    "critic_model_name_or_path", "prompt_data_weights",
+    "critic_model_name_or_path", "prompt_data_weights", "oversample", "max_version_lag",
 )  # fmt: skip
 """The optimizer, the schedule, the start of the models and the order of the data come from the checkpoint: another value would have no
 effect, or a wrong one. It is refused.
@@ -37,7 +37,7 @@ TAKES_EFFECT = (
     "generate_max_len", "temperature", "top_p", "top_k", "min_p", "stop", "stop_token_ids",
     "min_new_tokens", "ignore_eos", "dynamic_sampling", "dynamic_sampling_tries", "overlong_filter",
     "overlong_buffer", "overlong_penalty", "environment", "max_turns", "turn_max_len",
-    "environment_timeout_s", "environment_concurrency", "balance_ranks", "mixed_mm_data", "reward", "reward_weights",
+    "environment_timeout_s", "slice_max_len", "environment_concurrency", "balance_ranks", "mixed_mm_data", "reward", "reward_weights",
     "allow_code_execution", "code_sandbox", "reward_key", "reward_shard_size", "reward_max_len",
     "reward_while_generating", "reward_timeout_s", "reward_retries", "reward_backoff_s",
     "reward_concurrency", "reward_batch_size", "reward_auth_env", "dead_reward_steps", "gamma", "lambd",
@@ -49,5 +49,8 @@ TAKES_EFFECT = (
 )  # fmt: skip
 """They hold from the first resumed step on, and are told. Prompts, reference model and reward files are compared by content as well."""
 
-UNLESS = {"kl_coef": "kl_target"}
-"""A setting that belongs to the state where another one is set: an adaptive `kl_coef` has moved since."""
+UNLESS = {
+    "kl_coef": "kl_target",
+    "rollout_batch_size": "max_version_lag", "n_samples_per_prompt": "max_version_lag", "generate_max_len": "max_version_lag",
+}  # fmt: skip
+"""A setting that belongs to the state where another one is set: an adaptive `kl_coef` has moved since; unfinished answers were begun."""

@@ -24,6 +24,7 @@ from lightrft.experience.advantages import AdvantageEstimator
 from lightrft.experience.dynamic import DynamicSampling
 from lightrft.experience.episodes import chosen_episodes
 from lightrft.experience.images import PromptImages, text_of_prompts
+from lightrft.experience.partial import chosen_partial
 from lightrft.experience.pipeline import ExperienceMaker
 from lightrft.observe.metrics import StepMetrics
 from lightrft.observe.phase_clock import PHASES, PhaseClock, PhaseFunction, check_phase_names
@@ -172,8 +173,12 @@ class TrainerParts(TrainerPhases):
         return count_updates(self.config, num_prompts=self.mixture.epoch_rows, first_rollouts_without=warmup)
 
     def next_prompts(self) -> list[Prompt]:
-        """This rank's share of the next `rollout_batch_size` prompts. Local; every rank has to ask as often."""
-        return [self.prompts[index] for index in self.sampler.next_batch()]
+        """This rank's share of the next `rollout_batch_size` prompts, or of those that partial rollouts begin. Local; every rank has to ask
+        as often.
+        """
+        partial = self.experience_maker.partial
+        rows = self.sampler.next_batch() if partial is None else self.sampler.next_rows(partial.wanted())
+        return [self.prompts[index] for index in rows]
 
     def warn(self, *findings: Finding | None) -> None:
         """Says what was found, on the console and in `warnings.jsonl`. Local; every rank finds the same."""
@@ -205,6 +210,8 @@ class TrainerParts(TrainerPhases):
         state.register("kl_control", self.experience_maker.kl_control)
         state.register("reward_moments", self.experience_maker.advantage_maker.moments)
         state.register("report", self.report)
+        if self.experience_maker.partial is not None:
+            state.register("partial", self.experience_maker.partial, per_rank=True)
         return state
 
     def _make_sampling(self) -> DynamicSampling:
@@ -273,4 +280,5 @@ class TrainerParts(TrainerPhases):
             metrics=self.sums,
             episodes=chosen_episodes(self.config, strategy=self.strategy, tokenizer=self.tokenizer),
             images=self.images,
+            partial=chosen_partial(self.config, strategy=self.strategy, tokenizer=self.tokenizer, prompts=self.prompts),
         )

@@ -32,8 +32,8 @@ SUMS = ("loss", "kl", "entropy", "clipped", "ratio", "ratio_squared", "old_kl", 
 class PolicyUpdate:
     """The optimizer steps of one rollout. The loss of a step is `loss_aggregation` of *all* its completions' tokens, on all ranks.
 
-    policy loss + kl_coef KL (where `kl_in` is loss) - entropy_coef entropy. With `logprob_gap_action` "correct" each token's policy loss is
-    multiplied by its `correction`; the KL and the entropy are not. `ema_model` follows the actor after every step that was not skipped.
+    policy loss + kl_coef KL (where `kl_in` is loss) - entropy_coef entropy. Where `config.corrects`, each token's policy loss is multiplied
+    by its `correction`; the KL and the entropy are not. `ema_model` follows the actor after every step that was not skipped.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class PolicyUpdate:
         old = torch.where(old.isnan(), logprobs.detach(), old)  # unknown where the old policy is the one that is updated
         policy = self._policy(micro, mask, logprobs, old)
         per_token, kl = policy.per_token, torch.zeros_like(logprobs)
-        if config.logprob_gap_action == "correct":
+        if config.corrects:
             per_token = per_token * micro.rows("corrections")
         if config.kl_coef > 0:
             kl = kl_per_token(logprobs, micro.rows("reference_logprobs"), estimator=config.kl_estimator)

@@ -1,0 +1,59 @@
+"""Whether answers that go on in the next step go with the rest of the settings. What the settings say, before anything is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lightrft.config.ignored import is_given
+from lightrft.config.schema import Config
+from lightrft.errors import PluginError
+from lightrft.plugins.registry import Registry
+from lightrft.plugins.specs import AdvantageSpec
+
+OTHERS = {
+    "dynamic_sampling": "asks for further prompts by their rewards, which unfinished answers do not have",
+    "environment": "makes episodes of turns, which cannot be left in the middle",
+    "reward_while_generating": "rewards answers as the engine ends them, and here it ends slices of them",
+    "stop": "is looked for in what one call draws, and would be missed across two slices; use stop_token_ids",
+    "min_new_tokens": "holds for one call to the engine, and an answer takes several",
+}
+"""Settings that do not go with it, with the reason."""
+
+FILTERS = ("temperature", "top_p", "top_k", "min_p")
+
+
+def partial_problems(config: Config, registry: Registry) -> Iterator[str]:
+    """One line for each problem of rollouts that leave answers unfinished."""
+    lag, number = config.max_version_lag, config.oversample
+    if not lag and number == 1:
+        return
+    if not lag:
+        yield (
+            f"oversample={number:g} starts more prompts than a step trains, whose answers go on under newer weights; "
+            "set max_version_lag (1, or more), or leave oversample out"
+        )
+        return
+    if number == 1:
+        yield (
+            f"max_version_lag={lag} lets answers go on in later steps, and with oversample=1 each step needs all that it starts; "
+            "set oversample (1.5, at most 2), or leave max_version_lag out"
+        )
+    out = "leave it out, or max_version_lag and oversample"
+    for name, why in OTHERS.items():
+        if is_given(config, name):
+            yield f"{name}={getattr(config, name)!r} does not go with max_version_lag={lag}: it {why}; {out}"
+    for name in FILTERS:
+        if is_given(config, name):
+            yield (
+                f"{name}={getattr(config, name)!r} does not go with max_version_lag={lag}: tokens of older weights are weighed by their "
+                f"probabilities then and now, and engines tell those of the plain distribution; {out}"
+            )
+    try:
+        spec = registry.spec("advantage", config.advantage_estimator)
+    except PluginError:  # told elsewhere
+        return
+    if isinstance(spec, AdvantageSpec) and spec.greedy:
+        yield (
+            f"advantage_estimator={spec.name!r} compares with a greedy answer of the same weights, which max_version_lag={lag} does not "
+            "make; use grpo or another estimator of groups"
+        )
