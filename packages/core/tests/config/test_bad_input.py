@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lightrft.config import make_config
-from lightrft.config.checks import check
+from lightrft.config.checks import check, check_eval, check_trainer
 from lightrft.config.load import read_recipe
 from lightrft.errors import ConfigError
 from lightrft.testing.fake_strategy import fake_registry
@@ -81,6 +81,17 @@ def problems(settings: dict[str, Any]) -> list[str]:
         ({"learning_rate": "nan"}, "learning_rate='nan': input should be a finite number"),
         ({"kl_coef": -0.1}, "kl_coef=-0.1: input should be greater than or equal to 0"),
         ({"entropy_coef": NAN}, "entropy_coef=nan: input should be a finite number"),
+        ({"stop": ""}, "stop.0='': string should have at least 1 character"),
+        ({"stop": ["a", ""]}, "stop.1='': string should have at least 1 character"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids.0=-1: input should be greater than or equal to 0"),
+        (
+            {"min_new_tokens": 9, "engine_type": "hf"},
+            "min_new_tokens=9 is more than generate_max_len=8; lower it, or raise generate_max_len",
+        ),
+        (
+            {"min_new_tokens": 5, "eval_max_len": 4, "eval_data": "ROWS", "engine_type": "hf"},
+            "min_new_tokens=5 is more than eval_max_len=4; lower it, or raise eval_max_len",
+        ),
         ({"temperature": 0}, "temperature=0: input should be greater than 0"),
         ({"gamma": 1.5}, "gamma=1.5: input should be less than or equal to 1"),
         ({"eps_clip": -0.2}, "eps_clip=-0.2: input should be greater than 0"),
@@ -97,6 +108,26 @@ def test_one_line_for_one_mistake(good: dict[str, Any], changes: dict[str, Any],
     changes = {name: good["prompt_data"] if value == "ROWS" else value for name, value in changes.items()}
     [line] = problems(good | changes)
     assert words in line and "\n" not in line
+
+
+def test_an_evaluation_alone_and_a_trainer_of_a_script_are_told_the_same_of_ends(good: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 64}))
+    model = {"model_name_or_path": str(tmp_path), "scratch_tokenizer": "none", "eval_data": good["prompt_data"], "engine_type": "hf"}
+    config = make_config(good | model | {"min_new_tokens": 9, "eval_max_len": 4, "stop_token_ids": [64]})
+    for look in (check, check_eval, check_trainer):
+        with pytest.raises(ConfigError) as caught:
+            look(config, registry=fake_registry(), world_size=1)
+        told = [line.partition(":")[0].partition(";")[0] for line in caught.value.problems if line.startswith(("min_new", "stop"))]
+        assert told == [
+            "min_new_tokens=9 is more than generate_max_len=8",
+            "min_new_tokens=9 is more than eval_max_len=4",
+            "stop_token_ids=[64]",
+        ], look.__name__
+
+
+def test_no_stops_are_no_mistake(good: dict[str, Any]) -> None:
+    config = make_config(good | {"stop": [], "stop_token_ids": []})
+    assert (config.stop, config.stop_token_ids) == ([], []) and problems(good | {"stop": [], "stop_token_ids": []}) == []
 
 
 def test_a_loss_of_sequences_beside_weights_of_tokens(good: dict[str, Any]) -> None:

@@ -58,6 +58,11 @@ def test_a_model_that_fits_is_let_in(tmp_path: Path, tp: int) -> None:
             {},
             "'cutting' on the CPU cannot do .* size 24; possible: 16, 32; use another model, or --engine_type hf",
         ),
+        (
+            LLAMA | {"vocab_size": 64},
+            {"stop_token_ids": [2, 64, 151643]},
+            r"^stop_token_ids=\[2, 64, 151643\]: 64, 151643 is beyond .* vocabulary of 64 tokens .*, possible: 0 to 63; .* leave it out$",
+        ),
         (LLAMA, {"generate_max_len": 40}, r"32 \+ 40 = 72 tokens is more than the model's context of 64 .*; lower one of them"),
         ({"n_head": 6, "n_embd": 60, "n_positions": 64}, {"engine_tp_size": 4, "world": 4}, "6 attention heads.*\n.*of size 10"),
         ({"text_config": LLAMA | {"head_dim": 8}, "vision_config": {}}, {}, "of size 8"),
@@ -75,6 +80,8 @@ def test_what_does_not_hold_is_not_said(tmp_path: Path) -> None:
     assert problems(tmp_path, LLAMA | {"head_dim": 64} | latent) == [], "DeepSeek-V3's head_dim is not its attention's"
     assert problems(tmp_path, odd, world=4, engine_tp_size=4, engine_type="plain") == [], "it cuts nothing"
     assert problems(tmp_path, LLAMA | {"rope_scaling": {"rope_type": "yarn"}}, generate_max_len=400) == [], "stretched positions"
+    assert problems(tmp_path, LLAMA | {"vocab_size": 64}, stop_token_ids=[0, 63]) == [], "the first and the last token"
+    assert problems(tmp_path, LLAMA, stop_token_ids=[64]) == [], "a vocabulary that config.json does not tell"
     assert problems(tmp_path, None) == problems(tmp_path, {}) == [], "a hub name, a configuration that says nothing"
 
 

@@ -98,7 +98,7 @@ def check_strategy(config: Config, *, registry: Registry, world_size: int) -> No
 def check_trainer(config: Config, *, registry: Registry, world_size: int) -> None:
     """The part of `check` that concerns a trainer which a script builds from models, prompts, evaluation and rewards of its own."""
     config = config.model_copy(update={"eval_data": config.eval_data or ["of the script"]})
-    problems = [*_batches(config, world_size), *algorithm_problems(config, registry), *ignored_settings(config)]
+    problems = [*_batches(config, world_size), *_lengths(config), *algorithm_problems(config, registry), *ignored_settings(config)]
     problems += unread_sections(config, registry)
     problems += _plugins(config, registry, world_size)
     if problems:

@@ -24,6 +24,7 @@ class ModelShape:
     """Of attention that keeps a latent in place of keys and values: its heads are then no size that an engine's kernel sees."""
 
     context: int | None
+    vocabulary: int | None = None
 
 
 def engine_fit(config: Config, spec: EngineSpec, *, device_type: str | None, model_path: str | None = None) -> Iterator[str]:
@@ -31,6 +32,7 @@ def engine_fit(config: Config, spec: EngineSpec, *, device_type: str | None, mod
     shape = model_shape(config, model_path)
     if shape is None:
         return
+    yield from _stops(config, shape)
     if spec.cuts_heads:
         yield from _cut(config.engine_tp_size, shape, spec.name)
     if device_type == "cpu":
@@ -78,13 +80,14 @@ def _shape_of(values: dict[str, Any]) -> ModelShape:
     hidden = number("hidden_size", "n_embd", "d_model")
     size = number("head_dim")
     latent, rotary = number("kv_lora_rank"), number("qk_rope_head_dim")
+    common = {"context": _context(values), "vocabulary": number("vocab_size")}
     if latent and rotary:  # head_dim is that of the rotary part alone
-        return ModelShape(heads=heads, kv_heads=heads, head_size=None, latent_size=latent + rotary, context=_context(values))
+        return ModelShape(heads=heads, kv_heads=heads, head_size=None, latent_size=latent + rotary, **common)
     return ModelShape(
         heads=heads,
         kv_heads=number("num_key_value_heads") or heads,
         head_size=size if size is not None or not heads or not hidden else hidden // heads,
-        context=_context(values),
+        **common,
     )
 
 
@@ -94,6 +97,18 @@ def _number(values: dict[str, Any], *names: str) -> int | None:
 
 def _context(values: dict[str, Any]) -> int | None:
     return None if _stretched(values) else _number(values, "max_position_embeddings", "n_positions")
+
+
+def _stops(config: Config, shape: ModelShape) -> Iterator[str]:
+    """Stop tokens that never come, since the model has no such token."""
+    if shape.vocabulary is None:
+        return
+    beyond = [token for token in config.stop_token_ids if token >= shape.vocabulary]
+    if beyond:
+        yield (
+            f"stop_token_ids={config.stop_token_ids}: {', '.join(map(str, beyond))} is beyond the model's vocabulary of {shape.vocabulary} "
+            f"tokens (vocab_size), possible: 0 to {shape.vocabulary - 1}; such a token never comes, leave it out"
+        )
 
 
 def _sizes(shape: ModelShape, spec: EngineSpec) -> Iterator[str]:
