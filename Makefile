@@ -20,6 +20,9 @@ SETUP_PYTHON := $(or $(PYTHON),$(firstword $(foreach name,python3 python3.14 pyt
 ARGS ?=
 NOTHING_COLLECTED := 5
 
+# Each module is compiled once, not by each of the thousand processes that the tests start.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Threads that spin while they wait slow each other down on a machine with other work.
 export OMP_WAIT_POLICY ?= PASSIVE
 

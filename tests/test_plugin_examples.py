@@ -36,7 +36,7 @@ def test_both_are_found(python, tmp_path):
     assert states == {("lightrft-ddp", "strategy", "ddp"): "ok", ("lightrft-continuous-batching", "engine", "continuous"): "ok"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["plugin-ddp", "plugin-continuous-batching"])
 def test_an_example_meets_every_requirement(python, tmp_path, name):
     shutil.copytree(EXAMPLES / name / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
@@ -46,7 +46,7 @@ def test_an_example_meets_every_requirement(python, tmp_path, name):
     assert " passed" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_demo_runs_on_both_on_two_ranks(python, tmp_path):
     folder = tmp_path / "run"
     by_name = ["--strategy", "ddp", "--engine_type", "continuous", "--nproc-per-node", "2"]

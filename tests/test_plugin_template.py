@@ -149,7 +149,7 @@ def test_the_demos_loop_runs_on_them_by_name(python, tmp_path):
 # ---- a plugin of one's own ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_new_plugin_made_by_the_wheel_passes_its_own_tests_beside_the_template(python, tmp_path):
     done = lightrft(python, "new-plugin", "rocket-sled", "--dir", "mine", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
