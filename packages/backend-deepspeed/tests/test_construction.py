@@ -60,7 +60,7 @@ def built(folder: Path, bf16: bool, stage: int, offload: bool) -> dict[str, Any]
 
 @pytest.mark.parametrize(("bf16", "stage", "offload"), [(False, 3, False), (True, 3, False), (True, 3, True), (True, 1, False)])
 @pytest.mark.parametrize("tie", [False, True])
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.long)])
 def test_the_same_model_trains_the_same(tmp_path: Path, world_size: int, tie: bool, bf16: bool, stage: int, offload: bool) -> None:
     source = tiny_causal_lm(seed=2, tie=tie, vocab_size=67)  # divisible by no world size
     source.save_pretrained(tmp_path, max_shard_size="60KB")
