@@ -1,5 +1,5 @@
 """Runs on prompts with images: two ranks of each backend are the one-process run, also where a rank has no image in a pass,
-and where rows are packed."""
+and where rows are packed or shared."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from lightrft.testing.image_text import image_rows, tiny_image_folder, tiny_imag
 from lightrft.trainer.run import train
 
 pytest.importorskip("PIL", reason="images are Pillow's")
-pytestmark = pytest.mark.slow  # seven runs, one after the other
+pytestmark = pytest.mark.slow  # eight runs, one after the other
 
 COMPARED = ("rollout/reward", "train/loss", "train/grad_norm", "rollout/kl")
 BACKENDS: dict[str, dict[str, Any]] = {
     "fsdp": {"strategy": "fsdp"},
     "fsdp packed": {"strategy": "fsdp", "packing_samples": True, "max_tokens_per_micro_batch": 64},
+    "fsdp sp": {"strategy": "fsdp", "sp_size": 2},
     "fsdp lora": {"strategy": "fsdp", "lora_rank": 2},
     "zero 2": {"strategy": "deepspeed", "zero_stage": 2},
     "zero 3": {"strategy": "deepspeed", "zero_stage": 3},

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import transformers
 
 from lightrft.batch.collect import sequences_of
@@ -15,11 +16,14 @@ from lightrft.batch.images import BlankPrompt, ImageInputs, positions_of
 from lightrft.batch.micro_batch import MicroBatch, packed, padded
 from lightrft.batch.planning import Batching
 from lightrft.batch.stages import Sampled
+from lightrft.distributed.mesh import Mesh
+from lightrft.distributed.world import World
 from lightrft.errors import ModelError
 from lightrft.models.attention import use_our_attention
 from lightrft.models.image_positions import image_positions
 from lightrft.models.packing_check import check_packing
 from lightrft.models.score import score_tokens
+from lightrft.testing import run_spmd
 from lightrft.testing.image_text import IMAGE_ID, image_inputs, noise, tiny_image_model
 from lightrft.types import Completion
 
@@ -147,6 +151,35 @@ def test_positions_that_count_on_from_the_neighbour_are_seen(name: str) -> None:
     at[..., first:] += at[..., first - 1 : first] + torch.arange(second) % 2  # restarted positions alone differ by a constant
     faulty, _, _ = measured(model, MicroBatch(**vars(micro) | {"inputs": {**micro.inputs, "position_ids": at}}))
     assert largest(faulty[:1], expected[:1]) < CLOSE < 1e-3 < largest(faulty[1:], expected[1:])
+
+
+def shared() -> dict[str, tuple[float, float]]:
+    """For each model how far log-probs, and gradients relative to the largest, are from those of padded rows in one process."""
+    axis = Mesh.of(World.join(need_group=True), sequence=2).sequence
+    found = {}
+    for name in MODELS:
+        model, batch, text = model_of(name), batch_of(name), torch.tensor([1, 3])
+        positions, blank = image_positions(model), blank_of(name)
+        check_packing(lambda model=model, **inputs: model(**inputs).logits, model.config, device=CPU, setting="sp_size=2", axis=axis,
+                      blank=blank, positions=positions)  # fmt: skip
+        apart, moved = 0.0, 0.0
+        for order in (torch.tensor([3, 0, 2, 1, 4]), text):
+            expected, _, gradients = measured(model, padded(batch, order, device=CPU))
+            micro = packed(batch, order, device=CPU, axis=axis, positions=positions, blank=blank)
+            logprobs, _, parts = measured(model, micro)
+            apart = max(apart, largest(logprobs, expected))
+            for part in parts.values():
+                dist.all_reduce(part, group=axis.group)
+            most = max(float(one.abs().max()) for one in gradients.values())
+            moved = max(moved, largest(list(parts.values()), list(gradients.values())) / most)
+        found[name] = (apart, moved)
+    return found
+
+
+def test_ranks_that_share_a_row_with_images_compute_what_one_process_computes() -> None:
+    for rank in run_spmd(shared, 2, timeout_s=240.0):
+        for name, (logprobs, gradients) in rank.items():
+            assert logprobs < CLOSE and gradients < CLOSE, name
 
 
 def test_positions_by_hand() -> None:

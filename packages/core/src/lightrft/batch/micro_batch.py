@@ -13,7 +13,7 @@ from lightrft.batch.images import BlankPrompt, ImageInputs, Positions, features_
 from lightrft.batch.label_parts import ALONE, LabelParts
 from lightrft.batch.stages import Sampled, token_index
 from lightrft.distributed.mesh import Axis
-from lightrft.distributed.sequence import padded_offsets, shard
+from lightrft.distributed.sequence import padded_length, padded_offsets, shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +104,19 @@ def packed_inputs(
     `cu_seq_lens_q` int32 [K + 1] and `max_length_q`, where each begins, for an attention that keeps them apart; marks of images at the
     places of their tokens, and features in the order of the sequences.
 
-    The ranks of `axis`, which bring the same sequences, get equal parts of the row, padded by a segment of its own (`sequence_axis`).
+    The ranks of `axis`, which bring the same sequences, get equal parts of the row, padded by a segment of its own (`sequence_axis`). A row
+    with images comes whole to each of them, since all images together fill the places of theirs, and is divided as embeddings
+    (`embedding_axis`).
     """
     borders = padded_offsets(ends, axis)
     per_token = {"input_ids": ids[None], "position_ids": positions_of(ids, ends, images, positions)}
     per_token |= {name: marks[None] for name, marks in marks_of(images, ends[:-1].tolist(), size=len(ids)).items()}
-    inputs: dict[str, Any] = {name: shard(values, axis) for name, values in per_token.items()} | features_of(images)
+    whole = axis.size > 1 and any(images)
+    missing = padded_length(len(ids), axis) - len(ids)
+    parts = {name: torch.nn.functional.pad(row, (0, missing)) if whole else shard(row, axis) for name, row in per_token.items()}
+    inputs: dict[str, Any] = parts | features_of(images)
     inputs |= {"cu_seq_lens_q": borders.int(), "max_length_q": int(borders.diff().max())}
-    return inputs | ({"sequence_axis": axis} if axis.size > 1 else {})
+    return inputs | ({"embedding_axis" if whole else "sequence_axis": axis} if axis.size > 1 else {})
 
 
 def _with_labels(
@@ -126,11 +131,12 @@ def _with_labels(
 ) -> MicroBatch:
     sampled = batch.loss_mask[tokens]
     chosen, at = tokens[sampled], place[sampled] - 1
-    parts = LabelParts.of(at, inputs["input_ids"].numel(), axis)
+    length = inputs["input_ids"].numel() // (axis.size if "embedding_axis" in inputs else 1)
+    parts = LabelParts.of(at, length, axis)
     return MicroBatch(
         inputs={name: to_device(value, device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()},
         labels=to_device(batch.token_ids[chosen].long()[parts.mine], device),
-        at=to_device(at[parts.mine] - axis.rank * inputs["input_ids"].numel(), device),
+        at=to_device(at[parts.mine] - axis.rank * length, device),
         columns={name: to_device(getattr(batch, name)[chosen], device) for name in columns},
         grid=Grid.of(batch.num_sampled[index]).to(device),
         parts=parts,

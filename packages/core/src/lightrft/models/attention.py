@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from lightrft.distributed.mesh import Axis
-from lightrft.distributed.sequence import my_heads, to_heads, to_tokens
+from lightrft.distributed.sequence import my_heads, shard, to_heads, to_tokens
 from lightrft.errors import ModelError
 from lightrft.models.attention_kernels import Asked, attend_rows, attend_segments
 
@@ -60,6 +60,18 @@ def use_our_attention(model: Any, *, setting: str) -> None:
         )
     parts = {name: NAME for name in model.config.sub_configs if getattr(model.config, name) is config}
     model.set_attn_implementation(NAME if whole else parts)
+    if not whole:
+        for part in _text_models(model, config):
+            part.register_forward_pre_hook(_own_part, with_kwargs=True)
+
+
+def _own_part(_: torch.nn.Module, args: tuple[Any, ...], told: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Of a row that came whole (`embedding_axis`), so that images could be put in their places, this rank's part of the embeddings."""
+    axis: Axis | None = told.pop("embedding_axis", None)
+    if axis is None:
+        return args, told
+    embeddings = shard(told["inputs_embeds"].transpose(1, 2), axis).transpose(1, 2)
+    return args, told | {"inputs_embeds": embeddings, "position_ids": shard(told["position_ids"], axis), "sequence_axis": axis}
 
 
 def _text_models(model: Any, config: Any) -> Iterator[Any]:

@@ -7,7 +7,7 @@ look across a row in another way, positions that do not start again, windows of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,8 +61,9 @@ def check_packing(
         if blank is None:
             problem = _problem_of(passes, first, other, second, text)
         else:
-            shown = torch.cat([blank.token_ids, second[0]]), blank.images
-            problem = _problem_of(passes, first, other, shown, text) or passes.other_positions(*shown)
+            more = -(len(blank.token_ids) + length) % axis.size
+            shown = torch.cat([blank.token_ids, _tokens(config, 2, length + more)]), blank.images
+            problem = _problem_of(passes, first, other, shown, text) or replace(passes, axis=ALONE).other_positions(*shown)
     if problem:
         where = "" if blank is None else ", where prompts have images"
         raise ModelError(
@@ -85,7 +86,7 @@ def _problem_of(passes: _Passes, first: One, other: One, second: One, config: An
         alone, watch = passes.packed([second])
     except ModelError as error:
         return str(error)
-    except (TypeError, ValueError, IndexError, AttributeError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
         return f"it fails on a packed row, {type(error).__name__}: {' '.join(str(error).split())}"
     return _mixing(both, changed, alone) or _of_masks(watch, config)
 

@@ -93,8 +93,6 @@ def image_problems(config: Config, prompts: Sequence[Prompt], *, registry: Regis
     if Capability.MULTIMODAL not in registry.spec("engine", config.engine_type).capabilities:
         able = ", ".join(registry.having("engine", Capability.MULTIMODAL))
         problems.append(f"the prompts have images, which engine_type={config.engine_type!r} does not read; these do: {able}")
-    if config.sp_size > 1:
-        problems.append(f"the prompts have images, and rows of images are not shared by ranks; sp_size={config.sp_size} has to be 1")
     if config.environment:
         problems.append(f"the prompts have images, which episodes do not show; leave environment={config.environment!r} out")
     if config.max_version_lag:

@@ -44,6 +44,7 @@ def check_image_rows(model: torch.nn.Module, *, config: Config, strategy: Strate
             inner.config,
             device=strategy.world.device,
             setting=setting,
+            axis=strategy.mesh.sequence,
             blank=blank,
             positions=image_positions(inner),
         )
