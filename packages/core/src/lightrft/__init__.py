@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from lightrft.experience.score_given import score
     from lightrft.models.load import load_tokenizer
     from lightrft.rollout.environment import Continue, End, Environment
+    from lightrft.rollout.gymnasium_texts import GymnasiumTexts
+    from lightrft.rollout.python_tool import PythonTool
     from lightrft.rollout.tool_calls import ToolCalls
     from lightrft.strategy import get_strategy
     from lightrft.trainer import SPMDPPOTrainer
@@ -32,9 +34,10 @@ if TYPE_CHECKING:
     from lightrft.types import Sample
 
 __all__ = [
-    "Config", "Continue", "End", "Environment", "SPMDPPOTrainer", "Sample", "ToolCalls", "__version__", "add_arguments", "build_actor",
-    "build_critic", "build_ema_model", "build_initial_model", "build_rewards", "build_scheduler", "count_updates", "evaluate", "generate",
-    "get_strategy", "launch", "load_tokenizer", "make_config", "open_run", "read_eval_sets", "read_prompts", "score", "train",
+    "Config", "Continue", "End", "Environment", "GymnasiumTexts", "PythonTool", "SPMDPPOTrainer", "Sample", "ToolCalls", "__version__",
+    "add_arguments", "build_actor", "build_critic", "build_ema_model", "build_initial_model", "build_rewards", "build_scheduler",
+    "count_updates", "evaluate", "generate", "get_strategy", "launch", "load_tokenizer", "make_config", "open_run", "read_eval_sets",
+    "read_prompts", "score", "train",
 ]  # fmt: skip
 
 PUBLIC = {
@@ -52,6 +55,8 @@ PUBLIC = {
     "Continue": "lightrft.rollout.environment",
     "End": "lightrft.rollout.environment",
     "ToolCalls": "lightrft.rollout.tool_calls",
+    "PythonTool": "lightrft.rollout.python_tool",
+    "GymnasiumTexts": "lightrft.rollout.gymnasium_texts",
     "launch": "lightrft.trainer.script",
     "open_run": "lightrft.trainer.run",
     "load_tokenizer": "lightrft.models.load",

@@ -106,6 +106,12 @@ ENVIRONMENTS = (
         name="gridworld", target="lightrft.rollout.gridworld:Gridworld", summary="move from `start` to `goal` on a square of fields"
     ),
     EnvironmentSpec(
+        name="gymnasium",
+        target="lightrft.rollout.gymnasium_texts:GymnasiumTexts",
+        runtime=Runtime(distributions=("gymnasium",), versions=">=1.0,<2", extra="gymnasium"),
+        summary="an environment of gymnasium whose observations are texts",
+    ),
+    EnvironmentSpec(
         name="python",
         target="lightrft.rollout.python_tool:PythonTool",
         runs_code=True,

@@ -28,11 +28,10 @@ class PythonTool(ToolCalls):
     Example::
 
         >>> import lightrft
-        >>> from lightrft.rollout.python_tool import PythonTool
-        >>> call = lightrft.ToolCall(name="python", arguments={"code": "print(6 * 7)"})
-        >>> turn = lightrft.Turn(number=0, token_ids=(1,), text="", raw_text="", finish_reason="stop", is_last=False, calls=(call,))
-        >>> PythonTool().step(turn).messages[0]["content"]
-        '42'
+        >>> class Calculator(lightrft.PythonTool):
+        ...     time_limit_s = 3.0
+        >>> [tool["function"]["name"] for tool in Calculator.tools()]
+        ['python']
     """
 
     runs_code = True
@@ -41,10 +40,10 @@ class PythonTool(ToolCalls):
     def __init__(self) -> None:
         super().__init__()
         self.counts |= {FAILED: 0, STOPPED: 0}
-        self._until = time.monotonic() + self.time_limit_s
+        self._until: float | None = None
 
     def step(self, turn: Turn) -> Step | Awaitable[Step]:
-        self._until = time.monotonic() + self.time_limit_s
+        self._until = None
         return super().step(turn)
 
     def python(self, code: str) -> str:
@@ -54,6 +53,8 @@ class PythonTool(ToolCalls):
             code: the program; print what you want to see
         """
         require_code_execution()
+        if self._until is None:  # the first program of this turn
+            self._until = time.monotonic() + self.time_limit_s
         left = self._until - time.monotonic()
         if left <= 0:
             self.counts[STOPPED] += 1
