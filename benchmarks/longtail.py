@@ -1,0 +1,126 @@
+"""Steps that wait for their longest answer against steps that do not: seconds a step, and trained tokens per second.
+
+The lengths of answers are planned: log-normal, and one prompt in 64 runs to the limit (the engine's draw ends an answer there, so what it
+computes is real). Both arms are whole runs of the trainer on the same stream of prompts with the engine `hf`; the partial one is given
+`--max_version_lag` and `--oversample`. The first two steps of a run are not counted. A pass is the engine's model over all running answers,
+one token each: how many there are for a trained token does not depend on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightrft.engine import hf_generate
+from lightrft.testing.small_trainer import make_trainer, prompts
+
+LEAST = 1.3
+"""How much faster a token is trained at least."""
+
+EVERY = 64
+"""One prompt in so many runs to the limit."""
+
+EOS, OTHER = 1, 5
+
+passes = [0]
+"""Of the engine's model so far, one token of each running answer in each."""
+
+
+def main() -> int:
+    """Returns 1 where the bound is missed."""
+    args = arguments()
+    some = prompts(args.prompts)
+    lengths = planned([prompt.token_ids for prompt in some], args)
+    plan_lengths(lengths)
+    tenths = statistics.quantiles(lengths.values(), n=10)
+    print(f"lengths of the answers to {len(lengths)} prompts, tenths: {' '.join(f'{one:.0f}' for one in tenths)}, longest {args.longest}")
+    partial = {"max_version_lag": args.lag, "oversample": args.oversample, "slice_max_len": args.slice}
+    arms = {"whole": run(some, args), "partial": run(some, args, **partial)}
+    for name, one in arms.items():
+        print(f"{name:8} {one['step_s']:.3f} s a step, of it {one['rollout_s']:.3f} s rollout; {one['tokens_per_s']:.0f} trained tokens/s")
+    found = {"speedup": arms["partial"]["tokens_per_s"] / arms["whole"]["tokens_per_s"]}
+    found["passes_ratio"] = arms["whole"]["passes_per_1000_tokens"] / arms["partial"]["passes_per_1000_tokens"]
+    found["step_ratio"] = arms["whole"]["step_s"] / arms["partial"]["step_s"]
+    faster = f"a token is trained {found['speedup']:.2f}x as fast, in {found['passes_ratio']:.2f}x fewer passes"
+    print(f"lag {arms['partial']['lag']:.2f} updates on average; {faster}")
+    good = found["speedup"] >= LEAST
+    if args.json:
+        print(json.dumps({"benchmark": "longtail", "ok": good, "settings": vars(args), **arms, **found}))
+    return 0 if good else 1
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=32, help="prompts of a step, two answers each")
+    parser.add_argument("--median", type=float, default=24.0, help="of the lengths, in tokens")
+    parser.add_argument("--sigma", type=float, default=0.6, help="of the logarithm of the lengths")
+    parser.add_argument("--longest", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--lag", type=int, default=1)
+    parser.add_argument("--oversample", type=float, default=1.5)
+    parser.add_argument("--slice", type=int, default=32)
+    parser.add_argument("--json", action="store_true", help="make the last line one JSON object")
+    return parser.parse_args()
+
+
+def planned(ids: list[tuple[int, ...]], args: argparse.Namespace) -> dict[tuple[int, ...], int]:
+    """The length of each prompt's answers."""
+    draw = random.Random(0)
+    drawn = [min(max(round(args.median * math.exp(draw.gauss(0, args.sigma))), 1), args.longest) for _ in ids]
+    for at in draw.sample(range(len(ids)), len(ids) // EVERY):
+        drawn[at] = args.longest
+    return dict(zip(ids, drawn, strict=True))
+
+
+def plan_lengths(lengths: dict[tuple[int, ...], int]) -> None:
+    """The engine's draw ends an answer at its planned length, and nowhere else. A prompt is what ends in `=`, an answer has none."""
+    [end] = {ids[-1] for ids in lengths}
+
+    class Planned(hf_generate._Batch):
+        def _draw(self, logits: torch.Tensor, step: int) -> torch.Tensor:
+            if step == 0:
+                starts = [list(r.prompt_token_ids).index(end) + 1 for r in self.requests]
+                left = [
+                    lengths[tuple(r.prompt_token_ids[:s])] - len(r.prompt_token_ids) + s for r, s in zip(self.requests, starts, strict=True)
+                ]
+                self.left = torch.tensor(left, device=self.device).repeat_interleave(self.sampling.n)
+            passes[0] += 1
+            token = super()._draw(logits, step)
+            token = torch.where((token == EOS) | (token == end), OTHER, token)
+            return torch.where(self.left == step + 1, EOS, token)
+
+    hf_generate._Batch = Planned  # type: ignore[misc]
+
+
+def run(some: list[Any], args: argparse.Namespace, **changes: Any) -> dict[str, float]:
+    """Medians of a run's steps, and of all steps the trained tokens by their seconds."""
+    settings: dict[str, Any] = dict(
+        strategy="single", engine_type="hf", max_steps=args.steps, rollout_batch_size=args.batch, n_samples_per_prompt=2,
+        train_batch_size=2 * args.batch, micro_train_batch_size=8, micro_rollout_batch_size=4 * args.batch, generate_max_len=args.longest,
+        logprob_gap_prompts=2, learning_rate=1e-4, train_prompts=some, eval_prompts=[],
+    )  # fmt: skip
+    marks: list[int] = []
+    with tempfile.TemporaryDirectory() as folder:
+        make_trainer(Path(folder), callbacks=[lambda _: marks.append(passes[0])], **settings | changes).fit()
+        rows = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "time/rollout_s" in row][2:]
+    return {
+        "step_s": statistics.median(row["time/step_s"] for row in rows),
+        "rollout_s": statistics.median(row["time/rollout_s"] for row in rows),
+        "tokens_per_s": sum(row["tokens/rollout"] for row in rows) / sum(row["time/step_s"] for row in rows),
+        "passes_per_1000_tokens": 1000 * (marks[-1] - marks[1]) / sum(row["tokens/rollout"] for row in rows),
+        "lag": statistics.mean(row.get("partial/lag_mean", 0.0) for row in rows),
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
