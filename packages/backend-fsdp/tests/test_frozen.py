@@ -54,3 +54,31 @@ def test_outputs_are_equal_and_each_rank_holds_its_share(
         found = rank[shard_size]
         assert found["equal"] and not found["trains"]
         assert found["share"] == pytest.approx(share, rel=1e-3)
+
+
+def passes_at_rest() -> dict[str, Any]:
+    """Whether logits are the same bits, for two ranks with different numbers of rows: 33 and 32 of the vocabulary."""
+    out: dict[str, Any] = {}
+    held = {"fsdp": True, "compile": "no"}
+    usual, unit = get_strategy(make_config(held)), get_strategy(make_config(held | {"offload_frozen": True}))
+    ids = torch.randint(0, 64, (2, 17), generator=torch.Generator().manual_seed(unit.world.rank)).to(unit.world.device)
+    for shard_size in (1, None):
+        plain = usual.prepare_model(tiny_causal_lm(vocab_size=65, tie=True), shard_size=shard_size)
+        model = unit.prepare_model(tiny_causal_lm(vocab_size=65, tie=True), shard_size=shard_size)
+        with torch.no_grad():
+            for refreshed in (False, True):
+                if refreshed:  # while it rests
+                    for parameter in (*plain.parameters(), *model.parameters()):
+                        parameter.mul_(1.5)
+                expected = plain(input_ids=ids).logits
+                found = [model(input_ids=ids).logits]
+                with unit.on_device(model):
+                    found += [model(input_ids=ids).logits for _ in range(2)]
+                out[f"{shard_size} {refreshed}"] = all(torch.equal(logits, expected) for logits in found)
+        out[f"{shard_size} host"] = {p.to_local().device.type for p in model.parameters()} == {"cpu"}
+    return out
+
+
+def test_sharded_models_that_rest_give_the_same_bits_also_after_a_refresh() -> None:
+    for rank in run_spmd(passes_at_rest, 2):
+        assert len(rank) == 6 and all(rank.values()), rank

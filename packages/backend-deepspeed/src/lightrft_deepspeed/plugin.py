@@ -14,7 +14,14 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
             name="deepspeed",
             target="lightrft_deepspeed.strategy:DeepspeedStrategy",
             capabilities=frozenset(
-                {Capability.MULTI_RANK, Capability.BF16, Capability.ZERO_STAGES, Capability.ADAM_OFFLOAD, Capability.SHARDED_FROZEN},
+                {
+                    Capability.MULTI_RANK,
+                    Capability.BF16,
+                    Capability.ZERO_STAGES,
+                    Capability.ADAM_OFFLOAD,
+                    Capability.SHARDED_FROZEN,
+                    Capability.FROZEN_OFFLOAD,
+                }
             ),
             summary="DeepSpeed ZeRO 0 to 3, gloo and nccl",
         )

@@ -21,6 +21,7 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
                     Capability.OPTIMIZER_OFFLOAD,
                     Capability.RESHARD_POLICY,
                     Capability.SHARDED_FROZEN,
+                    Capability.FROZEN_OFFLOAD,
                 }
             ),
             summary="torch's fully_shard (FSDP2), gloo and nccl",

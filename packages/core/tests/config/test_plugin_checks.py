@@ -73,6 +73,7 @@ ASKED = {
     "zero_stage": 3,
     "adam_offload": True,
     "fsdp_cpu_offload": True,
+    "offload_frozen": True,
     "fsdp_reshard_after_forward": False,
     "bf16": True,
     "use_mp_opt": True,
@@ -83,7 +84,7 @@ ASKED = {
     "min_new_tokens": 2,
     "mixed_mm_data": True,
 }
-ALSO: dict[str, Any] = {"use_mp_opt": {"bf16": True}}
+ALSO: dict[str, Any] = {"use_mp_opt": {"bf16": True}, "offload_frozen": {"kl_coef": 0.1}}
 """What a setting needs beside it; `plain` lacks that, too."""
 
 

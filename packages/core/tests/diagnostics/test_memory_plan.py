@@ -197,6 +197,31 @@ def test_each_backend_cuts_what_it_cuts() -> None:
     }
 
 
+def test_frozen_models_that_rest_are_counted_in_their_passes_alone() -> None:
+    shape = replace(models("small"), rewards={"rm": 1_000_000, "other": 3_000_000})
+    settings = {"fsdp": True, "bf16": True, "engine_type": "hf", "kl_coef": 0.1, **OF_268M}
+    held, resting = (
+        make_plan(make_config(settings | {"offload_frozen": rests}), shape, world=4, device=GIB, cuda=False) for rests in (False, True)
+    )
+    reference = {"reference": shape.actor.total // 2}  # bfloat16 over four ranks
+    rewards = {"reward rm": 500_000, "reward other": 1_500_000}
+    at_work = {"reference pass": reference, "reward pass": {"reward other": 1_500_000}}
+    assert held.phases.keys() == resting.phases.keys()
+    for phase, parts in held.phases.items():
+        frozen = {name: size for name, size in parts.items() if name.startswith("re")}
+        assert frozen == reference | rewards
+        assert resting.phases[phase] == {k: v for k, v in parts.items() if k not in frozen} | at_work.get(phase, {})
+
+
+def test_resting_is_a_remedy_where_something_is_frozen() -> None:
+    config = make_config({"fsdp": True, "bf16": True, "engine_type": "hf", "fused_linear_logprob": True, "kl_coef": 0.1, **OF_268M})
+    for changes, expected in (({}, {"offload_frozen": True}), ({"kl_coef": 0.0}, {"micro_train_batch_size": 16})):
+        tight = config.model_copy(update=changes)
+        device = make_plan(tight, models("small"), world=1, device=GIB).total("update") - 1
+        remedy = cheapest(tight, models("small"), world=1, device=device)
+        assert remedy is not None and remedy.settings == expected
+
+
 def test_frozen_parameters_have_weights_alone_and_a_critic_is_trained_whole() -> None:
     def make() -> Any:
         model = on_meta(SMALL)()

@@ -207,6 +207,10 @@ def test_another_error_of_waking_stays_what_it_is(counters: Counters) -> None:
         ),
         ({"lora_rank": 8}, Capability.ADAM_OFFLOAD, "(now 0.5), set --adam_offload, or take"),
         ({"lora_rank": 8, "zero_stage": 1}, Capability.ADAM_OFFLOAD, "(now 0.5), or take"),
+        ({"lora_rank": 8, "kl_coef": 0.1}, Capability.FROZEN_OFFLOAD, "(now 0.5), set --offload_frozen, or take"),
+        ({"lora_rank": 8, "reward": ["model:rm"]}, Capability.FROZEN_OFFLOAD, "(now 0.5), set --offload_frozen, or take"),
+        ({"lora_rank": 8, "reward": ["math"]}, Capability.FROZEN_OFFLOAD, "(now 0.5), or take"),
+        ({"lora_rank": 8, "kl_coef": 0.1, "offload_frozen": True}, Capability.FROZEN_OFFLOAD, "(now 0.5), or take"),
     ],
 )
 def test_what_makes_room_is_what_the_run_does_not_do_yet(settings: dict[str, Any], capability: Capability, told: str) -> None:

@@ -44,6 +44,7 @@ NEEDS = (
     Need("zero_stage", "strategy", Capability.ZERO_STAGES, by_default=True),
     Need("adam_offload", "strategy", Capability.ADAM_OFFLOAD, like="fsdp_cpu_offload"),
     Need("fsdp_cpu_offload", "strategy", Capability.OPTIMIZER_OFFLOAD, like="adam_offload"),
+    Need("offload_frozen", "strategy", Capability.FROZEN_OFFLOAD),
     Need("fsdp_reshard_after_forward", "strategy", Capability.RESHARD_POLICY),
     Need("bf16", "strategy", Capability.BF16),
     Need("use_mp_opt", "strategy", Capability.MIXED_PRECISION_OPTIMIZER),

@@ -10,7 +10,7 @@ from lightrft.config.load import make_config
 from lightrft.config.schema import Config
 from lightrft.errors import ConfigError
 
-STRATEGY_OPTIONS = ("fsdp", "zero_stage", "adam_offload", "fsdp_cpu_offload", "fsdp_reshard_after_forward")
+STRATEGY_OPTIONS = ("fsdp", "zero_stage", "adam_offload", "fsdp_cpu_offload", "offload_frozen", "fsdp_reshard_after_forward")
 """Of one training backend: a recipe's go with its strategy, where a flag names another."""
 
 

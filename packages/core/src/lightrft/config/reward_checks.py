@@ -37,7 +37,10 @@ def check_rewards(config: Config, *, registry: Registry) -> Iterator[str]:
     models = [reward for reward in config.reward if model_folder(reward)]
     if models and config.sft_target_reward:
         yield f"sft_target_reward={config.sft_target_reward} is measured before reward models are there ({models[0]}); set it to 0"
-    if not any(model_folder(reward) for reward in config.reward):
+    if not models:
+        if config.offload_frozen and not config.kl_coef:
+            held = "no reference model (kl_coef=0) and no reward model (model:FOLDER) is held"
+            yield f"offload_frozen=True has no effect: {held}; leave it out"
         for name in OF_MODELS:
             if is_given(config, name):
                 yield f"{name}={getattr(config, name)!r} has no effect without a reward model (reward model:FOLDER); leave it out"

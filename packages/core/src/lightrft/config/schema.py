@@ -62,6 +62,7 @@ class Config(BaseModel):
     fsdp: bool = _field(False, "strategy", "use FSDP instead of DeepSpeed")
     zero_stage: Annotated[Literal[0, 1, 2, 3], NoBool] = _field(2, "strategy", "DeepSpeed ZeRO stage")
     fsdp_cpu_offload: bool = _field(False, "strategy", "keep FSDP's optimizer state on the CPU outside the update")
+    offload_frozen: bool = _field(False, "strategy", "keep the reference model and reward models on the CPU but for their passes")
     fsdp_reshard_after_forward: bool = _field(
         True, "strategy", "gather FSDP's parameters again in the backward pass; no: keep them from the forward, for more memory"
     )

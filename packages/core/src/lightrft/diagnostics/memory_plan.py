@@ -135,13 +135,17 @@ class _Planner:
         if self.models.has_critic:
             critic = self._held(trained=self.models.actor.total)  # whole, also beside adapters and frozen parameters
             found["critic"] = critic.weights + (0 if critic.offloaded else critic.optimizer)
-        if config.kl_coef:
-            found["reference"] = frozen_bytes(config, self.models.actor.total, world=self.world)
         if config.ema_beta:
             found["average"] = FLOAT * self.models.actor.total // (1 if strategy_name(config) == "single" else self.world)
-        for name, parameters in self.models.rewards.items():
-            found[f"reward {name}"] = frozen_bytes(config, parameters, world=self.world, shard=config.reward_shard_size)
-        return found
+        return found if config.offload_frozen else found | self._reference() | self._rewards()
+
+    def _reference(self) -> dict[str, int]:
+        return {"reference": frozen_bytes(self.config, self.models.actor.total, world=self.world)} if self.config.kl_coef else {}
+
+    def _rewards(self) -> dict[str, int]:
+        shard = self.config.reward_shard_size
+        sizes = self.models.rewards.items()
+        return {f"reward {name}": frozen_bytes(self.config, size, world=self.world, shard=shard) for name, size in sizes}
 
     def _held(self, *, trained: int | None = None) -> Held:
         """Of the actor, or of a model of its shape with so many trained parameters."""
@@ -173,7 +177,10 @@ class _Planner:
                 passing = sum(size for part, size in phases[name].items() if part != "optimizer")
                 phases[name] = phases[name] | {"torch's cache": int(TORCH_CACHE * passing)}
         if config.kl_coef:
-            phases["reference pass"] = phases["log-prob"]
+            phases["reference pass"] = self._reference() | phases["log-prob"]
+        if rewards := self._rewards():
+            largest = max(rewards, key=lambda name: rewards[name])
+            phases["reward pass"] = {largest: rewards[largest]}  # one after the other; of their passes the weights alone are known
         phases["optimizer step"] = brought | {"gradients": mine.step_gradients, "scratch of the step": mine.scratch}
         return phases
 
@@ -230,7 +237,7 @@ def cheapest(config: Config, models: Models, *, world: int, device: int, cuda: b
     """What makes the plan fit and costs least time: one setting alone, the cheap ones first, else several of them together; then more
     ranks. None where nothing of that does.
     """
-    steps = [step for step in _steps(config) if step]
+    steps = [step for step in _steps(config, has_rewards=bool(models.rewards)) if step]
     tried = [*steps, *({k: v for step in steps[: n + 1] for k, v in step.items()} for n in range(1, len(steps)))]
     for changes in tried:
         plan = make_plan(config.model_copy(update=changes), models, world=world, device=device, cuda=cuda)
@@ -246,7 +253,7 @@ def cheapest(config: Config, models: Models, *, world: int, device: int, cuda: b
     return None
 
 
-def _steps(config: Config) -> list[dict[str, object]]:
+def _steps(config: Config, *, has_rewards: bool) -> list[dict[str, object]]:
     """From what costs no time to what costs much."""
     steps: list[dict[str, object]] = []
     if not config.enable_engine_sleep:
@@ -255,6 +262,8 @@ def _steps(config: Config) -> list[dict[str, object]]:
         steps.append({"fused_linear_logprob": True})
     if config.engine_type in SHARING:
         steps += [{"engine_mem_util": share} for share in (0.7, 0.5, 0.4, 0.3) if share < config.engine_mem_util]
+    if (config.kl_coef or has_rewards) and not config.offload_frozen:
+        steps.append({"offload_frozen": True})
     if config.packing_samples:
         tokens, longest = config.max_tokens_per_micro_batch, config.prompt_max_len + config.generate_max_len
         steps += [{"max_tokens_per_micro_batch": size} for size in (tokens // 2, tokens // 4) if size >= longest]

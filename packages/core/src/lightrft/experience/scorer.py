@@ -68,7 +68,10 @@ class Scorer:
         reference, values = old, torch.zeros_like(old)
         if self.reference is not None:
             temperatures = (self.config.temperature,)
-            [reference] = score_logprobs(self.reference, batch, passive, strategy=self.strategy, batching=others, temperatures=temperatures)
+            with self.strategy.on_device(self.reference):
+                [reference] = score_logprobs(
+                    self.reference, batch, passive, strategy=self.strategy, batching=others, temperatures=temperatures
+                )
         if self.critic is not None:
             values = score_values(self.critic, batch, passive, strategy=self.strategy, batching=others)
         return Scores(old=old, untempered=untempered, reference=reference, values=values)

@@ -126,7 +126,7 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
         StrategySpec(
             name="single",
             target="lightrft.strategy.single:SingleStrategy",
-            capabilities=frozenset({Capability.OPTIMIZER_OFFLOAD, Capability.BF16}),
+            capabilities=frozenset({Capability.OPTIMIZER_OFFLOAD, Capability.FROZEN_OFFLOAD, Capability.BF16}),
             summary="one process, plain torch: the oracle",
         ),
         EngineSpec(

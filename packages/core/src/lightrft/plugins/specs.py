@@ -45,6 +45,7 @@ class Capability(StrEnum):
     BF16 = "bf16", "computes in bfloat16 over float32 masters"
     MIXED_PRECISION_OPTIMIZER = "mixed_precision_optimizer", "holds bfloat16 parameters; the optimizer has the float32 masters"
     SHARDED_FROZEN = "sharded_frozen", "neighbouring ranks share one copy of a frozen model"
+    FROZEN_OFFLOAD = "frozen_offload", "a frozen model is one whose parameters torch can move: it rests in host memory between passes"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import torch
 
+from lightrft.config.reward_names import model_folder
 from lightrft.config.schema import Config
 from lightrft.distributed.device_use import who_holds
 from lightrft.distributed.memory import release_cached
@@ -44,6 +45,9 @@ def how_to_make_room(config: Config, capabilities: Collection[Capability]) -> st
         ways.append("set --fsdp_cpu_offload")
     if Capability.ADAM_OFFLOAD in capabilities and not config.adam_offload and config.zero_stage >= 2:
         ways.append("set --adam_offload")
+    holds_frozen = config.kl_coef or any(model_folder(reward) for reward in config.reward)
+    if Capability.FROZEN_OFFLOAD in capabilities and holds_frozen and not config.offload_frozen:
+        ways.append("set --offload_frozen")
     if not config.lora_rank:
         ways.append("train adapters (--lora_rank)")
     return f"to make room {', '.join(ways)}, or take more ranks"

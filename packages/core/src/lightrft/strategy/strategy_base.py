@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
@@ -21,6 +20,7 @@ from lightrft.strategy import checkpoint, ema, hf_export
 from lightrft.strategy.compiled import compile_where_asked
 from lightrft.strategy.hooks import AdamWSettings, Optimizer, Scheduler, StepResult, StrategyHooks
 from lightrft.strategy.recompute import recompute_activations
+from lightrft.strategy.resting import FrozenSide
 from lightrft.strategy.rollout_facade import EngineSide
 from lightrft.strategy.shard_export import export_sharded
 from lightrft.strategy.sharding import sharded_modules
@@ -33,7 +33,7 @@ __all__ = ["AdamWSettings", "Optimizer", "Scheduler", "StepResult", "StrategyBas
 T = TypeVar("T")
 
 
-class StrategyBase(StrategyHooks, EngineSide):
+class StrategyBase(StrategyHooks, EngineSide, FrozenSide):
     """A training backend and, composed into it, the controller of a colocated inference engine.
 
     Built by `get_strategy`. Unless a method says otherwise it is *collective*: every rank calls it, in the same order.
@@ -53,6 +53,7 @@ class StrategyBase(StrategyHooks, EngineSide):
         self._offloaded: set[int] = set()
         self._unfinished: WeakSet[torch.nn.Module] = WeakSet()
         self._averages: WeakSet[torch.nn.Module] = WeakSet()
+        self._resting = WeakKeyDictionary()
 
     # ---- ranks ---------------------------------------------------------------------------------------------------------------------------
 
@@ -95,19 +96,25 @@ class StrategyBase(StrategyHooks, EngineSide):
 
         `shard_size` N lets N neighbouring ranks share one copy; None is the backend's own choice. With `weights` the model's parameters
         are on the meta device and get their values from there: a backend that shards reads on each rank only what that rank keeps.
+        With `offload_frozen` its parameters rest in host memory but for passes: see `on_device`.
 
         Raises:
             ValueError: N does not divide the world size.
-            CapabilityError: N > 1 on a backend without the capability `sharded_frozen`.
+            CapabilityError: N > 1 on a backend without the capability `sharded_frozen`, `offload_frozen` on one without `frozen_offload`.
         """
         if shard_size is not None and (shard_size < 1 or self.world.world_size % shard_size):
             raise ValueError(f"shard_size={shard_size} does not divide the world size {self.world.world_size}")
         if shard_size is not None and shard_size > 1:
             self._require(Capability.SHARDED_FROZEN, f"shard_size={shard_size}")
+        if self.config.offload_frozen:
+            self._require(Capability.FROZEN_OFFLOAD, "offload_frozen=True")
         if weights is not None:
             weights.fill_buffers(model)
         compile_where_asked(model, self.config, device_type=self.world.device.type)
-        return self._prepare_frozen(model.requires_grad_(False).eval(), shard_size, weights)
+        prepared = self._prepare_frozen(model.requires_grad_(False).eval(), shard_size, weights)
+        if self.config.offload_frozen:
+            self._rest(prepared, self.world.device)
+        return prepared
 
     def prepare_trainable(
         self, model: torch.nn.Module, *, optimizer: AdamWSettings, weights: WeightFiles | None = None
@@ -332,8 +339,9 @@ class StrategyBase(StrategyHooks, EngineSide):
         model with adapters, which are merged in between. The iterator is collective: every rank reads it to the end.
         """
         max_bytes = self.config.weight_bucket_mb * 2**20
-        parameters = self._export_parameters(model, dtype, max_bytes)
-        return chain(parameters, buffer_buckets(self._unwrap(model), max_bytes=max_bytes, rename=plain_name))
+        with self.on_device(model):
+            yield from self._export_parameters(model, dtype, max_bytes)
+        yield from buffer_buckets(self._unwrap(model), max_bytes=max_bytes, rename=plain_name)
 
     def _export_parameters(self, model: torch.nn.Module, dtype: torch.dtype | None, max_bytes: int) -> Iterator[WeightBucket]:
         if model in self._averages and any(sharded_modules(model)):

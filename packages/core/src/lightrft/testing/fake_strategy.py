@@ -77,7 +77,7 @@ FAKE_ENGINE = EngineSpec(
 FAKE_STRATEGY = StrategySpec(
     name="fake",
     target="lightrft.testing.fake_strategy:FakeStrategy",
-    capabilities=frozenset({Capability.OPTIMIZER_OFFLOAD}),
+    capabilities=frozenset({Capability.OPTIMIZER_OFFLOAD, Capability.FROZEN_OFFLOAD}),
     summary="one process, plain torch, records its calls",
 )
 

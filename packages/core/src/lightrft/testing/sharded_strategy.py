@@ -26,7 +26,7 @@ from lightrft.weights.safetensors_reader import WeightFiles
 SHARDED_STRATEGY = StrategySpec(
     name="sharded",
     target="lightrft.testing.sharded_strategy:ShardedStrategy",
-    capabilities=frozenset({Capability.MULTI_RANK, Capability.OPTIMIZER_OFFLOAD, Capability.SHARDED_FROZEN}),
+    capabilities=frozenset({Capability.MULTI_RANK, Capability.OPTIMIZER_OFFLOAD, Capability.SHARDED_FROZEN, Capability.FROZEN_OFFLOAD}),
     summary="optimizer state cut over the ranks, plain torch",
 )
 

@@ -23,7 +23,7 @@ OF_NO_CONSEQUENCE = (
 """They change nothing of what is learnt, and are not told."""
 
 TAKES_EFFECT = (
-    "zero_stage", "fsdp_cpu_offload", "fsdp_reshard_after_forward", "adam_offload", "sp_size", "bf16",
+    "zero_stage", "fsdp_cpu_offload", "offload_frozen", "fsdp_reshard_after_forward", "adam_offload", "sp_size", "bf16",
     "gradient_checkpointing", "compile", "packing_samples", "max_tokens_per_micro_batch",
     "fused_linear_logprob", "chunk_size", "engine_type", "engine_tp_size", "engine_mem_util", "engine_args",
     "enable_engine_sleep", "engine_sleep_level", "weight_bucket_mb", "verify_sync_every",

@@ -125,3 +125,21 @@ class FrozenExportRounded(SingleStrategy):
 class PackedDiffers(LossOffBy):
     def wrong(self) -> bool:
         return bool(self.config.packing_samples)
+
+
+@mutant("single", "frozen models stay on the device", test="a_frozen_model_rests_between_its_passes", words="did not move")
+class FrozenStays(SingleStrategy):
+    def _rest(self, model: Module, device: torch.device) -> None:
+        pass
+
+
+@mutant(
+    "single",
+    "frozen models come back with other values",
+    test="a_frozen_model_rests_between_its_passes",
+    words="logits of a model that rests",
+)
+class FrozenComesBackRounded(SingleStrategy):
+    def _rest(self, model: Module, device: torch.device) -> None:
+        super()._rest(model, device)
+        next(model.parameters()).data.mul_(1.5)

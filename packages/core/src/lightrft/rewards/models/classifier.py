@@ -53,9 +53,10 @@ class RewardModel:
         batches = [order[start : start + size] for start in range(0, len(order), size)]
         passes: int = self.strategy.all_reduce(len(batches), "max")
         found = [0.0] * len(ids)
-        for batch in batches + [[] for _ in range(passes - len(batches))]:
-            for index, value in zip(batch, self._forward([ids[index] for index in batch]), strict=False):
-                found[index] = value
+        with self.strategy.on_device(self.model):
+            for batch in batches + [[] for _ in range(passes - len(batches))]:
+                for index, value in zip(batch, self._forward([ids[index] for index in batch]), strict=False):
+                    found[index] = value
         return found
 
     def tell(self, warnings: Warnings) -> None:

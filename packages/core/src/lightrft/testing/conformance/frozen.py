@@ -98,6 +98,30 @@ def a_frozen_model_stays_while_another_trains(bench: StrategyBench) -> None:
     assert far == 0, f"while an actor trained, a frozen model of the same files moved by {far:.1e}: the two share memory"
 
 
+@check("on_device", needs=Capability.FROZEN_OFFLOAD, after=(*FROZEN, *NAMES))
+def a_frozen_model_rests_between_its_passes(bench: StrategyBench) -> None:
+    """`offload_frozen`: parameters lie in host memory, but on the device, once copied, in a block of `on_device`; the same bits come out"""
+    strategy = bench.start(offload_frozen=True)
+    model, always = strategy.prepare_model(tiny_causal_lm()), bench.strategy.prepare_model(tiny_causal_lm())
+    ids, device = _ids(bench), strategy.world.device.type
+    with torch.no_grad():
+        expected = always(input_ids=ids).logits
+        found = [model(input_ids=ids).logits]  # a pass by itself
+        resting = _places(model)
+        with strategy.on_device(model):
+            working = _places(model)
+            found += [model(input_ids=ids).logits for _ in range(2)]
+            between = _places(model)
+        after = _places(model)
+    assert {kind for kind, _ in (*resting, *after)} == {"cpu"}, "a resting model has parameters that are not in host memory"
+    assert {kind for kind, _ in working} == {device}, f"in a block of on_device, parameters of a frozen model are not on {device}"
+    assert not {*resting} & {*working}, "parameters of a resting model did not move: the capability is declared and absent"
+    assert between == working, "parameters came and went between two passes of one block of on_device"
+    assert all(torch.equal(logits, expected) for logits in found), "logits of a model that rests differ from those of one that does not"
+    far = largest_difference(full_parameters(strategy, model), full_parameters(bench.strategy, always))
+    assert far == 0, f"parameters of a model that rests leave {far:.1e} off"
+
+
 @check("unwrap", after=(*STEPS, *FROZEN))
 def unwrap_gives_the_model_of_transformers(bench: StrategyBench) -> None:
     """The model inside, with its `config`, for frozen and trained models"""
@@ -120,6 +144,12 @@ def _distance(bench: StrategyBench, model: torch.nn.Module, *, times: int) -> fl
         expected = tiny_causal_lm().train(False)(input_ids=ids.cpu()).logits
         found = [model(input_ids=ids).logits.float().cpu() for _ in range(times)]
     return max(float((logits - expected).abs().max()) for logits in found)
+
+
+def _places(model: torch.nn.Module) -> list[tuple[str, int]]:
+    """Device and address of each parameter's elements on this rank, where there are any."""
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+    return [(t.device.type, t.data_ptr()) for t in local if t.numel()]
 
 
 def _held(parameter: torch.nn.Parameter) -> int:

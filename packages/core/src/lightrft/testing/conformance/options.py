@@ -20,6 +20,7 @@ ASKED: dict[Capability, dict[str, Any]] = {
     Capability.ZERO_STAGES: {"zero_stage": 3},
     Capability.ADAM_OFFLOAD: {"adam_offload": True},
     Capability.OPTIMIZER_OFFLOAD: {"fsdp_cpu_offload": True},
+    Capability.FROZEN_OFFLOAD: {"offload_frozen": True},
     Capability.RESHARD_POLICY: {"fsdp_reshard_after_forward": False},
     Capability.BF16: {"bf16": True},
     Capability.MIXED_PRECISION_OPTIMIZER: {"bf16": True, "use_mp_opt": True},
