@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,13 +10,17 @@ import sys
 import tempfile
 import textwrap
 import time
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from lightrft.cli.start import start_ranks
 from lightrft.config.load import make_config
-from lightrft.distributed.launch import LaunchResult, launch
+from lightrft.distributed.failure import RankFailure
+from lightrft.distributed.launch import LaunchResult, _cause, launch
 
 COLLECTIVE = """
 import os, signal, sys, time
@@ -170,3 +175,19 @@ def test_a_rank_that_ends_its_process_with_0_is_no_success(monkeypatch: pytest.M
         start_ranks(make_config({}), mode="train", nproc_per_node=1)
     assert caught.value.code == 1
     assert "rank 0 ended with code 0 before the job was over: something that it ran has ended its process" in capsys.readouterr().err
+
+
+def test_a_rank_that_was_killed_is_not_told_as_one_that_hangs(tmp_path: Path) -> None:
+    """Others told, 20 s later, that it gave no sign of life; where its end came with their report or after it, they killed it."""
+
+    def ended(timestamp: int, exitcode: int) -> Any:
+        return SimpleNamespace(timestamp=timestamp, exitcode=exitcode, signal_name=lambda: "SIGKILL" if exitcode < 0 else "")
+
+    hung = RankFailure(rank=1, time_ns=120 * 10**9 + 5, kind="hung", message="rank 1 has given no sign of life", traceback="stacks\n")
+    waits = RankFailure(rank=0, time_ns=121 * 10**9, kind="peer", message="waits for rank 1")
+    for failure in (hung, waits):
+        (tmp_path / f"rank{failure.rank}.json").write_text(json.dumps(asdict(failure)))
+    before = _cause(tmp_path, {1: ended(100, -9), 0: ended(121, 1)})
+    assert (before.rank, before.kind) == (1, "killed") and before.text().startswith("rank 1 was killed by SIGKILL")
+    for timestamp, exitcode in ((120, -9), (125, -9), (100, 1)):
+        assert _cause(tmp_path, {1: ended(timestamp, exitcode), 0: ended(121, 1)}) == hung

@@ -120,3 +120,35 @@ def test_a_heartbeat_says_where_the_main_thread_is() -> None:
     assert 0.2 <= one.still_s < 2 and any("test_a_heartbeat_says" in line for line in one.stack)
     assert Beat.of_json(one.as_json()) == one
     assert stamp.phase == "start" and clock.still_s(stamp) == 0.0, "leaving a phase is a move"
+
+
+STRAY = replace(WAITS, collective="broadcast", calls=8, where="reward (mine.py:3)")
+
+
+def test_of_several_ranks_the_one_in_a_stray_collective_is_named_not_the_others() -> None:
+    ahead = told(WAITS, STRAY, WAITS, WAITS)
+    assert ahead is not None and ahead.ranks == [1]
+    assert ahead.message == (
+        "rank 1 waits for 50 s in a collective that the others are not in: phase update of step 3, in collective broadcast (number 8), at "
+        "reward (mine.py:3); ranks 0, 2, 3: phase update of step 3, in collective all_reduce (number 7), at f (a.py:1)"
+    )
+    another = told(WAITS, WAITS, replace(STRAY, calls=7))
+    assert (
+        another is not None and another.ranks == [2] and "ranks 0, 1: phase update of step 3, in collective all_reduce" in another.message
+    )
+
+
+def test_where_the_others_wait_for_the_device_both_sides_are_told_the_stray_one_first() -> None:
+    on_device = replace(WAITS, collective="", where="score (b.py:2)")
+    hang = told(on_device, STRAY, on_device, on_device)
+    assert hang is not None and hang.ranks == [1, 0, 2, 3]
+    assert (
+        "rank 1 waits for 50 s in a collective that the others are not in: phase update of step 3, in collective broadcast" in hang.message
+    )
+    assert hang.message.endswith(
+        "or the others hang before it, ranks 0, 2, 3: phase update of step 3, after 7 collectives, at score (b.py:2)"
+    )
+    behind = told(WAITS, replace(WAITS, calls=6), WAITS, WAITS)
+    assert behind is not None and behind.ranks == [1] and behind.message.startswith("rank 1 has not moved")
+    early = told(replace(on_device, still_s=9), STRAY, replace(on_device, still_s=9))
+    assert early is None, "those whom it waits for are within their limit"

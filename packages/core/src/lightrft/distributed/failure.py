@@ -97,6 +97,13 @@ def leave_hung(error: Exception, *, where: str, rank: int) -> NoReturn:
     leave(HUNG_EXIT)
 
 
+def leave_lost(message: str, *, rank: int) -> NoReturn:
+    """Ends this process from a thread beside the one that waits for ranks that cannot come any more; how they ended is told elsewhere."""
+    _report(RankFailure(rank=rank, time_ns=time.time_ns(), kind="peer", message=message))
+    time.sleep(PEER_LINGER_S)
+    leave(ERROR_EXIT)
+
+
 def report_hang(error: Exception, *, rank: int, told_by: int, stacks: str) -> None:
     """Reports for all ranks that `rank` holds them up, which it may not be able to say itself. The process goes on."""
     message = f"{error} (told by rank {told_by})"

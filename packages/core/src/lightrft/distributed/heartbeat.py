@@ -22,8 +22,8 @@ WRAPPERS = ("wrapper", "_call_impl", "decorate_context")
 WAITS_IN = ("torch.distributed.distributed_c10d", "torch.distributed._functional_collectives", "torch.distributed.fsdp")
 """Modules whose functions a rank is in while it waits for others."""
 
-LEFT = -1
-"""The number of a rank's last heartbeat."""
+LEFT, FAILED = -1, -2
+"""The number of a rank's last heartbeat: it has finished, or an error took it out."""
 
 
 class Stamp:

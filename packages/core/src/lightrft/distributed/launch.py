@@ -182,8 +182,16 @@ def _failure_folder(nproc_per_node: int) -> Iterator[Path]:
 def _cause(folder: Path, ended: Mapping[int, ProcessFailure]) -> RankFailure:
     reported = {failure.rank: failure for failure in read_failures(folder)}
     first_s = min(failure.timestamp for failure in ended.values())
-    silent = [_silent(rank, failure, first_s=first_s) for rank, failure in ended.items() if rank not in reported]
-    return first_cause([*reported.values(), *silent])
+    gone = {rank for rank, failure in ended.items() if _gone_before(failure, reported.get(rank))}
+    silent = [_silent(rank, failure, first_s=first_s) for rank, failure in ended.items() if rank in gone or rank not in reported]
+    return first_cause([*(report for rank, report in reported.items() if rank not in gone), *silent])
+
+
+def _gone_before(failure: ProcessFailure, report: RankFailure | None) -> bool:
+    """Whether a rank of which others told that it hangs had been killed before they did."""
+    if report is None or report.kind != "hung":
+        return False
+    return failure.exitcode < 0 and failure.timestamp < report.time_ns // 10**9
 
 
 def _silent(rank: int, failure: ProcessFailure, *, first_s: int) -> RankFailure:

@@ -17,15 +17,20 @@ from typing import Any
 import torch.distributed as dist
 
 from lightrft.config.hang_limits import HangLimits
-from lightrft.distributed.failure import leave, leave_hung, report_hang, stacks
+from lightrft.distributed.failure import leave, leave_hung, leave_lost, report_hang, stacks
 from lightrft.distributed.hang import Hang, judge
-from lightrft.distributed.heartbeat import LEFT, Beat, Clock, Stamp, beat
+from lightrft.distributed.heartbeat import FAILED, LEFT, Beat, Clock, Stamp, beat
 from lightrft.distributed.world import World
 from lightrft.errors import HangError, LightRFTError
 
 BEAT_S = 1.0
 LOOKS_AFTER_S = 5.0
 """A rank that has moved within this time does not look at others."""
+
+LOST_AFTER_S = 10.0
+"""A rank that stands still for so long while another has failed, or its process is gone, ends. On gloo a collective raises at once then; on
+nccl it waits, and SIGTERM, which the launcher sends, only asks a rank to save.
+"""
 
 STACKS_WITHIN_S = 5.0
 STORE_ANSWERS_WITHIN_S = 30
@@ -72,12 +77,14 @@ def watching(world: World, limits: HangLimits) -> Iterator[None]:
     world.stamp.watched, world.stamp.publish = True, watch.publish
     watch.show(watch.beat())  # before anything can stop this rank
     watch.start()
+    last = FAILED
     try:
         yield
+        last = LEFT
     finally:
         watch.done.set()
         watch.join()
-        watch.leave()
+        watch.leave(last)
         world.stamp.watched, world.stamp.publish = False, lambda stamp: None
 
 
@@ -122,9 +129,9 @@ class _Watch(threading.Thread):
             with suppress(RuntimeError, OSError):  # a store that has gone is told by others
                 self.phases.set(f"{PREFIX}/phase/{self.world.rank}", json.dumps([stamp.phase, stamp.step]))
 
-    def leave(self) -> None:
-        """This rank is no longer watched: it is not missed by those that still work."""
-        self.number = LEFT - 1
+    def leave(self, last: int) -> None:
+        """This rank is no longer watched: it has finished, and is not missed by those that still work, or it has failed."""
+        self.number = last - 1
         if self.store is not None:
             with suppress(RuntimeError, OSError):
                 self.show(self.beat())
@@ -142,6 +149,9 @@ class _Watch(threading.Thread):
         absent = [rank for rank in range(self.world.world_size) if rank not in self.seen]
         if absent and now - self.started > self.limits.default:
             self.end(Hang(ranks=absent, message=f"ranks {absent} have not begun within {self.limits.default:.0f} s"))
+        if mine.still_s > LOST_AFTER_S and (lost := self.lost(mine, now)):
+            ranks = ", ".join(f"rank {rank} (process {self.seen[rank][0].process} on {self.seen[rank][0].host})" for rank in lost)
+            leave_lost(f"waits for {ranks}, which failed or is gone: {mine.place}", rank=mine.rank)
         silent = {rank: now - since for rank, (_, since) in self.seen.items() if now - since > self.limits.silence and rank != mine.rank}
         hang = judge(
             {rank: self.entered(one) if rank in silent else one for rank, (one, _) in sorted(self.seen.items())},
@@ -150,6 +160,11 @@ class _Watch(threading.Thread):
         )
         if hang is not None:
             self.end(hang)
+
+    def lost(self, mine: Beat, now: float) -> list[int]:
+        """The ranks that cannot come any more."""
+        others = [(rank, one, now - since) for rank, (one, since) in sorted(self.seen.items()) if rank != mine.rank]
+        return [r for r, one, quiet in others if one.number == FAILED or (one.number >= 0 and quiet > 3 * BEAT_S and not _there(one))]
 
     def others(self, mine: Beat) -> dict[int, Beat]:
         if self.store is None:
@@ -196,6 +211,18 @@ class _Watch(threading.Thread):
             lines = "\n".join(f"  {line}" for line in self.seen[rank][0].stack)
             found[rank] = f"MainThread as last seen, most recent call last:\n{lines}\n"
         return "".join(f"--- rank {rank} ---\n{text}" for rank, text in sorted(found.items()))
+
+
+def _there(one: Beat) -> bool:
+    """Whether the rank's process still is, as far as this machine can say."""
+    try:
+        if one.host == socket.gethostname():
+            os.kill(one.process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 def _store(world: World) -> Any:
