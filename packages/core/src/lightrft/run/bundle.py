@@ -15,7 +15,7 @@ from typing import Any
 from lightrft.errors import RunFolderError
 from lightrft.run.run_data import read_run
 
-ALWAYS = ("config.yaml", "environment.json", "backend.json", "engine.json", "summary.json", "failure.txt")
+ALWAYS = ("config.yaml", "environment.json", "backend.json", "engine.json", "unverified_weights.json", "summary.json", "failure.txt")
 LOGS = ("metrics.jsonl", "warnings.jsonl")
 DATA = ("samples.jsonl", "distributions.jsonl", "eval_samples-*.jsonl")
 """What holds prompts and completions; packed with `with_data` alone."""

@@ -18,7 +18,7 @@ from lightrft.run.loggers import Logger, LoggerSetup
 from lightrft.run.plots import plot_curves, plot_lengths, plot_rewards
 from lightrft.run.rewind import rewind_logs
 from lightrft.run.rollout_log import append_distributions, append_samples
-from lightrft.run.run_folder import log_folder, write_engine, write_summary
+from lightrft.run.run_folder import UNVERIFIED_FILE, log_folder, write_engine, write_summary, write_unverified
 from lightrft.strategy.strategy_base import StrategyBase
 
 SUMMARY_METRICS = ("rollout/reward", "rollout/length_mean", "rollout/logprob_gap", "time/step_s")
@@ -47,6 +47,7 @@ class RunReport:
         """Step 0: the first proof of the engine's weights, and the evaluation before training."""
         if self.strategy.is_rank_0 and self.strategy.inference_engine is not None:
             write_engine(self.config, self.strategy.inference_engine.arguments)
+            self._tell_unverified(self.strategy.unverified_weights)
         self.before = self.after = _parts(metrics)
         if metrics:
             self._log(0, metrics)
@@ -101,6 +102,17 @@ class RunReport:
                 plot_curves(self.rows, path=self.plots / "curves.png")
             write_summary(self.config, summary)
         return summary
+
+    def _tell_unverified(self, names: list[str]) -> None:
+        """Once, and in the run folder: what reaches the engine without a proof of its own."""
+        if not names:
+            return
+        write_unverified(self.config, names)
+        some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        self.strategy.print(
+            f"note: engine {self.config.engine_type!r} gives no checksum of {len(names)} weights ({some}); whether they arrive is seen by "
+            f"fixed prompts and the log-prob gap alone; all names: {UNVERIFIED_FILE} of the run folder"
+        )
 
     def _plot(self, step: int, experience: Rewarded) -> None:
         """Collective."""

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -27,8 +27,12 @@ ENVIRONMENT_FILE = "environment.json"
 SUMMARY_FILE = "summary.json"
 BACKEND_FILE = "backend.json"
 ENGINE_FILE = "engine.json"
+UNVERIFIED_FILE = "unverified_weights.json"
 FAILURE_FILE = "failure.txt"
-OWN_FILES = (CONFIG_FILE, ENVIRONMENT_FILE, BACKEND_FILE, ENGINE_FILE, FAILURE_FILE, SUMMARY_FILE, "model", "adapter", "base", FOLDER)
+OWN_FILES = (
+    CONFIG_FILE, ENVIRONMENT_FILE, BACKEND_FILE, ENGINE_FILE, UNVERIFIED_FILE, FAILURE_FILE, SUMMARY_FILE, "model", "adapter", "base",
+    FOLDER,
+)  # fmt: skip
 OWN_LOGS = (
     "metrics.jsonl",
     "plots",
@@ -98,6 +102,11 @@ def write_engine(config: Config, arguments: Mapping[str, Any]) -> None:
     """What the engine's library was built with, into the run folder; nothing where the engine says nothing. For rank 0 alone."""
     if arguments:
         _write(Path(config.output_dir) / ENGINE_FILE, json.dumps(dict(arguments), indent=2, default=str) + "\n")
+
+
+def write_unverified(config: Config, names: Sequence[str]) -> None:
+    """The weights whose arrival in the engine no checksum proves, a list of names, into the run folder. For rank 0 alone."""
+    _write(Path(config.output_dir) / UNVERIFIED_FILE, json.dumps(list(names), indent=2) + "\n")
 
 
 def append_failure(folder: Path, text: str) -> None:

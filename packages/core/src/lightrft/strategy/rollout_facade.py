@@ -167,6 +167,13 @@ class EngineSide(ABC):
         return self._engine().sent_fingerprint
 
     @property
+    def unverified_weights(self) -> list[str]:
+        """Names of what the last sync sent and this rank's engine gives no checksum for; empty also where it gives none at all
+        (`engine_gives_sums`), where this rank has no engine, or syncs are not verified. Not collective.
+        """
+        return list(self._engine().unverified)
+
+    @property
     def engine_gives_sums(self) -> bool:
         """Whether syncs can be proved by checksums of the engine's own tensors. Not collective."""
         return self._engine().gives_sums
