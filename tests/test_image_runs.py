@@ -16,8 +16,6 @@ from lightrft.testing.image_text import image_rows, tiny_image_folder, tiny_imag
 from lightrft.trainer.run import train
 
 pytest.importorskip("PIL", reason="images are Pillow's")
-pytestmark = pytest.mark.slow  # eight runs, one after the other
-
 COMPARED = ("rollout/reward", "train/loss", "train/grad_norm", "rollout/kl")
 BACKENDS: dict[str, dict[str, Any]] = {
     "fsdp": {"strategy": "fsdp"},
@@ -40,14 +38,8 @@ def run(folder: Path, name: str, **changes: Any) -> None:
     }))  # fmt: skip
 
 
-def on_two_ranks(where: str) -> None:
-    for name, changes in BACKENDS.items():
-        run(Path(where), f"two {name}", **changes)
-
-
-def on_one_rank(where: str) -> None:
-    run(Path(where), "one", strategy="single")
-    run(Path(where), "one lora", strategy="fsdp", lora_rank=2)
+def on_these_ranks(where: str, name: str, changes: dict[str, Any]) -> None:
+    run(Path(where), name, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_image_folder(path / "model", tiny_image_model())
     image_rows(path, counts=[0, 0, 1, 2, 1, 0, 0, 0])  # in its first rollouts a rank has none
     (path / "reward.py").write_text(REWARD)
-    run_spmd(on_one_rank, 1, str(path), timeout_s=300)
-    run_spmd(on_two_ranks, 2, str(path), timeout_s=500)
+    run_spmd(on_these_ranks, 1, str(path), "one", {"strategy": "single"}, timeout_s=300)
     return path
 
 
@@ -66,15 +57,22 @@ def curve(run_folder: Path) -> list[float]:
     return [row[name] for row in rows if COMPARED[0] in row for name in COMPARED]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend", [pytest.param(name, marks=pytest.mark.long if name in ("fsdp lora", "zero 2") else pytest.mark.slow) for name in BACKENDS]
+)
 def test_two_ranks_are_one(folder: Path, backend: str) -> None:
-    one = "one lora" if "lora" in backend else "one"
+    one = "one"
+    if "lora" in backend:
+        one = "one lora"
+        run_spmd(on_these_ranks, 1, str(folder), one, BACKENDS[backend], timeout_s=300)
+    run_spmd(on_these_ranks, 2, str(folder), f"two {backend}", BACKENDS[backend], timeout_s=300)
     assert curve(folder / f"two {backend}") == pytest.approx(curve(folder / one), rel=2e-4, abs=1e-6)
     mine, theirs = (load_file(folder / name / "model" / "model.safetensors") for name in (f"two {backend}", one))
     assert mine.keys() == theirs.keys()
     assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) < 3e-5
 
 
+@pytest.mark.slow
 def test_the_part_that_reads_images_was_trained(folder: Path) -> None:
     before, after = load_file(folder / "model" / "model.safetensors"), load_file(folder / "one" / "model" / "model.safetensors")
     assert before.keys() == after.keys()
