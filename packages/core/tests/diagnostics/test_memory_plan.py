@@ -213,6 +213,16 @@ def test_frozen_models_that_rest_are_counted_in_their_passes_alone() -> None:
         assert resting.phases[phase] == {k: v for k, v in parts.items() if k not in frozen} | at_work.get(phase, {})
 
 
+def test_the_engine_is_awake_beside_the_reward_pass_where_groups_are_drawn_again() -> None:
+    shape = replace(models("small"), rewards={"rm": 1_000_000})
+    for again in (False, True):
+        config = make_config({"fsdp": True, "bf16": True, "engine_type": "vllm", "dynamic_sampling": again, **OF_268M})
+        phases = make_plan(config, shape, world=1, device=GIB * 40).phases
+        engine = {"engine weights", "KV cache", "engine, beside its share"}
+        assert engine <= {*phases["rollout"]} and engine & {*phases["reward pass"]} == (engine if again else set())
+        assert not engine & {*phases["update"]}
+
+
 def test_resting_is_a_remedy_where_something_is_frozen() -> None:
     config = make_config({"fsdp": True, "bf16": True, "engine_type": "hf", "fused_linear_logprob": True, "kl_coef": 0.1, **OF_268M})
     for changes, expected in (({}, {"offload_frozen": True}), ({"kl_coef": 0.0}, {"micro_train_batch_size": 16})):

@@ -117,6 +117,8 @@ class _Planner:
         phases = {"rollout": self._resident() | engine}
         beside = asleep if self.config.enable_engine_sleep else engine
         phases |= {name: self._resident() | parts | beside for name, parts in self._passes().items()}
+        if "reward pass" in phases and self.config.dynamic_sampling:
+            phases["reward pass"] |= engine  # it stays awake until enough groups have a signal, and each try is rewarded
         awake = {"engine weights": engine["engine weights"], **asleep}
         largest = min(self.config.weight_bucket_mb * MIB, pass_bytes(self.config) * self.models.actor.total)
         bucket = {"buckets of the sync": 2 * largest}

@@ -62,6 +62,7 @@ class FrozenSide:
         Example::
 
             >>> import lightrft
+            >>> import torch
             >>> settings = {"model_name_or_path": "model", "strategy": "single", "kl_coef": 0.1, "offload_frozen": True}
             >>> config = lightrft.make_config(settings)
             >>> strategy = lightrft.get_strategy(config)
