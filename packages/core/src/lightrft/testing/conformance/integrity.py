@@ -24,7 +24,9 @@ GUARDED = (
     "lightrft.rollout.setup",
     "lightrft.config.checks",
     "lightrft.config.file_checks",
+    "lightrft.config.engine_args",
     "lightrft.plugins.registry",
+    "lightrft.plugins.engine_options",
 )
 """The kit, and the side of the contracts that is core's and not the plugin's."""
 
