@@ -191,3 +191,36 @@ def test_a_rank_that_was_killed_is_not_told_as_one_that_hangs(tmp_path: Path) ->
     assert (before.rank, before.kind) == (1, "killed") and before.text().startswith("rank 1 was killed by SIGKILL")
     for timestamp, exitcode in ((120, -9), (125, -9), (100, 1)):
         assert _cause(tmp_path, {1: ended(timestamp, exitcode), 0: ended(121, 1)}) == hung
+
+
+WAITS_FOR_EVER = """
+import os, signal, sys, time
+from lightrft.distributed.failure import reporting_failures
+
+with reporting_failures():
+    from lightrft.config.hang_limits import HangLimits
+    from lightrft.distributed.watchdog import watching
+    from lightrft.distributed.world import World
+
+    world = World.join(need_group=True)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    with watching(world, HangLimits(default=300, silence=20)):
+        time.sleep(2)
+        if world.rank == 1:
+            open(sys.argv[1], "w").write(str(time.time()))
+            END
+        time.sleep(1000)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("end", "kind"), [("os.kill(os.getpid(), signal.SIGKILL)", "killed"), ("raise ZeroDivisionError", "error")], ids=["killed", "raised"]
+)
+def test_ranks_that_wait_as_on_nccl_and_ignore_sigterm_end_soon(end: str, kind: str, tmp_path: Path) -> None:
+    """No collective raises in them; before, the launcher killed them after 30 s, and the one that was killed was told as hanging."""
+    script, stamp = tmp_path / "script.py", tmp_path / "stamp"
+    script.write_text(WAITS_FOR_EVER.replace("END", end))
+    result = launch([sys.executable, str(script), str(stamp)], nproc_per_node=3)
+    assert time.time() - float(stamp.read_text()) < 25
+    assert result.cause is not None and (result.cause.rank, result.cause.kind) == (1, kind)
