@@ -98,6 +98,37 @@ def test_offloading_frees_both_moments_into_pinned_memory() -> None:
     assert found["back"] == pytest.approx(1, rel=0.01)
 
 
+@torch.no_grad()
+def resting() -> dict[str, Any]:
+    """A reference model with and without `offload_frozen`: its logits, and what it holds of the card between its passes and in them."""
+    ids, found = torch.arange(48).reshape(4, 12), dict[str, Any]()
+    for name, rests in (("plain", False), ("rests", True)):
+        strategy = fsdp(bf16=True, offload_frozen=rests)
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        model = strategy.prepare_model(tiny_causal_lm(hidden=512, layers=4))
+        size = 2 * sum(p.numel() for p in model.parameters())
+        held = (torch.cuda.memory_allocated() - before) / size
+        with strategy.on_device(model):
+            within = (torch.cuda.memory_allocated() - before) / size
+            logits = [model(input_ids=ids.to(strategy.world.device)).logits.float().cpu() for _ in range(2)]
+        logits.append(model(input_ids=ids.to(strategy.world.device)).logits.float().cpu())
+        torch.cuda.synchronize()
+        after = (torch.cuda.memory_allocated() - before) / size
+        pinned = all(p.to_local().is_pinned() for p in model.parameters()) if rests else None  # type: ignore[attr-defined]
+        found[name] = {"held": held, "within": within, "after": after, "logits": logits, "pinned": pinned}
+        del model
+    return found
+
+
+def test_a_frozen_model_at_rest_holds_nothing_of_the_card_and_gives_the_same_bits() -> None:
+    (found,) = run_spmd(resting, 1, cuda=True)
+    plain, rests = found["plain"], found["rests"]
+    assert all(torch.equal(logits, plain["logits"][0]) for logits in plain["logits"] + rests["logits"])
+    assert plain["held"] > 0.95 and rests["within"] > 0.95
+    assert rests["held"] < 0.05 and rests["after"] < 0.05 and rests["pinned"]
+
+
 def states(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [v for state in optimizer.state.values() for v in state.values() if v.dim() > 0]
 
