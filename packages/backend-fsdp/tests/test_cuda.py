@@ -103,7 +103,7 @@ def resting() -> dict[str, Any]:
     """A reference model with and without `offload_frozen`: its logits, and what it holds of the card between its passes and in them."""
     ids, found = torch.arange(48).reshape(4, 12), dict[str, Any]()
     for name, rests in (("plain", False), ("rests", True)):
-        strategy = fsdp(bf16=True, offload_frozen=rests)
+        strategy = fsdp(bf16=True, offload_frozen=rests, compile="no")
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         model = strategy.prepare_model(tiny_causal_lm(hidden=512, layers=4))
