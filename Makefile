@@ -29,7 +29,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs site wheels gsm8k memory parity row-parity collectives overhead curves packing learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-long test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-multi gpu-bench vs-trl phases clean chaos audit
+.PHONY: help setup demo docs site wheels gsm8k memory parity row-parity collectives overhead curves packing learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-slow-core test-slow-workspace test-long test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-multi gpu-bench vs-trl phases clean chaos audit
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -124,8 +124,12 @@ curves: $(STAMP)  ## the demo with fsdp and ZeRO 1, 2 and 3, and how far their c
 
 test: lint test-core test-workspace test-vllm test-sglang  ## lint, types, import rules, and all tests but the slow ones
 
-test-slow: $(STAMP) $(CORE_STAMP)  ## the tests marked slow; CI runs them after `make test`
+test-slow: test-slow-core test-slow-workspace  ## the tests marked slow; CI runs them too
+
+test-slow-core: $(CORE_STAMP)
 	$(CORE_VENV)/bin/python -m pytest packages/core/tests -m "slow and not long" $(ARGS) || [ $$? = $(NOTHING_COLLECTED) ]
+
+test-slow-workspace: $(STAMP)
 	$(BIN)/python -m pytest packages/backend-fsdp/tests packages/backend-deepspeed/tests tests -m "slow and not long" $(ARGS)
 
 test-long: $(STAMP) $(VLLM_STAMP) $(SGLANG_STAMP)  ## the tests marked long: tables of model families, ranks that hang, every strategy with every kind of rows
