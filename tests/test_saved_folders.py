@@ -60,7 +60,14 @@ def on_two_ranks(folder: str, settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"fsdp": True}, {"zero_stage": 3}, {"zero_stage": 2}], ids=["fsdp", "zero 3", "zero 2"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"fsdp": True}, id="fsdp"),
+        pytest.param({"zero_stage": 3}, id="zero 3"),
+        pytest.param({"zero_stage": 2}, id="zero 2", marks=pytest.mark.long),
+    ],
+)
 def test_two_ranks_save_the_same_names(tmp_path: Path, settings: dict[str, Any]) -> None:
     for family in ("mixtral", "gemma3"):
         make_family(family).save_pretrained(tmp_path / family)
