@@ -70,6 +70,7 @@ def test_a_rank_that_fails_on_the_second_node_ends_both(tmp_path: Path) -> None:
     assert time.monotonic() - start < 120
 
 
+@pytest.mark.long
 def test_the_slurm_script_starts_one_agent_on_each_node(tmp_path: Path) -> None:
     """With stand-ins for Slurm's two commands: `srun` runs what it is given twice, as two nodes."""
     recipe = write_recipe(tmp_path)

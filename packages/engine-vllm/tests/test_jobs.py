@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lightrft.testing.two_jobs import TwoJobs
+
+pytestmark = pytest.mark.long  # three jobs with vLLM
 
 
 class TestJobs(TwoJobs):
