@@ -13,7 +13,7 @@ COMMAND = Path(__file__).resolve().parents[1] / "benchmarks/memory.py"
 SMALL = ["--device", "cpu", "--dtype", "float32", "--vocab", "32768", "--hidden", "64", "--tokens", "2048", "--rounds", "1", "--entropy"]
 
 
-@pytest.mark.slow
+@pytest.mark.long  # the peak of a whole process, which other work on the machine disturbs: alone, by `make memory` or `make test-long`
 def test_the_fused_path_holds_no_logits():
     done = subprocess.run([sys.executable, str(COMMAND), *SMALL, "--json"], capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stderr  # 1: on a busy machine the time may be beyond its bound
