@@ -29,7 +29,7 @@ Positions = Callable[[torch.Tensor, ImageInputs], torch.Tensor]
 @dataclass(frozen=True, kw_only=True)
 class BlankPrompt:
     """A prompt of one blank image. It stands in the passes that have no image of their own, without labels, so that the part of the model
-    which reads images runs on every rank alike: its collectives have to.
+    which reads images runs on every rank: its collectives have to.
     """
 
     token_ids: torch.Tensor

@@ -30,6 +30,12 @@ def algorithm_problems(config: Config, registry: Registry) -> Iterator[str]:
         yield from _unread(config, "policy_loss", loss.name, loss.reads, LOSS_SETTINGS, registry, "policy_loss")
 
 
+def compares_with_greedy(config: Config, registry: Registry) -> bool:
+    """Whether the estimator needs a greedy completion for each prompt; False for one that is not known, which is told by itself."""
+    estimator: AdvantageSpec | None = _known(registry, "advantage", config.advantage_estimator)
+    return estimator is not None and estimator.greedy
+
+
 def _known(registry: Registry, kind: str, name: str) -> Any:
     """The specification of that name; None for an unknown name or a plugin that does not load, which `check` tells."""
     try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from lightrft.config.algorithm_checks import compares_with_greedy
 from lightrft.config.schema import Config
 from lightrft.errors import PluginError
 from lightrft.plugins.registry import Registry
-from lightrft.plugins.specs import AdvantageSpec
 
 
 def environment_problems(config: Config, registry: Registry) -> Iterator[str]:
@@ -56,12 +56,8 @@ def _together(config: Config, registry: Registry) -> Iterator[str]:
             f"sft_target_reward={config.sft_target_reward} is measured on single completions, and environment={name!r} makes episodes; "
             "set it to 0"
         )
-    try:
-        spec = registry.spec("advantage", config.advantage_estimator)
-    except PluginError:  # told elsewhere
-        return
-    if isinstance(spec, AdvantageSpec) and spec.greedy:
+    if compares_with_greedy(config, registry):
         yield (
-            f"advantage_estimator={spec.name!r} compares with a greedy completion, which environment={name!r} does not make; use grpo or "
-            "another estimator of groups"
+            f"advantage_estimator={config.advantage_estimator!r} compares with a greedy completion, which environment={name!r} "
+            "does not make; use grpo or another estimator of groups"
         )

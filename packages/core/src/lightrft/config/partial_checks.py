@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lightrft.config.algorithm_checks import compares_with_greedy
 from lightrft.config.ignored import is_given
 from lightrft.config.schema import Config
-from lightrft.errors import PluginError
 from lightrft.plugins.registry import Registry
-from lightrft.plugins.specs import AdvantageSpec
 
 OTHERS = {
     "dynamic_sampling": "asks for further prompts by their rewards, which unfinished answers do not have",
@@ -48,12 +47,8 @@ def partial_problems(config: Config, registry: Registry) -> Iterator[str]:
                 f"{name}={getattr(config, name)!r} does not go with max_version_lag={lag}: tokens of older weights are weighed by their "
                 f"probabilities then and now, and engines tell those of the plain distribution; {out}"
             )
-    try:
-        spec = registry.spec("advantage", config.advantage_estimator)
-    except PluginError:  # told elsewhere
-        return
-    if isinstance(spec, AdvantageSpec) and spec.greedy:
+    if compares_with_greedy(config, registry):
         yield (
-            f"advantage_estimator={spec.name!r} compares with a greedy answer of the same weights, which max_version_lag={lag} does not "
-            "make; use grpo or another estimator of groups"
+            f"advantage_estimator={config.advantage_estimator!r} compares with a greedy answer of the same weights, which "
+            f"max_version_lag={lag} does not make; use grpo or another estimator of groups"
         )

@@ -220,8 +220,8 @@ def _there(one: Beat) -> bool:
             os.kill(one.process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # another user's
-        pass
+    except PermissionError:  # another user's: there
+        return True
     return True
 
 

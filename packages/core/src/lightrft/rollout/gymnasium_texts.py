@@ -13,7 +13,7 @@ class GymnasiumTexts(Environment):
 
     Each observation is a message of the user (the run needs `apply_chat_template`), each turn of the model an action; the rewards of all
     steps add up. The episode ends where the environment terminates or truncates it. Columns of the data: `env`, `seed` (a whole number, so
-    that all episodes of a row begin alike), and, where they are needed, `env_args` and `options` (of `reset`), mappings.
+    that all episodes of a row begin the same), and, where they are needed, `env_args` and `options` (of `reset`), mappings.
 
     A subclass may say what observations and actions are as text, and make environments that `gymnasium` does not know by name.
 
@@ -65,7 +65,7 @@ class GymnasiumTexts(Environment):
     def start(self, row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         seed = row.get("seed")
         if not isinstance(seed, int) or isinstance(seed, bool):
-            raise ValueError(f"a row needs a column seed with a whole number, found {seed!r:.60}: all episodes of a row begin alike")
+            raise ValueError(f"a row needs a column seed with a whole number, found {seed!r:.60}: all episodes of a row begin the same")
         self._env = self.make(row)
         observation, _ = self._env.reset(seed=seed, options=_mapping(row, "options"))
         return [{"role": "user", "content": self.text(observation)}]
