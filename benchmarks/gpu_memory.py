@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from arms import PHASES, run_ours, table
-from random_models import SHAPES, workload
+from random_models import SHAPES, enders, workload
 
 SETTINGS: dict[str, Any] = {
     "fsdp": True, "bf16": True, "engine_type": "vllm", "rollout_batch_size": 32, "n_samples_per_prompt": 8, "train_batch_size": 256,
@@ -25,6 +25,9 @@ def main() -> None:
     parser.add_argument("--levels", type=int, nargs="+", default=[1, 2], help="engine_sleep_level of each arm")
     parser.add_argument("--new-tokens", type=int, default=512)
     parser.add_argument("--prompt-len", type=int, default=512)
+    parser.add_argument(
+        "--cut", type=float, default=1.0, help="share of completions that reach --new-tokens; the lengths of the others are geometric"
+    )
     parser.add_argument("--mem-util", type=float, default=0.5)
     parser.add_argument("--nproc", type=int, default=1)
     parser.add_argument("--env", nargs="*", default=[], metavar="NAME=VALUE", help="variables of the runs")
@@ -33,6 +36,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help="further settings; null leaves one out")
     given = parser.parse_args()
     own = workload(given.model, given.work.absolute(), prompt_len=given.prompt_len, new_tokens=given.new_tokens)
+    own["stop_token_ids"] = enders(given.model, cut=given.cut, new_tokens=given.new_tokens)
     further = {name: json.loads(value) for name, _, value in (word.partition("=") for word in given.set)}
     env = dict(word.split("=", 1) for word in given.env)
     found = []

@@ -88,6 +88,12 @@ def workload(name: str, work: Path, *, prompt_len: int, new_tokens: int) -> dict
     }  # fmt: skip
 
 
+def enders(name: str, *, cut: float, new_tokens: int) -> list[int]:
+    """So many ids end a completion that, drawn evenly from the vocabulary, the share `cut` of all reaches `new_tokens`."""
+    each = 1 - cut ** (1 / new_tokens)
+    return list(range(4, 4 + round(each * SHAPES[name][1]["vocab_size"])))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=SHAPES)

@@ -87,8 +87,8 @@ def trl(given: argparse.Namespace, *, on_gpu: bool) -> dict[str, Any]:
         given.trl_python,
         "-m",
         "torch.distributed.run",
+        "--standalone",
         f"--nproc-per-node={given.ranks}",
-        "--master-port=29541",
         str(HERE / "trl_arm.py"),
     ]
     command += ["--model", own["model_name_or_path"], "--data", own["prompt_data"], "--work", str(given.work), "--ranks", str(given.ranks)]

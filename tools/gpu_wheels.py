@@ -19,6 +19,9 @@ PACKAGES = ("packages/core", "packages/backend-fsdp", "packages/backend-deepspee
 MISSING = ("annotated-types", "typing-inspection", "peft", "einops", "hjson", "msgpack", "ninja", "nvidia-ml-py", "py-cpuinfo")
 """Wheels of our needs, beside pydantic, that a machine set up for torch and transformers usually lacks; most are DeepSpeed's."""
 
+COMPARED = ("trl==1.16.*", "datasets", "dill", "multiprocess")
+"""What `benchmarks/vs_trl.py` compares with, and what that needs."""
+
 SOURCE = ("deepspeed",)
 """Published as source only; the wheel is the same for every machine, as long as it compiles nothing."""
 
@@ -37,7 +40,7 @@ def main() -> None:
     for name in SOURCE:
         pip("wheel", "--no-deps", "--wheel-dir", str(given.folder), f"{name}=={version(name)}")
     exact = [f"{name}=={version(name)}" for name in ("pydantic", "pydantic-core")]  # the two halves fit in pairs only
-    for name in (*MISSING, *exact):
+    for name in (*MISSING, *COMPARED, *exact):
         pip("download", "--no-deps", *platform, "--dest", str(given.folder), name)
     print("\n".join(sorted(path.name for path in given.folder.iterdir())))
 
