@@ -29,7 +29,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs site wheels gsm8k memory parity row-parity collectives overhead curves packing learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-slow-core test-slow-workspace test-long test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-multi gpu-bench vs-trl phases clean chaos audit
+.PHONY: help setup demo docs site wheels gsm8k memory sequence-memory parity row-parity collectives overhead curves packing learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-slow-core test-slow-workspace test-long test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-multi gpu-bench vs-trl phases clean chaos audit
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,9 @@ gsm8k: $(STAMP)  ## the same loop on GSM8K with a tiny model trained from nothin
 
 memory: $(STAMP)  ## a table: log-probs and gradients without logits held, plain and fused, against all logits at once: peak and time
 	@$(BIN)/python benchmarks/memory.py $(ARGS)
+
+sequence-memory: $(STAMP)  ## a table: activations of each rank where 1, 2 and 4 ranks share a row of 4 k to 32 k tokens; ARGS=--cuda on GPUs
+	@$(BIN)/python benchmarks/sequence_memory.py $(ARGS)
 
 parity: $(STAMP)  ## a table: how far each backend's update is from that of one process, on 1, 2 and 4 ranks
 	@$(BIN)/python benchmarks/parity.py $(ARGS)

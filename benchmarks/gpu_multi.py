@@ -2,6 +2,7 @@
 
     parity   the updates of FSDP2 and ZeRO 0 to 3, float32 and bfloat16, against one process
     rows     packed rows, rows that ranks share, the fused head: against one process
+    memory   activations of each rank where 1, 2 and 4 of them share a row
     engine   one engine over 1, 2 and 4 ranks beside the strategies: syncs, and on GPUs sleep and wake
     frozen   frozen models sharded over 1, 2, 4 and all ranks
     guide    the strategy guide's examples of settings, as they stand, with as many ranks as there are
@@ -137,6 +138,11 @@ def rows(ranks: int, cuda: bool, work: Path) -> Iterator[list[str]]:
     yield script("row_parity", "--ranks", ranks, "--json", *["--cuda"] * cuda)
 
 
+def memory(ranks: int, cuda: bool, work: Path) -> Iterator[list[str]]:
+    shared = [size for size in sizes(ranks) if size <= 4]
+    yield script("sequence_memory", "--sp", *shared, "--json", *(["--cuda"] if cuda else ["--tokens", 4096, 8192]))
+
+
 def engine(ranks: int, cuda: bool, work: Path) -> Iterator[list[str]]:
     if cuda:
         yield pytest(TESTS / "gpu/test_vllm.py", "-m", "gpu")
@@ -180,7 +186,9 @@ def lost(ranks: int, cuda: bool, work: Path) -> Iterator[list[str]]:
     yield pytest(TESTS / "test_hangs.py")
 
 
-PARTS = {"parity": parity, "rows": rows, "engine": engine, "frozen": frozen, "guide": guide, "scaling": scaling, "lost": lost}
+PARTS = {
+    "parity": parity, "rows": rows, "memory": memory, "engine": engine, "frozen": frozen, "guide": guide, "scaling": scaling, "lost": lost,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -66,5 +66,5 @@ def test_all_parts_on_cpu_ranks(tmp_path: Path, ranks: int) -> None:
     assert done.returncode == 0, done.stdout[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["ok"] and not found["cuda"] and {one["part"] for one in found["commands"]} == {
-        "parity", "rows", "engine", "frozen", "guide", "scaling", "lost"
+        "parity", "rows", "memory", "engine", "frozen", "guide", "scaling", "lost"
     }  # fmt: skip

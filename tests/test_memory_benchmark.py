@@ -1,4 +1,4 @@
-"""The benchmark of memory finds that no logits are held, and the same numbers on all paths."""
+"""The benchmarks of memory: no logits are held, ranks that share a row hold their part of it, and the numbers are the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-COMMAND = Path(__file__).resolve().parents[1] / "benchmarks/memory.py"
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+COMMAND = BENCHMARKS / "memory.py"
 SMALL = ["--device", "cpu", "--dtype", "float32", "--vocab", "32768", "--hidden", "64", "--tokens", "2048", "--rounds", "1", "--entropy"]
 
 
@@ -25,3 +26,13 @@ def test_the_fused_path_holds_no_logits():
     assert paths["fused"]["peak"] < logits and paths["fused"]["memory"] >= 5
     for line in lines[1:4]:
         assert all(float(cell) <= 1e-5 for cell in line.split()[5:7]), line
+
+
+@pytest.mark.long  # processes, and their peaks
+def test_two_ranks_that_share_a_row_hold_half_of_it_each():
+    words = ["--sp", "1", "2", "--tokens", "4096", "--longest", "1024", "--hidden", "128", "--layers", "2", "--json"]
+    done = subprocess.run([sys.executable, str(BENCHMARKS / "sequence_memory.py"), *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    alone, shared = json.loads(done.stdout.splitlines()[-1])["rows"]
+    held = 2 * 4096 * 128 * 4  # two of the hidden states: a layer keeps far more
+    assert alone["peak"] > 4 * held and alone["peak"] / shared["peak"] > 1.8 and shared["error"] < 1e-5
