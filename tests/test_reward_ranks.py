@@ -93,8 +93,9 @@ def test_dynamic_sampling_takes_the_same_prompts_on_any_number_of_ranks() -> Non
     assert all(int(prompt) % 3 == 0 for prompt in alone)
 
 
-def ask_a_model(folder: str) -> tuple[list[float], str]:
-    config = make_config({"strategy": "fsdp", "reward": [f"judge=model:{folder}"], "micro_rollout_batch_size": 2, "reward_key": "kind"})
+def ask_a_model(folder: str, settings: dict[str, object]) -> tuple[list[float], str]:
+    asked = {"strategy": "fsdp", "reward": [f"judge=model:{folder}"], "micro_rollout_batch_size": 2, "reward_key": "kind"}
+    config = make_config(asked | settings)
     strategy = get_strategy(config)
     rewards = build_rewards(config, strategy)
     # Rank 0 has five samples, rank 1 has none: it takes part in every pass all the same.
@@ -112,7 +113,8 @@ def ask_a_model(folder: str) -> tuple[list[float], str]:
 
 def test_a_reward_model_is_asked_by_all_ranks_though_one_has_no_samples(tmp_path: Path) -> None:
     folder = tiny_reward_folder(tmp_path / "rm", seed=3)
-    (alone, _), *_ = run_spmd(ask_a_model, 1, str(folder))
-    (first, told), (second, own) = run_spmd(ask_a_model, 2, str(folder))
+    packed = {"packing_samples": True, "max_tokens_per_micro_batch": 24}
+    (alone, _), *_ = run_spmd(ask_a_model, 1, str(folder), {})
+    (first, told), (second, own) = run_spmd(ask_a_model, 2, str(folder), packed)
     assert second == [] and len(alone) == 5 and all(abs(a - b) < 1e-5 for a, b in zip(first, alone, strict=True))
     assert "there is no reward 'jugde'; did you mean 'judge'?" in own and "failed on rank 1" in told and own in told

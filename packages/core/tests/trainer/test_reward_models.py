@@ -16,6 +16,8 @@ from lightrft.config.load import make_config
 from lightrft.config.reward_checks import check_rewards
 from lightrft.data.prompts import Prompt
 from lightrft.errors import RewardError
+from lightrft.models.attention import has_our_attention
+from lightrft.models.text_rows import PackedTexts, PaddedTexts
 from lightrft.plugins.registry import Registry
 from lightrft.rewards.load import NamedReward, load_rewards
 from lightrft.rewards.models.classifier import RewardModel
@@ -23,9 +25,11 @@ from lightrft.rewards.models.template import Rendering, template_fault
 from lightrft.rewards.score import score
 from lightrft.strategy.factory import get_strategy
 from lightrft.testing.fake_strategy import fake_registry
+from lightrft.testing.packed_rows import CAPPED, SMALL
 from lightrft.testing.small_trainer import make_trainer, odd_tokens
 from lightrft.testing.tiny import tiny_reward_folder, tiny_tokenizer
 from lightrft.trainer.reward_models import build_rewards, unseen_images
+from lightrft.trainer.rows import text_rows
 from lightrft.types import Sample
 
 CHAT = "{% for turn in messages %}{{ turn.role[0] }}{{ turn.content }}\n{% endfor %}"
@@ -58,6 +62,87 @@ def test_numbers_in_batches_are_those_of_each_text_alone(tmp_path: Path) -> None
     found = loaded(folder)(SAMPLES)
     assert found == pytest.approx([alone(folder, s.prompt + s.completion) for s in SAMPLES], abs=1e-5)
     assert len({round(value, 4) for value in found}) == 5
+
+
+TEXTS = [[3, 4, 5], [6] * 9, [7, 3], [], [4, 5, 6, 7, 8]]
+"""Ragged, one longer than the budget of the tests, one without tokens."""
+
+
+def classifier(kind: str) -> Any:
+    """A random one of a family, with two layers."""
+    import transformers as tf
+
+    sizes = {name: value for name, value in SMALL.items() if name != "pad_token_id"} | {"num_labels": 1}
+    made = {
+        "llama": lambda: tf.LlamaForSequenceClassification(tf.LlamaConfig(**sizes)),
+        "gemma2": lambda: tf.Gemma2ForSequenceClassification(tf.Gemma2Config(**CAPPED | {"num_labels": 1})),
+        "gpt2": lambda: tf.GPT2ForSequenceClassification(tf.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, num_labels=1)),
+        "bert": lambda: tf.BertForSequenceClassification(
+            tf.BertConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, num_labels=1)
+        ),
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = made[kind]().eval()
+        for parameter in model.parameters():
+            parameter.data.add_(0.1 * torch.randn(parameter.shape))
+    model.config.pad_token_id = 0
+    return model
+
+
+def rows_of(kind: str, **settings: Any) -> Any:
+    config = make_config({"strategy": "single", "micro_rollout_batch_size": 2, **settings})
+    strategy = get_strategy(config)
+    return text_rows(strategy.prepare_model(classifier(kind)), name="judge", config=config, strategy=strategy)
+
+
+def scores_of(rows: Any) -> list[float]:
+    found = [0.0] * len(TEXTS)
+    with torch.no_grad():
+        for part in rows.parts(TEXTS):
+            for place, value in zip(part, rows.scores([TEXTS[place] for place in part]), strict=True):
+                found[place] = value
+        assert rows.scores([]) == []  # a rank without texts
+    return found
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2"])
+def test_packed_texts_have_the_scores_of_padded_ones(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    packed, padded = rows_of(kind, packing_samples=True, max_tokens_per_micro_batch=8), rows_of(kind)
+    assert isinstance(packed, PackedTexts) and isinstance(padded, PaddedTexts) and capsys.readouterr().out == ""
+    assert [sum(len(TEXTS[place]) for place in part) for part in packed.parts(TEXTS)] == [9, 8, 2]
+    assert scores_of(packed) == pytest.approx(scores_of(padded), abs=1e-5)
+
+
+def test_a_soft_cap_counts_in_padded_rows_too() -> None:
+    """transformers' sdpa drops it."""
+    model = classifier("gemma2")
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        alone = [float(model(input_ids=torch.tensor([text])).logits[0, 0]) for text in TEXTS if text]
+    found = scores_of(rows_of("gemma2"))
+    assert [found[place] for place, text in enumerate(TEXTS) if text] == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_model_that_cannot_be_packed_reads_padded_rows_and_it_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = rows_of("bert", packing_samples=True)
+    assert isinstance(rows, PaddedTexts) and rows.model.config._attn_implementation != "lightrft"
+    assert "note: reward model 'judge' reads padded rows: packing_samples=True: BertFor" in capsys.readouterr().out
+
+
+def test_a_score_that_the_model_changes_afterwards_is_found(capsys: pytest.CaptureFixture[str]) -> None:
+    """Planted: what leaves the model is not the score of the last token."""
+    config = make_config({"strategy": "single", "packing_samples": True})
+    strategy, model = get_strategy(config), classifier("llama")
+    model.register_forward_hook(lambda _model, _args, out: replace_logits(out))
+    rows = text_rows(strategy.prepare_model(model), name="judge", config=config, strategy=strategy)
+    assert isinstance(rows, PaddedTexts) and not has_our_attention(model)
+    assert "and scores its last token" in capsys.readouterr().out
+
+
+def replace_logits(out: Any) -> Any:
+    out.logits = out.logits.sigmoid()
+    return out
 
 
 def test_a_model_beside_images_is_told(tmp_path: Path) -> None:

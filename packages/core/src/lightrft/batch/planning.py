@@ -121,18 +121,24 @@ def by_tokens(batch: Sampled, index: torch.Tensor, *, budget: int) -> list[torch
 
     First-fit decreasing takes at most 11/9 of the least number of parts, and one (Johnson 1973).
     """
-    lengths = batch.lengths[index]
-    order = torch.argsort(lengths, descending=True, stable=True)
+    parts = first_fit(batch.lengths[index].tolist(), budget=budget)
+    return [index[torch.tensor(part, dtype=torch.int64)] for part in parts]
+
+
+def first_fit(lengths: Sequence[int], *, budget: int) -> list[list[int]]:
+    """Places of `lengths` in parts of at most `budget` together: the longest first, each into the first part with room; a longer one is
+    alone.
+    """
     room: list[int] = []
     parts: list[list[int]] = []
-    for place, length in zip(index[order].tolist(), lengths[order].tolist(), strict=True):
-        at = next((number for number, left in enumerate(room) if length <= left), len(room))
+    for place in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
+        at = next((number for number, left in enumerate(room) if lengths[place] <= left), len(room))
         if at == len(room):
             room.append(budget)
             parts.append([])
-        room[at] -= length
+        room[at] -= lengths[place]
         parts[at].append(place)
-    return [torch.tensor(part, dtype=torch.int64) for part in parts]
+    return parts
 
 
 def _everyone(batch: Rewarded, axis: Axis) -> _Everyone:

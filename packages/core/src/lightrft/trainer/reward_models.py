@@ -18,6 +18,7 @@ from lightrft.rewards.load import NamedReward, rewards_of
 from lightrft.rewards.models.classifier import RewardModel, check_labels, padding_id
 from lightrft.rewards.models.template import Rendering
 from lightrft.strategy.strategy_base import StrategyBase
+from lightrft.trainer.rows import text_rows
 
 
 def build_rewards(config: Config, strategy: StrategyBase) -> list[NamedReward]:
@@ -57,7 +58,11 @@ def load_reward_model(folder: ModelFolder, *, config: Config, strategy: Strategy
 
 
 def wrapped(model: Any, *, name: str, tokenizer: Any, config: Config, strategy: StrategyBase) -> RewardModel:
-    """A prepared model as a reward. Raises RewardError: it gives other than one number, or has no token to pad with."""
+    """A prepared model as a reward. Collective.
+
+    Raises:
+        RewardError: it gives other than one number, or has no token to pad with.
+    """
     check_labels(model.config, name=name)
     model.config.pad_token_id = model.config.get_text_config().pad_token_id = padding_id(model.config, tokenizer)
     longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 0)
@@ -67,7 +72,7 @@ def wrapped(model: Any, *, name: str, tokenizer: Any, config: Config, strategy: 
         tokenizer=tokenizer,
         strategy=strategy,
         rendering=Rendering(input_key=config.input_key, prompt_template=config.prompt_template, chats=config.apply_chat_template),
-        micro_batch_size=config.micro_rollout_batch_size,
+        rows=text_rows(model, name=name, config=config, strategy=strategy),
         max_len=config.reward_max_len or longest,
     )
 

@@ -7,10 +7,13 @@ from typing import Any
 import torch
 
 from lightrft.batch.images import BlankPrompt
+from lightrft.config.row_checks import packing_problem
 from lightrft.config.schema import Config
+from lightrft.errors import ModelError
 from lightrft.models.attention import has_our_attention, use_our_attention
 from lightrft.models.image_positions import image_positions
 from lightrft.models.packing_check import check_packing
+from lightrft.models.text_rows import PackedTexts, PaddedTexts, scoring_layer
 from lightrft.strategy.strategy_base import StrategyBase
 
 
@@ -48,6 +51,41 @@ def check_image_rows(model: torch.nn.Module, *, config: Config, strategy: Strate
             blank=blank,
             positions=image_positions(inner),
         )
+
+
+def text_rows(model: Any, *, name: str, config: Config, strategy: StrategyBase) -> PaddedTexts | PackedTexts:
+    """The rows of reward model `name`: packed with `packing_samples` where it can be, which is said where it cannot. Collective.
+
+    Its `pad_token_id` is set. A soft cap of its attention asks for ours with padded rows, too.
+    """
+    inner = strategy.unwrap(model)
+    if config.packing_samples:
+        try:
+            return _packed_texts(model, inner, config=config, strategy=strategy)
+        except ModelError as error:
+            strategy.print(f"note: reward model {name!r} reads padded rows: {error}")
+    if _has_soft_cap(inner) and not has_our_attention(inner):
+        use_our_attention(inner, setting="attn_logit_softcapping")
+    pad: int = inner.config.pad_token_id
+    return PaddedTexts(model=model, pad=pad, micro_batch_size=config.micro_rollout_batch_size, device=strategy.world.device)
+
+
+def _packed_texts(model: Any, inner: Any, *, config: Config, strategy: StrategyBase) -> PackedTexts:
+    """Raises ModelError where the model cannot have such rows, and leaves it as it was."""
+    setting, device, text = f"packing_samples={config.packing_samples!r}", strategy.world.device, inner.config.get_text_config()
+    if problem := packing_problem(text.to_dict()):
+        raise ModelError(f"it is {problem}, whose sequences cannot stand in one row")
+    layer, pad, budget = scoring_layer(inner, setting=setting), inner.config.pad_token_id, config.max_tokens_per_micro_batch
+    rows = PackedTexts(model=model, layer=layer, pad=pad, token_budget=budget, device=device)
+    before = text._attn_implementation
+    use_our_attention(inner, setting=setting)
+    try:
+        check_packing(lambda **inputs: _hidden(model, inputs), inner.config, device=device, setting=setting)
+        rows.check()
+    except ModelError:
+        inner.set_attn_implementation(before)
+        raise
+    return rows
 
 
 def _setting(config: Config) -> str:

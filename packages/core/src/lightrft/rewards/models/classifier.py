@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -20,12 +20,24 @@ SHOWN = 8
 """Texts of the first call that are looked at for a wrong template."""
 
 
+class TextRows(Protocol):
+    """How texts stand in rows of the model's input."""
+
+    def parts(self, texts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The places of the texts of each pass. Local."""
+        ...
+
+    def scores(self, texts: Sequence[Sequence[int]]) -> list[float]:
+        """One number for each text of a pass, which may have none. Collective where the model is sharded."""
+        ...
+
+
 @dataclass
 class RewardModel:
-    """`model` is what `strategy.prepare_model` returned of a sequence classifier with one label, `tokenizer` its own.
+    """`model` is what `strategy.prepare_model` returned of a sequence classifier with one label, `tokenizer` its own; `rows` asks it.
 
     Its input is written anew: in the tokenizer's chat template where it has one, else prompt and completion as they are. Texts of more than
-    `max_len` tokens lose their beginning. Padding is on the right; the model must see it (`pad_token_id` in its config).
+    `max_len` tokens lose their beginning.
     """
 
     name: str
@@ -33,7 +45,7 @@ class RewardModel:
     tokenizer: Any
     strategy: StrategyBase
     rendering: Rendering
-    micro_batch_size: int = 8
+    rows: TextRows
     max_len: int = 0
     _asked: bool = field(default=False, init=False)
     _found: dict[WarningName, str] = field(default_factory=dict, init=False)
@@ -48,14 +60,12 @@ class RewardModel:
         texts = [self.rendering.text(sample, tokenizer=self.tokenizer) for sample in samples]
         self._look(texts)
         ids = self._tokenized(texts)
-        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-        size = self.micro_batch_size
-        batches = [order[start : start + size] for start in range(0, len(order), size)]
-        passes: int = self.strategy.all_reduce(len(batches), "max")
+        parts = self.rows.parts(ids)
+        passes: int = self.strategy.all_reduce(len(parts), "max")
         found = [0.0] * len(ids)
         with self.strategy.on_device(self.model):
-            for batch in batches + [[] for _ in range(passes - len(batches))]:
-                for index, value in zip(batch, self._forward([ids[index] for index in batch]), strict=False):
+            for part in parts + [[] for _ in range(passes - len(parts))]:
+                for index, value in zip(part, self.rows.scores([ids[index] for index in part]), strict=True):
                     found[index] = value
         return found
 
@@ -64,21 +74,6 @@ class RewardModel:
         for name, text in self._found.items():
             warnings.say(name, text)
         self._found = {}
-
-    def _forward(self, rows: Sequence[Sequence[int]]) -> list[float]:
-        shown = [list(row) for row in rows] or [[self._pad + 1 if self._pad == 0 else 0]]
-        width = max(len(row) for row in shown)
-        device = self.strategy.world.device
-        ids = torch.tensor([row + [self._pad] * (width - len(row)) for row in shown], device=device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in shown], device=device)
-        logits = self.model(input_ids=ids, attention_mask=mask).logits
-        values: list[float] = logits[:, 0].float().cpu().tolist()
-        return values[: len(rows)]
-
-    @property
-    def _pad(self) -> int:
-        found: int = self.model.config.pad_token_id
-        return found
 
     def _tokenized(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
