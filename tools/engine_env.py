@@ -3,7 +3,7 @@
     tools/engine_env.py vllm .venv-vllm
 
 What the engine needs on a CPU stands in packages/engine-NAME/cpu/: requirements.txt, overrides.txt, and where there is one a folder
-shim/, a distribution that stands in for what only a GPU has.
+shim/, a distribution that stands in for what only a GPU has. tools/cpu-shim stands in for torchvision's.
 """
 
 from __future__ import annotations
@@ -49,8 +49,7 @@ def command(engine: str, folder: Path, python: Path, wheels: list[Path]) -> list
     index = pip_setting("index-url")
     if index:
         words += ["--index-url", index]
-    if (ROOT / cpu / "shim").is_dir():
-        words.append(f"./{cpu / 'shim'}")
+    words += [f"./{shim}" for shim in (Path("tools", "cpu-shim"), cpu / "shim") if (ROOT / shim).is_dir()]
     for package in (f"packages/core[{CORE_EXTRAS}]", *BACKENDS, f"packages/engine-{engine}"):
         words += ["--editable", package]
     return words

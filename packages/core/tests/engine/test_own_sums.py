@@ -10,7 +10,7 @@ from torch import nn
 
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.weights.checksum import WeightSum, tensor_sum
-from lightrft.weights.fused_fingerprints import OwnSum, OwnSums, read_own_sums
+from lightrft.weights.fused_fingerprints import OwnSum, OwnSums, read_own_sums, same_names
 from lightrft.weights.verify import over_group
 
 LAYER = "model.layers.{}."
@@ -52,7 +52,7 @@ def test_every_tensor_in_a_known_form_is_named_by_what_was_sent(tmp_path: Path, 
     weights = folder(tmp_path, shard=shard)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard == "20KB")
     unit = OwnSums(
-        [sums(laid_out(weights, r, size)) for r in range(size)], folder=str(tmp_path), dtype=torch.float32, sendable=weights.keys()
+        [sums(laid_out(weights, r, size)) for r in range(size)], folder=str(tmp_path), dtype=torch.float32, sendable=same_names(weights)
     )
     changed = {name: tensor + 1 for name, tensor in weights.items()}
     held = over_group([unit.named(sums(laid_out(changed, r, size))) for r in range(size)])
@@ -67,7 +67,7 @@ def test_every_tensor_in_a_known_form_is_named_by_what_was_sent(tmp_path: Path, 
 
 def test_half_of_a_fused_tensor_shows(tmp_path: Path) -> None:
     weights = folder(tmp_path)
-    unit = OwnSums([sums(laid_out(weights))], folder=str(tmp_path), dtype=torch.float32, sendable=weights.keys())
+    unit = OwnSums([sums(laid_out(weights))], folder=str(tmp_path), dtype=torch.float32, sendable=same_names(weights))
     changed = {name: tensor + 1 for name, tensor in weights.items()}
     half = changed | {f"{LAYER.format(1)}self_attn.k_proj.weight": weights[f"{LAYER.format(1)}self_attn.k_proj.weight"]}
     found = [
@@ -81,7 +81,7 @@ def test_a_bias_of_zeros_is_cut_or_whole_by_its_size(tmp_path: Path) -> None:
 
     save_file({"a.bias": torch.zeros(4), "b.bias": torch.zeros(4)}, tmp_path / "model.safetensors")
     ranks = [sums({"a.bias": torch.zeros(2), "b.bias": torch.zeros(4)})] * 2
-    unit = OwnSums(ranks, folder=str(tmp_path), dtype=torch.float32, sendable=["a.bias", "b.bias"])
+    unit = OwnSums(ranks, folder=str(tmp_path), dtype=torch.float32, sendable=same_names(["a.bias", "b.bias"]))
     found = unit.named(sums({"a.bias": torch.ones(2), "b.bias": torch.ones(4)}))
     assert [value.sharded for value in found.values()] == [True, False]
 
@@ -91,7 +91,7 @@ def test_copies_of_key_value_heads_are_left_out(tmp_path: Path) -> None:
     name = f"{LAYER.format(0)}self_attn.qkv_proj.weight"
     q, k, v = (weights[f"{LAYER.format(0)}self_attn.{p}_proj.weight"] for p in "qkv")
     ranks = [sums({name: torch.cat([q.chunk(2)[r], k, v])}) for r in range(2)]
-    unit = OwnSums(ranks, folder=str(tmp_path), dtype=torch.float32, sendable=weights.keys())
+    unit = OwnSums(ranks, folder=str(tmp_path), dtype=torch.float32, sendable=same_names(weights))
     assert unit.named(ranks[0]) == {}
 
 

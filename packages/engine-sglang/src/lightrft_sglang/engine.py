@@ -21,7 +21,7 @@ from lightrft.errors import CapabilityError, EngineError, EngineStateError, Weig
 from lightrft.types import Completion, EngineStatus, FinishReason, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import Weight, WeightBucket
 from lightrft.weights.checksum import WeightSum
-from lightrft.weights.fused_fingerprints import OwnSum, OwnSums
+from lightrft.weights.fused_fingerprints import OwnSum, OwnSums, same_names
 from lightrft.weights.hf_names import FileNames
 from lightrft.weights.manifest import expected_shapes
 from lightrft.weights.verify import over_group
@@ -53,7 +53,9 @@ class SGLangEngine(InferenceEngine):
         self._tokenizer: Any = None  # for stop strings
         self._version = 0
         self._status = EngineStatus.AWAKE
-        self._sums = OwnSums(self._read_sums(), folder=setup.model_path, dtype=setup.dtype, sendable=self._names.module_shapes())
+        self._sums = OwnSums(
+            self._read_sums(), folder=setup.model_path, dtype=setup.dtype, sendable=same_names(self._names.module_shapes())
+        )
 
     @cached_property
     def arguments(self) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -18,6 +18,7 @@ from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
 from lightrft.engine.hf_decoding import has_plain_cache
 from lightrft.engine.model_facts import model_facts
+from lightrft.engine.request_images import RequestImages
 from lightrft.errors import CapabilityError, EngineError, EngineStateError, ModelError, WeightSyncError
 from lightrft.types import Completion, EngineStatus, FinishReason, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import WeightBucket
@@ -28,6 +29,7 @@ from lightrft.weights.manifest import expected_shapes
 from lightrft_vllm.guests import (
     as_it_was,
     default_group_kept,
+    end_groups,
     give_classes_back,
     keep_linear_layers_plain,
     no_bars,
@@ -36,7 +38,7 @@ from lightrft_vllm.guests import (
     snapshot,
 )
 from lightrft_vllm.loading import load_straight, loads_straight
-from lightrft_vllm.weights import WeightStream, pack_experts_again
+from lightrft_vllm.weights import WeightStream, own_names, pack_experts_again
 
 CPU_KV_CACHE_BYTES = 2**30
 """Of each rank, on the CPU, where VLLM_CPU_KVCACHE_SPACE does not say otherwise; vLLM would take a share of the whole memory."""
@@ -66,7 +68,7 @@ class VLLMEngine(InferenceEngine):
         keep_linear_layers_plain(setup.device.type)
         classes = snapshot(self._names.model())
         with as_it_was(), no_shared_memory(setup.device.type), no_bars(setup.device.type):
-            self._llm: Any = LLM(**self.arguments)
+            self._llm: Any = self._built(LLM)
         self._llm.apply_model(partial(give_classes_back, before=classes))
         self._parameters: frozenset[str] = frozenset(self._llm.apply_model(_parameter_names)[0])
         self._straight = setup.device.type == "cuda" and self._llm.apply_model(loads_straight)[0]
@@ -74,8 +76,9 @@ class VLLMEngine(InferenceEngine):
             gather_objects(self._read_sums(), group=setup.group),
             folder=setup.model_path,
             dtype=setup.dtype,
-            sendable=self._names.module_shapes(),
+            sendable=self._own_names(),
         )
+        self._images = RequestImages(setup)
         self._num_asked = 0
         self._version = 0
         self._weights_held = True
@@ -94,6 +97,10 @@ class VLLMEngine(InferenceEngine):
         return read_sampling(value)
 
     @property
+    def _reads_images(self) -> bool:
+        return hasattr(self._names.model().config, "vision_config")
+
+    @property
     def status(self) -> EngineStatus:
         return self._status
 
@@ -107,16 +114,18 @@ class VLLMEngine(InferenceEngine):
         if not requests:
             return []
         check_requests(requests, vocab_size=self._facts.vocab_size, max_model_len=self.setup.max_model_len)
+        self._images.check(requests)
         if sampling.stop and not self._has_tokenizer:
             raise ValueError(f"stop={sampling.stop!r} needs a tokenizer, and {self.setup.model_path!r} has none")
         params = to_vllm(sampling, requests, eos_token_ids=self._facts.eos_token_ids)
-        prompts = [{"prompt_token_ids": list(request.prompt_token_ids)} for request in requests]
+        prompts = [_prompt(request) for request in requests]
         try:
             with self._as_they_end(requests, sampling) as ended:
-                self._llm.generate(prompts, params, use_tqdm=False)
+                answers = self._llm.generate(prompts, params, use_tqdm=False)
         except Exception as error:  # requests that were already taken stay in its queue
             self._status = EngineStatus.UNUSABLE
             raise EngineError(f"vLLM failed in generate, {len(requests)} prompts outstanding: {type(error).__name__}: {error}") from error
+        self._images.compare(requests, [answer.prompt_token_ids for answer in answers])
         return [ended[index] for index in range(len(requests))]
 
     def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
@@ -148,6 +157,7 @@ class VLLMEngine(InferenceEngine):
         if not self._llm.reset_prefix_cache():
             self._status = EngineStatus.UNUSABLE
             raise WeightSyncError("vLLM did not reset its prefix cache: blocks of older weights are in use")
+        self._llm.llm_engine.reset_encoder_cache()  # what it computed of images
 
     def sleep(self, level: int) -> None:
         self._alive()
@@ -181,6 +191,20 @@ class VLLMEngine(InferenceEngine):
 
     # ---- parts ---------------------------------------------------------------------------------------------------------------------------
 
+    def _built(self, make: Callable[..., Any]) -> Any:
+        try:
+            return make(**self.arguments)
+        except Exception as error:
+            end_groups(keep_default=self._shares_group)
+            told = isinstance(error, (AttributeError, ImportError, KeyError, NotImplementedError, OSError, ValueError))
+            if not told or not self._reads_images:
+                raise
+            name = type(self._names.model()).__name__
+            raise ModelError(
+                f"model {self.setup.model_path!r} ({name}) reads images, and this vLLM does not load it: {type(error).__name__}: "
+                f"{' '.join(str(error).split()):.300}; use --engine_type hf"
+            ) from error
+
     def _load(self, stream: Iterator[tuple[str, torch.Tensor]]) -> None:
         if self._straight:
             self._llm.apply_model(partial(load_straight, stream=stream))
@@ -196,6 +220,12 @@ class VLLMEngine(InferenceEngine):
             self._status = EngineStatus.UNUSABLE
             raise
         self._status = then
+
+    def _own_names(self) -> dict[str, tuple[str, str]]:
+        """By vLLM's name of a weight before it fuses some: the name that it is sent by, and its name in the folder."""
+        files = self._names.one_to_one()
+        [own] = self._llm.apply_model(partial(own_names, files=list(files.values())))
+        return {own[file]: (sent, file) for sent, file in files.items()}
 
     def _read_sums(self) -> dict[str, OwnSum]:
         [found] = self._llm.apply_model(partial(read_own_sums, dtype=self.setup.dtype))
@@ -218,7 +248,10 @@ class VLLMEngine(InferenceEngine):
             logprobs_mode="raw_logprobs",  # of the untempered, unfiltered distribution
             disable_log_stats=True,
             use_tqdm_on_load=False,  # no bars in the run's log
+            mm_processor_cache_gb=0,  # images of a rollout seldom come again, and would fill host memory
         )
+        if self._reads_images:
+            arguments["limit_mm_per_prompt"] = {"video": 0}  # else memory is put by for them, and their processor has to be there
         if setup.device.type == "cuda":
             return arguments | {"gpu_memory_utilization": setup.mem_util, "enable_sleep_mode": True}
         own_size = {} if os.environ.get("VLLM_CPU_KVCACHE_SPACE") else {"kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}
@@ -231,7 +264,7 @@ class VLLMEngine(InferenceEngine):
 
     def _check_libraries(self) -> None:
         """Raises ModelError where vLLM would only say that the model "failed to be inspected"."""
-        if hasattr(self._names.model().config, "vision_config") and find_spec("torchvision") is None:
+        if self._reads_images and find_spec("torchvision") is None:
             raise ModelError(
                 f"model {self.setup.model_path!r} reads images, and vLLM needs torchvision for such a model, also on text alone: install "
                 "the torchvision of this torch, or use --engine_type hf"
@@ -276,6 +309,12 @@ class VLLMEngine(InferenceEngine):
     def _alive(self) -> None:
         if self._status is EngineStatus.UNUSABLE:
             raise EngineStateError("the engine is unusable: it was shut down, or failed while its weights changed")
+
+
+def _prompt(request: Request) -> dict[str, Any]:
+    """For vLLM, which puts the tokens of each image in the place of its one."""
+    shown = {"multi_modal_data": {"image": list(request.images)}} if request.images else {}
+    return {"prompt_token_ids": list(request.prompt_token_ids)} | shown
 
 
 def _parameter_names(model: torch.nn.Module) -> list[str]:

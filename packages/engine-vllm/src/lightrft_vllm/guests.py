@@ -157,3 +157,12 @@ def default_group_kept(keep: bool) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group = destroy
+
+
+def end_groups(*, keep_default: bool) -> None:
+    """After an engine that was not built: vLLM's process groups end, so that another can be built in this process."""
+    from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
+
+    with default_group_kept(keep_default):
+        destroy_model_parallel()
+        destroy_distributed_environment()

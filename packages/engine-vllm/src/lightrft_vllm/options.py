@@ -12,6 +12,7 @@ OURS = {
     "pipeline_parallel_size": "engine_tp_size", "data_parallel_size": "nproc_per_node", "skip_tokenizer_init": "", "generation_config": "",
     "override_generation_config": "temperature, top_p, top_k and stop_token_ids", "logprobs_mode": "", "use_tqdm_on_load": "",
     "hf_config_path": "model_name_or_path", "model_weights": "model_name_or_path", "runner": "", "convert": "",
+    "mm_processor_cache_gb": "",
 }  # fmt: skip
 
 

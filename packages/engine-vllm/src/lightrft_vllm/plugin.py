@@ -25,6 +25,7 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
                     Capability.MIN_NEW_TOKENS,
                     Capability.MEM_UTIL,
                     Capability.WEIGHT_SUMS,
+                    Capability.MULTIMODAL,
                     Capability.SLEEP_1,
                     Capability.SLEEP_2,
                 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 
 import torch
 
@@ -69,6 +70,15 @@ class WeightStream:
             raise WeightSyncError(f"{name} was sent, which the engine's model does not have")
         if expected != tuple(tensor.shape):
             raise WeightSyncError(f"{name} was sent with shape {tuple(tensor.shape)}, the engine's model has {expected}")
+
+
+def own_names(model: torch.nn.Module, *, files: Collection[str]) -> dict[str, str]:
+    """A folder's name of each weight to vLLM's, before it is laid into a tensor with others."""
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    if mapper is None:
+        return {file: file for file in files}
+    unfused = replace(mapper, orig_to_new_stacked={})
+    return {file: unfused.map_name(file) or file for file in files}
 
 
 def pack_experts_again(model: torch.nn.Module) -> None:

@@ -14,11 +14,12 @@ from lightrft.engine.hf_generate import Cut, cut_by, generate
 from lightrft.engine.image_reader import ImageReader, PromptWithImages
 from lightrft.engine.model_facts import model_facts
 from lightrft.engine.quiet import no_progress_bars
+from lightrft.engine.request_images import image_reader_of
 from lightrft.errors import EngineStateError
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import WeightBucket, saved_buffers, tied_names
 from lightrft.weights.checksum import WeightSum, tensor_sum
-from lightrft.weights.model_class import keep_soft_cap, language_model_class, reads_images
+from lightrft.weights.model_class import keep_soft_cap, language_model_class
 from lightrft.weights.staging import stage
 
 
@@ -128,13 +129,8 @@ class HFEngine(InferenceEngine):
         return cut_by(self._tokenizer, sampling)
 
     def _read_images(self, request: Request) -> PromptWithImages:
-        path, limit = self.setup.model_path, self.setup.max_model_len
-        if not reads_images(self._model.config):
-            raise ValueError(
-                f"request {request.id} has {len(request.images)} images, but {type(self._model).__name__} of {path!r} reads text alone; "
-                "name an image-text model, or leave the images out"
-            )
-        self._reader = self._reader or ImageReader(path, trust_remote_code=self.setup.trust_remote_code)
+        limit = self.setup.max_model_len
+        self._reader = self._reader or image_reader_of(self.setup, request)
         made = self._reader.read(request.prompt_token_ids, request.images, where=f"request {request.id}")
         if len(made.token_ids) >= limit:
             raise ValueError(

@@ -42,6 +42,14 @@ class ImageReader:
         """The image tokens of a prompt."""
         return sum(token == self._token_id for token in token_ids)
 
+    def check_count(self, token_ids: Sequence[int], images: Sequence[Any], *, where: str) -> None:
+        """Raises ValueError where there are not as many image tokens as images."""
+        number = self.count(token_ids)
+        if number != len(images):
+            raise ValueError(
+                f"{where}: the prompt has {number} image tokens ({self.token}) for {len(images)} images; write one for each image"
+            )
+
     def read(self, token_ids: Sequence[int], images: Sequence[Any], *, where: str) -> PromptWithImages:
         """Puts an image's tokens in the place of its image token. The prompt's own tokens stay as they are: no text is encoded again.
 
@@ -50,12 +58,8 @@ class ImageReader:
         Raises:
             ValueError: not as many image tokens as images.
         """
-        number = self.count(token_ids)
-        if number != len(images):
-            raise ValueError(
-                f"{where}: the prompt has {number} image tokens ({self.token}) for {len(images)} images; write one for each image"
-            )
-        text = self._between.join([self.token] * number)
+        self.check_count(token_ids, images, where=where)
+        text = self._between.join([self.token] * len(images))
         made = self._processor(images=[list(images)], text=[text], add_special_tokens=False, return_tensors="pt")
         row = made["input_ids"]
         pieces = iter(_pieces(row[0].tolist(), self._between_id))

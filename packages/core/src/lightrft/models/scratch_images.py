@@ -33,7 +33,7 @@ def scratch_image_model(tokenizer: Any, *, seed: int, hidden: int = 64, heads: i
     rope = {"rope_type": "default", "mrope_section": MROPE, "rope_theta": 10000.0}
     text = {
         "vocab_size": vocab_size or len(tokenizer), "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": 2,
-        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "max_position_embeddings": 1024,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "max_position_embeddings": 4096,
         "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "rope_scaling": rope,
         "rope_parameters": rope,
     }  # fmt: skip

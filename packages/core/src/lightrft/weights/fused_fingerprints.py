@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,11 @@ def read_own_sums(model: torch.nn.Module, *, dtype: torch.dtype) -> dict[str, Ow
     return {name: OwnSum(bits, squares, p.numel()) for (name, p), (bits, squares) in zip(held.items(), sums, strict=True)}
 
 
+def same_names(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """For `OwnSums`, where an engine, the sender and the folder call weights the same."""
+    return {name: (name, name) for name in names}
+
+
 @dataclass(frozen=True)
 class _Rule:
     """`fused` in an own name stands for each of `parts`; "" where the name is the same."""
@@ -52,11 +57,20 @@ class OwnSums:
 
     `ranks` are those of every rank of the engine while it holds the folder's weights. What is not exactly the folder's there, for the first
     and the last of each kind of tensor (alike but for the number of the layer), is never reported: the engine holds it in another form.
+
+    `sendable`: by the engine's name of a weight, before it is fused with others, the name that it is sent by and its name in the folder.
     """
 
-    def __init__(self, ranks: Sequence[Mapping[str, OwnSum]], *, folder: str, dtype: torch.dtype, sendable: Collection[str]) -> None:
+    def __init__(
+        self,
+        ranks: Sequence[Mapping[str, OwnSum]],
+        *,
+        folder: str,
+        dtype: torch.dtype,
+        sendable: Mapping[str, tuple[str, str]],
+    ) -> None:
         self._folder = _Folder(folder, dtype)
-        self._known = set(sendable) & set(self._folder.shapes)
+        self._known = {own: names for own, names in sendable.items() if names[1] in self._folder.shapes}
         kinds: dict[str, list[str]] = {}
         for own in ranks[0]:
             kinds.setdefault(_kind(own), []).append(own)
@@ -69,7 +83,8 @@ class OwnSums:
         for name, value in own.items():
             rule = self._rules.get(_kind(name))
             if rule is not None and all(n in self._known for n in rule.names(name)):
-                found[rule.names(name)] = WeightSum(value.bits, value.squares, rule.sharded)
+                sent = tuple(self._known[n][0] for n in rule.names(name))
+                found[sent] = WeightSum(value.bits, value.squares, rule.sharded)
         return found
 
     def _rule(self, ranks: Sequence[Mapping[str, OwnSum]], owns: Collection[str]) -> _Rule | None:
@@ -79,10 +94,11 @@ class OwnSums:
         names = rule.names(own)
         if (rule.fused and names[0] == own) or not all(n in self._known for n in names) or not all(own in rank for rank in ranks):
             return False
-        whole = sum(self._folder.numel(n) for n in names)
+        files = [self._known[n][1] for n in names]
+        whole = sum(self._folder.numel(file) for file in files)
         if rule.sharded != (ranks[0][own].numel < whole):
             return False
-        expected = sum((self._folder.sum_of(n) for n in names), start=NOTHING)
+        expected = sum((self._folder.sum_of(file) for file in files), start=NOTHING)
         values = [WeightSum(rank[own].bits, rank[own].squares, rule.sharded) for rank in ranks]
         return sum(values, start=NOTHING).same_as(expected) if rule.sharded else all(v.same_as(expected) for v in values)
 

@@ -34,6 +34,12 @@ class FileNames:
         model = self.model()
         return {name: tuple(tensor.shape) for name, tensor in (dict(model.named_parameters()) | saved_buffers(model)).items()}
 
+    def one_to_one(self) -> dict[str, str]:
+        """Name of a weight to its name in the folder, for each that lies there whole: not those that files hold in several parts."""
+        shapes = self.module_shapes()
+        found = {name: self.convert([Weight((name,), torch.empty(shape, device="meta"))]) for name, shape in shapes.items()}
+        return {n: made[0].names[0] for n, made in found.items() if len(made) == 1 and tuple(made[0].tensor.shape) == shapes[n]}
+
     def needed(self) -> frozenset[str]:
         """The folder's names but those that loading is known to ignore, such as rotary tables of older versions: nobody sends these."""
         model = self.model() if self._known else None

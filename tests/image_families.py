@@ -1,0 +1,81 @@
+"""Tiny random models that read images, of several designs, each as a folder with its tokenizer and its processor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from lightrft.testing.image_text import END_ID, IMAGE_ID, SIDE, START_ID, VIDEO_ID, image_tokenizer, tiny_image_folder, tiny_image_model
+from lightrft.testing.tiny import EOS_ID, PAD_ID
+
+tf: Any = transformers  # its classes take their fields as keywords, unseen by type checkers
+TEXT: dict[str, Any] = {
+    "vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 32,
+    "num_key_value_heads": 1, "max_position_embeddings": 1024, "pad_token_id": PAD_ID, "bos_token_id": None, "eos_token_id": EOS_ID,
+}  # fmt: skip
+LAYERS: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+TOKENS: dict[str, Any] = {
+    "image_token_id": IMAGE_ID,
+    "video_token_id": VIDEO_ID,
+    "vision_start_token_id": START_ID,
+    "vision_end_token_id": END_ID,
+}
+IMAGE = (START_ID, IMAGE_ID, END_ID)
+
+
+def qwen25_vl(folder: Path, seed: int) -> Any:
+    model = tiny_image_model(seed=seed)
+    tiny_image_folder(folder, model)
+    return model
+
+
+def qwen3_vl(folder: Path, seed: int) -> Any:
+    """Features of the part that reads images go into deeper layers of the text, too."""
+    rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "mrope_interleaved": True, "rope_theta": 10000.0}
+    vision = {
+        "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 64, "patch_size": 4,
+        "num_position_embeddings": 16, "deepstack_visual_indexes": [0], "in_channels": 3,
+    }  # fmt: skip
+    config = tf.Qwen3VLConfig(text_config=TEXT | {"rope_parameters": rope}, vision_config=vision, tie_word_embeddings=False, **TOKENS)
+    model = _random(tf.Qwen3VLForConditionalGeneration, config, seed)
+    tiny_image_folder(folder, model)
+    return model
+
+
+def llava(folder: Path, seed: int) -> Any:
+    """An image is its patches, projected, and a token of the class that is dropped."""
+    vision = LAYERS | {"image_size": SIDE, "patch_size": 8}
+    config = tf.LlavaConfig(
+        text_config=tf.LlamaConfig(**TEXT), vision_config=tf.CLIPVisionConfig(**vision), image_token_id=IMAGE_ID, image_token_index=IMAGE_ID
+    )
+    images = tf.CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    processor = tf.LlavaProcessor(
+        images, image_tokenizer(), patch_size=8, vision_feature_select_strategy="default", image_token="<|image_pad|>",
+        num_additional_image_tokens=1,
+    )  # fmt: skip
+    return _saved(folder, _random(tf.LlavaForConditionalGeneration, config, seed), processor)
+
+
+FAMILIES: dict[str, Callable[[Path, int], Any]] = {"qwen2.5-vl": qwen25_vl, "qwen3-vl": qwen3_vl, "llava": llava}
+"""Each makes a folder, and returns the model that it holds."""
+
+
+def _random(cls: Any, config: Any, seed: int) -> Any:
+    """In float32 and eval mode, with values large enough that every tensor counts."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = cls(config).float().eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+    return model
+
+
+def _saved(folder: Path, model: Any, processor: Any) -> Any:
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model

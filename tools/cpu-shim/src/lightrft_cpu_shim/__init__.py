@@ -1,0 +1,1 @@
+"""For tests of engines on a CPU; see `hook`."""
