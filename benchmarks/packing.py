@@ -85,6 +85,14 @@ def rollout(number: int, args: Any, *, seed: int) -> Trainable:
     return batch_of(Trainable, [(row[:8], row[8:]) for row in ids], advantages=advantages, old_logprobs=[float("nan")] * number)
 
 
+def now() -> float:
+    """Seconds: of the process on CPUs, which other work on the machine does not lengthen; on a GPU, once it has done what it was asked."""
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Measured:
     """The optimizer steps of one kind of rows, on a model of their own."""
 
@@ -112,11 +120,9 @@ class Measured:
 
     def step(self) -> None:
         """One optimizer step."""
-        start = time.perf_counter()
+        start = now()
         self.update.run(self.batch, seed=0)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self._seconds.append(time.perf_counter() - start)
+        self._seconds.append(now() - start)
 
     @property
     def seconds(self) -> float:
