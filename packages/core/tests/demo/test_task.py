@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 from pathlib import Path
 
 import pytest
 
+from lightrft.cli import flags
 from lightrft.config.checks import check
+from lightrft.data.chat import ChatSettings
+from lightrft.data.turns import TurnWriter
+from lightrft.demo.calculator import Calculator, tokenizer_with_tools
+from lightrft.demo.calculator import make_row as product_row
 from lightrft.demo.colours import COLOURS, write_colours
-from lightrft.demo.task import DATA_FOLDER, demo_config, make_row, recipe, write_data
+from lightrft.demo.task import DATA_FOLDER, TASKS, demo_config, make_row, recipe, write_data
+from lightrft.demo.walks import make_row as walk_row
+from lightrft.demo.walks import write_walks
 from lightrft.errors import ConfigError
 from lightrft.plugins.registry import Registry
+from lightrft.rollout.environment import Continue, Turn
+from lightrft.rollout.gridworld import Gridworld
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -77,8 +88,9 @@ def test_the_recipe_can_be_run(tmp_path):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_the_sizes_divide(world_size):
-    values = recipe()
+@pytest.mark.parametrize("task", TASKS)
+def test_the_sizes_divide(task, world_size):
+    values = recipe(task)
     assert values["rollout_batch_size"] % world_size == 0
     assert values["train_batch_size"] % (values["micro_train_batch_size"] * world_size) == 0
     assert (values["rollout_batch_size"] * values["n_samples_per_prompt"]) % values["train_batch_size"] == 0
@@ -104,4 +116,48 @@ def test_the_task_with_images_can_be_run(tmp_path):
     write_colours(run_dir / DATA_FOLDER, seed=0, num_train=8, num_eval=4)
     config = demo_config(run_dir=run_dir, seed=0, strategy="single", engine="hf", overrides={}, task="vision")
     assert config.model_name_or_path == str(run_dir / DATA_FOLDER / "model")
+    check(config, registry=Registry.discover(), world_size=1)
+
+
+def test_an_episode_to_imitate_is_what_the_template_and_the_tool_write():
+    tokenizer = tokenizer_with_tools()
+    writer = TurnWriter(tokenizer, chat=ChatSettings(tools=Calculator.tools()))
+    call, answer = '<tool_call>{"name": "multiply", "arguments": {"a": 37, "b": 52}}</tool_call>', "1924"
+    rows = [product_row(37, 52, random.Random(seed)) for seed in range(8)]
+    [form] = {row["form"] for row in rows if row["form"].startswith("<tool_call>")}
+    turn = tokenizer(call)["input_ids"] + [tokenizer.eos_token_id]
+    [said] = writer.calls(call, call)
+    assert (said.name, dict(said.arguments), said.problem) == ("multiply", {"a": 37, "b": 52}, "")
+    told = writer.after(turn, [{"role": "tool", "name": "multiply", "tool_call_id": "call00000", "content": answer}])
+    assert tokenizer(form)["input_ids"] == [*turn, *told, *tokenizer(answer)["input_ids"]]
+    assert len(turn) <= recipe("tools")["turn_max_len"]
+    assert {row["form"] for row in rows} - {form} and all(1000 <= int(row["form"]) < 2000 for row in rows if row["form"] != form)
+
+
+def test_a_walk_to_imitate_is_what_the_environment_tells():
+    row = walk_row((0, 0), (2, 1), random.Random(0))
+    assert (row["prompt"], row["start"], row["goal"], row["size"]) == ("0,0>2,1:", [0, 0], [2, 1], 3)
+    moves, places = row["walk"][0] + "".join(re.findall(r": (.)", row["walk"])), re.findall(r" (\d,\d): ", row["walk"])
+    world, told = Gridworld(), []
+    world.start(row)
+    for number, move in enumerate(moves):
+        answer = world.step(Turn(number=number, token_ids=(), text=move, raw_text=move, finish_reason="length", is_last=number == 4))
+        told += [answer.text.strip(" :")] if isinstance(answer, Continue) else []
+    assert told == places and len(moves) == recipe("gridworld")["max_turns"]
+
+
+def test_no_pair_of_fields_is_both_trained_and_evaluated(tmp_path):
+    train, held_out = ({row["prompt"] for row in rows_of(path)} for path in write_walks(tmp_path, seed=3, num_train=400))
+    assert (len(train), len(held_out), train & held_out) == (56, 16, set())
+
+
+def test_the_flag_names_every_task():
+    assert set(flags.TASKS) == set(TASKS)
+
+
+@pytest.mark.parametrize("task", ["tools", "gridworld"])
+def test_a_task_of_several_turns_can_be_run(tmp_path, task):
+    run_dir = tmp_path / "run"
+    TASKS[task].write(run_dir / DATA_FOLDER, seed=0, num_train=32, num_eval=4)
+    config = demo_config(run_dir=run_dir, seed=0, strategy="single", engine="hf", overrides={}, task=task)
     check(config, registry=Registry.discover(), world_size=1)

@@ -21,6 +21,9 @@ OWN = ("task", "config", "nproc_per_node", "num_workers", "launcher", "max_resta
 OF_RECIPES = ("config", "launcher", "num_workers", "max_restarts")
 """Those of them that only commands with a recipe have."""
 
+TASKS = ("sort", "vision", "tools", "gridworld")
+"""Of the demo."""
+
 LAUNCHERS = ("torchrun", "ray")
 RESTARTS = "how often a run whose rank fails goes on from its newest checkpoint (default: never)"
 
@@ -64,7 +67,7 @@ def parse(
         parser.add_argument("--launcher", choices=LAUNCHERS, default=LAUNCHERS[0], help="what starts the ranks (default: torchrun's agent)")
         parser.add_argument("--num-workers", "--num_workers", metavar="N", help="ranks on Ray's cluster (--launcher ray; default: 1)")
     if command == "demo":
-        parser.add_argument("--task", choices=("sort", "vision"), default="sort", help="what it learns (default: sort)")
+        parser.add_argument("--task", choices=TASKS, default=TASKS[0], help="what it learns (default: sort)")
     if command == "train":
         parser.add_argument("--max-restarts", "--max_restarts", metavar="N", help=RESTARTS)
     parser.add_argument("--nproc-per-node", "--nproc_per_node", metavar="N", help=nproc_help)

@@ -23,8 +23,8 @@ EVAL = (
 )
 EVAL_SHORT = {"n": "eval_n", "k": "eval_k", "out": "eval_out"}
 DEMO = (
-    "A tiny model learns to sort six digits, or with --task vision to name a colour that it sees, through the code path of a cluster. "
-    "Defaults: strategy fsdp, engine hf, seed 0."
+    "A tiny model learns to sort six digits, through the code path of a cluster; or with --task vision to name a colour that it sees, with "
+    "tools to call a function, with gridworld to walk to a field. Defaults: strategy fsdp, engine hf, seed 0."
 )
 BISECT = "Finds out why engine and trainer disagree on log-probs: the settings of a run, its model, engine and strategy."
 INVARIANCE = "Cuts one recorded rollout over ranks and micro-batches several ways, and prints how far the updates of a recipe lie apart."

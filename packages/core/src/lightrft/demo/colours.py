@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
 
+from lightrft.demo.rows import MODEL_FOLDER, write_rows
+
 SIDE = 16
-MODEL_FOLDER = "model"
 QUESTION = "colour:"
 SHARE_RIGHT = 0.5
 """Of what the warm-up imitates; the rest is a letter drawn by chance."""
@@ -29,16 +29,14 @@ def write_colours(folder: Path, *, seed: int, num_train: int = 1024, num_eval: i
     from lightrft.models.scratch_images import save_image_folder, scratch_image_model, with_image_tokens
 
     source = random.Random(seed)
-    paths = []
-    for name, number in (("train", num_train), ("eval", num_eval)):
-        (folder / "pictures").mkdir(parents=True, exist_ok=True)
-        rows = [_row(folder, f"{name}-{index}", source) for index in range(number)]
-        paths.append(folder / f"{name}.jsonl")
-        paths[-1].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    rows = {
+        name: [_row(folder, f"{name}-{at}", source) for at in range(number)] for name, number in (("train", num_train), ("eval", num_eval))
+    }
     tokenizer = with_image_tokens(char_tokenizer([ALPHABET]))
     with no_progress_bars():
         save_image_folder(folder / MODEL_FOLDER, scratch_image_model(tokenizer, seed=seed), tokenizer, side=SIDE)
-    return paths[0], paths[1]
+    return write_rows(folder, rows["train"], rows["eval"])
 
 
 def _row(folder: Path, name: str, source: random.Random) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,10 @@ import yaml
 from lightrft.config.load import make_config
 from lightrft.config.over_recipe import beside_flags
 from lightrft.config.schema import Config
-from lightrft.demo.colours import MODEL_FOLDER, write_colours
+from lightrft.demo.calculator import write_products
+from lightrft.demo.colours import write_colours
+from lightrft.demo.rows import MODEL_FOLDER, write_rows
+from lightrft.demo.walks import write_walks
 
 NUM_DIGITS = 6
 DATA_FOLDER = "data"
@@ -31,11 +33,7 @@ def write_data(folder: Path, *, seed: int, num_train: int = 4096, num_eval: int 
         raise ValueError(f"num_train + num_eval = {num_train + num_eval}; there are {10**NUM_DIGITS} rows of {NUM_DIGITS} digits")
     numbers = random.Random(seed).sample(range(10**NUM_DIGITS), num_train + num_eval)
     rows = [make_row([int(digit) for digit in f"{number:0{NUM_DIGITS}d}"]) for number in numbers]
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / "train.jsonl", folder / "eval.jsonl"
-    for path, part in zip(paths, (rows[:num_train], rows[num_train:]), strict=True):
-        path.write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
-    return paths
+    return write_rows(folder, rows[:num_train], rows[num_train:])
 
 
 def make_row(digits: Sequence[int]) -> dict[str, str]:
@@ -58,6 +56,8 @@ class Task:
 TASKS = {
     "sort": Task(title="sort six digits", recipe="sort.yaml", write=write_data),
     "vision": Task(title="say the first letter of a square's colour", recipe="colours.yaml", write=write_colours, has_model=True),
+    "tools": Task(title="call a tool for the product of two numbers", recipe="calculator.yaml", write=write_products, has_model=True),
+    "gridworld": Task(title="walk to a field of a square", recipe="gridworld.yaml", write=write_walks),
 }
 
 
