@@ -90,6 +90,7 @@ def mutant_registry() -> Registry:
         engine_load,
         engine_options,
         engine_states,
+        engine_turns,
         engine_uncommon,
         engine_weights,
         plain,

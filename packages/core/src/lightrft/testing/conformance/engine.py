@@ -21,9 +21,10 @@ from lightrft.testing.conformance.engine_ranks import Groups
 from lightrft.testing.conformance.engine_seeds import Seeds
 from lightrft.testing.conformance.engine_states import States
 from lightrft.testing.conformance.engine_syncs import Syncs
+from lightrft.testing.conformance.engine_turns import Turns
 
 
-class EngineConformance(Groups, States, Options, Images, Syncs, Load, Caches, Limits, Ends, Later, Seeds, Draws, Starts, kit=True):
+class EngineConformance(Groups, States, Options, Images, Syncs, Load, Turns, Caches, Limits, Ends, Later, Seeds, Draws, Starts, kit=True):
     """Set `engine_name`; subclass once more with another `family` and `tie` for other architectures.
 
     pytest runs the parts from the last to the first: version 0 is asked for while the engine is new, and the shutdown comes at the end,
