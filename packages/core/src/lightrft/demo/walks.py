@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ def write_walks(folder: Path, *, seed: int, num_train: int = 4096, num_eval: int
     Of the 72 pairs of fields, those of the evaluation are in it alone; the others come again and again, with another walk each time.
     """
     source = random.Random(seed)
-    fields = list(product(range(SIDE), repeat=2))
+    fields = [(x, y) for x in range(SIDE) for y in range(SIDE)]
     pairs = [(start, goal) for start in fields for goal in fields if start != goal]
     source.shuffle(pairs)
     held_out, trained = pairs[:num_eval], pairs[num_eval:]

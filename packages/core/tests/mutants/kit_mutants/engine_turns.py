@@ -71,7 +71,7 @@ class ConversationsDuplicated(Remembers):
         known = [self._begun(request) for request in requests]
         outputs = super().generate(requests, sampling)
         firsts = {begun: output for begun, output in zip(reversed(known), reversed(outputs), strict=True) if begun is not None}
-        return [replace(o, completions=firsts.get(begun, o).completions) for o, begun in zip(outputs, known, strict=True)]
+        return [replace(o, completions=(firsts[begun] if begun else o).completions) for o, begun in zip(outputs, known, strict=True)]
 
 
 @mutant("fake engine", "a conversation that goes on is answered with its turn before", test=TURN, words="its turn before, once more")
