@@ -59,7 +59,7 @@ def tuned(settings: dict[str, Any], base: str, out: str, sparse: bool) -> dict[s
     engine = strategy.inference_engine
     assert engine is not None
     logits = model(input_ids=IDS).logits.detach()
-    return {
+    found = {
         "own": _own(strategy, model),
         "merged": full_parameters(strategy, model),
         "engine": {name: p.clone() for name, p in engine.model.named_parameters()},
@@ -67,6 +67,22 @@ def tuned(settings: dict[str, Any], base: str, out: str, sparse: bool) -> dict[s
         "moments": sum(len(state) for state in optimizer.state.values()),
         "read": watched.elements,
     }
+    strategy.shutdown_inference_engine()
+    return found | {"alone": given_adapters_alone(strategy, model, optimizer)}
+
+
+def given_adapters_alone(strategy: Any, model: Any, optimizer: Any) -> dict[str, float]:
+    """Three more steps, with an engine that keeps the base weights: the largest gap after a sync, and the bytes of the last."""
+    alone = strategy.config.model_copy(update={"lora_rank": 4, "lora_sync": "adapters"})
+    strategy.setup_inference_engine(alone, engine_type="hf")
+    gaps = []
+    for step in (3, 4, 5):
+        train(strategy, model, optimizer, first=step, last=step + 1)
+        strategy.update_engine_weights(model)
+        logits = model(input_ids=IDS).logits.detach()
+        gaps.append(float((strategy.inference_engine.model(input_ids=IDS).logits - logits).abs().max()))
+        assert strategy.differing_engine_weights(model) == [] and strategy.unverified_weights == []
+    return {"gap": max(gaps), "bytes": strategy.synced_bytes}
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +123,8 @@ def test_adapters_train_alone_and_everything_that_leaves_is_merged(
         assert largest_difference(rank["merged"], oracle["merged"]) < (3e-5 if exact else 2e-2)
         if exact:
             assert largest_difference(rank["engine"], rank["merged"]) == 0.0 and rank["gap"] < 1e-5
+        assert rank["alone"]["gap"] < (1e-5 if exact else 2e-2)
+        assert rank["alone"]["bytes"] == sum(p.numel() for name, p in start.items() if is_adapter(name)) * (4 if exact else 2)
         loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(tmp_path / "adapter"))
         adapters = {name: p for name, p in loaded.named_parameters() if is_adapter(name)}
         assert largest_difference(adapters, {name: own[name].float() for name in adapters}) == 0.0

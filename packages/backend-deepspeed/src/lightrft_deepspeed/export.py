@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from lightrft.strategy.shard_export import gather_flat
-from lightrft.weights.buckets import Weight, WeightBucket, in_buckets, tied_names
+from lightrft.weights.buckets import Weight, WeightBucket, everything, in_buckets, tied_names
 from lightrft_deepspeed.fragments import held_once
 
 Item = tuple[str, torch.Tensor]
 
 
 @torch.no_grad()
-def export(model: torch.nn.Module, *, sharded: bool, dtype: torch.dtype | None, max_bytes: int) -> Iterator[WeightBucket]:
-    """Collective where `sharded`: every rank reads it to the end, one all-gather for each bucket.
+def export(
+    model: torch.nn.Module, *, sharded: bool, dtype: torch.dtype | None, max_bytes: int, only: Callable[[str], bool] = everything
+) -> Iterator[WeightBucket]:
+    """Collective where `sharded`: every rank reads it to the end, one all-gather for each bucket. `only` says by name what leaves.
 
     Not by DeepSpeed's GatheredParameters, which gathers each parameter by itself, and before it can be cast.
     """
     names = tied_names(model)
-    sized = (((name, p), full_size(p) * (dtype or p.dtype).itemsize) for name, p in model.named_parameters())
+    sized = (((name, p), full_size(p) * (dtype or p.dtype).itemsize) for name, p in model.named_parameters() if only(name))
     for items in in_buckets(sized, max_bytes=max_bytes):
         wholes = _gather(items, dtype) if sharded else [p.detach().to(dtype or p.dtype) for _, p in items]
         yield [Weight(names[name], whole) for (name, _), whole in zip(items, wholes, strict=True)]
 
 
 @torch.no_grad()
-def export_masters(engine: Any, *, dtype: torch.dtype | None, max_bytes: int) -> Iterator[WeightBucket]:
+def export_masters(
+    engine: Any, *, dtype: torch.dtype | None, max_bytes: int, only: Callable[[str], bool] = everything
+) -> Iterator[WeightBucket]:
     """The float32 values that bf16 training steps on (None: as they are). Collective: one all-reduce for each bucket.
 
     A frozen parameter has no master; it leaves with the value that it is computed with.
@@ -37,7 +41,7 @@ def export_masters(engine: Any, *, dtype: torch.dtype | None, max_bytes: int) ->
     names = tied_names(engine.module)
     device = next(engine.module.parameters()).device
     fragments = {fragment.name: fragment for held in held_once(engine) for fragment in held}
-    sized = (((name, p), full_size(p) * torch.float32.itemsize) for name, p in engine.module.named_parameters())
+    sized = (((name, p), full_size(p) * torch.float32.itemsize) for name, p in engine.module.named_parameters() if only(name))
     for items in in_buckets(sized, max_bytes=max_bytes):
         flat = torch.zeros(sum(full_size(p) for _, p in items), dtype=torch.float32, device=device)
         wholes = torch.split(flat, [full_size(p) for _, p in items])

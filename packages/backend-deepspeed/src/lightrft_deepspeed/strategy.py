@@ -19,6 +19,7 @@ from lightrft.strategy.shard_load import fill_shards
 from lightrft.strategy.sharding import Meshes, shard_frozen
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StepResult, StrategyBase
 from lightrft.weights.buckets import WeightBucket
+from lightrft.weights.lora_merge import is_adapter
 from lightrft.weights.safetensors_reader import WeightFiles
 from lightrft_deepspeed import state
 from lightrft_deepspeed.construct import cut, fill
@@ -120,6 +121,11 @@ class DeepspeedStrategy(StrategyBase):
         if self.config.bf16 and dtype != torch.bfloat16:
             return export_masters(model, dtype=dtype, max_bytes=max_bytes)
         return export(self._unwrap(model), sharded=self.config.zero_stage == 3, dtype=dtype, max_bytes=max_bytes)
+
+    def _export_adapters(self, model: torch.nn.Module, max_bytes: int) -> Iterator[WeightBucket]:
+        if self.config.bf16:
+            return export_masters(model, dtype=None, max_bytes=max_bytes, only=is_adapter)
+        return export(self._unwrap(model), sharded=self.config.zero_stage == 3, dtype=None, max_bytes=max_bytes, only=is_adapter)
 
     def _save_state(self, folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
         state.save(folder, model, optimizer)

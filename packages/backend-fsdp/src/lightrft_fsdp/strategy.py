@@ -20,6 +20,7 @@ from lightrft.strategy.shard_load import fill_shards
 from lightrft.strategy.sharding import Kept, Meshes, reshard, shard, shard_frozen
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StepResult, StrategyBase
 from lightrft.weights.buckets import WeightBucket
+from lightrft.weights.lora_merge import is_adapter
 from lightrft.weights.safetensors_reader import WeightFiles
 from lightrft_fsdp import offload, state
 from lightrft_fsdp.mixed_precision import MixedPrecisionAdamW
@@ -86,6 +87,10 @@ class FSDPV2Strategy(StrategyBase):
     def _export_weights(self, model: torch.nn.Module, dtype: torch.dtype | None, max_bytes: int) -> Iterator[WeightBucket]:
         reshard(model)
         return export_sharded(model, dtype=dtype, max_bytes=max_bytes)
+
+    def _export_adapters(self, model: torch.nn.Module, max_bytes: int) -> Iterator[WeightBucket]:
+        reshard(model)
+        return export_sharded(model, dtype=None, max_bytes=max_bytes, only=is_adapter)
 
     def _save_state(self, folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
         reshard(model)

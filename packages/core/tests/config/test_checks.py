@@ -101,6 +101,7 @@ OTHER = {
     "kl_estimator": "k2",
     "kl_in": "reward",
     "lora_alpha": 8.0,
+    "lora_sync": "merged",
     "lora_target_modules": ["q_proj"],
     "engine_sleep_level": 2,
     "logprob_gap_threshold": 1.0,

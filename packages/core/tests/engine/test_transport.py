@@ -1,6 +1,6 @@
 """Requests and completions survive their journey as flat tensors."""
 
-from lightrft.rollout.controller import derive_seed
+from lightrft.rollout.request_seeds import derive_seed
 from lightrft.rollout.transport import pack_outputs, pack_requests, unpack_outputs, unpack_requests
 from lightrft.types import Completion, Request, RequestOutput
 

@@ -21,11 +21,13 @@ from lightrft.engine.model_facts import model_facts
 from lightrft.engine.request_images import RequestImages
 from lightrft.errors import CapabilityError, EngineError, EngineStateError, ModelError, WeightSyncError
 from lightrft.types import Completion, EngineStatus, FinishReason, Request, RequestOutput, SamplingParams
+from lightrft.weights.adapters import matrices_of, staged_adapters
 from lightrft.weights.buckets import WeightBucket
 from lightrft.weights.checksum import WeightSum
 from lightrft.weights.fused_fingerprints import OwnSum, OwnSums, read_own_sums
 from lightrft.weights.hf_names import FileNames
 from lightrft.weights.manifest import expected_shapes
+from lightrft_vllm.adapters import put_adapters, read_adapters, room_for, unadaptable
 from lightrft_vllm.guests import (
     as_it_was,
     default_group_kept,
@@ -71,7 +73,9 @@ class VLLMEngine(InferenceEngine):
             self._llm: Any = self._built(LLM)
         self._llm.apply_model(partial(give_classes_back, before=classes))
         self._parameters: frozenset[str] = frozenset(self._llm.apply_model(_parameter_names)[0])
-        self._straight = setup.device.type == "cuda" and self._llm.apply_model(loads_straight)[0]
+        self._adapted: tuple[str, ...] = ()
+        self._adapter: Any = None  # vLLM's request of the present one
+        self._straight = setup.device.type == "cuda" and not setup.adapter_rank and self._llm.apply_model(loads_straight)[0]
         self._sums = OwnSums(
             gather_objects(self._read_sums(), group=setup.group),
             folder=setup.model_path,
@@ -80,6 +84,7 @@ class VLLMEngine(InferenceEngine):
         )
         self._images = RequestImages(setup)
         self._num_asked = 0
+        self._num_synced = 0
         self._version = 0
         self._weights_held = True
         self._status = EngineStatus.AWAKE
@@ -121,7 +126,7 @@ class VLLMEngine(InferenceEngine):
         prompts = [_prompt(request) for request in requests]
         try:
             with self._as_they_end(requests, sampling) as ended:
-                answers = self._llm.generate(prompts, params, use_tqdm=False)
+                answers = self._llm.generate(prompts, params, use_tqdm=False, lora_request=self._adapter)
         except Exception as error:  # requests that were already taken stay in its queue
             self._status = EngineStatus.UNUSABLE
             raise EngineError(f"vLLM failed in generate, {len(requests)} prompts outstanding: {type(error).__name__}: {error}") from error
@@ -140,9 +145,41 @@ class VLLMEngine(InferenceEngine):
         except Exception as error:
             self._status = EngineStatus.UNUSABLE
             raise error if isinstance(error, WeightSyncError) else WeightSyncError(f"vLLM failed to load weights: {error}") from error
+        self._adapter, self._adapted = None, ()  # vLLM takes all adapters off when it loads weights
         self.reset_cache()
         self._weights_held = True
         self._version = version
+
+    def unadaptable(self, modules: Collection[str]) -> list[str]:
+        self._alive()
+        found: list[str] = self._llm.apply_model(partial(unadaptable, modules=modules))[0]
+        return found
+
+    def update_adapters(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        """Under a name of its own each time, so that no block of the prefix cache of an older one fits."""
+        from vllm.lora.request import LoRARequest
+
+        setup = self.setup
+        if self._status in (EngineStatus.ASLEEP, EngineStatus.UNUSABLE):
+            raise EngineStateError(f"update_adapters while the engine is {self._status}; call wake_up first")
+        shapes = matrices_of(self._names.model())
+        adapters = staged_adapters(buckets, shapes, rank=setup.adapter_rank, dtype=setup.dtype, device=torch.device("cpu"))
+        self._num_synced += 1
+        try:
+            put = partial(put_adapters, adapters=adapters, rank=room_for(setup.adapter_rank), number=self._num_synced)
+            self._llm.apply_model(put)
+        except Exception as error:
+            self._status = EngineStatus.UNUSABLE
+            raise WeightSyncError(f"vLLM failed to load adapters: {error}") from error
+        self._adapter = LoRARequest(f"sync-{self._num_synced}", self._num_synced, "in memory")
+        self._adapted = tuple(adapters)
+        self.reset_cache()
+        self._version = version
+
+    def adapter_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+        self._alive()
+        found: dict[tuple[str, ...], WeightSum] = self._llm.apply_model(partial(read_adapters, modules=self._adapted))[0]
+        return found
 
     def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._names.module_shapes()
@@ -229,7 +266,7 @@ class VLLMEngine(InferenceEngine):
 
     def _read_sums(self) -> dict[str, OwnSum]:
         [found] = self._llm.apply_model(partial(read_own_sums, dtype=self.setup.dtype))
-        sums: dict[str, OwnSum] = found
+        sums: dict[str, OwnSum] = {name.replace(".base_layer.", "."): value for name, value in found.items()}
         return sums
 
     def _arguments(self) -> dict[str, Any]:
@@ -252,6 +289,8 @@ class VLLMEngine(InferenceEngine):
         )
         if self._reads_images:
             arguments["limit_mm_per_prompt"] = {"video": 0}  # else memory is put by for them, and their processor has to be there
+        if setup.adapter_rank:
+            arguments |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": room_for(setup.adapter_rank)}
         if setup.device.type == "cuda":
             return arguments | {"gpu_memory_utilization": setup.mem_util, "enable_sleep_mode": True}
         own_size = {} if os.environ.get("VLLM_CPU_KVCACHE_SPACE") else {"kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}
@@ -318,7 +357,7 @@ def _prompt(request: Request) -> dict[str, Any]:
 
 
 def _parameter_names(model: torch.nn.Module) -> list[str]:
-    return [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    return [name.replace(".base_layer.", ".") for name, _ in model.named_parameters(remove_duplicate=False)]
 
 
 def _reason(value: str | None) -> FinishReason:

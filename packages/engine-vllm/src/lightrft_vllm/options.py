@@ -11,6 +11,8 @@ OURS = {
     "gpu_memory_utilization": "engine_mem_util", "enable_sleep_mode": "enable_engine_sleep", "distributed_executor_backend": "",
     "pipeline_parallel_size": "engine_tp_size", "data_parallel_size": "nproc_per_node", "skip_tokenizer_init": "", "generation_config": "",
     "override_generation_config": "temperature, top_p, top_k and stop_token_ids", "logprobs_mode": "", "use_tqdm_on_load": "",
+    "enable_lora": "lora_sync", "max_lora_rank": "lora_rank", "max_loras": "", "max_cpu_loras": "", "lora_dtype": "",
+    "default_mm_loras": "", "fully_sharded_loras": "", "lora_target_modules": "lora_target_modules", "enable_tower_connector_lora": "",
     "hf_config_path": "model_name_or_path", "model_weights": "model_name_or_path", "runner": "", "convert": "",
     "mm_processor_cache_gb": "",
 }  # fmt: skip

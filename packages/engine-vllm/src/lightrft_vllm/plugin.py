@@ -26,11 +26,13 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
                     Capability.MEM_UTIL,
                     Capability.WEIGHT_SUMS,
                     Capability.MULTIMODAL,
+                    Capability.ADAPTERS,
                     Capability.SLEEP_1,
                     Capability.SLEEP_2,
                 }
             ),
             cuda_only=frozenset({Capability.SLEEP_1, Capability.SLEEP_2, Capability.MEM_UTIL}),
+            max_adapter_rank=512,
             cuts_heads=True,
             cpu_head_sizes=frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512}),
             cpu_latent_sizes=frozenset({576}),

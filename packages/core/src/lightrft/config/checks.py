@@ -14,6 +14,7 @@ from lightrft.config.environment_checks import environment_problems
 from lightrft.config.file_checks import evaluation_problems, file_problems, model_folder_problems
 from lightrft.config.hang_limits import hang_limit_problems
 from lightrft.config.ignored import ignored_settings, is_given
+from lightrft.config.lora_sync import lora_sync_problems
 from lightrft.config.metric_names import never_logged
 from lightrft.config.model_checks import engine_fit
 from lightrft.config.partial_checks import partial_problems
@@ -351,7 +352,16 @@ def _engine_fit(config: Config, registry: Registry, *, device_type: str | None =
     spec = _spec(registry, "engine", config.engine_type)
     if isinstance(spec, EngineSpec):
         yield from option_problems(config, spec)
+        yield from _adapters(config, registry, spec)
         yield from engine_fit(config, spec, device_type=device_type, model_path=model_path)
+
+
+def _adapters(config: Config, registry: Registry, spec: EngineSpec) -> Iterator[str]:
+    if config.lora_rank and config.lora_sync == "adapters" and Capability.ADAPTERS not in spec.capabilities:
+        provider = str(registry.entry("engine", config.engine_type).provider)
+        lacks = _lacks("lora_sync='adapters'", "engine", config.engine_type, provider, Capability.ADAPTERS, registry)
+        yield f"{lacks}; or set --lora_sync merged"
+    yield from lora_sync_problems(config, spec)
 
 
 def _gap(config: Config, registry: Registry) -> Iterator[str]:

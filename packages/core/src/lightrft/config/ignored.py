@@ -46,7 +46,7 @@ POINTLESS = (
         "set scratch_tokenizer to char or bpe",
     ),
     Pointless(("system_prompt", "tools_key", "chat_template_kwargs"), "apply_chat_template", None, "set --apply_chat_template"),
-    Pointless(("lora_alpha", "lora_target_modules"), "lora_rank", None, "set lora_rank above 0"),
+    Pointless(("lora_alpha", "lora_target_modules", "lora_sync"), "lora_rank", None, "set lora_rank above 0"),
     Pointless(("trust_remote_code",), "scratch_tokenizer", ("none",), "leave scratch_tokenizer out"),
     Pointless(
         ("sft_batch_size", "sft_learning_rate", "sft_key", "sft_strip", "sft_target_reward"), "sft_steps", None, "set sft_steps above 0"

@@ -75,6 +75,7 @@ METRICS = (
     Metric("partial/in_flight", "prompts", "that go on, or wait, in the next step", "max_version_lag"),
     Metric("partial/ess", "share", "effective sample size of the weights by which tokens of all versions are corrected", "max_version_lag"),
     Metric("partial/clipped", "share", "trained tokens whose weight is beyond the bounds", "max_version_lag"),
+    Metric("sync/mib", "MiB", "of weights that the last sync sent to each engine"),
     Metric("verify/gap", "nats per token", "engine against trainer on the fixed prompts of the sync's proof, mean", "verify_sync_every"),
     Metric("verify/gap_max", "nats", "the largest difference there", "verify_sync_every"),
     Metric("verify/image_trainer", "share", "prompts in which another image moves the trainer's log-probs", "images_key"),

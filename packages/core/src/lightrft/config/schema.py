@@ -136,6 +136,12 @@ class Config(BaseModel):
     )
     lora_rank: CountOrOff = _field(0, "model", "train low-rank adapters of this rank instead of the weights (LoRA); 0 = the weights")
     lora_alpha: Positive = _field(16.0, "model", "scale of the adapters times their rank")
+    lora_sync: Literal["auto", "adapters", "merged"] = _field(
+        "auto",
+        "model",
+        "at a sync the engine is given adapters alone and keeps the base weights, or weights with the adapters merged; auto: what costs it "
+        "less",
+    )
     lora_target_modules: list[str] = _field(["all-linear"], "model", "ends of the names of the layers that get adapters, or all-linear")
     freeze: RegularExpression = _field("", "model", "regular expression; the actor's parameters with a matching name are not trained")
     scratch_tokenizer: Literal["none", "char", "bpe"] = _field(

@@ -28,7 +28,8 @@ class EngineSetup:
     `model_path` is a HF folder; its weights are version 0. `max_model_len` bounds prompt plus completion, in tokens; `max_batch_size`
     bounds the prompts in one forward. `rank` and `group` are those of the ranks that share this engine; `seed` is the same on them and
     another one in each such group, for an engine that draws from a generator of its own. `options` are those of the engine's library
-    that the user set (`engine_args`), which were checked; they win over the engine's own choice.
+    that the user set (`engine_args`), which were checked; they win over the engine's own choice. `adapter_rank` above 0 says that syncs
+    bring adapters of at most that rank (`update_adapters`).
     """
 
     model_path: str
@@ -43,6 +44,7 @@ class EngineSetup:
     group_size: int
     group: dist.ProcessGroup | None
     options: Mapping[str, Any] = field(default_factory=dict)
+    adapter_rank: int = 0
 
 
 class InferenceEngine(ABC):
@@ -102,7 +104,7 @@ class InferenceEngine(ABC):
 
     @abstractmethod
     def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
-        """Replaces all weights. Allowed while AWAKE or WEIGHTS_ONLY.
+        """Replaces all weights; adapters that were given before are gone. Allowed while AWAKE or WEIGHTS_ONLY.
 
         After it returns, no token comes from older weights. Buckets may be read only once and only in order; their tensors may be reused by
         the sender once the next bucket is asked for.
@@ -131,6 +133,35 @@ class InferenceEngine(ABC):
         """
         raise CapabilityError(f"{type(self).__name__} gives no sums of its weights: it does not have the capability 'weight_sums'")
 
+    def unadaptable(self, modules: Collection[str]) -> list[str]:
+        """Those of these modules (their names in the model without adapters) that it cannot adapt. Under the capability `adapters`.
+
+        Raises:
+            CapabilityError: the engine does not declare it.
+        """
+        raise CapabilityError(_no_adapters(self))
+
+    def update_adapters(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        """Replaces all adapters and leaves the other weights as they are. Under the capability `adapters`, with `setup.adapter_rank`.
+
+        For each adapted module come A [rank, in] and B [out, rank] (`weights.adapters.adapter_names`): the module then gives W x + B A x.
+        B holds the scale, nothing else is to be multiplied in. A module of which nothing comes has no adapter afterwards. Else as
+        `update_weights`: no token comes from older ones after it returns, and buckets are read in order, once.
+
+        Raises:
+            WeightSyncError: a module that it does not know, an A without its B, or another shape, dtype or rank, named; the old ones stay,
+                or status becomes UNUSABLE.
+            EngineStateError: ASLEEP.
+            CapabilityError: the engine does not declare it.
+        """
+        raise CapabilityError(_no_adapters(self))
+
+    def adapter_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+        """As `weight_sums`, of the adapters that this rank holds now, read from where it computes with them; of all of them: one that was
+        sent and is not here never arrived. A module without one may be left out, or have a sum of nothing.
+        """
+        raise CapabilityError(_no_adapters(self))
+
     @abstractmethod
     def reset_cache(self) -> None:
         """Forgets everything computed with older weights: prefix cache, multimodal encoder cache."""
@@ -149,3 +180,7 @@ class InferenceEngine(ABC):
     @abstractmethod
     def shutdown(self) -> None:
         """Frees everything, child processes included. Idempotent; any later call but this one raises EngineStateError."""
+
+
+def _no_adapters(engine: InferenceEngine) -> str:
+    return f"{type(engine).__name__} takes no adapters: it does not have the capability 'adapters'; use lora_sync merged"

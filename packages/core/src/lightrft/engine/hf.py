@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
+from lightrft.engine.adapted import Adapted
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
 from lightrft.engine.hf_generate import Cut, cut_by, generate
@@ -17,6 +18,7 @@ from lightrft.engine.quiet import no_progress_bars
 from lightrft.engine.request_images import image_reader_of
 from lightrft.errors import EngineStateError
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
+from lightrft.weights.adapters import matrices_of, staged_adapters
 from lightrft.weights.buckets import WeightBucket, saved_buffers, tied_names
 from lightrft.weights.checksum import WeightSum, tensor_sum
 from lightrft.weights.model_class import keep_soft_cap, language_model_class
@@ -34,6 +36,7 @@ class HFEngine(InferenceEngine):
                 setup.model_path, dtype=setup.dtype, trust_remote_code=setup.trust_remote_code
             )
         self._model: Any = keep_soft_cap(model).to(setup.device).eval().requires_grad_(False)
+        self._adapted = Adapted(self._model)
         facts = model_facts(setup.model_path, trust_remote_code=setup.trust_remote_code)
         self._eos, self._vocab_size = facts.eos_token_ids, facts.vocab_size
         self._tokenizer: Any = None  # for stop strings
@@ -80,6 +83,7 @@ class HFEngine(InferenceEngine):
             raise EngineStateError(f"update_weights while the engine is {self._status}; call wake_up first")
         expected = self._held()
         staged = stage(buckets, expected)
+        self._adapted.replace({})
         for name, tensor in staged.items():
             expected[name].copy_(tensor)
         self._weights_held = True
@@ -95,6 +99,22 @@ class HFEngine(InferenceEngine):
         held = {names[name]: p for name, p in self._model.named_parameters()} | {(name,): b for name, b in sent_as_held.items()}
         return {known: WeightSum(*tensor_sum(tensor)) for known, tensor in held.items()}
 
+    def unadaptable(self, modules: Collection[str]) -> list[str]:
+        matrices = matrices_of(self._model)
+        return [module for module in modules if module not in matrices]
+
+    def update_adapters(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        if self._status is EngineStatus.ASLEEP or self._status is EngineStatus.UNUSABLE:
+            raise EngineStateError(f"update_adapters while the engine is {self._status}; call wake_up first")
+        setup = self.setup
+        shapes = matrices_of(self._model)
+        self._adapted.replace(staged_adapters(buckets, shapes, rank=setup.adapter_rank, dtype=setup.dtype, device=setup.device))
+        self._version = version
+
+    def adapter_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+        self._alive()
+        return self._adapted.sums()
+
     def reset_cache(self) -> None:
         """Nothing outlives a call to `generate` here."""
         self._alive()
@@ -105,8 +125,10 @@ class HFEngine(InferenceEngine):
             return
         if level == 1:
             self._model.to("cpu")
+            self._adapted.to("cpu")
         else:
             self._buffers = {name: buffer.to("cpu") for name, buffer in self._model.named_buffers()}
+            self._adapted.replace({})
             self._model.to("meta")
             self._weights_held = False
         self._status = EngineStatus.ASLEEP
@@ -142,6 +164,7 @@ class HFEngine(InferenceEngine):
     def _bring_weights(self) -> None:
         if self._weights_held:
             self._model.to(self.setup.device)
+            self._adapted.to(self.setup.device)
         else:
             config = self._model.config
             fresh = language_model_class(config).from_config(config, dtype=self.setup.dtype, trust_remote_code=self.setup.trust_remote_code)
@@ -149,6 +172,7 @@ class HFEngine(InferenceEngine):
                 owner, _, attribute = name.rpartition(".")
                 setattr(fresh.get_submodule(owner), attribute, buffer)
             self._model = keep_soft_cap(fresh).to(self.setup.device).eval().requires_grad_(False)
+            self._adapted = Adapted(self._model)
 
     def _held(self) -> dict[str, torch.Tensor]:
         """What `update_weights` replaces: parameters, a tied one once, and the buffers of the state dict."""

@@ -31,6 +31,7 @@ HF_CAPABILITIES = frozenset(
         Capability.STOP_STRINGS,
         Capability.TENSOR_PARALLEL,
         Capability.WEIGHT_SUMS,
+        Capability.ADAPTERS,
     }
 )
 """TENSOR_PARALLEL: one leader serves a group of any size; the model itself is not cut."""

@@ -36,6 +36,7 @@ class Capability(StrEnum):
     MIN_NEW_TOKENS = "min_new_tokens", "no stop token before so many tokens"
     STOP_STRINGS = "stop_strings", "a text ends a completion"
     WEIGHT_SUMS = "weight_sums", "sums of the tensors that it holds, which prove a sync"
+    ADAPTERS = "adapters", "is given low-rank adapters alone at a sync, and keeps the base weights (`lora_sync`)"
     # strategies
     MULTI_RANK = "multi_rank", "more than one rank"
     ZERO_STAGES = "zero_stages", "ZeRO's stages 0 to 3"
@@ -122,6 +123,8 @@ class EngineSpec(PluginSpec):
     `cuda_only`: those of its capabilities that it lacks without a CUDA device. `cuts_heads`: tensor parallelism divides the attention
     heads among the ranks of a group. `cpu_head_sizes`: the sizes of a head that it can do on the CPU; empty: any.
     `cpu_latent_sizes`: the same of a latent (DeepSeek's attention keeps one in place of heads: kv_lora_rank + qk_rope_head_dim).
+    `lora_sync`: which of the two ways of `Config.lora_sync` costs it less; `max_adapter_rank`: the largest rank of an adapter that it can
+    be given under the capability `adapters`; 0: any.
     `options`: `package.module:function` that returns `lightrft.plugins.engine_options.EngineOptions`, for an engine that takes
     `engine_args`; it is imported where a run sets some, and should import neither torch nor the engine's library.
     """
@@ -132,6 +135,8 @@ class EngineSpec(PluginSpec):
     cuts_heads: bool = False
     cpu_head_sizes: frozenset[int] = frozenset()
     cpu_latent_sizes: frozenset[int] = frozenset()
+    lora_sync: Literal["adapters", "merged"] = "merged"
+    max_adapter_rank: int = 0
     options: str = ""
 
     def capabilities_on(self, device_type: str) -> frozenset[Capability]:
@@ -147,6 +152,8 @@ class EngineSpec(PluginSpec):
         if not self.cuda_only <= self.capabilities:
             more = ", ".join(sorted(self.cuda_only - self.capabilities))
             raise ValueError(f"plugin {self.name!r}: cuda_only names what capabilities does not: {more}")
+        if self.lora_sync == "adapters" and Capability.ADAPTERS not in self.capabilities:
+            raise ValueError(f"plugin {self.name!r}: lora_sync 'adapters' without the capability 'adapters'")
         if self.topology not in ("single_leader", "spmd"):
             raise ValueError(f"plugin {self.name!r}: topology {self.topology!r} is not one of 'single_leader', 'spmd'")
 

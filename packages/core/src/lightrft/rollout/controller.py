@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -27,23 +26,22 @@ from lightrft.engine.base import ALL_TAGS, InferenceEngine, WakeTag
 from lightrft.engine.checks import needed_capabilities
 from lightrft.engine.progress import Finished, on_terminal, progress_line, unread, unwatched
 from lightrft.engine.stop_tokens import StopTokens
-from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
+from lightrft.errors import CapabilityError, EngineError, EngineStateError
 from lightrft.plugins.specs import Capability, EngineSpec
 from lightrft.rollout.ends import Decode
 from lightrft.rollout.output_checks import Ends, check_outputs
 from lightrft.rollout.prompts import PromptSource, collect_requests, with_images_read
+from lightrft.rollout.request_seeds import derive_seed
 from lightrft.rollout.transport import pack_outputs, pack_requests, unpack_outputs, unpack_requests
 from lightrft.rollout.waking import wake
+from lightrft.rollout.weight_sync import WeightSync
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
-from lightrft.weights.buckets import WeightBucket
-from lightrft.weights.checksum import WeightSum
-from lightrft.weights.verify import SentChecksums, first_names, over_group, shape_problems
 
 T = TypeVar("T")
 LOGPROBS_REMEDY = "; a run asks for log-probs unless logprob_gap_prompts and verify_sync_every are 0"
 
 
-class RolloutController:
+class RolloutController(WeightSync):
     """One per rank. Every method is collective over the world; an error on one rank is raised on all of them, together.
 
     Status: AWAKE after construction. `maybe_sleep` gives ASLEEP; `update_weights` needs weights only, so it leaves a sleeping engine
@@ -67,9 +65,10 @@ class RolloutController:
         make_room: str = "lower engine_mem_util",
         stop_tokens: StopTokens | None = None,
         decode: Decode | None = None,
+        takes_adapters: bool = False,
     ) -> None:
         """With `stop_tokens` (the model's own, of all sources) and `decode` (ids to text, for stop strings), what ends a completion is
-        checked.
+        checked. `takes_adapters`: the engine was built to be given adapters.
         """
         self.spec = spec
         self.stop_tokens = stop_tokens
@@ -83,7 +82,9 @@ class RolloutController:
         self.takes_images = Capability.MULTIMODAL in spec.capabilities_on(world.device.type)
         self.gives_sums = Capability.WEIGHT_SUMS in spec.capabilities_on(world.device.type)
         self._verify_sums = verify_sums and self.gives_sums
+        self.takes_adapters = takes_adapters
         self.unverified: list[str] = []
+        self._unverified_base: list[str] = []
         self.sent_fingerprint: int | None = None
         """Of the weights of the last sync; None where there is no engine, or syncs are not verified."""
         self._seed = seed
@@ -129,53 +130,6 @@ class RolloutController:
             self.maybe_sleep()
         return answers
 
-    def update_weights(self, buckets: Iterable[WeightBucket], *, shapes: Mapping[tuple[str, ...], tuple[int, ...]] | None = None) -> None:
-        """Wakes the weights, gives the engine every bucket, resets its caches; `version` rises by one. `buckets` is collective: all ranks
-        read it to the end even where an engine raises.
-
-        `shapes` (all names of each weight, its full shape) is compared with what the engine needs before the first bucket is asked for;
-        afterwards the engine's own tensors with what was sent, by their sums. `unverified` names the weights that it gives no sum for.
-
-        Raises:
-            WeightSyncError: names or shapes do not fit (nothing has changed); or the engine refused the weights; or does not hold them
-                (UNUSABLE from then on).
-        """
-        self._usable()
-        self._together("comparing names and shapes", lambda: self._check_shapes(shapes))
-        self._wake(("weights",))
-        sent = SentChecksums()
-        stream = sent.watch(buckets) if self._verify_sums and self.engine is not None else iter(buckets)
-        error: Exception | None = None
-        try:
-            if self.engine is not None:
-                self.engine.update_weights(stream, version=self.version + 1)
-                left = sum(1 for _ in stream)
-                if left:
-                    raise WeightSyncError(f"engine {self.spec.name!r} returned from update_weights with {left} buckets unread")
-                self.engine.reset_cache()
-        except Exception as caught:  # raised below, on all ranks together, once the collective iterator is drained
-            error = caught
-        deque(stream, maxlen=0)
-        self._agree(error, "updating the engine's weights")
-        if self._verify_sums:
-            self._prove(sent)
-            self.sent_fingerprint = sent.fingerprint() if self.engine is not None else None
-        self.version += 1
-
-    def differing_weights(self, buckets: Iterable[WeightBucket]) -> list[str] | None:
-        """The names of the engine's tensors that do not hold these weights, identical on every rank; None where the engine gives no sums.
-
-        `buckets` is collective and is read to the end.
-        """
-        self._usable()
-        self._wake(("weights",))
-        sent = SentChecksums()
-        deque(sent.watch(buckets) if self.gives_sums else buckets, maxlen=0)
-        if not self.gives_sums:
-            return None
-        found = gather_objects(sent.differing(self._held_sums()) if self.engine is not None else [], group=self._world.group)
-        return list(dict.fromkeys(name for names in found for name in names))
-
     @property
     def calls(self) -> int:
         """Calls of `gather_and_generate` so far, from which seeds follow. Not collective."""
@@ -214,37 +168,6 @@ class RolloutController:
         self._status = EngineStatus.UNUSABLE
 
     # ---- parts ---------------------------------------------------------------------------------------------------------------------------
-
-    def _check_shapes(self, shapes: Mapping[tuple[str, ...], tuple[int, ...]] | None) -> None:
-        held = self.engine.weight_shapes() if self.engine is not None and shapes is not None else {}
-        problems = shape_problems(shapes or {}, held) if held else []
-        if problems:
-            raise WeightSyncError(f"the actor's weights do not fit engine {self.spec.name!r}, the old ones stay: {'; '.join(problems)}")
-
-    def _prove(self, sent: SentChecksums) -> None:
-        held = self._held_sums()
-        wrong = sent.differing(held) if self.engine is not None else []
-        self.unverified = sent.unverified(held) if self.engine is not None else []
-        error = (
-            WeightSyncError(
-                f"engine {self.spec.name!r} does not hold the actor after sync {self.version + 1}: the checksum differs of "
-                f"{first_names(wrong)}; compared were {len(held)} tensors"
-            )
-            if wrong
-            else None
-        )
-        words = gather_objects(in_words(error), group=self._world.group)
-        if any(words):
-            self._status = EngineStatus.UNUSABLE
-        raise_together(error, words, doing="verifying the engine's weights")
-
-    def _held_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
-        """The engine's, of the whole group; nothing on ranks without an engine."""
-        engine = self.engine
-        mine = self._together("reading the engine's sums", lambda: engine.weight_sums() if engine is not None else {})
-        if self.spec.topology == "spmd":
-            return over_group(gather_objects(mine, group=self.group.group))
-        return mine
 
     def _requests(self, source: PromptSource, sampling: SamplingParams) -> list[Request]:
         requests = collect_requests(source, tokenize=self._tokenize)
@@ -378,9 +301,3 @@ def _of_range(on_finished: Callable[[int, RequestOutput], None], *, first: int, 
             on_finished(output.id - first, output)
 
     return finished
-
-
-def derive_seed(seed: int, index: int) -> int:
-    """A seed below 2**62 for the request of that index in a call; far apart for neighbours, as some engines add the sample's number."""
-    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 2

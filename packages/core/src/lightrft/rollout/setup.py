@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lightrft.config.checks import check_engine, strategy_name, without_effect
+from lightrft.config.lora_sync import sends_adapters
 from lightrft.config.schema import Config
 from lightrft.distributed.mesh import Axis, neighbours
 from lightrft.distributed.world import World
@@ -31,7 +32,8 @@ def make_controller(config: Config, *, registry: Registry, world: World, model_p
         for line in without_effect(config, spec, device_type=world.device.type):
             print(f"note: {line}", flush=True)
     group = neighbours(world, size=config.engine_tp_size)
-    setup = _engine_setup(config, world=world, group=group, model_path=path)
+    adapters = sends_adapters(config, spec, device_type=world.device.type)
+    setup = _engine_setup(config, world=world, group=group, model_path=path, adapters=adapters)
 
     def make_engine() -> InferenceEngine:
         engine: InferenceEngine = registry.load("engine", config.engine_type)(setup)
@@ -63,6 +65,7 @@ def make_controller(config: Config, *, registry: Registry, world: World, model_p
         make_room=how_to_make_room(config, registry.spec("strategy", strategy_name(config)).capabilities),
         stop_tokens=stops if stops.sources else None,
         decode=texts.decode,
+        takes_adapters=adapters,
     )
 
 
@@ -98,7 +101,7 @@ class _Texts:
         return AutoTokenizer.from_pretrained(self._path, trust_remote_code=self._trust)
 
 
-def _engine_setup(config: Config, *, world: World, group: Axis, model_path: str) -> EngineSetup:
+def _engine_setup(config: Config, *, world: World, group: Axis, model_path: str, adapters: bool) -> EngineSetup:
     return EngineSetup(
         model_path=model_path,
         dtype=torch.bfloat16 if config.bf16 else torch.float32,
@@ -112,6 +115,7 @@ def _engine_setup(config: Config, *, world: World, group: Axis, model_path: str)
         rank=group.rank,
         group_size=group.size,
         group=group.group,
+        adapter_rank=config.lora_rank if adapters else 0,
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from lightrft.distributed.world import World
 from lightrft.plugins.specs import StrategySpec
 from lightrft.weights.buckets import WeightBucket
+from lightrft.weights.lora_merge import is_adapter
 from lightrft.weights.safetensors_reader import WeightFiles
 
 Optimizer = torch.optim.Optimizer
@@ -111,6 +112,13 @@ class StrategyHooks(ABC):
         """Yields every parameter, whole, as buckets of at most `max_bytes` (`in_buckets`), cast to `dtype` before it is gathered (None: its
         own). Collective; a tied parameter once, with all its names (`tied_names`).
         """
+
+    def _export_adapters(self, model: torch.nn.Module, max_bytes: int) -> Iterator[WeightBucket]:
+        """The same of the adapters' parameters (`is_adapter`), in their own dtype. Override to gather nothing else: by default all weights
+        are gathered, and all but the adapters are dropped.
+        """
+        for bucket in self._export_weights(model, None, max_bytes):
+            yield [weight for weight in bucket if is_adapter(weight.names[0])]
 
     @abstractmethod
     def _save_state(self, folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from lightrft.errors import StrategyStateError
 from lightrft.plugins.registry import Registry
 from lightrft.rollout.controller import RolloutController
 from lightrft.rollout.setup import make_controller
+from lightrft.strategy.adapter_export import AdapterExport
 from lightrft.types import EngineStatus, RequestOutput
 from lightrft.weights.buckets import WeightBucket
 
@@ -39,6 +40,10 @@ class EngineSide(ABC):
     @abstractmethod
     def _exported_shapes(self, model: torch.nn.Module) -> dict[tuple[str, ...], tuple[int, ...]]:
         """All names, and the full shape, of each weight of `export_weights`."""
+
+    @abstractmethod
+    def _adapter_export(self, model: torch.nn.Module) -> AdapterExport:
+        """What of the model an engine is given that keeps the base weights; without `modules` where it has no adapters."""
 
     def setup_inference_engine(
         self, args: Config | argparse.Namespace, engine_type: str | None = None, *, model_path: str | None = None
@@ -132,11 +137,19 @@ class EngineSide(ABC):
     def update_engine_weights(self, actor: torch.nn.Module) -> None:
         """Gives the engine the actor's weights, raises `weight_version`, and resets the engine's caches.
 
+        Where the engine takes adapters (`lora_sync`) and the actor has some, these alone are sent. Before the first time, the actor's other
+        weights are compared with those that the engine was built with, by their checksums.
+
         Raises:
             WeightSyncError: they do not fit the engine's model (nothing was sent), or it refused them, or does not hold them afterwards; on
                 all ranks together.
         """
         controller = self._engine()
+        export = self._adapter_export(actor)
+        if controller.takes_adapters and export.modules:
+            controller.compare_base(lambda: export.base(controller.dtype))
+            controller.update_adapters(export.adapters(controller.dtype), modules=export.modules)
+            return
         controller.update_weights(self.export_weights(actor, dtype=controller.dtype), shapes=self._exported_shapes(actor))
 
     def differing_engine_weights(self, actor: torch.nn.Module, *, rounded_to: torch.dtype | None = None) -> list[str] | None:
@@ -145,14 +158,21 @@ class EngineSide(ABC):
         `rounded_to` asks for the actor as it would be after a cast to that dtype and back.
         """
         controller = self._engine()
-        buckets = self.export_weights(actor, dtype=rounded_to or controller.dtype)
-        return controller.differing_weights(
-            [w if w.is_buffer else replace(w, tensor=w.tensor.to(controller.dtype)) for w in bucket] for bucket in buckets
-        )
+        dtype, export = rounded_to or controller.dtype, self._adapter_export(actor)
+        if not (controller.takes_adapters and export.modules):
+            return controller.differing_weights(_in(controller.dtype, self.export_weights(actor, dtype=dtype)))
+        base = controller.differing_weights(_in(controller.dtype, export.base(dtype)))
+        adapters = controller.differing_weights(_in(controller.dtype, export.adapters(dtype)), adapters=True)
+        return None if base is None or adapters is None else base + adapters
 
     def reset_engine_cache(self) -> None:
         """The engine forgets what it computed before; a sync does this by itself."""
         self._engine().reset_cache()
+
+    @property
+    def synced_bytes(self) -> int:
+        """Of the weights that the last sync sent to each engine. Not collective."""
+        return self._engine().sent_bytes
 
     @property
     def engine_dtype(self) -> torch.dtype:
@@ -196,3 +216,8 @@ class EngineSide(ABC):
         if self._controller is None:
             raise StrategyStateError("no inference engine; call setup_inference_engine first")
         return self._controller
+
+
+def _in(dtype: torch.dtype, buckets: Iterable[WeightBucket]) -> Iterator[WeightBucket]:
+    """The same weights in that dtype; buffers as they are."""
+    return ([w if w.is_buffer else replace(w, tensor=w.tensor.to(dtype)) for w in bucket] for bucket in buckets)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.distributed.tensor import DTensor, Shard
 
-from lightrft.weights.buckets import Weight, WeightBucket, in_buckets, tied_names
+from lightrft.weights.buckets import Weight, WeightBucket, everything, in_buckets, tied_names
 
 # torch below 2.13 knows only the older name, 2.13 warns of it; keep `all_gather_single` alone once 2.12 is out of range.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -21,10 +21,12 @@ Item = tuple[str, torch.Tensor]
 
 
 @torch.no_grad()
-def export_sharded(model: torch.nn.Module, *, dtype: torch.dtype | None, max_bytes: int) -> Iterator[WeightBucket]:
-    """Collective over the model's mesh: every rank reads it to the end."""
+def export_sharded(
+    model: torch.nn.Module, *, dtype: torch.dtype | None, max_bytes: int, only: Callable[[str], bool] = everything
+) -> Iterator[WeightBucket]:
+    """Collective over the model's mesh: every rank reads it to the end. `only` says by name what is gathered."""
     names = tied_names(model)
-    sized = (((name, p), p.numel() * (dtype or p.dtype).itemsize) for name, p in model.named_parameters())
+    sized = (((name, p), p.numel() * (dtype or p.dtype).itemsize) for name, p in model.named_parameters() if only(name))
     for items in in_buckets(sized, max_bytes=max_bytes):
         yield [Weight(names[name], tensor) for name, tensor in _gather(items, dtype)]
 

@@ -15,6 +15,7 @@ from lightrft.errors import CapabilityError
 from lightrft.strategy.sharding import hold_in_bfloat16
 from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StepResult, StrategyBase
 from lightrft.weights.buckets import Weight, WeightBucket, in_buckets, tied_names
+from lightrft.weights.lora_merge import is_adapter
 from lightrft.weights.safetensors_reader import WeightFiles
 
 STATE = "state.pt"
@@ -81,6 +82,11 @@ class SingleStrategy(StrategyBase):
         sized = ((item, item[1].numel() * (dtype or item[1].dtype).itemsize) for item in model.named_parameters())
         for bucket in in_buckets(sized, max_bytes=max_bytes):
             yield [Weight(names[name], parameter.detach().to(dtype or parameter.dtype)) for name, parameter in bucket]
+
+    def _export_adapters(self, model: torch.nn.Module, max_bytes: int) -> Iterator[WeightBucket]:
+        sized = ((item, item[1].numel() * item[1].itemsize) for item in model.named_parameters() if is_adapter(item[0]))
+        for bucket in in_buckets(sized, max_bytes=max_bytes):
+            yield [Weight((name,), parameter.detach()) for name, parameter in bucket]
 
     def _save_state(self, folder: Path, model: torch.nn.Module, optimizer: Optimizer) -> None:
         torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, folder / STATE)

@@ -17,6 +17,7 @@ from lightrft.errors import CapabilityError, StrategyStateError
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, StrategySpec
 from lightrft.strategy import checkpoint, ema, hf_export
+from lightrft.strategy.adapter_export import AdapterExport
 from lightrft.strategy.compiled import compile_where_asked
 from lightrft.strategy.hooks import AdamWSettings, Optimizer, Scheduler, StepResult, StrategyHooks
 from lightrft.strategy.recompute import recompute_activations
@@ -365,6 +366,9 @@ class StrategyBase(StrategyHooks, EngineSide, FrozenSide):
                 f"{asked} needs the capability {str(capability)!r}, which strategy {self.spec.name!r} does not declare; "
                 f"one that does: {having}"
             )
+
+    def _adapter_export(self, model: torch.nn.Module) -> AdapterExport:
+        return AdapterExport(self, model)
 
     def _worth_nothing(self, model: torch.nn.Module) -> torch.Tensor:
         """A forward pass of the smallest input, and a loss of 0 that reaches every parameter it went through."""

@@ -69,6 +69,7 @@ class EngineBench:
         self.model = self.models[0]
         self._before: Any = None
         self.version = 0
+        self.adapter_syncs = 0  # the version, where the last sync brought adapters alone
         self._engine: InferenceEngine | None = None
         self.processes: dict[int, str] = {}
         self.asking, self.blocked = "", ""  # the test that asks now; the one that found what makes asking more worthless
@@ -118,8 +119,9 @@ class EngineBench:
         if self.version or self.model is not self.models[0] or self.engine.status is not EngineStatus.AWAKE:
             self.restart()
 
-    def restart(self, *, mem_util: float = MEM_UTIL, options: Mapping[str, Any] | None = None) -> None:
-        """A new engine with the folder's weights; `mem_util` is its fraction of a GPU's memory, `options` are those of its library.
+    def restart(self, *, mem_util: float = MEM_UTIL, options: Mapping[str, Any] | None = None, adapter_rank: int = 0) -> None:
+        """A new engine with the folder's weights; `mem_util` is its fraction of a GPU's memory, `options` are those of its library,
+        `adapter_rank` is that of `EngineSetup`.
 
         Raises:
             AssertionError: it does not start; with the usual memory nothing more is asked.
@@ -128,11 +130,11 @@ class EngineBench:
         self.processes = descendants()
         self.starts += 1
         try:
-            self._engine = self._start(mem_util, options or {})
+            self._engine = self._start(mem_util, options or {}, adapter_rank)
         except Exception as error:
             self.blocked = self.asking if mem_util == MEM_UTIL else ""
             raise AssertionError(f"the engine does not start: {sentence(error)}") from error
-        self.model, self._before, self.version = self.models[0], None, 0
+        self.model, self._before, self.version, self.adapter_syncs = self.models[0], None, 0, 0
 
     def can(self, capability: Capability) -> bool:
         """Whether it declares that for this device."""
@@ -276,7 +278,7 @@ class EngineBench:
             self._engine.shutdown()
             self._engine = None
 
-    def _start(self, mem_util: float, options: Mapping[str, Any]) -> InferenceEngine:
+    def _start(self, mem_util: float, options: Mapping[str, Any], adapter_rank: int) -> InferenceEngine:
         engine_class: type[InferenceEngine] = self.registry.load("engine", self.spec.name)
         return engine_class(
             EngineSetup(
@@ -292,6 +294,7 @@ class EngineBench:
                 group_size=1,
                 group=None,
                 options=options,
+                adapter_rank=adapter_rank,
             )
         )
 

@@ -87,7 +87,7 @@ class TrainerPhases:
         self.synced = True
         start = time.perf_counter()
         self.strategy.update_engine_weights(self.actor)
-        metrics = {"time/sync_s": time.perf_counter() - start}
+        metrics = {"time/sync_s": time.perf_counter() - start, "sync/mib": self.strategy.synced_bytes / 2**20}
         if probe is not None:
             metrics |= probe.after_sync() | (self.image_check.run() if self.image_check is not None else {})
         return metrics

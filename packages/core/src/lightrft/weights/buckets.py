@@ -51,6 +51,11 @@ def buffer_buckets(model: torch.nn.Module, *, max_bytes: int, rename: Callable[[
         yield [Weight((rename(name),), buffer.detach(), is_buffer=True) for name, buffer in bucket]
 
 
+def everything(name: str) -> bool:
+    """Of an export: no parameter is left out."""
+    return True
+
+
 def in_buckets(items: Iterable[tuple[T, int]], *, max_bytes: int) -> Iterator[list[T]]:
     """Cuts (item, bytes) pairs into lists of at most `max_bytes`, in order; an item larger than that has a list of its own."""
     bucket: list[T] = []

@@ -53,6 +53,8 @@ class SentChecksums:
         found: list[tuple[int, str]] = []
         for names, value in held.items():
             parts = {self._index[name] for name in names if name in self._index}
+            if not parts and value.same_as(NOTHING):  # what was not sent, and is not there
+                continue
             complete = all(name in self._index for name in names)
             expected = sum((sums[part] for part in parts), start=NOTHING)
             if not complete or not value.same_as(expected):

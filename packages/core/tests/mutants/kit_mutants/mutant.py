@@ -84,6 +84,7 @@ def mutant(
 def mutant_registry() -> Registry:
     """What core brings, the fakes, and every mutant."""
     from kit_mutants import (  # noqa: F401  # registered by import
+        engine_adapters,
         engine_draws,
         engine_ends,
         engine_images,

@@ -8,6 +8,7 @@ The process holds one engine at a time, alone. A judge says what is right: trans
 
 from __future__ import annotations
 
+from lightrft.testing.conformance.engine_adapters import Adapters
 from lightrft.testing.conformance.engine_cache import Caches
 from lightrft.testing.conformance.engine_draws import Draws
 from lightrft.testing.conformance.engine_ends import Ends
@@ -24,7 +25,9 @@ from lightrft.testing.conformance.engine_syncs import Syncs
 from lightrft.testing.conformance.engine_turns import Turns
 
 
-class EngineConformance(Groups, States, Options, Images, Syncs, Load, Turns, Caches, Limits, Ends, Later, Seeds, Draws, Starts, kit=True):
+class EngineConformance(
+    Groups, States, Adapters, Options, Images, Syncs, Load, Turns, Caches, Limits, Ends, Later, Seeds, Draws, Starts, kit=True
+):
     """Set `engine_name`; subclass once more with another `family` and `tie` for other architectures.
 
     pytest runs the parts from the last to the first: version 0 is asked for while the engine is new, and the shutdown comes at the end,
