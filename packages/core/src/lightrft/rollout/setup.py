@@ -101,7 +101,7 @@ class _Texts:
         return AutoTokenizer.from_pretrained(self._path, trust_remote_code=self._trust)
 
 
-def _engine_setup(config: Config, *, world: World, group: Axis, model_path: str, adapters: bool) -> EngineSetup:
+def _engine_setup(config: Config, *, world: World, group: Axis, model_path: str, adapters: bool = False) -> EngineSetup:
     return EngineSetup(
         model_path=model_path,
         dtype=torch.bfloat16 if config.bf16 else torch.float32,
