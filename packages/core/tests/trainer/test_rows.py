@@ -14,7 +14,7 @@ from lightrft.models.critic import make_critic
 from lightrft.strategy import get_strategy
 from lightrft.testing.packed_rows import family
 from lightrft.testing.workload import SETTINGS
-from lightrft.trainer.rows import ready_for_rows
+from lightrft.trainer.rows import beyond_budget, ready_for_rows
 
 
 def prepared(model: Any, **settings: Any) -> tuple[torch.nn.Module, Any, Any]:
@@ -51,3 +51,11 @@ def test_a_model_that_mixes_sequences_is_refused_by_the_setting() -> None:
     mamba = make(config(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4))
     with pytest.raises(ModelError, match=r"packing_samples=True: .*leave packing_samples out"):
         prepared(mamba, packing_samples=True)
+
+
+def test_a_budget_below_the_longest_sequence_is_said() -> None:
+    asked = {"packing_samples": True, "prompt_max_len": 40, "generate_max_len": 24}
+    assert beyond_budget(make_config(asked | {"max_tokens_per_micro_batch": 64})) == ""
+    assert beyond_budget(make_config({"max_tokens_per_micro_batch": 8})) == ""  # which nothing packs
+    found = beyond_budget(make_config(asked | {"max_tokens_per_micro_batch": 63}))
+    assert found.startswith("max_tokens_per_micro_batch=63 is below prompt_max_len + generate_max_len = 64: a sequence of more than 63 ")

@@ -53,6 +53,17 @@ def check_image_rows(model: torch.nn.Module, *, config: Config, strategy: Strate
         )
 
 
+def beyond_budget(config: Config) -> str:
+    """What a packed row's budget cannot hold, in words; empty where it holds the longest sequence."""
+    longest, budget = config.prompt_max_len + config.generate_max_len, config.max_tokens_per_micro_batch
+    if not config.packing_samples or longest <= budget:
+        return ""
+    return (
+        f"max_tokens_per_micro_batch={budget} is below prompt_max_len + generate_max_len = {longest}: a sequence of more than {budget} "
+        "tokens is a row by itself, and takes the memory of its own length"
+    )
+
+
 def text_rows(model: Any, *, name: str, config: Config, strategy: StrategyBase) -> PaddedTexts | PackedTexts:
     """The rows of reward model `name`: packed with `packing_samples` where it can be, which is said where it cannot. Collective.
 

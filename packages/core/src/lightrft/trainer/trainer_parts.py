@@ -43,7 +43,7 @@ from lightrft.trainer.learner import Learner
 from lightrft.trainer.refusals import refuse
 from lightrft.trainer.resume import PromptsDigest
 from lightrft.trainer.reward_models import as_rewards
-from lightrft.trainer.rows import check_image_rows, ready_for_rows
+from lightrft.trainer.rows import beyond_budget, check_image_rows, ready_for_rows
 from lightrft.trainer.run_state import EngineState, RandomState, RunState, SkippedSteps
 from lightrft.trainer.saver import Saver, Trained
 from lightrft.trainer.steps import count_updates, num_rollouts, updates_per_rollout
@@ -128,6 +128,8 @@ class TrainerParts(TrainerPhases):
         self._measure_phases(phases)
 
     def _make_rows_ready(self) -> None:
+        if words := beyond_budget(self.config):
+            self.strategy.print(f"note: {words}")
         for model in (self.actor, self.critic, self.initial_model):
             if model is not None:
                 ready_for_rows(model, config=self.config, strategy=self.strategy)
