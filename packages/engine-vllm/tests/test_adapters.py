@@ -15,9 +15,12 @@ from lightrft.models.load import load_causal_lm
 from lightrft.models.lora import add_lora
 from lightrft.plugins.registry import Registry
 from lightrft.strategy.factory import get_strategy
+from lightrft.strategy.hooks import AdamWSettings
 from lightrft.testing.engine_bench import requests_of
+from lightrft.testing.engine_scenario import judge_of
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.judge import greedy_tokens, logprob_error
+from lightrft.testing.spmd import run_spmd
 from lightrft.testing.tiny import Family, tiny_model_folder
 from lightrft.types import EngineStatus, SamplingParams
 from lightrft.weights.buckets import Weight, WeightBucket
@@ -150,3 +153,48 @@ def test_some_layers_alone_and_merged_weights_answer_alike(tmp_path: Path) -> No
         finally:
             bench.strategy.shutdown()
     assert max(found.values()) < 1e-5
+
+
+def on_ranks(folder: str, settings: dict[str, Any]) -> tuple[list[bool], float, list[str], int]:
+    """Of two syncs on this rank: whether tokens are those of peft's model, the largest gap, what was not verified, the bytes sent."""
+    lengths = {"prompt_max_len": 320, "generate_max_len": 16, "enable_engine_sleep": False, "lora_rank": RANK, "lora_sync": "adapters"}
+    config = make_config({"engine_type": "vllm", "model_name_or_path": folder, **lengths, **settings})
+    strategy = get_strategy(config)
+    strategy.setup_inference_engine(config)
+    adapted = add_lora(load_causal_lm(folder, dtype=torch.float32), rank=RANK, alpha=7.0, target_modules=["all-linear"], seed=1)
+    actor, optimizer = strategy.prepare_trainable(adapted, optimizer=AdamWSettings(learning_rate=5e-2))
+    right, gaps, unverified = [], [], []
+    for step in (1, 2):
+        ids = torch.tensor([[3, 4, 5, 6 + strategy.world.rank]])
+        strategy.accumulate([ids], lambda batch: actor(input_ids=batch).logits.float().logsumexp(-1).sum() / 8, actor, optimizer)
+        strategy.optimizer_step(optimizer, actor, None)
+        strategy.update_engine_weights(actor)
+        judge = judge_of(strategy, actor, folder)
+        prompts = PROMPTS[: 2 - strategy.world.rank]
+        for prompt, output in zip(prompts, strategy.gather_and_generate(GREEDY, all_prompt_token_ids=prompts, logprobs=True), strict=True):
+            expected = greedy_tokens(judge, prompt, max_new_tokens=8)
+            right.append(list(output.completions[0].token_ids)[: len(expected)] == expected)
+            gaps.append(logprob_error(judge, output, output.completions[0]))
+        unverified += strategy.unverified_weights
+        assert strategy.differing_engine_weights(actor) == [] and strategy.weight_version == step
+    synced = strategy.synced_bytes
+    strategy.shutdown()
+    return right, max(gaps), unverified, synced
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "settings"),
+    [
+        (1, {"strategy": "fsdp", "engine_tp_size": 2}),  # both ranks hold the only key-value head
+        (2, {"strategy": "deepspeed", "zero_stage": 3, "engine_tp_size": 2}),
+        (2, {"strategy": "deepspeed", "zero_stage": 2}),
+    ],
+)
+def test_two_ranks_hold_the_adapters_of_both(tmp_path: Path, kv_heads: int, settings: dict[str, Any]) -> None:
+    folder = tiny_model_folder(tmp_path / "model", kv_heads=kv_heads)
+    expected = sum(p.numel() for n, p in add_lora(
+        load_causal_lm(folder, dtype=torch.float32), rank=RANK, alpha=7.0, target_modules=["all-linear"], seed=1
+    ).named_parameters() if "lora_" in n)  # fmt: skip
+    for right, gap, unverified, synced in run_spmd(on_ranks, 2, str(folder), settings, timeout_s=240.0):
+        assert all(right) and gap < 1e-5 and synced == 4 * expected
+        assert unverified == [] or (settings.get("engine_tp_size") == 2 and kv_heads == 1)  # key-value heads of the base on both ranks
