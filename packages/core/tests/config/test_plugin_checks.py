@@ -17,6 +17,7 @@ from lightrft.plugins import (
     RewardSpec,
 )
 from lightrft.plugins.registry import Provider
+from lightrft.testing.fake_strategy import fake_registry
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,7 @@ ASKED = {
     "use_mp_opt": True,
     "engine_tp_size": 2,
     "engine_mem_util": 0.5,
+    "deterministic_rollout": True,
     "stop": ["\n"],
     "min_p": 0.1,
     "min_new_tokens": 2,
@@ -209,3 +211,17 @@ def test_a_stage_that_was_typed_asks_for_it_also_at_its_default(make, problems, 
     check(make(), registry=registry(), world_size=2, typed=["zero_stage"])
     found = problems(make(strategy="plain", zero_stage=3), world_size=1)
     assert [line for line in found if "zero_stage" in line] == [line for line in found if line.startswith("zero_stage=3 needs")]
+
+
+def test_a_deterministic_rollout_is_refused_where_the_device_has_none() -> None:
+    able = EngineSpec(
+        name="able", target="a:b", capabilities=frozenset({Capability.DETERMINISTIC}), cuda_only=frozenset({Capability.DETERMINISTIC})
+    )
+    registry = fake_registry(able)
+    config = Config(engine_type="able", strategy="fake", deterministic_rollout=True)
+    check_engine(config, registry=registry, world_size=1, device_type="cuda")
+    with pytest.raises(ConfigError, match="deterministic_rollout=True: engine 'able' has 'deterministic' on CUDA only, and this is cpu"):
+        check_engine(config, registry=registry, world_size=1, device_type="cpu")
+    assert without_effect(config, able, device_type="cpu") == []
+    with pytest.raises(ConfigError, match="deterministic_rollout=True needs the capability 'deterministic'"):
+        check_engine(config.model_copy(update={"engine_type": "fake"}), registry=registry, world_size=1)

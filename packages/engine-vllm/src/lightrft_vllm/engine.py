@@ -34,6 +34,7 @@ from lightrft_vllm.guests import (
     end_groups,
     give_classes_back,
     keep_linear_layers_plain,
+    make_deterministic,
     no_bars,
     no_shared_memory,
     set_environment,
@@ -65,6 +66,8 @@ class VLLMEngine(InferenceEngine):
         self._can_sleep = setup.device.type == "cuda"
         self._shares_group = dist.is_initialized()
         set_environment(setup.device.type)
+        if setup.deterministic:
+            make_deterministic(setup.device)
         from vllm import LLM  # after the environment that it reads at import
 
         keep_linear_layers_plain(setup.device.type)

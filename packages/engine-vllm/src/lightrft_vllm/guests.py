@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import numpy
 import torch
 import torch.distributed as dist
+
+from lightrft.errors import CapabilityError, EngineStateError
 
 IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 """The engine's core runs in this process: its external launcher asks for that."""
@@ -30,6 +33,27 @@ def set_environment(device_type: str) -> None:
 
 
 LAUNCHER = ("LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE")
+
+
+BATCH_INVARIANT = "VLLM_BATCH_INVARIANT"
+OLDEST_DETERMINISTIC = (9, 0)
+"""CUDA's compute capability (Hopper) from which vLLM has batch-invariant kernels."""
+
+
+def make_deterministic(device: torch.device) -> None:
+    """Before vLLM is imported: it replaces torch's own matrix products, softmax and means in this process, so the trainer's, too.
+
+    Raises:
+        CapabilityError: not on CUDA, or a GPU before Hopper.
+        EngineStateError: vLLM was imported before, when some of its modules had decided otherwise.
+    """
+    found = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    if found is None or found < OLDEST_DETERMINISTIC:
+        here = f"compute capability {found[0]}.{found[1]}" if found else device.type
+        raise CapabilityError(f"deterministic_rollout: vLLM needs a GPU of compute capability 9.0 or more, found {here}; leave it out")
+    if "vllm" in sys.modules and os.environ.get(BATCH_INVARIANT) != "1":
+        raise EngineStateError(f"deterministic_rollout: vLLM was imported without it before; set {BATCH_INVARIANT}=1 for the whole process")
+    os.environ[BATCH_INVARIANT] = "1"
 
 
 @contextmanager

@@ -27,11 +27,12 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
                     Capability.WEIGHT_SUMS,
                     Capability.MULTIMODAL,
                     Capability.ADAPTERS,
+                    Capability.DETERMINISTIC,
                     Capability.SLEEP_1,
                     Capability.SLEEP_2,
                 }
             ),
-            cuda_only=frozenset({Capability.SLEEP_1, Capability.SLEEP_2, Capability.MEM_UTIL}),
+            cuda_only=frozenset({Capability.SLEEP_1, Capability.SLEEP_2, Capability.MEM_UTIL, Capability.DETERMINISTIC}),
             max_adapter_rank=512,
             cuts_heads=True,
             cpu_head_sizes=frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512}),

@@ -40,6 +40,9 @@ class Need:
     by_default: bool = False
     """Whether its default, too, asks for something where it was typed."""
 
+    refused_on_cpu: bool = False
+    """Whether a recipe that sets it is refused where the engine has the capability on CUDA only; else it runs there without it."""
+
 
 NEEDS = (
     Need("zero_stage", "strategy", Capability.ZERO_STAGES, by_default=True),
@@ -51,6 +54,7 @@ NEEDS = (
     Need("use_mp_opt", "strategy", Capability.MIXED_PRECISION_OPTIMIZER),
     Need("engine_tp_size", "engine", Capability.TENSOR_PARALLEL),
     Need("engine_mem_util", "engine", Capability.MEM_UTIL),
+    Need("deterministic_rollout", "engine", Capability.DETERMINISTIC, refused_on_cpu=True),
     Need("stop", "engine", Capability.STOP_STRINGS),
     Need("min_p", "engine", Capability.MIN_P),
     Need("min_new_tokens", "engine", Capability.MIN_NEW_TOKENS),
@@ -124,7 +128,7 @@ def without_effect(config: Config, spec: EngineSpec, *, device_type: str) -> lis
         f"{need.field}={getattr(config, need.field)!r} has no effect: engine {spec.name!r} has {str(need.capability)!r} on CUDA only, "
         f"this rank runs on {device_type}"
         for need in NEEDS
-        if need.kind == "engine" and need.capability in lacking and is_given(config, need.field)
+        if need.kind == "engine" and need.capability in lacking and is_given(config, need.field) and not need.refused_on_cpu
     ]
 
 
@@ -353,6 +357,11 @@ def _engine_fit(config: Config, registry: Registry, *, device_type: str | None =
     if isinstance(spec, EngineSpec):
         yield from option_problems(config, spec)
         yield from _adapters(config, registry, spec)
+        lacking = spec.capabilities - spec.capabilities_on(device_type or "cuda")
+        for need in NEEDS:
+            if need.refused_on_cpu and need.capability in lacking and is_given(config, need.field):
+                asked = f"{need.field}={getattr(config, need.field)!r}"
+                yield f"{asked}: engine {spec.name!r} has {str(need.capability)!r} on CUDA only, and this is {device_type}; leave it out"
         yield from engine_fit(config, spec, device_type=device_type, model_path=model_path)
 
 

@@ -92,6 +92,9 @@ class Config(BaseModel):
     engine_args: Annotated[dict[str, Any], BeforeValidator(json_object)] = _field(
         {}, "engine", "options of the engine's library: a mapping, JSON, or --engine_args.NAME VALUE for each"
     )
+    deterministic_rollout: bool = _field(
+        False, "engine", "a completion depends on nothing else in its batch: the engine's batch-invariant kernels, which are slower"
+    )
     enable_engine_sleep: bool = _field(True, "engine", "put the engine to sleep while training")
     engine_sleep_level: Annotated[Literal[1, 2], NoBool] = _field(
         1, "engine", "1 keeps the weights in host memory, 2 drops them until the next sync"
@@ -137,10 +140,7 @@ class Config(BaseModel):
     lora_rank: CountOrOff = _field(0, "model", "train low-rank adapters of this rank instead of the weights (LoRA); 0 = the weights")
     lora_alpha: Positive = _field(16.0, "model", "scale of the adapters times their rank")
     lora_sync: Literal["auto", "adapters", "merged"] = _field(
-        "auto",
-        "model",
-        "at a sync the engine is given adapters alone and keeps the base weights, or weights with the adapters merged; auto: what costs it "
-        "less",
+        "auto", "model", "a sync gives the engine adapters alone, which keeps the base weights, or merged weights; auto: its cheaper way"
     )
     lora_target_modules: list[str] = _field(["all-linear"], "model", "ends of the names of the layers that get adapters, or all-linear")
     freeze: RegularExpression = _field("", "model", "regular expression; the actor's parameters with a matching name are not trained")

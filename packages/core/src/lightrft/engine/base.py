@@ -29,7 +29,7 @@ class EngineSetup:
     bounds the prompts in one forward. `rank` and `group` are those of the ranks that share this engine; `seed` is the same on them and
     another one in each such group, for an engine that draws from a generator of its own. `options` are those of the engine's library
     that the user set (`engine_args`), which were checked; they win over the engine's own choice. `adapter_rank` above 0 says that syncs
-    bring adapters of at most that rank (`update_adapters`).
+    bring adapters of at most that rank (`update_adapters`). `deterministic` asks for what the capability of that name says.
     """
 
     model_path: str
@@ -45,6 +45,7 @@ class EngineSetup:
     group: dist.ProcessGroup | None
     options: Mapping[str, Any] = field(default_factory=dict)
     adapter_rank: int = 0
+    deterministic: bool = False
 
 
 class InferenceEngine(ABC):

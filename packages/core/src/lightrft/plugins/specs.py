@@ -37,6 +37,7 @@ class Capability(StrEnum):
     STOP_STRINGS = "stop_strings", "a text ends a completion"
     WEIGHT_SUMS = "weight_sums", "sums of the tensors that it holds, which prove a sync"
     ADAPTERS = "adapters", "is given low-rank adapters alone at a sync, and keeps the base weights (`lora_sync`)"
+    DETERMINISTIC = "deterministic", "a completion depends on nothing else in its batch, to the last bit (`deterministic_rollout`)"
     # strategies
     MULTI_RANK = "multi_rank", "more than one rank"
     ZERO_STAGES = "zero_stages", "ZeRO's stages 0 to 3"

@@ -116,6 +116,7 @@ def _engine_setup(config: Config, *, world: World, group: Axis, model_path: str,
         group_size=group.size,
         group=group.group,
         adapter_rank=config.lora_rank if adapters else 0,
+        deterministic=config.deterministic_rollout,
     )
 
 

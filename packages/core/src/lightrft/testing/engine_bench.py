@@ -119,9 +119,9 @@ class EngineBench:
         if self.version or self.model is not self.models[0] or self.engine.status is not EngineStatus.AWAKE:
             self.restart()
 
-    def restart(self, *, mem_util: float = MEM_UTIL, options: Mapping[str, Any] | None = None, adapter_rank: int = 0) -> None:
+    def restart(self, *, mem_util: float = MEM_UTIL, options: Mapping[str, Any] | None = None, **asked: Any) -> None:
         """A new engine with the folder's weights; `mem_util` is its fraction of a GPU's memory, `options` are those of its library,
-        `adapter_rank` is that of `EngineSetup`.
+        `asked` are other fields of `EngineSetup`.
 
         Raises:
             AssertionError: it does not start; with the usual memory nothing more is asked.
@@ -130,7 +130,7 @@ class EngineBench:
         self.processes = descendants()
         self.starts += 1
         try:
-            self._engine = self._start(mem_util, options or {}, adapter_rank)
+            self._engine = self._start(mem_util, options or {}, asked)
         except Exception as error:
             self.blocked = self.asking if mem_util == MEM_UTIL else ""
             raise AssertionError(f"the engine does not start: {sentence(error)}") from error
@@ -278,7 +278,7 @@ class EngineBench:
             self._engine.shutdown()
             self._engine = None
 
-    def _start(self, mem_util: float, options: Mapping[str, Any], adapter_rank: int) -> InferenceEngine:
+    def _start(self, mem_util: float, options: Mapping[str, Any], asked: dict[str, Any]) -> InferenceEngine:
         engine_class: type[InferenceEngine] = self.registry.load("engine", self.spec.name)
         return engine_class(
             EngineSetup(
@@ -294,7 +294,7 @@ class EngineBench:
                 group_size=1,
                 group=None,
                 options=options,
-                adapter_rank=adapter_rank,
+                **asked,
             )
         )
 

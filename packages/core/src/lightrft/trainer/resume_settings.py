@@ -26,7 +26,7 @@ TAKES_EFFECT = (
     "zero_stage", "fsdp_cpu_offload", "offload_frozen", "fsdp_reshard_after_forward", "adam_offload", "sp_size", "bf16",
     "gradient_checkpointing", "compile", "packing_samples", "max_tokens_per_micro_batch",
     "fused_linear_logprob", "chunk_size", "engine_type", "engine_tp_size", "lora_sync", "engine_mem_util", "engine_args",
-    "enable_engine_sleep", "engine_sleep_level", "weight_bucket_mb", "verify_sync_every",
+    "deterministic_rollout", "enable_engine_sleep", "engine_sleep_level", "weight_bucket_mb", "verify_sync_every",
     "logprob_gap_prompts", "logprob_gap_threshold", "logprob_gap_action", "mismatch_level", "mismatch_cap",
     "mismatch_beyond", "mismatch_floor", "model_name_or_path", "trust_remote_code", "save_dtype",
     "prompt_data", "eval_data", "input_key", "label_key", "prompt_template", "apply_chat_template",

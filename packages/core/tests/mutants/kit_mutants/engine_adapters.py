@@ -1,11 +1,14 @@
-"""Faults of an engine that is given adapters alone, on `hf`."""
+"""Faults of an engine that is given adapters alone, or declares to be deterministic, on `hf`."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from kit_mutants.mutant import mutant
 from lightrft.engine.hf import HFEngine
+from lightrft.plugins.specs import Capability
+from lightrft.types import Completion, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import Weight, WeightBucket
 from lightrft.weights.checksum import WeightSum
 
@@ -86,3 +89,19 @@ class HalvesAreLeftOut(HFEngine):
 class EverythingIsAdaptable(HFEngine):
     def unadaptable(self, modules: Collection[str]) -> list[str]:
         return []
+
+
+@mutant(
+    "hf",
+    "log-probs move by a bit with the size of the batch",
+    test="a_completion_depends_on_nothing_else_in_its_batch",
+    words="answered otherwise alone",
+    declares={Capability.DETERMINISTIC},
+)
+class MovesWithTheBatch(HFEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> list[RequestOutput]:
+        outputs = [super(MovesWithTheBatch, self).generate([request], sampling)[0] for request in requests]
+        return [replace(o, completions=tuple(self._moved(c, len(requests)) for c in o.completions)) for o in outputs]
+
+    def _moved(self, completion: Completion, size: int) -> Completion:
+        return replace(completion, logprobs=[p - 1e-7 * size for p in completion.logprobs or ()])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from lightrft.testing.conformance.engine_adapters import Adapters
 from lightrft.testing.conformance.engine_cache import Caches
+from lightrft.testing.conformance.engine_deterministic import Deterministic
 from lightrft.testing.conformance.engine_draws import Draws
 from lightrft.testing.conformance.engine_ends import Ends
 from lightrft.testing.conformance.engine_images import Images
@@ -26,7 +27,23 @@ from lightrft.testing.conformance.engine_turns import Turns
 
 
 class EngineConformance(
-    Groups, States, Adapters, Options, Images, Syncs, Load, Turns, Caches, Limits, Ends, Later, Seeds, Draws, Starts, kit=True
+    Groups,
+    States,
+    Deterministic,
+    Adapters,
+    Options,
+    Images,
+    Syncs,
+    Load,
+    Turns,
+    Caches,
+    Limits,
+    Ends,
+    Later,
+    Seeds,
+    Draws,
+    Starts,
+    kit=True,
 ):
     """Set `engine_name`; subclass once more with another `family` and `tie` for other architectures.
 

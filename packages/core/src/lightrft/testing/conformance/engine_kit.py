@@ -25,6 +25,7 @@ SETTINGS_THAT_ASK: Mapping[Capability, dict[str, Any]] = {
     Capability.TENSOR_PARALLEL: {"engine_tp_size": 2},
     Capability.MEM_UTIL: {"engine_mem_util": 0.5},
     Capability.MULTIMODAL: {"mixed_mm_data": True},
+    Capability.DETERMINISTIC: {"deterministic_rollout": True},
     Capability.ADAPTERS: {"lora_rank": 4, "lora_sync": "adapters"},
 }
 SAMPLING_THAT_ASKS: Mapping[Capability, dict[str, Any]] = {
