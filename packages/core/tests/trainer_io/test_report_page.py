@@ -78,6 +78,7 @@ def test_the_command_says_where_the_page_is(run: Path, tmp_path: Path) -> None:
     result = write_report(str(run), out=str(tmp_path / "deep" / "page.html"))
     assert result == {
         "report": str(tmp_path / "deep" / "page.html"),
+        "tokens": str(tmp_path / "deep" / "page-tokens.html"),
         "run": str(run),
         "state": "finished",
         "steps": 5,

@@ -211,6 +211,8 @@ def report(context: typer.Context) -> None:
     for line in result["unreadable"]:
         print(f"WARNING: {line}", flush=True)
     print(f"report: {result['report']}   ({result['state']}, {result['steps']} rollouts, {result['warnings']} warnings)", flush=True)
+    if result["tokens"]:
+        print(f"samples token by token: {result['tokens']}", flush=True)
     if given.json:
         show.json_line(result)
 

@@ -1,4 +1,4 @@
-"""`lightrft report` and `lightrft compare`: read run folders, write one page, say where."""
+"""`lightrft report` and `lightrft compare`: read run folders, write their pages, say where."""
 
 from __future__ import annotations
 
@@ -10,16 +10,25 @@ from lightrft.errors import RunFolderError
 from lightrft.run.compare import Comparison, compare, compare_page
 from lightrft.run.report_page import page
 from lightrft.run.run_data import read_run
+from lightrft.run.token_page import token_page
 
 
 def write_report(run: str, *, out: str | None) -> dict[str, Any]:
-    """The page's path and what it tells, for `--json`. Raises RunFolderError: no run there, or the page cannot be written."""
+    """The page's path and what it tells, for `--json`; beside it, where samples are kept token by token, lies the page of their tokens.
+
+    Raises:
+        RunFolderError: no run there, or a page cannot be written.
+    """
     data = read_run(Path(run).expanduser())
     path = Path(out).expanduser() if out else data.folder / "report.html"
     _write(path, page(data))
+    tokens = path.with_name(f"{path.stem}-tokens.html") if any("tokens" in row for row in data.samples) else None
+    if tokens is not None:
+        _write(tokens, token_page(data))
     steps = max((int(row["step"]) for row in data.metrics), default=0)
     return {
         "report": str(path),
+        "tokens": str(tokens) if tokens else None,
         "run": str(data.folder),
         "state": data.state,
         "steps": steps,

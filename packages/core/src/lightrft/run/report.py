@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lightrft.batch.stages import Rewarded
+from lightrft.batch.stages import Trainable
 from lightrft.config.checks import strategy_name
 from lightrft.config.schema import Config
 from lightrft.distributed.memory import memory_report
@@ -19,6 +19,7 @@ from lightrft.run.plots import plot_curves, plot_lengths, plot_rewards
 from lightrft.run.rewind import rewind_logs
 from lightrft.run.rollout_log import append_distributions, append_samples
 from lightrft.run.run_folder import UNVERIFIED_FILE, log_folder, write_engine, write_summary, write_unverified
+from lightrft.run.token_rows import TextOf
 from lightrft.strategy.strategy_base import StrategyBase
 
 SUMMARY_METRICS = ("rollout/reward", "rollout/length_mean", "rollout/logprob_gap", "time/step_s")
@@ -28,9 +29,16 @@ class RunReport:
     """Collects what happened. `start`, `step` and `finish` are collective."""
 
     def __init__(
-        self, *, strategy: StrategyBase, config: Config, total_steps: int, warnings: Warnings, rewards: tuple[str, ...] = ()
+        self,
+        *,
+        strategy: StrategyBase,
+        config: Config,
+        total_steps: int,
+        warnings: Warnings,
+        text_of: TextOf,
+        rewards: tuple[str, ...] = (),
     ) -> None:
-        self.warnings = warnings
+        self.warnings, self._text_of = warnings, text_of
         self.strategy = strategy
         self.config = config
         self.loggers = _make_loggers(strategy, config, total_steps, rewards) if strategy.is_rank_0 else []
@@ -52,12 +60,12 @@ class RunReport:
         if metrics:
             self._log(0, metrics)
 
-    def step(self, step: int, metrics: Mapping[str, float], experience: Rewarded) -> None:
+    def step(self, step: int, metrics: Mapping[str, float], experience: Trainable) -> None:
         """One step's metrics to the loggers, some completions to `samples.jsonl` and, every `plot_every` steps, distributions and plots."""
         self._log(step, metrics)
         self.after = _parts(metrics) or self.after
         if self.config.save_samples and self.strategy.is_rank_0:
-            append_samples(log_folder(self.config), step, experience, number=self.config.save_samples)
+            append_samples(log_folder(self.config), step, experience, number=self.config.save_samples, text_of=self._text_of)
         if self.config.plot_every and (step % self.config.plot_every == 0 or step == 1):
             self._plot(step, experience)
 
@@ -114,7 +122,7 @@ class RunReport:
             f"fixed prompts and the log-prob gap alone; all names: {UNVERIFIED_FILE} of the run folder"
         )
 
-    def _plot(self, step: int, experience: Rewarded) -> None:
+    def _plot(self, step: int, experience: Trainable) -> None:
         """Collective."""
         lengths = self.strategy.all_gather(experience.num_sampled).tolist()
         rewards = self.strategy.all_gather(experience.rewards).tolist()

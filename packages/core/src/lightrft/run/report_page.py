@@ -146,7 +146,7 @@ def samples(rows: Sequence[Row]) -> str:
     for row in rows:
         which = escape(str(row.get("which", f"rollout {row.get('step')}")))
         texts = "".join(f"<td><pre>{escape(str(row.get(name) or ''))}</pre></td>" for name in ("prompt", "completion", "answer"))
-        cells.append(f"<tr><td class='n'>{which}</td><td class='n'>{escape(_number(row.get('reward')))}</td>{texts}</tr>")
+        cells.append(f"<tr><td class='n'>{which}</td><td class='n'>{escape(number(row.get('reward')))}</td>{texts}</tr>")
     head = "<tr><th></th><th>reward</th><th>prompt</th><th>completion</th><th>reference</th></tr>"
     return f"<div class='card scroll'><table>{head}{''.join(cells)}</table></div>"
 
@@ -162,5 +162,6 @@ def section(title: str, content: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{content}</section>"
 
 
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
+    """Four digits, or a dash for none."""
     return f"{value:.4g}" if isinstance(value, (int, float)) else "-"

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightrft.batch.stages import Rewarded
+from lightrft.batch.stages import Trainable
+from lightrft.run.token_rows import TextOf, token_rows
 from lightrft.types import Sample
 
 SAMPLES_FILE, DISTRIBUTIONS_FILE = "samples.jsonl", "distributions.jsonl"
@@ -24,10 +25,13 @@ def chosen(rewards: Sequence[float], number: int) -> list[int]:
     return [ordered[place] for place in dict.fromkeys(places) if 0 <= place <= last][:number]
 
 
-def append_samples(folder: Path, step: int, experience: Rewarded, *, number: int) -> None:
-    """Lines of `samples.jsonl`: `number` of this rank's completions."""
+def append_samples(folder: Path, step: int, experience: Trainable, *, number: int, text_of: TextOf) -> None:
+    """Lines of `samples.jsonl`: `number` of this rank's completions, as texts and token by token."""
     rewards = experience.rewards.tolist()
-    rows = [_row(step, experience.samples[place], rewards[place]) for place in chosen(rewards, number)]
+    rows = [
+        _row(step, experience.samples[place], rewards[place]) | {"tokens": token_rows(experience, place, text_of=text_of)}
+        for place in chosen(rewards, number)
+    ]
     _append(folder / SAMPLES_FILE, rows)
 
 

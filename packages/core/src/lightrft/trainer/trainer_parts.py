@@ -157,11 +157,19 @@ class TrainerParts(TrainerPhases):
         self.probe = self._make_probe()
         self.image_check = self._make_image_check()
         names = tuple(reward.name for reward in self.rewards)
-        self.report = RunReport(strategy=strategy, config=config, total_steps=self.num_steps, warnings=self.warnings, rewards=names)
+        self.report = RunReport(
+            strategy=strategy, config=config, total_steps=self.num_steps, warnings=self.warnings, rewards=names,
+            text_of=self._text_of,
+        )  # fmt: skip
         self.learner = self._make_learner(strategy.registry)
         self.engine_state = EngineState(strategy)
         self.state = self._run_state()
         self.saver = Saver(strategy=strategy, config=config, state=self.state, trained=self.trained, ema_model=self.ema_model)
+
+    def _text_of(self, token: int) -> str:
+        """A token's own text, special ones as they are."""
+        tokenizer: Any = self.tokenizer
+        return str(tokenizer.decode([token], skip_special_tokens=False))
 
     @property
     def num_steps(self) -> int:
