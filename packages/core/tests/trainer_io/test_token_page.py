@@ -64,7 +64,7 @@ def test_a_page_by_hand(tmp_path: Path) -> None:
     tokens = token_rows(trainable(has_logprobs=True), 0, text_of=TEXTS.__getitem__)
     text = page_of(tmp_path, {"step": 3, "reward": 0.5, "finish_reason": "stop", "answer": "<7>", "tokens": tokens})
     assert "rollout 3 · reward 0.5 · stop · answer &lt;7&gt;" in text
-    spans = re.findall(r"<div class='turn'><span>(\w+)<br>(\d) tokens</span><p>(.*?)</p>", text, re.DOTALL)
+    spans = re.findall(r"<div class='turn'><span>(\w+)<br>(\d) tokens?</span><p>(.*?)</p>", text, re.DOTALL)
     assert [(who, int(count)) for who, count, _ in spans] == [("prompt", 2), ("policy", 2), ("environment", 1), ("policy", 1)]
     assert spans[0][2] == "<span class='t'>&lt;b&gt;</span><span class='t'> x</span>"
     assert spans[1][2] == (
@@ -79,7 +79,7 @@ def test_rows_of_older_runs_and_rows_without_numbers_have_their_place(tmp_path: 
     bare = {"texts": ["a", "b"], "sampled": "01", "logprobs": [None], "advantages": [0.0], "left_out": 7}
     text = page_of(tmp_path, {"step": 1, "reward": 1.0}, {"step": 2, "reward": None, "tokens": bare, "env_error": "step: <oops>"})
     assert "1 of 1 samples" in text and "7 tokens before these are left out" in text and "step: &lt;oops&gt;" in text
-    assert "<span class='t s' title='log-prob - · advantage 0'>b</span>" in text
+    assert "<span class='t s u' title='log-prob - · advantage 0'>b</span>" in text
     assert write_report(str(tmp_path), out=None)["tokens"] == str(tmp_path / "report-tokens.html")
     page_of(tmp_path / "older", {"step": 1, "reward": 1.0, "prompt": "a", "completion": "b"})
     assert write_report(str(tmp_path / "older"), out=None)["tokens"] is None

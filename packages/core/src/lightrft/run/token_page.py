@@ -22,14 +22,15 @@ PROMPT, POLICY, ENVIRONMENT = "prompt", "policy", "environment"
 
 KEYS = {
     "mask": "<span class='t s'>sampled by the policy: trained</span> <span class='t'>prompt and environment: not trained</span>",
-    "logprob": "<span class='t s l0'>likely</span> <span class='t s l2'>about -2 nats</span> <span class='t s l4'>-4 and less</span>",
+    "logprob": "<span class='t s l0'>likely</span> <span class='t s l2'>about -2 nats</span> <span class='t s l4'>-4 and less</span> "
+    "<span class='t s u'>not computed</span>",
     "advantage": "<span class='t s n4'>less of it</span> <span class='t s'>0</span> <span class='t s p4'>more of it</span>",
 }
 STYLE = """
 :root{--own:37,99,235;--rare:217,119,6;--more:5,150,105;--less:220,38,38}
 @media(prefers-color-scheme:dark){:root{--own:110,168,254;--rare:251,191,36;--more:52,211,153;--less:248,113,113}}
 .views{position:sticky;top:0;background:var(--bg);padding:10px 0;z-index:1;border-bottom:1px solid var(--edge)}
-.views label{margin-right:16px;cursor:pointer;white-space:nowrap}.key{display:none;margin-top:6px}
+.views label{margin-right:16px;cursor:pointer;white-space:nowrap}.key{display:none;margin-top:6px}.key .t{color:var(--ink)}
 .one{margin:16px 0}.one h3{font-size:14px;overflow-wrap:anywhere}.turn{display:grid;grid-template-columns:92px 1fr;gap:10px;padding:6px 0;
 border-top:1px solid var(--edge)}.turn>span{color:var(--soft);font-size:12.5px}
 .turn p{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.7 ui-monospace,Menlo,Consolas,monospace;min-width:0}
@@ -76,7 +77,7 @@ def _sample(row: Row) -> str:
     head += f" · {row['env_error']}" if row.get("env_error") else ""
     before = f"<p class='sub'>{tokens['left_out']} tokens before these are left out</p>" if tokens.get("left_out") else ""
     turns = "".join(
-        f"<div class='turn'><span>{who}<br>{end - begin} tokens</span><p>{''.join(spans[begin:end])}</p></div>"
+        f"<div class='turn'><span>{who}<br>{end - begin} token{'s' * (end - begin != 1)}</span><p>{''.join(spans[begin:end])}</p></div>"
         for who, begin, end in turns_of(sampled)
     )
     return f"<div class='card one'><h3>{escape(head)}</h3>{before}{turns}</div>"
@@ -92,7 +93,7 @@ def _spans(texts: Sequence[str], sampled: str, logprobs: Sequence[Any], advantag
             spans.append(f"<span class='t'>{shown}</span>")
             continue
         logprob, advantage = next(numbers, (None, None))
-        shades = [_shade("l", -logprob / NATS_A_LEVEL) if _is_number(logprob) else ""]
+        shades = [_shade("l", -logprob / NATS_A_LEVEL) if _is_number(logprob) else "u"]
         shades += [
             _shade("p" if advantage > 0 else "n", (LEVELS - 1) * abs(advantage) / widest) if _is_number(advantage) and widest else ""
         ]
@@ -111,6 +112,7 @@ def _colours() -> str:
     for view, _ in VIEWS:
         rules.append(f"main:has(#{view}:checked) .of-{view}{{display:block}}")
     rules.append("main:has(#mask:checked) .s{background:rgba(var(--own),.25)}")
+    rules.append("main:has(#logprob:checked) .u{text-decoration:underline dotted}")
     for view, kinds in (("logprob", {"l": "rare"}), ("advantage", {"p": "more", "n": "less"})):
         for kind, colour in kinds.items():
             rules += [
