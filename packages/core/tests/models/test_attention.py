@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 from lightrft.errors import ModelError
 from lightrft.models import attention_kernels
 from lightrft.models.attention import NAME, Segments, packed_forward, use_our_attention
-from lightrft.models.attention_kernels import Asked, attend_segments
+from lightrft.models.attention_kernels import Asked, attend_rows, attend_segments
 from lightrft.testing.packed_rows import FAMILIES, LENGTHS, WINDOW, family, logprobs_alone, logprobs_packed, reference, sequences
 
 EXACT = 1e-5
@@ -233,3 +233,21 @@ def test_the_kernel_on_cuda_is_one_graph_for_rows_of_any_length() -> None:
             assert compiled(query, key, value, offsets, longest, Asked(scale=0.25)).shape == query.shape
     assert len(graphs) == 1
     assert any("varlen_attn" in str(node.target) for node in graphs[0].graph.nodes)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("error")
+def test_whole_padded_rows_are_one_graph_for_any_length() -> None:
+    """A causal row without a mask: whether it is one token decides before the kernel is asked."""
+    graphs: list[Any] = []
+
+    def keep(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(attend_rows, dynamic=True, fullgraph=True, backend=keep)
+    for length in (7, 12, 9):
+        query, key, value = (torch.randn(2, heads, length, 16) for heads in (4, 2, 2))
+        found = compiled(query, key, value, None, Asked(scale=0.25), causal=True)
+        assert torch.allclose(found, attend_rows(query, key, value, None, Asked(scale=0.25), causal=True), atol=1e-6)
+    assert len(graphs) == 1

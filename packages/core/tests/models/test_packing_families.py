@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from lightrft.config.row_checks import packing_problem
 from lightrft.errors import ModelError
+from lightrft.models import packing_check
 from lightrft.models.attention import use_our_attention
 from lightrft.models.packing_check import check_packing
 from lightrft.testing.packed_rows import VOCAB, logprobs_alone, logprobs_packed, sequences
@@ -154,9 +155,10 @@ def test_a_model_that_gives_the_same_for_every_token_shows_nothing() -> None:
         check_packing(lambda **inputs: model(**inputs).logits * 0.0, model.config, device=torch.device("cpu"), setting=SETTING)
 
 
-def test_positions_that_do_not_start_again_are_found() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_positions_that_do_not_start_again_are_found(dtype: torch.dtype) -> None:
     """Planted: a forward pass that counts on from one sequence to the next."""
-    model = small("gpt2")
+    model = small("gpt2").to(dtype)
     use_our_attention(model, setting=SETTING)
 
     def counting_on(**inputs: Any) -> torch.Tensor:
@@ -168,9 +170,29 @@ def test_positions_that_do_not_start_again_are_found() -> None:
         check_packing(counting_on, model.config, device=torch.device("cpu"), setting=SETTING)
 
 
-def test_segments_that_are_lost_are_found() -> None:
+def test_rounding_in_a_deep_model_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The positions of a rotary model change nothing but the rounding, which in bfloat16 is far over that of float32."""
+    config = tf.Qwen3Config(hidden_size=256, num_hidden_layers=28, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+                            intermediate_size=512, vocab_size=500, initializer_range=0.1)  # fmt: skip
+    torch.manual_seed(0)
+    model = tf.Qwen3ForCausalLM(config).to(torch.bfloat16).eval()
+    use_our_attention(model, setting=SETTING)
+
+    def counting_on(**inputs: Any) -> torch.Tensor:
+        length = inputs["input_ids"].shape[1]
+        logits: torch.Tensor = model(**inputs | {"position_ids": torch.arange(length)[None]}).logits
+        return logits
+
+    check_packing(counting_on, model.config, device=torch.device("cpu"), setting=SETTING)
+    monkeypatch.setitem(packing_check.ROUNDING, torch.bfloat16, packing_check.ROUNDING[torch.float32])
+    with pytest.raises(ModelError, match="on its place in the row"):
+        check_packing(counting_on, model.config, device=torch.device("cpu"), setting=SETTING)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_segments_that_are_lost_are_found(dtype: torch.dtype) -> None:
     """Planted: one segment for the whole row."""
-    model = small("qwen3")
+    model = small("qwen3").to(dtype)
     use_our_attention(model, setting=SETTING)
 
     def unpacked(**inputs: Any) -> torch.Tensor:

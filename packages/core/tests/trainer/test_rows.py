@@ -59,3 +59,10 @@ def test_a_budget_below_the_longest_sequence_is_said() -> None:
     assert beyond_budget(make_config({"max_tokens_per_micro_batch": 8})) == ""  # which nothing packs
     found = beyond_budget(make_config(asked | {"max_tokens_per_micro_batch": 63}))
     assert found.startswith("max_tokens_per_micro_batch=63 is below prompt_max_len + generate_max_len = 64: a sequence of more than 63 ")
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma2"])
+def test_the_check_leaves_nothing_at_which_a_compiled_block_would_break_off(name: str) -> None:
+    """transformers' `output_hidden_states` would leave hooks in every block, of which the compiler can take none."""
+    model, _, _ = prepared(family(name), packing_samples=True)
+    assert not any(module._forward_hooks for module in model.modules())

@@ -118,10 +118,15 @@ def _sdpa(
     *,
     causal: bool,
 ) -> torch.Tensor:
+    # The kernel takes no flag that a compiled block only knows by a symbol: they are decided by `if`.
+    grouped = False
+    if query.shape[2] == 1:
+        causal = False
     times = query.shape[1] // key.shape[1]
     # Grouped heads with a mask, or of unusual sizes, would fall back to the kernel that holds all scores.
-    grouped = times > 1 and mask is None and key.shape[-1] == value.shape[-1] <= LARGEST_HEAD
-    if not grouped:
+    if times > 1 and mask is None and key.shape[-1] == value.shape[-1] <= LARGEST_HEAD:
+        grouped = True
+    else:
         key, value = repeat_heads(key, times), repeat_heads(value, times)
     return F.scaled_dot_product_attention(
         query,
@@ -130,7 +135,7 @@ def _sdpa(
         attn_mask=mask,
         dropout_p=asked.dropout,
         scale=asked.scale,
-        is_causal=causal and query.shape[2] > 1,
+        is_causal=causal,
         enable_gqa=grouped,
     )
 

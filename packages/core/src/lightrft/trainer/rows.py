@@ -31,7 +31,9 @@ def ready_for_rows(model: torch.nn.Module, *, config: Config, strategy: Strategy
     use_our_attention(inner, setting=setting or "attn_logit_softcapping")
     if setting:
         device = strategy.world.device
-        check_packing(lambda **inputs: _hidden(model, inputs), inner.config, device=device, setting=setting, axis=strategy.mesh.sequence)
+        check_packing(
+            lambda **inputs: _hidden(model, inner, inputs), inner.config, device=device, setting=setting, axis=strategy.mesh.sequence
+        )
 
 
 def check_image_rows(model: torch.nn.Module, *, config: Config, strategy: StrategyBase, blank: BlankPrompt) -> None:
@@ -43,7 +45,7 @@ def check_image_rows(model: torch.nn.Module, *, config: Config, strategy: Strate
     inner, setting = strategy.unwrap(model), _setting(config)
     if setting:
         check_packing(
-            lambda **inputs: _hidden(model, inputs),
+            lambda **inputs: _hidden(model, inner, inputs),
             inner.config,
             device=strategy.world.device,
             setting=setting,
@@ -91,7 +93,7 @@ def _packed_texts(model: Any, inner: Any, *, config: Config, strategy: StrategyB
     before = text._attn_implementation
     use_our_attention(inner, setting=setting)
     try:
-        check_packing(lambda **inputs: _hidden(model, inputs), inner.config, device=device, setting=setting)
+        check_packing(lambda **inputs: _hidden(model, inner, inputs), inner.config, device=device, setting=setting)
         rows.check()
     except ModelError:
         inner.set_attn_implementation(before)
@@ -111,7 +113,16 @@ def _has_soft_cap(model: Any) -> bool:
     return config is not None and bool(getattr(config.get_text_config(), "attn_logit_softcapping", None))
 
 
-def _hidden(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-    """The last hidden states [1, s, H]: of critics, too, whose values start at 0."""
-    states: torch.Tensor = model(**inputs, output_hidden_states=True).hidden_states[-1]
+def _hidden(model: Any, inner: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    """The last hidden states [1, s, H]: of critics, too, whose values start at 0; `inner` is the model without its backend.
+
+    Caught on their way, since `output_hidden_states` would leave hooks in all blocks, at which torch's compiler breaks them off.
+    """
+    caught: list[Any] = []
+    hook = inner.base_model.register_forward_hook(lambda *call: caught.append(call[-1]))
+    try:
+        model(**inputs)
+    finally:
+        hook.remove()
+    states: torch.Tensor = caught[-1].last_hidden_state
     return states
