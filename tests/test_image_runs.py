@@ -4,10 +4,13 @@ and where rows are packed or shared."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from lightrft.config.load import make_config
@@ -17,14 +20,24 @@ from lightrft.trainer.run import train
 
 pytest.importorskip("PIL", reason="images are Pillow's")
 COMPARED = ("rollout/reward", "train/loss", "train/grad_norm", "rollout/kl")
+PACKED: dict[str, Any] = {"packing_samples": True, "max_tokens_per_micro_batch": 64}
+ZERO: dict[int, dict[str, Any]] = {stage: {"strategy": "deepspeed", "zero_stage": stage} for stage in (2, 3)}
 BACKENDS: dict[str, dict[str, Any]] = {
     "fsdp": {"strategy": "fsdp"},
-    "fsdp packed": {"strategy": "fsdp", "packing_samples": True, "max_tokens_per_micro_batch": 64},
+    "fsdp packed": {"strategy": "fsdp"} | PACKED,
     "fsdp sp": {"strategy": "fsdp", "sp_size": 2},
     "fsdp lora": {"strategy": "fsdp", "lora_rank": 2},
-    "zero 2": {"strategy": "deepspeed", "zero_stage": 2},
-    "zero 3": {"strategy": "deepspeed", "zero_stage": 3},
+    "zero 2": ZERO[2],
+    "zero 3": ZERO[3],
+    "fsdp packed sp": {"strategy": "fsdp", "sp_size": 2} | PACKED,
+    "zero 2 packed": ZERO[2] | PACKED,
+    "zero 2 sp": ZERO[2] | {"sp_size": 2},
+    "zero 2 packed sp": ZERO[2] | {"sp_size": 2} | PACKED,
+    "zero 3 packed": ZERO[3] | PACKED,
+    "zero 3 sp": ZERO[3] | {"sp_size": 2},
+    "zero 3 packed sp": ZERO[3] | {"sp_size": 2} | PACKED,
 }
+DAILY = ("fsdp", "fsdp packed", "fsdp sp", "zero 3")
 REWARD = "def odd(samples):\n    return [float(len(s.token_ids) % 3) + sum(s.token_ids) % 2 for s in samples]\n"
 
 
@@ -58,7 +71,7 @@ def curve(run_folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    "backend", [pytest.param(name, marks=pytest.mark.long if name in ("fsdp lora", "zero 2") else pytest.mark.slow) for name in BACKENDS]
+    "backend", [pytest.param(name, marks=pytest.mark.slow if name in DAILY else pytest.mark.long) for name in BACKENDS]
 )
 def test_two_ranks_are_one(folder: Path, backend: str) -> None:
     one = "one"
@@ -69,7 +82,11 @@ def test_two_ranks_are_one(folder: Path, backend: str) -> None:
     assert curve(folder / f"two {backend}") == pytest.approx(curve(folder / one), rel=2e-4, abs=1e-6)
     mine, theirs = (load_file(folder / name / "model" / "model.safetensors") for name in (f"two {backend}", one))
     assert mine.keys() == theirs.keys()
-    assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) < 3e-5
+    before = load_file(folder / "model" / "model.safetensors")
+    apart = torch.cat([(mine[name] - theirs[name]).flatten() for name in mine])
+    moved = torch.cat([(theirs[name] - before[name]).flatten() for name in mine])
+    # AdamW divides a gradient by its own size: where one is little more than rounding, the weight moves by a part of a step.
+    assert float((apart.abs() > 3e-5).double().mean()) < 1e-4 and float(apart.norm()) < 1e-3 * float(moved.norm())
 
 
 @pytest.mark.slow
@@ -79,3 +96,21 @@ def test_the_part_that_reads_images_was_trained(folder: Path) -> None:
     moved = {name for name in before if "visual" in name and not before[name].equal(after[name])}
     assert len(moved) > 10
     assert (folder / "one" / "model" / "preprocessor_config.json").is_file(), "the exported folder reads images as well"
+    kept = [json.loads(line) for line in (folder / "one" / "samples.jsonl").read_text().splitlines()]
+    assert {len(row.get("images", ())) for row in kept} > {1}, "pictures stand beside the answers"
+
+
+@pytest.mark.long
+def test_the_guides_script_for_image_text_models(folder: Path) -> None:
+    flags: dict[str, Any] = {
+        "engine_type": "hf", "model_name_or_path": folder / "model", "prompt_data": folder / "rows.jsonl", "prompt_max_len": 24,
+        "generate_max_len": 6, "rollout_batch_size": 4, "n_samples_per_prompt": 2, "train_batch_size": 8, "micro_train_batch_size": 1,
+        "max_steps": 1, "plot_every": 0, "reward": f"{folder}/reward.py:odd", "output_dir": folder / "script",
+    }  # fmt: skip
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    script = Path(__file__).parents[1] / "examples/train_vl.py"
+    command = [sys.executable, str(script), "--fsdp", "--mixed_mm_data", "--apply_chat_template", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (folder / "script" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["verify/image_engine"] for row in rows if "verify/image_engine" in row] == [1.0]

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightrft.config.metric_names import metric_named
 from lightrft.run.evaluate_samples import best_worst_median
+from lightrft.run.pictures import pictures
 from lightrft.run.run_data import Row, RunData
 from lightrft.run.svg import chart, histogram
 
@@ -47,7 +48,7 @@ svg{width:100%;height:auto;display:block}polyline{fill:none;stroke-width:2;strok
 th{text-align:left;color:var(--soft);font-weight:600}td,th{padding:6px 10px 6px 0;border-bottom:1px solid var(--edge);vertical-align:top}
 td.n{font-variant-numeric:tabular-nums;white-space:nowrap;width:1%}pre{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;max-height:180px;overflow:auto;
 font:12.5px/1.45 ui-monospace,Menlo,Consolas,monospace}details{margin-top:10px}summary{cursor:pointer;color:var(--soft)}
-.scroll{overflow-x:auto}
+.scroll{overflow-x:auto}td img{max-width:96px;margin:0 6px 6px 0;border-radius:4px;image-rendering:pixelated}
 """
 
 
@@ -145,8 +146,11 @@ def samples(rows: Sequence[Row]) -> str:
     cells = []
     for row in rows:
         which = escape(str(row.get("which", f"rollout {row.get('step')}")))
-        texts = "".join(f"<td><pre>{escape(str(row.get(name) or ''))}</pre></td>" for name in ("prompt", "completion", "answer"))
-        cells.append(f"<tr><td class='n'>{which}</td><td class='n'>{escape(number(row.get('reward')))}</td>{texts}</tr>")
+        texts = [f"<pre>{escape(str(row.get(name) or ''))}</pre>" for name in ("prompt", "completion", "answer")]
+        texts[0] = pictures(row.get("images")) + texts[0]
+        cells.append(
+            f"<tr><td class='n'>{which}</td><td class='n'>{escape(number(row.get('reward')))}</td><td>{'</td><td>'.join(texts)}</td></tr>"
+        )
     head = "<tr><th></th><th>reward</th><th>prompt</th><th>completion</th><th>reference</th></tr>"
     return f"<div class='card scroll'><table>{head}{''.join(cells)}</table></div>"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightrft.batch.stages import Trainable
+from lightrft.run.pictures import small_copies
 from lightrft.run.token_rows import TextOf, token_rows
 from lightrft.types import Sample
 
@@ -52,7 +53,7 @@ def _row(step: int, sample: Sample, reward: float) -> dict[str, Any]:
         "reward": reward,
         "num_tokens": sample.num_tokens,
         "finish_reason": sample.finish_reason,
-    }
+    } | ({"images": small_copies(sample.images)} if sample.images else {})
     if sample.episode is None:
         return row
     turns = [{"by": speaker, "text": text[-TEXT_CHARS:]} for speaker, text in sample.episode.turns]

@@ -19,6 +19,8 @@ from lightrft.experience.samples import samples_of
 from lightrft.experience.sampling import eval_greedy_params, eval_sample_params
 from lightrft.experience.scored import score_everywhere
 from lightrft.rewards.load import NamedReward
+from lightrft.run.evaluate_samples import best_worst_median
+from lightrft.run.pictures import small_copies
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.eval_metrics import majority_at_k, pass_at_k, vote_of
 from lightrft.types import Sample
@@ -71,7 +73,8 @@ def evaluate(
             read = (images or PromptImages(None, world=strategy.world)).read(prompts)
             outputs = strategy.gather_and_generate(sampling_params=sampling, **read.asked, sleep_engine=False)
             found = samples_of(prompts, outputs, tokenizer=tokenizer, pictures=read.pictures)
-        rows += _scored(found, kind, mine, sampling.n, strategy=strategy, rewards=rewards)
+        scored = _scored(found, kind, mine, sampling.n, strategy=strategy, rewards=rewards)
+        rows += _with_pictures(scored, found) if kind == GREEDY else scored
     metrics = _means(rows, {name: len(prompts) for name, prompts in sets.items()}, strategy=strategy, config=config, rewards=rewards)
     gathered = gather_objects(rows, group=strategy.world.group)
     return Evaluation(metrics=metrics, rows=[row for rank in gathered for row in rank] if strategy.is_rank_0 else [])
@@ -112,6 +115,13 @@ def _scored(
             }
         )
     return rows
+
+
+def _with_pictures(rows: Sequence[Row], found: Sequence[Sample]) -> list[Row]:
+    """Of this rank's best, median and worst the images, too, which pages show."""
+    shown = [id(row) for some in best_worst_median(rows).values() for row in some]
+    pairs = zip(rows, found, strict=True)
+    return [row | {"images": small_copies(one.images)} if one.images and id(row) in shown else row for row, one in pairs]
 
 
 def _means(
