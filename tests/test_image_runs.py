@@ -113,4 +113,4 @@ def test_the_guides_script_for_image_text_models(folder: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (folder / "script" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["verify/image_engine"] for row in rows if "verify/image_engine" in row] == [1.0]
+    assert {row["verify/image_engine"] for row in rows if "verify/image_engine" in row} == {1.0}

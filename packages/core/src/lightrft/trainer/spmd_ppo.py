@@ -42,7 +42,7 @@ class SPMDPPOTrainer(TrainerParts):
     them. `config` defaults to the strategy's. Reports (metrics, plots, summary, the final model) go to `config.output_dir`. A subclass may
     override a phase; `phases` names functions that stand for phases: `{"reward": lambda trainer, experience: ...}`. `callbacks` are called
     with the trainer at the end of each rollout, on every rank; a text that one returns ends the run, with that as its reason.
-    `image_reader` (needed where prompts have images) is the model's processor.
+    `image_reader` is the model's processor; by default, where prompts have images, that of `config.model_name_or_path`.
 
     Raises:
         ValueError: an argument that this trainer cannot honour; what to do instead is named.

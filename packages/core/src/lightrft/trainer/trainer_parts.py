@@ -40,6 +40,7 @@ from lightrft.trainer.critic_update import CriticUpdate
 from lightrft.trainer.early_stop import EarlyStop
 from lightrft.trainer.evaluate import EvalSets
 from lightrft.trainer.learner import Learner
+from lightrft.trainer.prompts import image_reader as reader_for
 from lightrft.trainer.refusals import refuse
 from lightrft.trainer.resume import PromptsDigest
 from lightrft.trainer.reward_models import as_rewards
@@ -113,13 +114,12 @@ class TrainerParts(TrainerPhases):
         self.trained = models.trained
         self.rewards = as_rewards(reward_model, config=config, strategy=strategy)
         self.tokenizer = tokenizer
-        self.images = PromptImages(image_reader, world=strategy.world, max_pixels=config.max_image_pixels, longest=config.prompt_max_len)
-        self._make_rows_ready()
         self.prompts = list(prompts)
-        if image_reader is None and any(prompt.images for prompt in self.prompts):
-            raise ValueError("the prompts have images, which a processor reads; pass image_reader=ImageReader(the model's folder)")
         self.eval_sets = {name: list(prompts) for name, prompts in eval_sets.items() if prompts}
         self.eval_prompts = [prompt for prompts in self.eval_sets.values() for prompt in prompts]
+        reader = image_reader or reader_for(config, [*self.prompts, *self.eval_prompts], model_path=config.model_name_or_path)
+        self.images = PromptImages(reader, world=strategy.world, max_pixels=config.max_image_pixels, longest=config.prompt_max_len)
+        self._make_rows_ready()
         self.step, self.trained_step = 0, -1
         self.synced = False
         self.experience: Trainable
