@@ -77,7 +77,9 @@ def test_all_that_a_run_with_everything_on_logs_is_in_the_table(tmp_path: Path) 
     assert [name for name in logged if metric_named(name) is None] == []
     made = {metric.name for name in logged if (metric := metric_named(name)) is not None}
     without = {
-        metric.name for metric in METRICS if metric.needs in ("critic", "compile", "environment", "images_key", "max_version_lag")
+        metric.name
+        for metric in METRICS
+        if metric.needs in ("critic", "compile", "environment", "images_key", "max_version_lag", "router_balance_coef")
     } | {
         "not_applicable/NAME",
         "rollout/unrewarded",

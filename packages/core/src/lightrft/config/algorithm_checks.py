@@ -50,6 +50,11 @@ def _rollout(config: Config) -> Iterator[str]:
             "dynamic_sampling=True compares the samples of one prompt, and n_samples_per_prompt=1 gives it nothing; "
             "use at least 2, or leave dynamic_sampling out"
         )
+    if config.router_balance_coef and config.sp_size > 1:
+        yield (
+            f"router_balance_coef={config.router_balance_coef} counts the tokens of whole sequences, and sp_size={config.sp_size} divides "
+            "them among ranks; leave one of the two out"
+        )
     if config.overlong_buffer > config.generate_max_len:
         yield f"overlong_buffer={config.overlong_buffer} is more than generate_max_len={config.generate_max_len}; use a part of it"
 

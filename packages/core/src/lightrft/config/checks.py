@@ -73,6 +73,8 @@ def compile_problem(config: Config) -> str | None:
         return "zero_stage=3 gathers parameters by hooks inside of each block, which torch.compile does not go through"
     if config.sp_size > 1:
         return f"sp_size={config.sp_size} lets ranks talk inside of each block, which was never compiled"
+    if config.router_balance_coef:
+        return f"router_balance_coef={config.router_balance_coef} reads the routers inside of each block"
     return None
 
 

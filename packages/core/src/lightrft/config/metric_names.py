@@ -84,6 +84,7 @@ METRICS = (
     Metric("train/loss", "", "loss of an optimizer step, mean over the rollout's steps"),
     Metric("train/kl", "nats per token", "KL to the initial model, by `kl_estimator`", "kl_coef"),
     Metric("train/kl_coef", "", "coefficient of the KL", "kl_target"),
+    Metric("train/router_balance", "", "of the experts, mean over completions: 1 where all get the same", "router_balance_coef"),
     Metric("train/entropy", "nats per token", "exact, over the vocabulary", "entropy_coef"),
     Metric("train/ratio", "", "mean probability ratio of the updated policy to the one that sampled"),
     Metric(

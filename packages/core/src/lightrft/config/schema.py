@@ -326,6 +326,7 @@ class Config(BaseModel):
     eps_clip_high: PositiveOrOff = _field(0.0, "algorithm", "its bound above, 1 + this (clip-higher); 0 = eps_clip")
     dual_clip: PositiveOrOff = _field(0.0, "algorithm", "bound above 1 on the loss of a negative advantage, times it (ppo_clip); 0 = off")
     entropy_coef: PositiveOrOff = _field(0.0, "algorithm", "weight of the entropy bonus, exact over the vocabulary; 0 = off")
+    router_balance_coef: PositiveOrOff = _field(0.0, "algorithm", "weight of the loss that balances a model's experts; 0 = off")
     kl_coef: PositiveOrOff = _field(0.0, "algorithm", "weight of the KL to the initial model; 0 = no initial model")
     kl_estimator: Literal["k1", "k2", "k3"] = _field("k3", "algorithm", "estimator of the KL")
     kl_in: Literal["loss", "reward"] = _field("loss", "algorithm", "KL as a term of the loss or of the reward")

@@ -17,6 +17,7 @@ from lightrft.models.folder_check import empty_model, folder_problem
 from lightrft.models.freeze import freeze
 from lightrft.models.load import load_tokenizer
 from lightrft.models.lora import add_lora, targets_of
+from lightrft.models.router_balance import routers_of
 from lightrft.models.scratch import char_tokenizer, scratch_model
 from lightrft.plugins.registry import Registry
 from lightrft.trainer.prompts import prompt_set
@@ -63,12 +64,15 @@ def _each(config: Config, *, dequantises: bool) -> Iterator[str]:
 
 
 def _trained(config: Config) -> str:
-    """Why the model cannot have the adapters that are asked for, or not be frozen as is asked for."""
+    """Why the model cannot have the adapters that are asked for, or not be frozen as is asked for, or has no experts to balance."""
     scratch = config.scratch_tokenizer != "none"
-    if not (config.lora_rank or config.freeze) or not (scratch or Path(config.model_name_or_path).expanduser().is_dir()):
+    asked = config.lora_rank or config.freeze or config.router_balance_coef
+    if not asked or not (scratch or Path(config.model_name_or_path).expanduser().is_dir()):
         return ""
     try:
         model = _scratch(config) if scratch else empty_model(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
+        if config.router_balance_coef:
+            routers_of(model)
         if config.lora_rank:
             targets_of(model, config.lora_target_modules)
         if config.freeze:

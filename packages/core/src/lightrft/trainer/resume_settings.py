@@ -43,6 +43,7 @@ TAKES_EFFECT = (
     "reward_concurrency", "reward_batch_size", "reward_auth_env", "dead_reward_steps", "gamma", "lambd",
     "whiten_advantages", "normalize_rewards", "critic_warmup_steps", "value_clip", "loss_aggregation",
     "eps_clip", "eps_clip_low", "eps_clip_high", "dual_clip", "entropy_coef", "kl_coef", "kl_estimator",
+    "router_balance_coef",
     "kl_in", "kl_target", "kl_horizon", "train_batch_size", "micro_train_batch_size", "max_epochs",
     "num_episodes", "max_steps", "max_norm", "save_samples", "eval_every", "best_metric", "best_mode",
     "early_stop_patience", "length_factor", "entropy_share", "kl_limit", "plugins",

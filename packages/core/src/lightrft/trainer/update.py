@@ -25,14 +25,15 @@ from lightrft.strategy.strategy_base import Optimizer, Scheduler, StepResult, St
 COLUMNS = ("old_logprobs", "reference_logprobs", "advantages", "corrections")
 PolicyLossFunction = Callable[[PolicyLossInput], PolicyLoss]
 
-SUMS = ("loss", "kl", "entropy", "clipped", "ratio", "ratio_squared", "old_kl", "surprise")
-"""What is summed over micro-batches, for the metrics: this rank's part of the loss, then sums over tokens."""
+SUMS = ("loss", "kl", "entropy", "clipped", "ratio", "ratio_squared", "old_kl", "surprise", "balance")
+"""What is summed over micro-batches, for the metrics: this rank's part of the loss, sums over tokens, and the last over sequences."""
 
 
 class PolicyUpdate:
     """The optimizer steps of one rollout. The loss of a step is `loss_aggregation` of *all* its completions' tokens, on all ranks.
 
-    policy loss + kl_coef KL (where `kl_in` is loss) - entropy_coef entropy. Where `config.corrects`, each token's policy loss is multiplied
+    policy loss + kl_coef KL (where `kl_in` is loss) - entropy_coef entropy + router_balance_coef balance of the experts, mean over
+    the step's completions. Where `config.corrects`, each token's policy loss is multiplied
     by its `correction`; the KL and the entropy are not. `ema_model` follows the actor after every step that was not skipped.
     """
 
@@ -92,7 +93,12 @@ class PolicyUpdate:
         """This micro-batch's part of the step's loss, with its gradient."""
         config = self.config
         found = score_tokens(
-            self.actor, micro, temperatures=(config.temperature,), entropy=bool(config.entropy_coef), fused_chunk=fused_chunk(config)
+            self.actor,
+            micro,
+            temperatures=(config.temperature,),
+            entropy=bool(config.entropy_coef),
+            fused_chunk=fused_chunk(config),
+            router_balance=bool(config.router_balance_coef),
         )
         logprobs, entropy, mask = micro.grid.spread(found.logprobs[0]), micro.grid.spread(found.entropy), micro.grid.mask()
         old = micro.rows("old_logprobs")
@@ -114,10 +120,13 @@ class PolicyUpdate:
             constant=float(config.generate_max_len),
         )
         loss = (per_token * weights).sum()
+        if config.router_balance_coef:
+            loss = loss + config.router_balance_coef * found.balance / max(step.num_sequences, 1.0)
         log_ratio = (logprobs - old).detach()
         ratio = log_ratio.exp()
         columns = [kl.detach(), entropy.detach(), policy.clipped, ratio, ratio**2, torch.expm1(log_ratio) - log_ratio, -logprobs.detach()]
-        counts.add(torch.stack([loss.detach().double(), *((column * mask).double().sum() for column in columns)]), log_ratio)
+        over_tokens = [(column * mask).double().sum() for column in columns]
+        counts.add(torch.stack([loss.detach().double(), *over_tokens, found.balance.detach().double()]), log_ratio)
         return loss
 
     def _policy(self, micro: MicroBatch, mask: torch.Tensor, logprobs: torch.Tensor, old: torch.Tensor) -> PolicyLoss:
@@ -158,6 +167,8 @@ class PolicyUpdate:
             named["rollout/entropy"] = mean["surprise"]
         if self.config.kl_coef > 0:
             named["train/kl"] = mean["kl"]
+        if self.config.router_balance_coef:
+            named["train/router_balance"] = found["balance"] / max(sum(step.num_sequences for step in steps), 1.0)
         return named | ({"train/entropy": mean["entropy"]} if self.config.entropy_coef else {})
 
 
