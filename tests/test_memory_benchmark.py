@@ -36,3 +36,15 @@ def test_two_ranks_that_share_a_row_hold_half_of_it_each():
     alone, shared = json.loads(done.stdout.splitlines()[-1])["rows"]
     held = 2 * 4096 * 128 * 4  # two of the hidden states: a layer keeps far more
     assert alone["peak"] > 4 * held and alone["peak"] / shared["peak"] > 1.8 and shared["error"] < 1e-5
+
+
+@pytest.mark.long  # processes, and their peaks
+def test_the_part_that_reads_images_holds_less_where_activations_are_computed_again():
+    words = ["--side", "168", "--prompts", "8", "--samples", "1", "--new-tokens", "8", "--json"]
+    done = subprocess.run([sys.executable, str(BENCHMARKS / "vision.py"), *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["time"]["tokens"] == 36  # 168 / 28 squared
+    kept, recomputed = (found["memory"][kind] for kind in ("kept", "recomputed"))
+    assert kept["gradient"] == pytest.approx(recomputed["gradient"], rel=1e-5) and kept["gradient"] > 0
+    assert kept["peak"] > 2 * recomputed["peak"], "eight blocks, of which one at a time is held"
