@@ -389,7 +389,29 @@ CASES = [
         settings=PLAIN,
         error="the prompt has token 999, and the model's",
     ),
+    Case(
+        name="a token id beyond every vocabulary",
+        style="mistral",
+        row={"prompt": [0, 2**62]},
+        settings=PLAIN,
+        error=f"column 'prompt' holds {2**62}, which is no token id",
+    ),
     # -- columns and labels
+    *(
+        Case(
+            name=f"{value!r} is no answer",
+            style="mistral",
+            row={"prompt": "hi", "answer": value},
+            error=f"holds {value!r}, which no answer",
+        )
+        for value in (float("nan"), float("-inf"))
+    ),
+    Case(
+        name="nor is one of several",
+        style="mistral",
+        row={"prompt": "hi", "answer": [1.0, float("inf")]},
+        error="column 'answer' holds inf",
+    ),
     Case(
         name="nested columns",
         style="mistral",

@@ -84,6 +84,12 @@ def without_a_shard(folder: Path) -> None:
     sorted(folder.glob("model-*.safetensors"))[1].unlink()
 
 
+def without_metadata(folder: Path) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    del index["metadata"]
+    (folder / INDEX).write_text(json.dumps(index))
+
+
 def as_bin(folder: Path) -> None:
     torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
     (folder / WEIGHTS).unlink()
@@ -168,7 +174,14 @@ CASES: dict[str, Case] = {
     "an index that names a missing file": Case(without_a_shard, (f"{INDEX} names model-00002", "which is missing")),
     "an index of garbage": Case(both(sharded, text(INDEX, "{}")), (f"{INDEX} is damaged",)),
     "an index that names what is not there": Case(
-        both(text(INDEX, json.dumps({"weight_map": {"no.such": WEIGHTS}}))), (f"{INDEX} says", "no.such", "not in it")
+        both(text(INDEX, json.dumps({"metadata": {}, "weight_map": {"no.such": WEIGHTS}}))), (f"{INDEX} says", "no.such", "not in it")
+    ),
+    "an index that names a file elsewhere": Case(
+        text(INDEX, json.dumps({"metadata": {}, "weight_map": {"model.norm.weight": "../other/model.safetensors"}})),
+        (f"{INDEX} names '../other/model.safetensors', which is outside of the folder",),
+    ),
+    "an index without what transformers asks of one": Case(
+        both(sharded, without_metadata), (f'{INDEX} has no "metadata"', "transformers does not load it")
     ),
     "files without their index": Case(both(sharded, removed(INDEX)), ("copy the index too",)),
     "torch's own format, cut off": Case(both(as_bin, truncated("pytorch_model.bin", 999)), ("pytorch_model.bin is damaged",)),

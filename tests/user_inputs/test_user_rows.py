@@ -134,3 +134,21 @@ def test_a_token_beyond_the_embedding_is_told_with_its_row(special: bool, tmp_pa
         DataError, match=rf"d.jsonl:2: the prompt has token {rows} \('<\|new\|>'\), and the model's embedding has {rows} rows"
     ):
         load_prompts(str(path), tokenizer=tokenizer, vocab_size=rows, **given)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"prompt": "1", "answer": "2", "prompt": "3"}', "not JSON: 'prompt' stands twice in one object; found"),
+        ('{"prompt": "1", "answer": {"a": 1, "b": 2, "a": 3}}', "not JSON: 'a' stands twice in one object; found"),
+        ('{"prompt": "1", "answer": ' + "9" * 5000 + "}", "not JSON: Exceeds the limit"),
+        ('{"prompt": "1", "x": ' + "[" * 100_000 + "]" * 100_000 + "}", "not JSON: nested too deeply"),
+    ],
+)
+def test_a_line_that_json_would_read_otherwise_or_not_at_all(line: str, words: str, tmp_path: Path) -> None:
+    from lightrft.data.rows import load_rows
+
+    (tmp_path / "d.jsonl").write_text('{"prompt": "0", "answer": "1"}\n' + line + "\n")
+    with pytest.raises(DataError) as caught:
+        load_rows(str(tmp_path / "d.jsonl"), required=["prompt"])
+    assert f"d.jsonl:2: {words}" in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400

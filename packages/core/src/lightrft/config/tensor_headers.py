@@ -73,11 +73,16 @@ def read_headers(file: Path) -> dict[str, TensorHeader]:
 
 def _index(folder: Path) -> dict[str, str]:
     try:
-        known = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        known = index["weight_map"]
         if not isinstance(known, dict) or not known or not all(isinstance(file, str) for file in known.values()):
             raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{INDEX} is damaged: it has no weight_map from names to files") from error
+    if outside := [file for file in known.values() if Path(file).is_absolute() or ".." in Path(file).parts]:
+        raise ValueError(f"{INDEX} names {outside[0]!r}, which is outside of the folder; put the files beside it")
+    if not isinstance(index.get("metadata"), dict):  # transformers asks for it
+        raise ValueError(f'{INDEX} has no "metadata", without which transformers does not load it; add "metadata": {{}} to it')
     return known
 
 

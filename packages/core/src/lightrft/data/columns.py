@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ def answers_at(row: Mapping[str, Any], name: str, *, where: str) -> tuple[str, .
     """The label as text; of a list of accepted answers, all of them; none where it is missing or null.
 
     Raises:
-        DataError: a struct (with its fields), an empty list, or a list of anything but plain values.
+        DataError: a struct (with its fields), an empty list, a list of anything but plain values, or a number that is not finite.
     """
     value = value_at(row, name)
     if value is None:
@@ -40,6 +41,8 @@ def _text(value: Any, *, name: str, where: str) -> str:
         raise DataError(
             f"{where}: column {name!r} holds a {kind}{inside}, expected one answer (text or a number) or a list of accepted ones"
         )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataError(f"{where}: column {name!r} holds {value!r}, which no answer can be; write null where there is none")
     return str(value)
 
 

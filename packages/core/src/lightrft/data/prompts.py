@@ -315,8 +315,8 @@ class _Maker:
         self._no_template(where, "token ids")
         if self.chat is not None:
             raise DataError(f"{where}: column {self.column!r} holds token ids, to which apply_chat_template does not apply; leave it out")
-        if min(value) < 0:
-            raise DataError(f"{where}: column {self.column!r} holds {min(value)}, which is no token id")
+        if wrong := [token for token in value if not 0 <= token < 2**31]:
+            raise DataError(f"{where}: column {self.column!r} holds {wrong[0]}, which is no token id")
         return _Rendered(
             str(self.tokenizer.decode(value, skip_special_tokens=False)) if hasattr(self.tokenizer, "decode") else "", [], tuple(value)
         )

@@ -104,16 +104,26 @@ def _read_jsonl(source: Path) -> Table:
 
 def _parse_line(raw: bytes, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(raw.decode("utf-8-sig"))
+        row = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 (byte {raw[error.start]:#04x} at position {error.start}); save the file as UTF-8") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+    except (ValueError, RecursionError) as error:
+        reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error).partition(";")[0]
+        reason = "nested too deeply" if isinstance(error, RecursionError) else reason
         start = raw.decode("utf-8", "replace").strip()[:60]
         raise DataError(f"{where}: not JSON: {reason}; found {start!r}, expected one JSON object on each line") from None
     if not isinstance(row, dict):
         raise DataError(f"{where}: found a {type(row).__name__}, {str(row)[:60]!r}, expected a JSON object with named columns")
     return row
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError where a name stands twice, of which json would keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+    return found
 
 
 def _refuse_surrogates(row: dict[str, Any], where: str) -> None:
