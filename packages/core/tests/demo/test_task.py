@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lightrft.cli import flags
+from lightrft.cli import flags, show
 from lightrft.config.checks import check
 from lightrft.data.chat import ChatSettings
 from lightrft.data.turns import TurnWriter
@@ -161,3 +161,10 @@ def test_a_task_of_several_turns_can_be_run(tmp_path, task):
     TASKS[task].write(run_dir / DATA_FOLDER, seed=0, num_train=32, num_eval=4)
     config = demo_config(run_dir=run_dir, seed=0, strategy="single", engine="hf", overrides={}, task=task)
     check(config, registry=Registry.discover(), world_size=1)
+
+
+@pytest.mark.parametrize("model", [None, "runs/one/model"])
+def test_a_demo_that_was_stopped_names_no_model_to_evaluate(capsys, model):
+    show.demo({"run_dir": "runs/one", "model_dir": model, "accuracy_before": 0.1, "accuracy_after": 0.2, "steps": 3, "seconds": 4.0})
+    told = capsys.readouterr().out
+    assert ("lightrft eval" in told) == (model is not None) and "None" not in told

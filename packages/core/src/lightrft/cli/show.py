@@ -221,7 +221,8 @@ def demo(result: Mapping[str, Any]) -> None:
             print(f"  {Path(run) / name!s:<{len(run) + 15}}  {about}")
     print("\ntry next:")
     print("  lightrft demo --seed 1 --learning_rate 1e-3    the same with other settings (`lightrft demo --help`)")
-    print(f"  lightrft eval --config {run}/config.yaml --model_name_or_path {model}")
+    if model:  # a run that was stopped has saved none
+        print(f"  lightrft eval --config {run}/config.yaml --model_name_or_path {model}")
     print("  lightrft train --config examples/recipes/gsm8k-tiny.yaml    the same loop on real questions")
     print("  lightrft plugins    which strategies, engines and rewards are installed", flush=True)
 
