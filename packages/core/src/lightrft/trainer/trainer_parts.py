@@ -40,6 +40,7 @@ from lightrft.trainer.critic_update import CriticUpdate
 from lightrft.trainer.early_stop import EarlyStop
 from lightrft.trainer.evaluate import EvalSets
 from lightrft.trainer.learner import Learner
+from lightrft.trainer.out_of_memory import telling
 from lightrft.trainer.prompts import image_reader as reader_for
 from lightrft.trainer.refusals import refuse
 from lightrft.trainer.resume import PromptsDigest
@@ -200,7 +201,7 @@ class TrainerParts(TrainerPhases):
         check_phase_names(functions)
         for name in PHASES:
             method = partial(functions[name], self) if name in functions else getattr(self, name)
-            setattr(self, name, self.clock.measured(name, method))
+            setattr(self, name, telling(name, self.clock.measured(name, method), config=self.config, world=self.strategy.world))
 
     def _run_state(self) -> RunState:
         """Everything that a resumed run needs to be the same run; register more on `trainer.state`."""
