@@ -72,7 +72,7 @@ def test_a_run_that_fails_and_goes_on_logs_no_step_twice_anywhere(tmp_path: Path
     with pytest.raises(Exception, match="the disk of the judge is full"):
         make_trainer(tmp_path, reward=fails, **changes).fit()
     make_trainer(tmp_path, resume_from=str(tmp_path / "run" / "checkpoints" / "step-2"), **changes).fit()
-    assert steps_of(tmp_path / "run" / "metrics.jsonl") == [0, 1, 2, 3, 4, 5, 6]  # the first sync is step 0
+    assert steps_of(tmp_path / "run" / "metrics.jsonl") == [1, 2, 3, 4, 5, 6]
     assert Counter(steps_of(tmp_path / "run" / "samples.jsonl")) == dict.fromkeys(range(1, 7), 3)
     assert [step for step, _ in scalars(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 

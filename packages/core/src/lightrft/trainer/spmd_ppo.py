@@ -31,6 +31,9 @@ from lightrft.trainer.saver import EMA_MODEL, StopRun, latest_value
 from lightrft.trainer.steps import bound_in_words, due
 from lightrft.trainer.trainer_parts import RunModels, TrainerParts
 
+OF_A_SYNC = ("time/sync_s", "sync/mib")
+"""What the sync before the first step is no part of: there is a row of step 0 where something was evaluated."""
+
 
 class SPMDPPOTrainer(TrainerParts):
     """Trains `actor` with the experience that a colocated engine samples from it. Every rank builds one and calls `fit`.
@@ -174,7 +177,7 @@ class SPMDPPOTrainer(TrainerParts):
             self.warn(self.learning.plan(self.actor_scheduler, number=self.num_updates))
             self.evaluate()
             self.early_stop.observe(0, self.metrics)
-            self.report.start({name: value for name, value in self.metrics.items() if name != "time/sync_s"})
+            self.report.start({name: value for name, value in self.metrics.items() if name not in OF_A_SYNC})
         self.saver.mark(self.step)
         self.warnings.stop_if_asked()
 
