@@ -11,13 +11,14 @@ class TestQwen3(EngineConformance):
     engine_name = "sglang"
 
 
+@pytest.mark.long  # vLLM is asked about a tied model daily
 class TestQwen2Tied(EngineConformance):
     engine_name = "sglang"
     family = "qwen2"
     tie = True
 
 
-@pytest.mark.long  # Qwen3 and a tied Qwen2 are asked daily
+@pytest.mark.long
 class TestLlama(EngineConformance):
     engine_name = "sglang"
     family = "llama"
