@@ -35,7 +35,11 @@ def run(folder: Path, *, rests: bool, judge: Path) -> tuple[dict[str, torch.Tens
     trainer.rewards[1].function.strategy = strategy
     trainer.fit()
     rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    kept = [{name: row[name] for name in ("reward/judged", "reward/rm", "rollout/kl", "train/loss", "train/ratio")} for row in rows]
+    kept = [
+        {name: row[name] for name in ("reward/judged", "reward/rm", "rollout/kl", "train/loss", "train/ratio")}
+        for row in rows
+        if row["step"]
+    ]
     return {name: p.detach().clone() for name, p in trainer.actor.named_parameters()}, kept
 
 
