@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,8 +66,9 @@ def test_a_relative_path_counts_from_the_working_folder(tmp_path: Path, monkeypa
 
 def test_classes_of_a_file_can_be_pickled(tmp_path: Path) -> None:
     (tmp_path / "r.py").write_text(FILE)
-    point = load_one(f"{tmp_path / 'r.py'}:Point").function
-    assert pickle.loads(pickle.dumps(point(3))) == point(3)  # type: ignore[arg-type]
+    length: Any = load_one(f"{tmp_path / 'r.py'}:length").function
+    point = length.__globals__["Point"]
+    assert pickle.loads(pickle.dumps(point(3))) == point(3)
 
 
 def test_two_files_of_one_name_do_not_mix(tmp_path: Path) -> None:
@@ -94,6 +96,13 @@ def test_missing_module_file_and_attribute(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [":f", "module:", ":"])
 def test_half_a_name(name: str) -> None:
     assert message([name]) == f"reward {name!r} is not of the form 'module:function' or 'path/to/file.py:function'"
+
+
+def test_a_class(tmp_path: Path) -> None:
+    """Calling it would make an object, and no number."""
+    (tmp_path / "r.py").write_text(FILE)
+    told = message([f"{tmp_path}/r.py:Point"])
+    assert "is a class, not a function (samples) -> list of numbers; where its objects are such functions, make one at the top" in told
 
 
 def test_not_callable(tmp_path: Path) -> None:

@@ -152,6 +152,11 @@ def _function(name: str, place: str) -> RewardFunction:
     found = _attribute(name, module, attribute)
     if not callable(found):
         raise RewardError(f"reward {name!r} is {found!r:.60}, a {type(found).__name__}, not a function (samples) -> list of numbers")
+    if isinstance(found, type):
+        raise RewardError(
+            f"reward {name!r} is a class, not a function (samples) -> list of numbers; where its objects are such functions, make one at "
+            "the top of the file and name that"
+        )
     function: RewardFunction = found
     return function
 
