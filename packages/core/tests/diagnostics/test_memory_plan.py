@@ -1,4 +1,4 @@
-"""`lightrft plan` against what CPU runs hold, counted by the allocator, and against what was measured on one H100."""
+"""`lightrft plan` against what CPU runs hold, counted by the allocator, and against what was measured on GPUs."""
 
 from __future__ import annotations
 
@@ -39,6 +39,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     ),
     "1.5b": dict(
         hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2, head_dim=128, intermediate_size=8960,
+        vocab_size=151936, tie_word_embeddings=True,
+    ),
+    "3b": dict(
+        hidden_size=2048, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2, head_dim=128, intermediate_size=11008,
         vocab_size=151936, tie_word_embeddings=True,
     ),
 }  # fmt: skip
@@ -143,6 +147,10 @@ OF_1_5B = {
     "generate_max_len": 512,
 }  # fmt: skip
 PACKED = {"packing_samples": True, "max_tokens_per_micro_batch": 16384, "fused_linear_logprob": True}
+PACKED_8K = PACKED | {"max_tokens_per_micro_batch": 8192}
+OF_3B = OF_1_5B | PACKED_8K | {
+    "rollout_batch_size": 16, "train_batch_size": 128, "prompt_max_len": 128, "generate_max_len": 256, "fsdp_cpu_offload": True,
+}  # fmt: skip
 MEASURED: list[tuple[str, str, int, dict[str, Any], str, float, float]] = [
     ("268m", H100, 1, OF_268M | {"compile": "no"}, "update", 23.1, 0.1),
     ("268m", H100, 1, OF_268M, "update", 20.4, 0.25),  # the largest error
@@ -153,6 +161,13 @@ MEASURED: list[tuple[str, str, int, dict[str, Any], str, float, float]] = [
     ("1.5b", H200, 1, OF_1_5B | PACKED, "rollout", 94.3, 0.1),
     ("1.5b", H200, 2, OF_1_5B | PACKED, "update", 65.7, 0.1),
     ("1.5b", H200, 2, OF_1_5B | PACKED, "rollout", 88.7, 0.1),
+    # measured after the plan was made
+    ("1.5b", H200, 1, OF_1_5B | PACKED_8K, "update", 54.2, 0.1),
+    ("1.5b", H200, 1, OF_1_5B | PACKED_8K, "rollout", 94.1, 0.1),
+    ("1.5b", H200, 2, OF_1_5B | PACKED_8K, "update", 41.5, 0.1),
+    ("1.5b", H200, 2, OF_1_5B | PACKED_8K, "rollout", 82.2, 0.1),
+    ("3b", H200, 1, OF_3B, "update", 100.5, 0.1),
+    ("3b", H200, 1, OF_3B, "rollout", 85.3, 0.1),
 ]
 """Peaks of docs/performance.md: model, GPU, ranks, settings, phase, GiB mapped, and how far the plan may be."""
 
