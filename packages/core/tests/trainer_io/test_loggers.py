@@ -152,6 +152,54 @@ def test_wandb_offline_keeps_what_was_logged_and_a_resumed_run_is_the_same(tmp_p
     assert b"0.125" in kept and b"0.25" in kept and b"eval.jsonl" in kept, kept[-900:]
 
 
+def test_trackio_keeps_every_step_of_a_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    pytest.importorskip("trackio", reason="the extra lightrft[trackio] is not installed")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    from lightrft.run.loggers.trackio import TrackioLogger
+
+    for step in (1, 2):
+        logger = TrackioLogger(setup(tmp_path))
+        logger.log(step, {"rollout/reward": 0.125 * step, "train/grad_norm": float("nan")})
+        logger.close()
+    kept = SQLiteStorage.get_logs("lightrft", f"lightrft-{(tmp_path / 'trackio-id.txt').read_text()}")
+    assert [(row["step"], row["rollout/reward"]) for row in kept] == [(1, 0.125), (2, 0.25)]
+
+
+def test_mlflow_without_a_server_keeps_every_step_of_a_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow", reason="the extra lightrft[mlflow] is not installed")
+    from mlflow import MlflowClient
+
+    from lightrft.run.loggers.mlflow import MlflowLogger
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for step in (1, 2):
+        logger = MlflowLogger(setup(tmp_path))
+        logger.log(step, {"rollout/reward": 0.125 * step, "train/grad_norm": float("nan")})
+        logger.close()
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run = client.get_run((tmp_path / "mlflow-id.txt").read_text())
+    assert run.info.run_name == "lightrft" and run.info.status == "FINISHED" and run.data.params["eval_data"] == '["eval.jsonl"]'
+    assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "rollout/reward")] == [(1, 0.125), (2, 0.25)]
+    assert len(client.get_metric_history(run.info.run_id, "train/grad_norm")) == 2
+
+
+def test_swanlab_offline_keeps_every_step_under_one_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("swanlab", reason="the extra lightrft[swanlab] is not installed")
+    from lightrft.run.loggers.swanlab import SwanlabLogger
+
+    monkeypatch.setenv("SWANLAB_MODE", "offline")
+    for step in (1, 2):
+        logger = SwanlabLogger(setup(tmp_path))
+        logger.log(step, {"rollout/reward": 0.125 * step})
+        logger.close()
+        time.sleep(1.1)  # it names its folders by the second
+    files = sorted((tmp_path / "swanlab").glob("run-*/run-*.swanlab"))
+    assert {path.stem for path in files} == {f"run-{(tmp_path / 'swanlab-id.txt').read_text()}"} and len(files) == 2
+    assert all(b"rollout/reward" in path.read_bytes() for path in files)
+
+
 def test_a_logger_without_its_library_says_which_extra_brings_it() -> None:
     from lightrft.plugins.runtime import problem_with
     from lightrft.plugins.specs import Runtime

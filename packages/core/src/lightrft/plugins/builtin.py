@@ -154,5 +154,23 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
             runtime=Runtime(distributions=("wandb",), versions=">=0.19,<1", extra="wandb"),
             summary="Weights & Biases, also offline (WANDB_MODE)",
         ),
+        LoggerSpec(
+            name="trackio",
+            target="lightrft.run.loggers.trackio:TrackioLogger",
+            runtime=Runtime(distributions=("trackio",), versions=">=0.43,<1", extra="trackio"),
+            summary="trackio, a local dashboard (trackio show)",
+        ),
+        LoggerSpec(
+            name="mlflow",
+            target="lightrft.run.loggers.mlflow:MlflowLogger",
+            runtime=Runtime(distributions=("mlflow-skinny", "mlflow"), versions=">=3,<4", extra="mlflow"),
+            summary="MLflow, a server (MLFLOW_TRACKING_URI) or a database in the log folder",
+        ),
+        LoggerSpec(
+            name="swanlab",
+            target="lightrft.run.loggers.swanlab:SwanlabLogger",
+            runtime=Runtime(distributions=("swanlab",), versions=">=0.10,<1", extra="swanlab"),
+            summary="SwanLab, also offline (SWANLAB_MODE)",
+        ),
         LoggerSpec(name="jsonl", target="lightrft.run.loggers.jsonl:JsonlLogger", summary="metrics.jsonl in the log folder"),
     ]

@@ -42,6 +42,12 @@ OWN_LOGS = (
     "eval_samples-*.jsonl",
     "tensorboard",
     "wandb-id.txt",
+    "trackio-id.txt",
+    "mlflow-id.txt",
+    "mlflow.db",
+    "mlflow-artifacts",
+    "swanlab-id.txt",
+    "swanlab",
 )
 """What a run writes into its folder and its log folder, and what an overwriting run removes; `data/` stays: the demo puts it there
 before.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,3 +45,15 @@ class Logger(Protocol):
     def close(self) -> None:
         """Writes out what is left; called once, also after an error in the run."""
         ...
+
+
+def run_name(setup: LoggerSetup) -> str:
+    """What a run is called where runs have names: as its folder."""
+    return Path(setup.config.output_dir).name
+
+
+def kept_id(path: Path) -> str:
+    """An id that was drawn once and is kept in this file, by which a resumed run is the same one."""
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()

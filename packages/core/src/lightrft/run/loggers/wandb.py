@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Mapping
-from pathlib import Path
 
-from lightrft.run.loggers.base import LoggerSetup
+from lightrft.run.loggers.base import LoggerSetup, kept_id, run_name
 
 ID_FILE = "wandb-id.txt"
 """In the log folder: a run that is resumed goes on as the same one."""
@@ -21,8 +19,8 @@ class WandbLogger:
 
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "lightrft"),
-            name=Path(setup.config.output_dir).name,
-            id=_run_id(setup.log_dir / ID_FILE),
+            name=run_name(setup),
+            id=kept_id(setup.log_dir / ID_FILE),
             resume="allow",
             dir=str(setup.log_dir),
             config=setup.config.model_dump(),
@@ -39,9 +37,3 @@ class WandbLogger:
 
     def close(self) -> None:
         self._run.finish()
-
-
-def _run_id(path: Path) -> str:
-    if not path.exists():
-        path.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
-    return path.read_text(encoding="utf-8").strip()
