@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from lightrft.config import Config, make_config, read_recipe
@@ -21,7 +23,15 @@ VLLM = PluginEntry(
         target="lightrft_vllm.engine:VLLMEngine",
         topology="spmd",
         capabilities=frozenset(
-            {Capability.LOGPROBS, Capability.SEED, Capability.SLEEP_1, Capability.SLEEP_2, Capability.MEM_UTIL, Capability.TENSOR_PARALLEL}
+            {
+                Capability.LOGPROBS,
+                Capability.SEED,
+                Capability.SLEEP_1,
+                Capability.SLEEP_2,
+                Capability.MEM_UTIL,
+                Capability.TENSOR_PARALLEL,
+                Capability.MULTIMODAL,
+            }
         ),
     ),
 )
@@ -35,7 +45,12 @@ def in_the_root(monkeypatch):
 
 
 def recipe(name: str, tmp_path: Path) -> Config:
-    return make_config(read_recipe(RECIPES / name) | {"output_dir": str(tmp_path / "run")})
+    settings = read_recipe(RECIPES / name) | {"output_dir": str(tmp_path / "run")}
+    if "images_key" in settings:  # its data has to be downloaded: a row of the same columns stands for it
+        columns = {settings[key]: [""] for key in ("input_key", "label_key")} | {settings["images_key"]: [[{"bytes": b"", "path": ""}]]}
+        pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "rows.parquet")
+        settings |= {"prompt_data": str(tmp_path / "rows.parquet"), "eval_data": str(tmp_path / "rows.parquet")}
+    return make_config(settings)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])

@@ -22,7 +22,9 @@ CUDA = torch.device("cuda", 0)
 
 @pytest.fixture(autouse=True)
 def unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(BATCH_INVARIANT, raising=False)
+    """Before each test, and after it, which for a variable that was not there `delenv` alone would not see to."""
+    monkeypatch.setenv(BATCH_INVARIANT, "0")
+    monkeypatch.delenv(BATCH_INVARIANT)
 
 
 def test_a_cpu_is_refused_before_anything_loads(tmp_path: Path) -> None:
