@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -215,17 +216,22 @@ def test_flash_attn_gets_what_a_layer_asks_for(monkeypatch: pytest.MonkeyPatch) 
     assert [(c["softcap"], c["window_size"]) for c in calls] == [(0.5, (3, 0)), (0.0, (-1, 0))]
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of what earlier tests left, whenever it is collected
-@pytest.mark.filterwarnings("error")
-def test_the_kernel_on_cuda_is_one_graph_for_rows_of_any_length() -> None:
-    """Tensors without data stand for those of a GPU, which this test does not need."""
+def whole_graphs(function: Callable[..., Any]) -> tuple[Callable[..., Any], list[Any]]:
+    """It compiled in one piece for any length, and the graphs that come of its calls."""
     graphs: list[Any] = []
 
     def keep(graph: Any, inputs: Any) -> Any:
         graphs.append(graph)
         return graph.forward
 
-    compiled = torch.compile(attend_segments, dynamic=True, fullgraph=True, backend=keep)
+    return torch.compile(function, dynamic=True, fullgraph=True, backend=keep), graphs
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of what earlier tests left, whenever it is collected
+@pytest.mark.filterwarnings("error")
+def test_the_kernel_on_cuda_is_one_graph_for_rows_of_any_length() -> None:
+    """Tensors without data stand for those of a GPU, which this test does not need."""
+    compiled, graphs = whole_graphs(attend_segments)
     with FakeTensorMode():
         for length, longest in ((64, 40), (80, 50), (96, 33)):
             query, key, value = (torch.empty(1, heads, length, 16, device="cuda", dtype=torch.bfloat16) for heads in (4, 2, 2))
@@ -239,13 +245,7 @@ def test_the_kernel_on_cuda_is_one_graph_for_rows_of_any_length() -> None:
 @pytest.mark.filterwarnings("error")
 def test_whole_padded_rows_are_one_graph_for_any_length() -> None:
     """A causal row without a mask: whether it is one token decides before the kernel is asked."""
-    graphs: list[Any] = []
-
-    def keep(graph: Any, inputs: Any) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
-    compiled = torch.compile(attend_rows, dynamic=True, fullgraph=True, backend=keep)
+    compiled, graphs = whole_graphs(attend_rows)
     for length in (7, 12, 9):
         query, key, value = (torch.randn(2, heads, length, 16) for heads in (4, 2, 2))
         found = compiled(query, key, value, None, Asked(scale=0.25), causal=True)

@@ -124,5 +124,5 @@ def _hidden(model: Any, inner: Any, inputs: dict[str, Any]) -> torch.Tensor:
         model(**inputs)
     finally:
         hook.remove()
-    states: torch.Tensor = caught[-1].last_hidden_state
+    states: torch.Tensor = caught[-1][0]  # of a base model's outputs the first, whatever class they are of
     return states

@@ -57,3 +57,8 @@ def kept_id(path: Path) -> str:
     if not path.exists():
         path.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
     return path.read_text(encoding="utf-8").strip()
+
+
+def say_it_keeps(library: str, step: int) -> None:
+    """The `rewind` of a logger whose library cannot take a value back: those of later steps stay beside the new ones, which is said."""
+    print(f"resume: {library} keeps what the stopped run logged after step {step}, which it cannot take back", flush=True)

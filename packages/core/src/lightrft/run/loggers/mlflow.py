@@ -6,9 +6,8 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
-from lightrft.run.loggers.base import LoggerSetup, run_name
+from lightrft.run.loggers.base import LoggerSetup, run_name, say_it_keeps
 
 ID_FILE = "mlflow-id.txt"
 """In the log folder: a run that is resumed goes on as the same one."""
@@ -31,19 +30,21 @@ class MlflowLogger:
         from mlflow import MlflowClient
 
         folder = setup.log_dir.absolute()
-        self._client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / DATABASE}")
+        server = os.environ.get("MLFLOW_TRACKING_URI")
+        self._client = MlflowClient(tracking_uri=server or f"sqlite:///{folder / DATABASE}")
         path = setup.log_dir / ID_FILE
         if not path.exists():
-            path.write_text(self._new_run(run_name(setup), folder), encoding="utf-8")
+            path.write_text(
+                self._new_run(run_name(setup), artifacts=None if server else (folder / "mlflow-artifacts").as_uri()), encoding="utf-8"
+            )
         self._run = path.read_text(encoding="utf-8").strip()
         self._client.update_run(self._run, status="RUNNING")
         self._log_settings(setup.config.model_dump())
 
-    def _new_run(self, name: str, folder: Path) -> str:
+    def _new_run(self, name: str, *, artifacts: str | None) -> str:
         title = os.environ.get("MLFLOW_EXPERIMENT_NAME", "lightrft")
         known = self._client.get_experiment_by_name(title)
-        place = None if "MLFLOW_TRACKING_URI" in os.environ else (folder / "mlflow-artifacts").as_uri()
-        experiment = known.experiment_id if known else self._client.create_experiment(title, artifact_location=place)
+        experiment = known.experiment_id if known else self._client.create_experiment(title, artifact_location=artifacts)
         run_id: str = self._client.create_run(experiment, run_name=name).info.run_id
         return run_id
 
@@ -62,8 +63,7 @@ class MlflowLogger:
         self._client.log_batch(self._run, metrics=[Metric(name, value, now, step) for name, value in metrics.items()])
 
     def rewind(self, step: int) -> None:
-        """MLflow cannot take a value back: those of later steps stay beside the new ones."""
-        print(f"resume: MLflow keeps what the stopped run logged after step {step}, which it cannot take back", flush=True)
+        say_it_keeps("MLflow", step)
 
     def close(self) -> None:
         self._client.set_terminated(self._run)

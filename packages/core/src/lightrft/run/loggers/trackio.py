@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from lightrft.run.loggers.base import LoggerSetup, kept_id, run_name
+from lightrft.run.loggers.base import LoggerSetup, kept_id, run_name, say_it_keeps
 
 ID_FILE = "trackio-id.txt"
 """In the log folder: a run that is resumed goes on as the same one."""
@@ -31,8 +31,7 @@ class TrackioLogger:
         self._run.log(dict(metrics), step=step)
 
     def rewind(self, step: int) -> None:
-        """trackio cannot take a value back: those of later steps stay beside the new ones."""
-        print(f"resume: trackio keeps what the stopped run logged after step {step}, which it cannot take back", flush=True)
+        say_it_keeps("trackio", step)
 
     def close(self) -> None:
         self._run.finish()
