@@ -90,9 +90,48 @@ def without_metadata(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps(index))
 
 
-def as_bin(folder: Path) -> None:
-    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
-    (folder / WEIGHTS).unlink()
+def as_bin(change: Callable[[dict[str, torch.Tensor]], Any] = lambda state: None) -> Change:
+    """In torch's own format, where `change` returns what is saved or changes the state dict."""
+
+    def changed(folder: Path) -> None:
+        state = load_file(folder / WEIGHTS)
+        torch.save(change(state) or state, folder / "pytorch_model.bin")
+        (folder / WEIGHTS).unlink()
+
+    return changed
+
+
+def header(change: Callable[[dict[str, Any]], None], *, behind: bytes = b"") -> Change:
+    """Another header of the weight file, and bytes behind its tensors."""
+
+    def changed(folder: Path) -> None:
+        held = (folder / WEIGHTS).read_bytes()
+        size = int.from_bytes(held[:8], "little")
+        found = json.loads(held[8 : 8 + size])
+        change(found)
+        text = json.dumps(found).encode()
+        (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + held[8 + size :] + behind)
+
+    return changed
+
+
+def twice(found: dict[str, Any]) -> None:
+    """The bytes of one norm are those of the next as well."""
+    norms = [name for name in found if name.endswith("input_layernorm.weight")]
+    found[norms[1]]["data_offsets"] = found[norms[0]]["data_offsets"]
+
+
+def beside_its_shards(folder: Path) -> None:
+    one = (folder / WEIGHTS).read_bytes()
+    sharded(folder)
+    (folder / WEIGHTS).write_bytes(one)
+
+
+class Runs:
+    """What no reader of tensors makes."""
+
+    def __reduce__(self) -> Any:
+        return (print, ("code of a weight file was run",))
 
 
 def tied(*, equal: bool) -> Change:
@@ -143,7 +182,13 @@ CASES: dict[str, Case] = {
     # taken, with the right values
     "as save_pretrained wrote it": Case(lambda folder: None),
     "several files and an index": Case(sharded),
-    "torch's own format": Case(as_bin),
+    "torch's own format": Case(as_bin()),
+    "torch's own format beside a variant that nothing names": Case(
+        both(lambda folder: shutil.copyfile(folder / WEIGHTS, folder / "model.fp16.safetensors") and None, as_bin())
+    ),
+    "torch's own format, a tied head stored too": Case(
+        both(as_bin(lambda s: s | {"lm_head.weight": s["model.embed_tokens.weight"]}), config(tie_word_embeddings=True))
+    ),
     "bfloat16 on disk, float32 in config.json": Case(
         both(weights(lambda state: {name: t.bfloat16() for name, t in state.items()}), config(dtype="float32"))
     ),
@@ -184,7 +229,27 @@ CASES: dict[str, Case] = {
         both(sharded, without_metadata), (f'{INDEX} has no "metadata"', "transformers does not load it")
     ),
     "files without their index": Case(both(sharded, removed(INDEX)), ("copy the index too",)),
-    "torch's own format, cut off": Case(both(as_bin, truncated("pytorch_model.bin", 999)), ("pytorch_model.bin is damaged",)),
+    "bytes of two tensors": Case(header(twice), ("model.safetensors is damaged: ", "begins at byte", "copy it again")),
+    "bytes behind the last tensor": Case(header(lambda found: None, behind=b"more"), ("damaged: ", "its last tensor ends at")),
+    "one file beside an index of others": Case(beside_its_shards, (f"{WEIGHTS} lies beside {INDEX}", "take one of the two out")),
+    "JSON nested too deeply": Case(text("config.json", '{"a":' * 2000 + "1" + "}" * 2000), ("config.json is damaged: RecursionError",)),
+    "an end of sequence that is text": Case(
+        text("generation_config.json", '{"eos_token_id": "</s>"}'), ("eos_token_id='</s>' is no token id and no list of them",)
+    ),
+    "a length of the tokenizer that is text": Case(text("tokenizer_config.json", '{"model_max_length": "big"}'), ("cannot be loaded",)),
+    "torch's own format, cut off": Case(both(as_bin(), truncated("pytorch_model.bin", 999)), ("pytorch_model.bin is damaged",)),
+    "torch's own format, a matrix is missing": Case(as_bin(lambda s: s.pop(Q_PROJ) is None), (f"lack {Q_PROJ}",)),
+    "torch's own format, another shape": Case(
+        as_bin(lambda s: s | {Q_PROJ: torch.ones(8, 64)}), ("is [8, 64] in the files, and config.json asks for [64, 64]",)
+    ),
+    "torch's own format, a tensor too many": Case(
+        as_bin(lambda s: s | {"v_head.weight": torch.ones(1)}), ("v_head.weight", "would ignore")
+    ),
+    "torch's own format of a trainer": Case(as_bin(lambda s: {"model": s, "step": 3}), ("holds a dict as 'model', expected a tensor",)),
+    "torch's own format with code": Case(as_bin(lambda s: s | {"x": Runs()}), ("holds more than tensors", "save_pretrained")),
+    "torch's own format, an index of garbage": Case(
+        both(removed(WEIGHTS), text("pytorch_model.bin.index.json", '{"weight_map": 7}')), ("pytorch_model.bin.index.json is damaged",)
+    ),
     # of another model
     "more layers than weights": Case(config(num_hidden_layers=3), ("weight files lack", "model.layers.2", "complete folder")),
     "fewer layers than weights": Case(config(num_hidden_layers=1), ("hold model.layers.1", "does not have and would ignore")),
@@ -205,6 +270,16 @@ CASES: dict[str, Case] = {
     "mxfp4": Case(quantised("mxfp4"), ("(mxfp4", *QUANTISED)),
     "gptq that only an old file tells": Case(text("quantize_config.json", '{"bits": 4}'), ("quantize_config.json", *QUANTISED)),
     "packed weights that nothing tells": Case(packed("qweight", torch.int32), ("q_proj.qweight is I32", *QUANTISED)),
+    "8 bits in torch's own format": Case(as_bin(lambda s: s | {Q_PROJ: s[Q_PROJ].char()}), ("q_proj.weight is I8", *QUANTISED)),
+    "whole numbers for a bias": Case(
+        both(
+            config(attention_bias=True),
+            weights(lambda s: s | {n.replace("weight", "bias"): torch.ones(len(t)).long() for n, t in s.items() if "self_attn" in n}),
+        ),
+        ("_proj.bias is I64", *QUANTISED),
+    ),
+    "an older name of the entry": Case(config(compression_config={"format": "pack-quantized"}), ("says config.json", *QUANTISED)),
+    "an entry that names nothing": Case(config(quantization_config={}), ("quantization_config={}", "take the entry out")),
     "8 bits that nothing tells": Case(packed("weight", torch.int8), ("q_proj.weight is I8", *QUANTISED)),
     "fp8 that nothing tells": Case(packed("weight", torch.float8_e4m3fn), ("q_proj.weight is F8_E4M3", *QUANTISED)),
     "scales that nothing tells": Case(
@@ -321,6 +396,24 @@ def test_a_token_beyond_the_embedding_is_told_with_its_row(tmp_path: Path, whole
 def test_no_false_alarm_for_a_whole_folder_of_any_family(tmp_path: Path, family: str) -> None:
     make_family(family).save_pretrained(tmp_path)
     assert folder_problem("m", str(tmp_path)) == ""
+
+
+def test_masks_of_older_versions_are_no_weights(tmp_path: Path) -> None:
+    make_family("gpt2").save_pretrained(tmp_path)
+    masks = {"transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8), "transformer.h.0.attn.masked_bias": torch.tensor(-1e9)}
+    weights(lambda state: state | masks)(tmp_path)
+    assert folder_problem("m", str(tmp_path)) == ""
+
+
+def test_dtypes_of_torch_s_own_format_are_those_of_the_saved_folder(tmp_path: Path, whole: Path) -> None:
+    made = Path(shutil.copytree(whole, tmp_path / "m"))
+    as_bin(lambda state: {name: t.bfloat16() for name, t in state.items()})(made)
+    strategy = get_strategy(make_config({"strategy": "single"}))
+    opened = open_causal_lm(made, dtype=torch.float32)
+    actor, _ = strategy.prepare_trainable(opened.model, optimizer=AdamWSettings(learning_rate=1e-3), weights=opened.weights)
+    strategy.save_model(actor, tmp_path / "saved", source=made)
+    strategy.shutdown()
+    assert {t.dtype for t in load_file(tmp_path / "saved" / WEIGHTS).values()} == {torch.bfloat16}
 
 
 def test_an_expert_that_is_missing_is_told(tmp_path: Path) -> None:

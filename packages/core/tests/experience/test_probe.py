@@ -15,7 +15,7 @@ from lightrft.diagnostics.logprob_agreement import Gap
 from lightrft.diagnostics.sync_probe import SyncProbe, probe_prompts, rotated
 from lightrft.engine.hf import HFEngine
 from lightrft.engine.rounding import FP32_CPU, bound_for
-from lightrft.errors import WeightSyncError
+from lightrft.errors import ModelError, WeightSyncError
 from lightrft.plugins.builtin import HF_CAPABILITIES
 from lightrft.plugins.specs import Capability, EngineSpec
 from lightrft.strategy.factory import get_strategy
@@ -125,6 +125,21 @@ def test_an_honest_engine_is_verified_after_each_sync(tmp_path: Path) -> None:
         assert metrics["verify/gap"] < FP32_CPU.mean / 10 and metrics["verify/gap_max"] < FP32_CPU.largest / 10
         assert metrics["time/verify_s"] > 0
         change(probe.actor)
+
+
+@pytest.mark.parametrize(
+    ("where", "words"), [("weights", r"first in model.layers.0.mlp.up_proj.weight \(1 in all\)"), ("epsilon", "config.json")]
+)
+def test_a_model_that_gives_no_numbers_is_told_as_what_it_is(tmp_path: Path, where: str, words: str) -> None:
+    strategy, probe = make(tmp_path, None)
+    actor: Any = probe.actor
+    with torch.no_grad():
+        if where == "weights":
+            actor.model.layers[0].mlp.up_proj.weight[3, 4] = float("nan")
+        else:
+            actor.model.norm.variance_epsilon = float("nan")
+    with pytest.raises(ModelError, match=f"the model's own log-probs of fixed prompts are NaN, whatever the engine answers: .*{words}"):
+        verified_sync(strategy, probe)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def model_values(config: Config, model_path: str | None = None) -> dict[str, Any
     file = Path(model_path or config.model_name_or_path) / "config.json"
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # told by those who need the folder
+    except (OSError, ValueError, RecursionError):  # told by those who need the folder
         return None
     if not isinstance(found, dict):
         return None

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightrft.config.quantised import quantisation, settings_of
-from lightrft.config.tensor_headers import INDEX, WHOLE, TensorHeader, tensor_headers
+from lightrft.config.quantised import KEYS, quantisation, settings_of
+from lightrft.config.tensor_headers import INDEX, WHOLE, TensorHeader, has_safetensors, tensor_headers
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -23,8 +23,9 @@ QUANTISED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config
 QUANTISED_NAMES = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|weight_packed|weight_scale(_inv|_2)?|weight_zero_point|SCB|absmax|quant_map|quant_state.*)$"
 )
-PLAIN_DTYPES = ("F64", "F32", "F16", "BF16", "BOOL", "I64", "I32")
 FLOATS = ("F64", "F32", "F16", "BF16")
+PLAIN_DTYPES = (*FLOATS, "BOOL", "U8", "I64", "I32")
+"""Of tensors that are no matrices: positions are whole numbers, and masks of older versions are of bytes."""
 WRITTEN = "give a folder written by save_pretrained"
 DEQUANTISED = (
     "training dequantises model_name_or_path, nothing else does: give the model that it was made from, or the folder base/ of a run that "
@@ -113,6 +114,9 @@ def _quantised(folder: Path, config: dict[str, Any]) -> Iterator[str]:
 def _config(folder: Path, config: dict[str, Any], *, trust_remote_code: bool) -> Iterator[str]:
     if not isinstance(config.get("model_type"), str):
         yield f"config.json names no model_type (found {config.get('model_type')!r}); {WRITTEN}"
+    for key in KEYS:
+        if config.get(key) is not None and not config[key]:
+            yield f"config.json has {key}={config[key]!r}, which names no quantisation, and transformers refuses it; take the entry out"
     if (folder / "adapter_config.json").is_file():
         yield (
             "adapter_config.json lies beside whole weights, and libraries differ in whether they add that adapter; move it away, or "
@@ -129,15 +133,25 @@ def _config(folder: Path, config: dict[str, Any], *, trust_remote_code: bool) ->
 
 
 def _weights(folder: Path, config: dict[str, Any]) -> Iterator[str]:
-    if not (folder / INDEX).is_file() and not (folder / WHOLE).is_file():
+    if not has_safetensors(folder):
         yield from _other_weights(folder)
         return
     headers = plain_headers(folder, config)
     if not headers:
         yield f"{WHOLE} holds no tensor; {WRITTEN}"
+    yield from quantised_tensors(headers)
+
+
+def quantised_tensor(name: str, header: TensorHeader) -> str:
+    """The sentence that refuses it."""
+    return f"the weights are quantised ({name} is {header.dtype}), and would be read as plain numbers; {UNQUANTISED}"
+
+
+def quantised_tensors(headers: Mapping[str, TensorHeader]) -> Iterator[str]:
+    """Tensors whose name or dtype is that of packed numbers."""
     for name, header in headers.items():
         if QUANTISED_NAMES.search(name) or header.dtype not in PLAIN_DTYPES or _packed(name, header):
-            yield f"the weights are quantised ({name} is {header.dtype}), and would be read as plain numbers; {UNQUANTISED}"
+            yield quantised_tensor(name, header)
 
 
 def plain_headers(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorHeader]:
@@ -147,15 +161,25 @@ def plain_headers(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorHe
 
 
 def _packed(name: str, header: TensorHeader) -> bool:
-    """Whether a matrix that every model multiplies with holds whole numbers."""
+    """Whether a matrix that every model multiplies with holds whole numbers; `models.folder_check` knows the others."""
     return name.endswith(".weight") and header.dtype not in FLOATS
 
 
+def torch_files(folder: Path) -> list[Path]:
+    """torch's own files that the weights are loaded from, whole, where it has no safetensors. Raises ValueError: a damaged index."""
+    if (folder / BIN).is_file():
+        return [folder / BIN]
+    if not (folder / BIN_INDEX).is_file():
+        return []
+    known = read_json(folder / BIN_INDEX).get("weight_map")
+    if not isinstance(known, dict) or not known or not all(isinstance(name, str) for name in known.values()):
+        raise ValueError(f"{BIN_INDEX} is damaged: it has no weight_map from names to files")
+    return [folder / name for name in sorted(set(known.values()))]
+
+
 def _other_weights(folder: Path) -> Iterator[str]:
-    """torch's own files, which are loaded whole; nothing else."""
-    files = [folder / BIN] if (folder / BIN).is_file() else []
-    if (folder / BIN_INDEX).is_file():
-        files = [folder / name for name in sorted(set(read_json(folder / BIN_INDEX).get("weight_map", {}).values()))]
+    """torch's own files; nothing else."""
+    files = torch_files(folder)
     for file in files:
         if not file.is_file():
             yield f"{BIN_INDEX} names {file.name}, which is missing"

@@ -14,6 +14,8 @@ from typing import Any
 
 from lightrft.config.tensor_headers import TensorHeader
 
+KEYS = ("quantization_config", "compression_config")
+"""Of config.json; the second is that of older compressed-tensors, which vLLM reads."""
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 ALL = 2**62
 """More columns than any matrix has: a block of a whole row."""
@@ -103,15 +105,16 @@ class Quantisation:
 def settings_of(config: Mapping[str, Any]) -> Any:
     """What config.json says of quantisation: an object where it is as it should be, None where it says nothing."""
     text = config.get("text_config")
-    return config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None) or None
+    inner = text if isinstance(text, dict) else {}
+    return next((found for part in (config, inner) for key in KEYS if (found := part.get(key))), None)
 
 
 def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of the dequantised folder; it names the dtype."""
     known = quantisation(config)
-    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    plain = {key: value for key, value in config.items() if key not in KEYS}
     if isinstance(text := config.get("text_config"), dict):
-        plain["text_config"] = {key: value for key, value in text.items() if key != "quantization_config"}
+        plain["text_config"] = {key: value for key, value in text.items() if key not in KEYS}
     names = {word: name for name, word in DTYPES.items()}
     return plain if known is None or {"dtype", "torch_dtype"} & plain.keys() else plain | {"dtype": names[known.dtype]}
 

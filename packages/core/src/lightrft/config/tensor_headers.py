@@ -30,6 +30,11 @@ class TensorHeader:
     end: int
 
 
+def has_safetensors(folder: Path) -> bool:
+    """Whether the folder's weights are read from safetensors: it has the one file, or an index of several."""
+    return (folder / INDEX).is_file() or (folder / WHOLE).is_file()
+
+
 def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
     """Of all tensors that the folder's index names, or of its one file; empty where it has neither.
 
@@ -40,6 +45,10 @@ def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
         return read_headers(folder / WHOLE) if (folder / WHOLE).is_file() else {}
     found: dict[str, TensorHeader] = {}
     index = _index(folder)
+    if (folder / WHOLE).is_file() and WHOLE not in index.values():
+        raise ValueError(
+            f"{WHOLE} lies beside {INDEX}, which names other files: libraries differ in which they read; take one of the two out"
+        )
     for name in sorted(set(index.values())):
         if not (folder / name).is_file():
             raise ValueError(f"{INDEX} names {name}, which is missing")
@@ -68,7 +77,18 @@ def read_headers(file: Path) -> dict[str, TensorHeader]:
             raise ValueError(f"{file.name} is cut off: {size} bytes, and {name} ends at {entry.end}; copy it again")
         if bits and (entry.end - entry.begin) * 8 != bits:
             raise ValueError(f"{file.name} is damaged: {name} has {entry.end - entry.begin} bytes for {entry.dtype} {list(entry.shape)}")
+    _check_covered(file, found, begin=LENGTH + length, end=size)
     return found
+
+
+def _check_covered(file: Path, found: dict[str, TensorHeader], *, begin: int, end: int) -> None:
+    """The format has no gap between tensors, no byte of two of them, and none behind the last. Raises ValueError."""
+    for name, entry in sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin != begin:
+            raise ValueError(f"{file.name} is damaged: {name} begins at byte {entry.begin}, expected {begin}; copy it again")
+        begin = entry.end
+    if begin != end:
+        raise ValueError(f"{file.name} is damaged: {end} bytes, and its last tensor ends at {begin}; copy it again")
 
 
 def _index(folder: Path) -> dict[str, str]:

@@ -24,6 +24,8 @@ class Gap:
 
     mean: float
     largest: float
+    trainer_lost: bool = False
+    """Whether any of the trainer's own is NaN, on any rank."""
 
     def within(self, bound: Bound) -> bool:
         """Whether rounding explains it; not a number is never explained."""
@@ -42,9 +44,11 @@ def gap_between(batch: Sampled, trainer: torch.Tensor, *, strategy: StrategyBase
     """The gap to `trainer` float32 [S] over tokens `first` to `last` - 1 of each completion. Collective."""
     parts = [difference.abs()[first:last] for difference in batch.by_sequence(batch.engine_logprobs - trainer)]
     mine = torch.cat(parts).double() if parts else torch.zeros(0, dtype=torch.float64)
-    totals = strategy.all_reduce({"count": float(mine.numel()), "sum": float(mine.sum()), "lost": float(mine.isnan().sum())}, "sum")
+    own = torch.cat([values[first:last] for values in batch.by_sequence(trainer)]) if parts else torch.zeros(0)
+    counted = {"count": float(mine.numel()), "sum": float(mine.sum()), "lost": float(mine.isnan().sum())}
+    totals = strategy.all_reduce(counted | {"trainer": float(own.isnan().sum())}, "sum")
     largest = strategy.all_reduce(float(mine.nan_to_num().max()) if mine.numel() else 0.0, "max")
-    return Gap(totals["sum"] / max(totals["count"], 1.0), float("nan") if totals["lost"] else largest)
+    return Gap(totals["sum"] / max(totals["count"], 1.0), float("nan") if totals["lost"] else largest, trainer_lost=totals["trainer"] > 0)
 
 
 def score_changed(

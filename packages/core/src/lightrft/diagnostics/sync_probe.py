@@ -13,7 +13,7 @@ from lightrft.batch.planning import Batching
 from lightrft.config.schema import Config
 from lightrft.diagnostics.logprob_agreement import Gap, ask, gap_between
 from lightrft.engine.rounding import bound_for
-from lightrft.errors import WeightSyncError
+from lightrft.errors import ModelError, WeightSyncError
 from lightrft.experience.scoring import score_logprobs
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.types import EngineStatus, SamplingParams
@@ -62,9 +62,12 @@ class SyncProbe:
 
         Raises:
             WeightSyncError: the gap is beyond what the dtype explains; on all ranks.
+            ModelError: the actor itself gives no numbers; on all ranks.
         """
         start = time.perf_counter()
         gap = self._gap(self.prompts)
+        if gap.trainer_lost:
+            raise ModelError(self._no_numbers())
         if not gap.within(self.bound):
             raise WeightSyncError(self._message(gap))
         self._seconds += time.perf_counter() - start
@@ -76,6 +79,15 @@ class SyncProbe:
         parts = batching.micro_batches(answers, torch.arange(len(answers)))
         [mine] = score_logprobs(self.actor, answers, parts, strategy=self.strategy, batching=batching, temperatures=(1.0,))
         return gap_between(answers, mine, strategy=self.strategy)
+
+    def _no_numbers(self) -> str:
+        lost = [w.names[0] for bucket in self.strategy.export_weights(self.actor) for w in bucket if _lost(w.tensor)]
+        cause = (
+            f"its weights hold NaN or infinity, first in {lost[0]} ({len(lost)} in all)"
+            if lost
+            else "its weights are numbers, so look at config.json (rotary scaling, epsilons)"
+        )
+        return f"the model's own log-probs of fixed prompts are NaN, whatever the engine answers: {cause}"
 
     def _message(self, gap: Gap) -> str:
         return (
@@ -104,6 +116,10 @@ class SyncProbe:
             "the sums of its weights are the actor's, so look at the order of the parts of a fused tensor, which sums do not see, at "
             "positions, padding and the convention of its log-probs"
         )
+
+
+def _lost(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and not bool(tensor.isfinite().all())
 
 
 def probe_prompts(

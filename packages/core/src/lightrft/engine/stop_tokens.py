@@ -157,7 +157,7 @@ def read_json(model_path: str | Path, name: str) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read as JSON: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise ModelError(f"{file} holds a {type(found).__name__}, expected a JSON object")

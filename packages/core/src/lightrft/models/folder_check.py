@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,15 @@ import torch
 import transformers
 from transformers import AutoConfig, GenerationConfig
 
-from lightrft.config.model_folder import BIN, BIN_INDEX, model_path_problem, plain_headers, read_json
-from lightrft.config.tensor_headers import TensorHeader
+from lightrft.config.model_folder import FLOATS, model_path_problem, plain_headers, quantised_tensor, quantised_tensors, read_json
+from lightrft.config.tensor_headers import TensorHeader, has_safetensors
 from lightrft.engine.quiet import no_progress_bars
+from lightrft.engine.stop_tokens import stop_tokens
 from lightrft.errors import ModelError
 from lightrft.models.load import load_tokenizer
 from lightrft.weights.buckets import saved_buffers, tied_names
 from lightrft.weights.model_class import ignored_on_load, language_model_class
+from lightrft.weights.torch_files import headers_of, torch_tensors
 
 Shapes = dict[str, tuple[int, ...]]
 MAX_NAMED = 3
@@ -74,13 +76,11 @@ def _problems(folder: Path, *, auto_class: Any, trust_remote_code: bool, tokeniz
         return
     try:
         model = empty_model(folder, auto_class=auto_class, trust_remote_code=trust_remote_code)
-        tensors = dict(model.named_parameters()) | saved_buffers(model)
+        tensors: dict[str, torch.Tensor] = dict(model.named_parameters()) | saved_buffers(model)
     except Exception as error:  # as above
         yield f"its config.json gives no model: {_words(error)}"
         return
-    if not any((folder / name).is_file() for name in (BIN, BIN_INDEX)) or any(folder.glob("*.safetensors")):
-        headers = plain_headers(folder, read_json(folder / "config.json"))
-        yield from _misfits(model, {name: tuple(t.shape) for name, t in tensors.items()}, headers)
+    yield from _of_weights(folder, model, tensors)
     if (folder / "generation_config.json").is_file():
         try:
             GenerationConfig.from_pretrained(folder)
@@ -88,7 +88,7 @@ def _problems(folder: Path, *, auto_class: Any, trust_remote_code: bool, tokeniz
             yield f"generation_config.json cannot be used: {_words(error)}"
     if tokenizer:
         try:
-            load_tokenizer(folder, trust_remote_code=trust_remote_code)
+            stop_tokens(folder, tokenizer=load_tokenizer(folder, trust_remote_code=trust_remote_code))
         except ModelError as error:
             yield str(error)
 
@@ -104,13 +104,37 @@ def _of_config(error: Exception, *, trust_remote_code: bool) -> str:
     return f"its config.json cannot be used: {_words(error)}"
 
 
-def _misfits(model: Any, modules: Shapes, headers: Mapping[str, TensorHeader]) -> Iterator[str]:
-    """Tensors of another shape, missing ones, ones without a place, and a head that differs from what it is tied to."""
+def _of_weights(folder: Path, model: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    if has_safetensors(folder):
+        headers = plain_headers(folder, read_json(folder / "config.json"))
+        yield from _misfits(model, tensors, headers, same=lambda one, other: _same_bytes(headers[one], headers[other]))
+        return
+    try:
+        held = torch_tensors(folder)
+    except ValueError as error:
+        yield str(error)
+        return
+    headers = headers_of(held, folder)
+    yield from quantised_tensors(headers)
+    yield from _misfits(model, tensors, headers, same=lambda one, other: torch.equal(held[one], held[other]))
+
+
+def _misfits(
+    model: Any, tensors: Mapping[str, torch.Tensor], headers: Mapping[str, TensorHeader], *, same: Callable[[str, str], bool]
+) -> Iterator[str]:
+    """Whole numbers in place of others, tensors of another shape, missing ones, ones without a place, a head that differs from what it is
+    tied to.
+    """
+    modules: Shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     pieces = _under_file_names(model, modules)
     ties = tied_names(model)
     known = modules | {piece: shape for shapes in pieces.values() for piece, shape in shapes.items()}
     known |= {other: modules[name] for name, names in ties.items() for other in names}
     places = {name: _place(name, model, known) for name in headers}
+    counting = {name for name, tensor in tensors.items() if not tensor.is_floating_point()}
+    for name, header in headers.items():
+        if header.dtype not in FLOATS and places[name] not in counting and not ignored_on_load(name, model):
+            yield quantised_tensor(name, header)
     wrong = [(name, known[place]) for name, place in places.items() if place in known and headers[name].shape != known[place]]
     if wrong:
         name, shape = wrong[0]
@@ -130,7 +154,7 @@ def _misfits(model: Any, modules: Shapes, headers: Mapping[str, TensorHeader]) -
             f"its weight files hold {_listed(extra)}, which {type(model).__name__} of this config.json does not have and would ignore; "
             "take them out, or correct config.json"
         )
-    yield from _tied(ties, {place: headers[name] for name, place in places.items()})
+    yield from _tied(ties, {place: name for name, place in places.items()}, same)
 
 
 def _under_file_names(model: Any, modules: Shapes) -> dict[str, Shapes]:
@@ -162,11 +186,12 @@ def _place(name: str, model: Any, known: Mapping[str, Any]) -> str:
     return renamed if converter is None else CONVERTED
 
 
-def _tied(ties: Mapping[str, tuple[str, ...]], held: Mapping[str, TensorHeader]) -> Iterator[str]:
+def _tied(ties: Mapping[str, tuple[str, ...]], held: Mapping[str, str], same: Callable[[str, str], bool]) -> Iterator[str]:
+    """`held`: the name in the files of what has a place in the model."""
     for names in ties.values():
         stored = [name for name in names if name in held]
         for other in stored[1:]:
-            if not _same_bytes(held[stored[0]], held[other]):
+            if not same(held[stored[0]], held[other]):
                 yield (
                     f"config.json ties {other} to {stored[0]} (tie_word_embeddings), and the files hold other values for it; "
                     "set tie_word_embeddings to false in config.json, or take the tensor out"

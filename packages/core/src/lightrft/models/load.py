@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightrft.config.model_folder import HUB_NAME, TOKENIZER_FILES, model_path_problem
+from lightrft.config.tensor_headers import has_safetensors
 from lightrft.engine.quiet import no_progress_bars
 from lightrft.errors import ModelError
 from lightrft.weights.model_class import keep_soft_cap, language_model_class
@@ -53,7 +54,7 @@ def open_causal_lm(path: str | Path, *, dtype: torch.dtype, trust_remote_code: b
 
     folder = local_folder(path)
     reason = "it has no *.safetensors"
-    if any(folder.glob("*.safetensors")):
+    if has_safetensors(folder):
         model, weights = _wrapped(build, what="model", path=path), WeightFiles(folder)
         missing = weights.missing(model)
         if not missing:
@@ -122,9 +123,13 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> PreT
         raise ModelError(f"model folder {str(path)!r} has no tokenizer; save one there with tokenizer.save_pretrained")
     if not folder.is_dir() and not HUB_NAME.fullmatch(str(path)):
         raise ModelError(f"model {str(path)!r}: no such folder, and not a hub name of the form owner/name")
-    tokenizer: Any = _wrapped(
-        lambda: AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code), what="tokenizer", path=path
-    )
+
+    def load() -> Any:
+        found: Any = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+        found([""])  # some entries of its configuration are first read when a text comes
+        return found
+
+    tokenizer = _wrapped(load, what="tokenizer", path=path)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"tokenizer {str(path)!r} has no end-of-sequence token; set eos_token in its tokenizer_config.json")
     if tokenizer.pad_token_id is None:

@@ -14,6 +14,8 @@ import torch
 from huggingface_hub import snapshot_download
 
 from lightrft.config.model_folder import QUANTISED_FILES, plain_headers
+from lightrft.config.tensor_headers import has_safetensors
+from lightrft.weights.torch_files import headers_of, torch_tensors
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", ".ckpt", ".index.json")
@@ -56,7 +58,7 @@ def source_folder(name: str | Path | None) -> SourceFolder:
     if folder is None or not (folder / "config.json").is_file():
         return SourceFolder()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    headers = plain_headers(folder, config)
+    headers = plain_headers(folder, config) if has_safetensors(folder) else headers_of(torch_tensors(folder), folder)
     return SourceFolder(folder, config, {name: DTYPES[h.dtype] for name, h in headers.items() if h.dtype in DTYPES})
 
 
