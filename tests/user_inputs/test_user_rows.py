@@ -152,3 +152,11 @@ def test_a_line_that_json_would_read_otherwise_or_not_at_all(line: str, words: s
     with pytest.raises(DataError) as caught:
         load_rows(str(tmp_path / "d.jsonl"), required=["prompt"])
     assert f"d.jsonl:2: {words}" in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_template_that_reads_parts_alone_and_writes_nothing_else(tmp_path: Path) -> None:
+    tokenizer = style_tokenizer(STYLES["chatml"])
+    tokenizer.chat_template = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
+    path = written([{"prompt": "hi", "answer": "1"}], tmp_path, "jsonl")
+    given = {"input_key": "prompt", "label_key": "answer", "prompt_template": "{prompt}", "prompt_max_len": 100}
+    assert load_prompts(path, tokenizer=tokenizer, apply_chat_template=True, **given).prompts[0].text == "hi"

@@ -62,3 +62,16 @@ def test_words_that_are_meant_as_tokens(name: str) -> None:
     for written in (f"{start}hello</s>", "hello</s>", f"{start}{start}hello</s>"):
         [ids] = encoder.encode([encoder.rendered(written, str, where="w")])
         assert ids.count(tokenizer.bos_token_id) == len(start) // 3 and ids[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("written", ["", "<s>", "<s><pad>", "<s><pad><s><pad>"])
+def test_a_prefix_of_two_tokens_of_which_a_template_writes_a_part(written: str) -> None:
+    from tokenizers import processors
+
+    tokenizer = TOKENIZERS["byte-level"]()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    marks = [("<s>", tokenizer.bos_token_id), ("<pad>", tokenizer.pad_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> <pad> $A", special_tokens=marks)
+    encoder = Encoder(tokenizer)
+    [ids] = encoder.encode([(f"{written}hello", [])])
+    assert tokenizer.decode(list(ids)) == "<s><pad>hello" and list(ids[:2]) == encoder.prefix

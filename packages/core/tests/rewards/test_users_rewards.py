@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 
+import lightrft
 from lightrft.config.load import make_config
 from lightrft.config.reward_checks import check_rewards
-from lightrft.errors import CodePermissionError, RewardError
+from lightrft.errors import CodePermissionError, ConfigError, RewardError
 from lightrft.plugins.registry import Registry
 from lightrft.rewards.adapters import adapted
 from lightrft.rewards.code import code_reward
 from lightrft.rewards.load import NamedReward, RewardFunction, load_rewards, rewards_of
 from lightrft.rewards.score import Scores, not_applicable, score
+from lightrft.rewards.trial import loading_problems
+from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.small_trainer import make_trainer
 from lightrft.types import Sample
 
@@ -149,6 +152,10 @@ def of_verl(data_source, solution_str, ground_truth, extra_info=None):
 async def of_verl_async(solution_str, ground_truth, **kwargs):
     return float(ground_truth) * 2
 
+def of_verl_together(data_sources, solution_strs, ground_truths, extra_infos):
+    assert extra_infos == [None, None]
+    return [{"score": float(t)} if s == "is 0" else 0.5 for s, t in zip(solution_strs, ground_truths)]
+
 def scoreless(solution_str, ground_truth):
     return {"acc": 1}
 """
@@ -162,7 +169,13 @@ def others(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize(
     ("name", "totals"),
-    [("trl:{}:of_trl", [5, 4]), ("trl:{}:of_trl_async", [0, 1]), ("verl:{}:of_verl", [2, 0.5]), ("x=verl:{}:of_verl_async", [4, 8])],
+    [
+        ("trl:{}:of_trl", [5, 4]),
+        ("trl:{}:of_trl_async", [0, 1]),
+        ("verl:{}:of_verl", [2, 0.5]),
+        ("x=verl:{}:of_verl_async", [4, 8]),
+        ("verl:{}:of_verl_together", [2, 0.5]),
+    ],
 )
 def test_functions_of_other_libraries(name: str, totals: list[float], others: str) -> None:
     (found,) = load_rewards([name.format(others)], weights=[], registry=Registry.discover())
@@ -206,6 +219,51 @@ def test_a_function_of_another_library_that_a_script_gives_is_refused_with_its_a
         make_trainer(tmp_path, reward=of_trl)
     given = adapted(of_trl, adapter="trl", input_key="prompt")
     assert make_trainer(tmp_path / "adapted", reward=given, max_steps=1, eval_prompts=()).fit()["steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def f(samples, answers): ...", r"takes (samples, answers), and is called with one argument, the list of samples"),
+        ("def f(): ...", r"takes (), and is called with one argument"),
+        ("def f(*, samples): ...", r"takes (*, samples), and is called with one argument"),
+        ("def f(completion, answer): ...", r"takes (completion, answer), and is called with one argument"),
+        ("def f(completions, answer): ...", "has the parameters of a trl reward function; give it as trl:"),
+        ("def f(solution_strs, ground_truths): ...", "has the parameters of a verl reward function; give it as verl:"),
+        ("class f: ...", "is a class, not a function"),
+    ],
+)
+def test_a_function_that_takes_something_else_is_refused_before_ranks_start(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "r.py").write_text(f"{text}\n")
+    config = make_config({"reward": [f"{tmp_path / 'r.py'}:f"]})
+    [line] = loading_problems(config, registry=Registry.discover())
+    assert words in line
+    space: dict[str, Any] = {}
+    exec(text, space)
+    settings = {"strategy": "fake", "engine_type": "fake", "model_name_or_path": "owner/none", "output_dir": str(tmp_path / "run")}
+    with pytest.raises(ConfigError) as caught:
+        lightrft.train(settings, rewards=[space["f"]], prompts=["a"], registry=fake_registry())
+    assert words.partition("give it as ")[0] in str(caught.value) and "rewards[0]='f'" in str(caught.value)
+
+
+def test_what_another_library_does_not_give_is_told(tmp_path: Path) -> None:
+    (tmp_path / "r.py").write_text("def f(solution_str, ground_truth, tokens): ...\ndef g(prompts, completions, answr): ...\n")
+    with pytest.raises(
+        RewardError, match=r"'verl:.*r.py:f': it takes 'tokens', and is given 'data_source', 'solution_str', 'ground_truth'"
+    ):
+        load(f"verl:{tmp_path / 'r.py'}:f")
+    with pytest.raises(RewardError, match="it takes 'answr', and is given 'answer', 'level', 'completion_ids', 'prompts', 'completions'"):
+        of(load(f"trl:{tmp_path / 'r.py'}:g"))
+
+
+def test_a_task_that_was_cancelled_is_a_reward_that_failed() -> None:
+    async def cancelled(samples: Sequence[Sample]) -> list[float]:
+        raise asyncio.CancelledError
+
+    with pytest.raises(RewardError, match=rf"reward 'r0' raised CancelledError: .*, at {__file__}:\d+ in cancelled"):
+        of(cancelled)
+    with pytest.raises(RewardError, match="a set; expected one number for each of 2 samples"):
+        of(lambda samples: {1.0, 2.0})
 
 
 CODE = [Sample(prompt="p", completion="x = 1", answer="assert x == 1")]

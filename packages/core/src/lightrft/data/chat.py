@@ -223,12 +223,14 @@ class ChatTemplate:
         """Whether the template sees a text only in a list of parts, as processors of images give it."""
         turn = [{"role": "user", "content": USER}]
         text = self._probe(turn)
-        if not text or USER in text:
+        if USER in text:
             return False
         self._in_parts = True
-        if USER not in self._probe(turn):
+        if USER in self._probe(turn):
+            return True
+        if text:
             raise DataError("the tokenizer's chat template leaves the user's text out; give the tokenizer another template")
-        return True
+        return False
 
     def _check_kwargs(self) -> None:
         known = sorted(set(re.findall(r"[A-Za-z_]\w+", self.source)))

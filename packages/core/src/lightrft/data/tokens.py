@@ -122,7 +122,8 @@ class Encoder:
         start = self.prefix or ([bos] if bos is not None else [])
         while start and ids[: 2 * len(start)] == 2 * start:
             ids = ids[len(start) :]
-        return tuple(ids) if ids[: len(self.prefix)] == self.prefix else (*self.prefix, *ids)
+        held = next((n for n in range(len(self.prefix), 0, -1) if ids[:n] == self.prefix[:n]), 0)
+        return (*self.prefix, *ids[held:])
 
 
 def _specials(tokenizer: Any, structure: str) -> frozenset[str]:

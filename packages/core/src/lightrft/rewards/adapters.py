@@ -3,7 +3,8 @@
 
 `trl`: `f(prompts=, completions=, **columns) -> list[float | None]` (TRL's GRPOTrainer, "Using a custom reward function").
 `verl`: one sample at a time, `f(data_source=, solution_str=, ground_truth=, extra_info=) -> float | dict with "score"` (verl's
-`custom_reward_function`). Either may be `async`.
+`custom_reward_function`), or all together, `f(data_sources=, solution_strs=, ground_truths=, extra_infos=) -> list` (its batch manager).
+Each may be `async`.
 """
 
 from __future__ import annotations
@@ -18,27 +19,59 @@ from lightrft.rewards.calling import settled
 from lightrft.types import Sample
 
 Function = Callable[..., Any]
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 TRL, VERL = "trl", "verl"
+PLURAL = {"data_source": "data_sources", "solution_str": "solution_strs", "ground_truth": "ground_truths", "extra_info": "extra_infos"}
+"""What verl's functions are given for one sample, and for all together."""
 
 
 def adapted(function: Function, *, adapter: str, input_key: str) -> Callable[[Sequence[Sample]], list[Any]]:
-    """A function of another library as one of ours. `input_key` is the column of the prompts."""
+    """A function of another library as one of ours. `input_key` is the column of the prompts.
+
+    Raises:
+        RewardError: it takes what that library does not give (of `trl` known once there are rows).
+    """
     if adapter == TRL:
         return lambda samples: _trl(function, samples, input_key=input_key)
     assert adapter == VERL, adapter
-    return lambda samples: _verl(function, samples)
+    together = "solution_strs" in _parameters(function)
+    _accepted(function, dict.fromkeys(PLURAL.values() if together else PLURAL))
+    return lambda samples: _verl_together(function, samples) if together else _verl(function, samples)
 
 
 def written_for(function: Function) -> str:
     """The adapter that a function's parameters ask for, or nothing."""
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some C functions have none
-        return ""
+    parameters = _parameters(function)
     takes_columns = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-    if "completions" in parameters and (takes_columns or "prompts" in parameters):
+    if "completions" in parameters and (takes_columns or len(parameters) > 1):
         return TRL
-    return VERL if "solution_str" in parameters and len(parameters) > 1 else ""
+    return VERL if parameters.keys() & {"solution_str", "solution_strs"} and len(parameters) > 1 else ""
+
+
+def refusal(function: Any, *, input_key: str) -> str:
+    """Why a script's object can be no reward, in words that follow its name; empty where it can."""
+    if not callable(function):
+        return f"is a {type(function).__name__}, not a function (samples) -> list of numbers"
+    if adapter := written_for(function):
+        given = f"lightrft.rewards.adapters.adapted(f, adapter={adapter!r}, input_key={input_key!r})"
+        return f"has the parameters of a {adapter} reward function; give it as {given}"
+    return misfit(function)
+
+
+def misfit(function: Function) -> str:
+    """Why a function cannot be called with the samples alone, in words; empty where it can."""
+    if isinstance(function, type):
+        return (
+            "is a class, not a function (samples) -> list of numbers; where its objects are such functions, make one at the top of the "
+            "file and name that"
+        )
+    try:
+        inspect.signature(function).bind([])
+    except TypeError:
+        return f"takes {inspect.signature(function)}, and is called with one argument, the list of samples"
+    except ValueError:  # some C functions have none
+        pass
+    return ""
 
 
 def _trl(function: Function, samples: Sequence[Sample], *, input_key: str) -> list[Any]:
@@ -53,8 +86,7 @@ def _trl(function: Function, samples: Sequence[Sample], *, input_key: str) -> li
         for prompt, sample in zip(prompts, samples, strict=True)
     ]
     columns["completion_ids"] = [list(sample.token_ids) for sample in samples]
-    given = _accepted(function, {**columns, "prompts": prompts, "completions": completions})
-    found: list[Any] = settled(function(**given))
+    found: list[Any] = settled(function(**_accepted(function, {**columns, "prompts": prompts, "completions": completions})))
     return found
 
 
@@ -68,6 +100,12 @@ def _verl(function: Function, samples: Sequence[Sample]) -> list[Any]:
     if any(inspect.isawaitable(answer) for answer in answers):
         answers = settled(_all(answers))
     return [_score(answer) for answer in answers]
+
+
+def _verl_together(function: Function, samples: Sequence[Sample]) -> list[Any]:
+    each = [_verl_arguments(sample) for sample in samples]
+    given = {plural: [one[name] for one in each] for name, plural in PLURAL.items()}
+    return [_score(answer) for answer in settled(function(**_accepted(function, given)))]
 
 
 async def _all(answers: Sequence[Awaitable[Any]]) -> list[Any]:
@@ -94,11 +132,23 @@ def _score(answer: Any) -> Any:
 
 
 def _accepted(function: Function, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that the function takes; all of them where it has `**kwargs` or does not say."""
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return arguments
-    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+    """Those of the arguments that the function takes; all of them where it has `**kwargs` or does not say.
+
+    Raises:
+        RewardError: it needs another.
+    """
+    parameters = _parameters(function)
+    lacking = [n for n, one in parameters.items() if n not in arguments and one.default is one.empty and one.kind in NAMED]
+    if lacking:
+        raise RewardError(f"it takes {', '.join(map(repr, lacking))}, and is given {', '.join(map(repr, arguments))}")
+    if not parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         return arguments
     return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def _parameters(function: Function) -> Mapping[str, inspect.Parameter]:
+    """Empty where the function does not say."""
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some C functions
+        return {}

@@ -43,8 +43,10 @@ def import_file(path: Path, *, name: str, what: str = "reward") -> ModuleType:
     try:
         with _neighbours(source.parent):
             spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         del sys.modules[module_name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise import_failed(name, error, what=what) from error
     vars(module)[_DIGEST] = digest
     return module

@@ -23,7 +23,7 @@ from lightrft.config.reward_names import (
 from lightrft.config.schema import Config
 from lightrft.errors import RewardError, nearest
 from lightrft.plugins.registry import Registry
-from lightrft.rewards.adapters import adapted, written_for
+from lightrft.rewards.adapters import adapted, misfit, written_for
 from lightrft.rewards.import_file import import_failed, import_file
 from lightrft.rewards.remote import RemoteReward, RemoteSettings
 from lightrft.types import Sample
@@ -136,9 +136,14 @@ def _find(name: str, registry: Registry, remote: RemoteSettings, models: ModelLo
         return plugin
     function = _function(name, own.place)
     if own.adapter:
-        return adapted(function, adapter=own.adapter, input_key=input_key)
+        try:
+            return adapted(function, adapter=own.adapter, input_key=input_key)
+        except RewardError as error:
+            raise RewardError(f"reward {name!r}: {error}") from None
     if adapter := written_for(function):
         raise RewardError(f"reward {name!r} has the parameters of a {adapter} reward function; give it as {adapter}:{own.place}")
+    if problem := misfit(function):
+        raise RewardError(f"reward {name!r} {problem}")
     return function
 
 
@@ -152,11 +157,6 @@ def _function(name: str, place: str) -> RewardFunction:
     found = _attribute(name, module, attribute)
     if not callable(found):
         raise RewardError(f"reward {name!r} is {found!r:.60}, a {type(found).__name__}, not a function (samples) -> list of numbers")
-    if isinstance(found, type):
-        raise RewardError(
-            f"reward {name!r} is a class, not a function (samples) -> list of numbers; where its objects are such functions, make one at "
-            "the top of the file and name that"
-        )
     function: RewardFunction = found
     return function
 
@@ -180,5 +180,7 @@ def _import_module(name: str, place: str) -> ModuleType:
                 f"reward {name!r}: no module {error.name!r} on the import path; install it, set PYTHONPATH, or give path/file.py:function"
             ) from error
         raise import_failed(name, error) from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise import_failed(name, error) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,11 +87,11 @@ def _call(reward: NamedReward, samples: Sequence[Sample]) -> list[float | None]:
         with code_execution(reward.may_run_code):
             # A list of its own: a function that sorts or pops must not disturb the next one.
             answer: Any = settled(reward.function(list(samples)))
-        if not isinstance(answer, (str, bytes, Mapping)) and hasattr(answer, "__iter__"):
+        if not isinstance(answer, (str, bytes, Mapping, Set)) and hasattr(answer, "__iter__"):
             answer = list(answer)
-    except (RewardServerError, CodePermissionError):
+    except (RewardServerError, CodePermissionError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # a task that was cancelled is no Exception either
         raised = "failed: " if isinstance(error, SystemExit) else "raised "
         raise RewardError(f"reward {reward.name!r} {raised}{said(error)} (on {len(samples)} samples){place(error)}") from error
     return checked(answer, samples, name=reward.name)

@@ -13,6 +13,7 @@ from lightrft.config.schema import Config
 from lightrft.distributed.consensus import together
 from lightrft.distributed.world import World
 from lightrft.errors import ConfigError, DataError
+from lightrft.rewards.adapters import refusal
 from lightrft.rollout.images import as_data_uri
 from lightrft.trainer.preflight import raise_all
 
@@ -37,8 +38,12 @@ def in_place_of(
     ):
         if value is not None and is_given(config, setting):
             problems.append(f"{argument}=... and {setting}={getattr(config, setting)!r} are both given; leave one out")
-    if rewards is not None and not (rewards and all(map(callable, rewards))):
+    functions = rewards if isinstance(rewards, (list, tuple)) else ()
+    if rewards is not None and not functions:
         problems.append(f"rewards={rewards!r:.60} is not a list of functions (samples) -> one number each; give at least one")
+    for index, function in enumerate(functions):
+        if problem := refusal(function, input_key=config.input_key):
+            problems.append(f"rewards[{index}]={getattr(function, '__name__', function)!r:.60} {problem}")
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for argument, given, setting in (("prompts", prompts, "prompt_data"), ("eval_prompts", eval_prompts, "eval_data")):
         if given is not None:

@@ -13,7 +13,7 @@ from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.models.load import load_tokenizer, open_causal_lm
 from lightrft.observe.warning_names import Finding
-from lightrft.rewards.adapters import written_for
+from lightrft.rewards.adapters import refusal
 from lightrft.rewards.load import NamedReward, rewards_of
 from lightrft.rewards.models.classifier import RewardModel, check_labels, padding_id
 from lightrft.rewards.models.template import Rendering
@@ -110,11 +110,8 @@ def as_rewards(reward_model: Any, *, config: Config, strategy: StrategyBase) -> 
             continue
         if not callable(one):
             raise ValueError(f"reward_model={type(one).__name__} is not a function (samples) -> list[float], nor a model")
-        if not isinstance(one, torch.nn.Module) and (adapter := written_for(one)):
-            raise ValueError(
-                f"reward_model={getattr(one, '__name__', one)!r} has the parameters of a {adapter} reward function; give it as "
-                f"lightrft.rewards.adapters.adapted(f, adapter={adapter!r}, input_key={config.input_key!r})"
-            )
+        if not isinstance(one, torch.nn.Module) and (problem := refusal(one, input_key=config.input_key)):
+            raise ValueError(f"reward_model={getattr(one, '__name__', one)!r} {problem}")
         source = str(getattr(getattr(one, "config", None), "_name_or_path", "") or "") if isinstance(one, torch.nn.Module) else ""
         if isinstance(one, torch.nn.Module) and not source:
             raise ValueError(
