@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from lightrft.batch.micro_batch import padded
+from lightrft.batch.micro_batch import packed, padded
 from lightrft.batch.stages import Trainable
 from lightrft.testing.batches import batch_of
 
@@ -48,3 +48,27 @@ def test_a_sequence_without_sampled_tokens_has_a_row_and_no_label() -> None:
     micro = padded(batch(), torch.tensor([1, 2]), device=CPU)
     assert micro.inputs["input_ids"].tolist() == [[6, 0, 0, 0], [7, 8, 9, 10]]
     assert (micro.labels.tolist(), micro.at.tolist(), micro.grid.shape) == ([10], [6], (2, 1))
+
+
+def of_two_contexts() -> Trainable:
+    """The first sequence: [1, 2] and 3 that was sampled; then a context of its own, [4] and 5."""
+    made = batch()
+    mask, begins = made.loss_mask.clone(), made.begins.clone()
+    mask[3], begins[3] = False, True
+    return replace(made, loss_mask=mask, begins=begins)
+
+
+def test_a_context_in_the_middle_of_a_sequence_is_a_padded_row() -> None:
+    micro = padded(of_two_contexts(), torch.tensor([2, 0]), columns=("advantages",), device=CPU)
+    assert micro.inputs["input_ids"].tolist() == [[7, 8, 9, 10], [1, 2, 3, 0], [4, 5, 0, 0]]
+    assert (micro.labels.tolist(), micro.at.tolist()) == ([10, 3, 5], [2, 5, 8])
+    assert micro.rows("advantages").tolist() == [[4.0, 0.0], [1.0, 3.0]], "one row of the loss for the sequence"
+
+
+def test_a_context_in_the_middle_of_a_sequence_is_a_segment_of_a_packed_row() -> None:
+    micro = packed(of_two_contexts(), torch.tensor([0, 2]), columns=("advantages",), device=CPU)
+    assert micro.inputs["input_ids"].tolist() == [[1, 2, 3, 4, 5, 7, 8, 9, 10]]
+    assert micro.inputs["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2, 3]]
+    assert micro.inputs["cu_seq_lens_q"].tolist() == [0, 3, 5, 9]
+    assert (micro.labels.tolist(), micro.at.tolist()) == ([3, 5, 10], [1, 3, 7])
+    assert micro.rows("advantages").tolist() == [[1.0, 3.0], [4.0, 0.0]]

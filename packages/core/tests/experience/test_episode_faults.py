@@ -13,7 +13,7 @@ import pytest
 from lightrft.batch.collect import Conversation
 from lightrft.batch.stages import Sampled
 from lightrft.experience.episodes import Episodes
-from lightrft.experience.live_episode import LiveEpisode
+from lightrft.experience.live_episode import LiveEpisode, Words
 from lightrft.rollout.environment import Continue, End, Environment, Step, Turn
 from lightrft.testing.small_trainer import ALPHABET, make_trainer, prompts
 from lightrft.testing.tiny import tiny_tokenizer
@@ -130,7 +130,9 @@ def mask_shifted(patch: pytest.MonkeyPatch) -> None:
 
 def tokens_lost(patch: pytest.MonkeyPatch) -> None:
     plain = LiveEpisode.go_on
-    patch.setattr(LiveEpisode, "go_on", lambda one, step, tokens, **more: plain(one, step, tokens[1:], **more))
+    patch.setattr(
+        LiveEpisode, "go_on", lambda one, step, words, **more: plain(one, step, replace(words, token_ids=words.token_ids[1:]), **more)
+    )
 
 
 def turns_exchanged(patch: pytest.MonkeyPatch) -> None:
@@ -163,8 +165,8 @@ def closed_twice(patch: pytest.MonkeyPatch) -> None:
 def ended_twice(patch: pytest.MonkeyPatch) -> None:
     plain = LiveEpisode.go_on
 
-    def go_on(one: LiveEpisode, step: Step, tokens: Sequence[int], **more: Any) -> None:
-        plain(one, step, tokens, **more)
+    def go_on(one: LiveEpisode, step: Step, words: Words, **more: Any) -> None:
+        plain(one, step, words, **more)
         one.ended = one.ended and one.num_turns != 2
 
     patch.setattr(LiveEpisode, "go_on", go_on)

@@ -38,13 +38,17 @@ def sequences_of(
     parts = torch.stack([prompts, answers], dim=1).flatten()
     sampled = torch.repeat_interleave(torch.arange(len(parts)) % 2 == 1, parts)
     logprobs = torch.zeros(int(parts.sum()))
+    offsets = torch.nn.functional.pad((prompts + answers).cumsum(0), (1, 0))
+    begins = torch.zeros(len(sampled), dtype=torch.bool)
+    begins[offsets[:-1]] = True
     logprobs[sampled] = torch.tensor([p for c in completions for p in (c.logprobs if c.logprobs is not None else [0.0] * len(c.token_ids))])
     return Sampled(
-        offsets=torch.nn.functional.pad((prompts + answers).cumsum(0), (1, 0)),
+        offsets=offsets,
         token_ids=_int32(chain.from_iterable(chain(prompt, completion.token_ids) for prompt, completion in pairs)),
         loss_mask=sampled,
         versions=torch.repeat_interleave(_int32(c.weight_version for c in completions), prompts + answers),
         engine_logprobs=logprobs,
+        begins=begins,
         has_logprobs=torch.tensor(known, dtype=torch.bool),
         group_ids=torch.tensor(list(group_ids), dtype=torch.int64),
         finish_reasons=torch.tensor([REASONS.index(c.finish_reason) for c in completions], dtype=torch.int8),
@@ -57,7 +61,8 @@ def sequences_of(
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
     """A prompt and the tokens of all turns after it: `sampled` says which of them the policy drew, `logprobs` has theirs and 0 elsewhere
-    (None: the engine was not asked). All drawn from the weights `version`.
+    (None: the engine was not asked). All drawn from the weights `version`. `begins`: the places among `token_ids` where the model read a
+    context that was written anew, which goes on to the next such place.
     """
 
     prompt_token_ids: Sequence[int]
@@ -66,6 +71,7 @@ class Conversation:
     logprobs: Sequence[float] | None
     version: int
     finish_reason: FinishReason
+    begins: Sequence[int] = ()
 
 
 def conversations_of(conversations: Sequence[Conversation], *, group_ids: Sequence[int], samples: Sequence[Sample]) -> Sampled:
@@ -82,7 +88,10 @@ def conversations_of(conversations: Sequence[Conversation], *, group_ids: Sequen
     batch = sequences_of(pairs, group_ids=group_ids, samples=samples)
     mask = batch.loss_mask.clone()
     mask[batch.loss_mask] = torch.tensor([one for c in conversations for one in c.sampled], dtype=torch.bool)
-    return replace(batch, loss_mask=mask)
+    begins = batch.begins.clone()
+    starts = zip(batch.offsets.tolist(), conversations, strict=False)
+    begins[[start + len(c.prompt_token_ids) + place for start, c in starts for place in c.begins]] = True
+    return replace(batch, loss_mask=mask, begins=begins)
 
 
 def answers_of(outputs: Sequence[RequestOutput]) -> Sampled:

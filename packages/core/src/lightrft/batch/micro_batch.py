@@ -47,18 +47,17 @@ class MicroBatch:
 def padded(
     batch: Sampled, index: torch.Tensor, *, columns: Sequence[str] = (), device: torch.device, blank: BlankPrompt | None = None
 ) -> MicroBatch:
-    """The sequences `index` [K] as K right-padded rows; pads are token 0, which no real token can see (the models are causal).
+    """The contexts of the sequences `index` [K] as right-padded rows; pads are token 0, which no real token can see (models are causal).
 
     No sequences are one row of one pad without labels, so that every rank can take part in a forward pass. For the same reason `blank`,
     given where prompts may have images, is one more row where none of these has any.
     """
-    images: list[ImageInputs | None] = [batch.images[place] for place in index.tolist()]
+    tokens, ends, images = _contexts(batch, index)
     added = blank if blank is not None and not any(images) else None
-    lengths = batch.lengths[index]
-    rows, width = len(index) + (added is not None), max([1, *lengths.tolist(), len(added.token_ids) if added else 0])
-    tokens, offsets = token_index(batch.offsets, index)
-    row = torch.repeat_interleave(torch.arange(len(index)), lengths)
-    place = row * width + torch.arange(len(tokens)) - offsets[:-1][row]
+    lengths = ends.diff()
+    rows, width = len(lengths) + (added is not None), max([1, *lengths.tolist(), len(added.token_ids) if added else 0])
+    row = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    place = row * width + torch.arange(len(tokens)) - ends[:-1][row]
     ids = torch.zeros(max(rows, 1) * width, dtype=torch.long)
     ids[place] = batch.token_ids[tokens].long()
     if added is not None:
@@ -79,13 +78,12 @@ def packed(
     blank: BlankPrompt | None = None,
     positions: Positions | None = None,
 ) -> MicroBatch:
-    """The sequences `index` [K] as one row, one after the other, without padding (`packed_inputs`).
+    """The contexts of the sequences `index` [K] as one row, one after the other, without padding (`packed_inputs`).
 
     No sequences are one of one token without labels, so that every rank can take part in a forward pass. For the same reason `blank`,
     given where prompts may have images, is one more sequence where none of these has any.
     """
-    images: list[ImageInputs | None] = [batch.images[place] for place in index.tolist()]
-    tokens, ends = token_index(batch.offsets, index)
+    tokens, ends, images = _contexts(batch, index)
     ids = batch.token_ids[tokens].long()
     added: tuple[torch.Tensor, ImageInputs | None] | None = None if len(index) else (torch.zeros(1, dtype=torch.long), None)
     if blank is not None and not any(images):
@@ -117,6 +115,17 @@ def packed_inputs(
     inputs: dict[str, Any] = parts | features_of(images)
     inputs |= {"cu_seq_lens_q": borders.int(), "max_length_q": int(borders.diff().max())}
     return inputs | ({"embedding_axis" if whole else "sequence_axis": axis} if axis.size > 1 else {})
+
+
+def _contexts(batch: Sampled, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[ImageInputs | None]]:
+    """The tokens int64 [S'] of the sequences `index` [K], and of their C contexts the borders [C + 1] and the images, which are a
+    sequence's first context's.
+    """
+    tokens, offsets = token_index(batch.offsets, index)
+    starts = batch.begins[tokens].nonzero().flatten()
+    owners = dict(zip(offsets.tolist(), index.tolist(), strict=False))
+    images = [batch.images[owners[start]] if start in owners else None for start in starts.tolist()]
+    return tokens, torch.cat([starts, offsets[-1:]]), images
 
 
 def _with_labels(

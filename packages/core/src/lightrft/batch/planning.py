@@ -22,9 +22,10 @@ class Batching:
     """How a rollout is partitioned.
 
     A step has `train_batch_size` sequences of all ranks together, less those that do not train; `max_epochs` passes are made over the
-    rollout. A micro-batch has at most `micro_batch_size` padded rows or, with a `token_budget` above 0, one packed row of at most so many
-    tokens (a longer sequence goes alone). With `balance` sequences change their rank so that every rank has about the same work in each
-    step: tokens, and their attention, which costs as much as the rest for a sequence of `attention_length` tokens.
+    rollout. A micro-batch has at most `micro_batch_size` sequences, a padded row for each of their contexts; or, with a `token_budget`
+    above 0, one packed row of at most so many tokens (a longer sequence goes alone). With `balance` sequences change their rank so that
+    every rank has about the same work in each step: tokens, and their attention, which costs as much as the rest for a sequence of
+    `attention_length` tokens.
 
     The ranks of `sequence` share each row, which then is a packed one without a budget as well. `blank` is there where prompts may have
     images; a packed row without any has it beside its sequences, for whose tokens the budget has room. `positions`: see `positions_of`.

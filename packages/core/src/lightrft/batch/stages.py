@@ -27,7 +27,9 @@ class Sampled:
 
     A sequence is a prompt and what follows it. `offsets` int64 [N + 1] says where each begins and ends. Of each token: `token_ids` int32;
     `loss_mask` bool, true where the *policy* sampled it (prompts, and what an environment says in between, are false); `versions` int32,
-    the weights that sampled it; `engine_logprobs` float32, its untempered log-probability by the engine, 0 where `has_logprobs` is false.
+    the weights that sampled it; `engine_logprobs` float32, its untempered log-probability by the engine, 0 where `has_logprobs` is false;
+    `begins` bool, true where a context begins, of which the model reads nothing else: at the start of each sequence, and where the
+    template wrote a conversation anew in its middle.
     Of each sequence: `has_logprobs` bool; `group_ids` int64, equal for the samples of one prompt; `finish_reasons` int8 (`REASONS`);
     `samples`, what reward functions see; `greedy`, the greedy answer to the same prompt, where the estimator asks for one; `images`, what
     the model is given of the prompt's images.
@@ -38,6 +40,7 @@ class Sampled:
     loss_mask: PerToken
     versions: PerToken
     engine_logprobs: PerToken
+    begins: PerToken
     has_logprobs: PerSequence
     group_ids: PerSequence
     finish_reasons: PerSequence

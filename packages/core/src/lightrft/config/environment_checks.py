@@ -17,6 +17,8 @@ def environment_problems(config: Config, registry: Registry) -> Iterator[str]:
     if not name:
         if "environment" in config.reward:
             yield "reward='environment' gives what an environment gave, and environment is not set; set it, or leave the reward out"
+        if config.rewritten_turns == "split":
+            yield "rewritten_turns='split' splits episodes, and environment is not set; set it, or leave rewritten_turns out"
         return
     yield from _found(name, registry)
     yield from _together(config, registry)
@@ -55,6 +57,11 @@ def _together(config: Config, registry: Registry) -> Iterator[str]:
         yield (
             f"sft_target_reward={config.sft_target_reward} is measured on single completions, and environment={name!r} makes episodes; "
             "set it to 0"
+        )
+    if config.rewritten_turns == "split" and config.tools_key:
+        yield (
+            "rewritten_turns='split' writes conversations anew, with the tools of the environment, and "
+            f"tools_key={config.tools_key!r} names others; leave one of them out"
         )
     if compares_with_greedy(config, registry):
         yield (

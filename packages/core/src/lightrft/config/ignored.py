@@ -25,6 +25,7 @@ POINTLESS = (
     Pointless(("kl_horizon",), "kl_target", None, "set kl_target above 0"),
     Pointless(("dynamic_sampling_tries",), "dynamic_sampling", None, "set --dynamic_sampling"),
     Pointless(("max_turns", "turn_max_len", "environment_timeout_s", "environment_concurrency"), "environment", None, "set environment"),
+    Pointless(("rewritten_turns",), "apply_chat_template", None, "set --apply_chat_template, which names the template"),
     Pointless(("overlong_penalty",), "overlong_buffer", None, "set overlong_buffer above 0"),
     Pointless(("engine_sleep_level",), "enable_engine_sleep", None, "leave out --disable_engine_sleep"),
     Pointless(("slice_max_len",), "max_version_lag", None, "set max_version_lag above 0"),

@@ -263,6 +263,9 @@ class Config(BaseModel):
     turn_max_len: CountOrOff = _field(
         0, "rollout", "tokens of one turn at most; 0 = generate_max_len, which bounds the whole episode, divided by max_turns"
     )
+    rewritten_turns: Literal["refuse", "split"] = _field(
+        "refuse", "rollout", "a chat template that writes earlier turns of an episode anew: refuse it, or split episodes there"
+    )
     environment_timeout_s: Positive = _field(60.0, "rollout", "seconds for one call of an environment; then its episode ends")
     environment_concurrency: Count = _field(32, "rollout", "calls of environments at a time, per rank")
     mixed_mm_data: bool = _field(False, "rollout", "text and image prompts in one batch")

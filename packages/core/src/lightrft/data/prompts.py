@@ -29,7 +29,7 @@ class Prompt:
     """One prompt of P tokens. `index`: its row in the file, from 0; `text`: after the template; `answer`: the label as text, of a list of
     accepted ones the first, with all of them in `answers`. `images`: paths and bytes in the order of their tokens; `token_ids` has one
     for each; `row` is without their column. `where` names the row in errors; `source` its source, where there
-    are several.
+    are several. `messages`: what the chat template wrote, without the system prompt of the settings; empty without a template.
     """
 
     index: int
@@ -41,6 +41,7 @@ class Prompt:
     images: tuple[Any, ...] = ()
     where: str = ""
     source: str = ""
+    messages: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ class _Rendered:
     spans: list[tuple[int, int]] = field(default_factory=list)
     token_ids: tuple[int, ...] | None = None
     images: tuple[Any, ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
 
 
 def load_prompts(
@@ -158,6 +160,7 @@ def _of_source(
             answer=label[0] if label else None,
             answers=label,
             images=one.images,
+            messages=one.messages,
             source=source,
             row={name: value for name, value in row.items() if name != maker.images.key},
             where=table.where(index),
@@ -300,16 +303,18 @@ class _Maker:
         chat, key = self.chat, self.settings.tools_key
         tools = tool_list(value_at(row, key), where=where, column=key) if key else list(self.settings.tools) or None
 
+        def turns_of(given: Any) -> list[Any]:
+            return [{**turn, "content": around(turn["content"])} for turn in given] if around else given
+
         def written(data: Any) -> str:
-            turns = [{**turn, "content": around(turn["content"])} for turn in data["messages"]] if around else data["messages"]
-            return chat.render(chat.with_system(turns), tools=data["tools"], where=where)
+            return chat.render(chat.with_system(turns_of(data["messages"])), tools=data["tools"], where=where)
 
         text, spans = self.encoder.rendered({"messages": messages, "tools": tools}, written, where=where)
         for turn in messages:
             words = in_one_text(turn["content"] or "", "").strip()
             if turn["role"] in ("system", "developer", "user") and words and words not in text and isinstance(turn["content"], str):
                 self.left_out.append(f"{where}, role {turn['role']!r}")
-        return _Rendered(text, spans)
+        return _Rendered(text, spans, messages=tuple(turns_of(messages)))
 
     def _of_ids(self, value: list[int], *, where: str) -> _Rendered:
         self._no_template(where, "token ids")

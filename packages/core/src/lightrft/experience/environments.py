@@ -72,7 +72,7 @@ def _tools(config: Config, *, registry: Registry) -> tuple[Mapping[str, Any], ..
 def turn_writer(config: Config, tokenizer: Any, *, registry: Registry) -> TurnWriter:
     """What writes the turns of episodes. Raises as `chat_settings` and `TurnWriter`."""
     chat = chat_settings(config, registry=registry)
-    return TurnWriter(tokenizer, chat=chat if config.apply_chat_template else None)
+    return TurnWriter(tokenizer, chat=chat if config.apply_chat_template else None, split=config.rewritten_turns == "split")
 
 
 def check_environment(config: Config, *, registry: Registry) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +13,9 @@ from lightrft.data.prompts import Prompt
 from lightrft.distributed.collectives import gather_objects
 from lightrft.errors import EpisodeError
 from lightrft.experience.environments import load_environment, turn_writer
-from lightrft.experience.live_episode import LiveEpisode
+from lightrft.experience.live_episode import LiveEpisode, Words
 from lightrft.observe.metrics import StepMetrics
-from lightrft.rollout.environment import Continue, Step
+from lightrft.rollout.environment import Continue, Step, Turn
 from lightrft.rollout.environment_calls import EnvironmentCalls, Outcome
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.types import Sample, SamplingParams
@@ -50,6 +50,7 @@ class Episodes:
         after, own = (sum(len(one.token_ids) for one in played), sum(sum(one.sampled) for one in played))
         metrics.mean("episode/turns", float(sum(one.num_turns for one in played)), float(len(played)))
         metrics.mean("episode/env_tokens", float(after - own), float(after))
+        metrics.mean("episode/contexts", float(sum(1 + len(one.begins) for one in played)), float(len(played)))
         metrics.mean("episode/env_error", float(sum(bool(one.error) for one in played)), float(len(played)))
         metrics.mean("episode/close_error", float(sum(bool(one.close_error) for one in played)), float(len(played)))
         return conversations_of(
@@ -66,7 +67,11 @@ class Episodes:
         Raises:
             EpisodeError: every episode failed in its environment, on all ranks.
         """
-        played = [LiveEpisode(prompt=index, prompt_ids=prompt.token_ids) for index, prompt in enumerate(prompts) for _ in range(sampling.n)]
+        played = [
+            LiveEpisode(prompt=index, prompt_ids=prompt.token_ids, messages=prompt.messages)
+            for index, prompt in enumerate(prompts)
+            for _ in range(sampling.n)
+        ]
         try:
             self._start(prompts, played, sampling)
             self._take_turns(prompts, played, sampling, logprobs=logprobs)
@@ -96,22 +101,21 @@ class Episodes:
                 if outcome.error is not None:
                     raise outcome.error
                 if outcome.value is not None:
-                    one.prompt_ids = self._prompt(outcome.value)
+                    one.prompt_ids, one.messages = self._prompt(outcome.value)
             except (Exception, SystemExit) as error:
                 one.fail("start", error)
         for at in range(0, len(played), sampling.n):
             _agree_on_prompt(played[at : at + sampling.n], own=prompts[played[at].prompt].token_ids)
 
-    def _prompt(self, start: Any) -> tuple[int, ...]:
+    def _prompt(self, start: Any) -> tuple[tuple[int, ...], Sequence[Mapping[str, Any]]]:
+        """Its tokens, and the messages that they were written from, if any."""
         if not isinstance(start, Sequence) or isinstance(start, (str, bytes)) or not len(start):
             raise ValueError(f"it returned {start!r:.60}; give token ids, chat messages, or None for the prompt of the data")
-        if not all(isinstance(one, int) and not isinstance(one, bool) for one in start):
-            ids = self._writer.prompt(start)
-        else:
-            ids = tuple(start)
+        given = all(isinstance(one, int) and not isinstance(one, bool) for one in start)
+        ids = tuple(start) if given else self._writer.prompt(start)
         if len(ids) > self._config.prompt_max_len:
             raise ValueError(f"its prompt has {len(ids)} tokens, more than prompt_max_len={self._config.prompt_max_len}")
-        return ids
+        return ids, () if given else start
 
     def _take_turns(self, prompts: Sequence[Prompt], played: list[LiveEpisode], sampling: SamplingParams, *, logprobs: int) -> None:
         """The first turn is drawn as `n` completions of each prompt, which engines do at less cost than n prompts."""
@@ -138,7 +142,7 @@ class Episodes:
     def _generate(self, episodes: Sequence[LiveEpisode], sampling: SamplingParams, *, logprobs: int) -> list[Any]:
         return self._strategy.gather_and_generate(
             sampling_params=sampling,
-            all_prompt_token_ids=[[*one.prompt_ids, *one.token_ids] for one in episodes],
+            all_prompt_token_ids=[one.context for one in episodes],
             sleep_engine=False,
             logprobs=[one.prompt < logprobs for one in episodes],
         )
@@ -151,27 +155,38 @@ class Episodes:
             try:
                 if outcome.error is not None:
                     raise outcome.error
-                tokens = self._tokens(one, outcome.value)
+                words = self._words(one, outcome.value, said)
             except (Exception, SystemExit) as error:
                 one.fail("step", error)
                 continue
-            no_room = len(one.token_ids) + len(tokens) + turn > limit
-            one.go_on(outcome.value, tokens, stops=said.is_last or no_room, limit=limit)
+            no_room = one.length(words) + turn > limit
+            one.go_on(outcome.value, words, stops=said.is_last or no_room, limit=limit)
 
-    def _tokens(self, one: LiveEpisode, step: Step) -> list[int]:
+    def _words(self, one: LiveEpisode, step: Step, turn: Turn) -> Words:
         """What the environment says, as tokens; nothing at an end."""
         if not isinstance(step, Step):
             raise ValueError(f"it returned {step!r:.60}; give Continue(...) or End(...)")
         if not isinstance(step, Continue):
-            return []
+            return Words()
+        one.exchanges.append((turn.token_ids, step.messages))
         if step.messages is not None:
-            return self._writer.after(one.token_ids, step.messages)
+            after = self._writer.after(one.token_ids, step.messages)
+            return Words(token_ids=after, context=self._context(one) if self._writer.rewrites(step.messages) else ())
         if step.text is not None:
-            return self._writer.words(step.text)
+            return Words(token_ids=self._writer.words(step.text))
         ids = list(step.token_ids or ())
         if ids and max(ids) >= len(self._tokenizer):
             raise ValueError(f"it returned token {max(ids)}, and the tokenizer has {len(self._tokenizer)}")
-        return ids
+        return Words(token_ids=ids)
+
+    def _context(self, one: LiveEpisode) -> tuple[int, ...]:
+        """The conversation as the template writes it anew."""
+        told = [(sampled, messages) for sampled, messages in one.exchanges if messages is not None]
+        if not one.messages or len(told) < len(one.exchanges):
+            raise ValueError(
+                "the chat template writes earlier turns anew, which takes messages; the episode has token ids or text among them"
+            )
+        return self._writer.again(one.messages, told)
 
     def _close(self, played: Sequence[LiveEpisode]) -> None:
         """Every environment that was made is closed. One that fails there has said all that counts before: its episode stays as it is."""

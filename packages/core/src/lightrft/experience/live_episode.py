@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +21,23 @@ Decode = Callable[[Sequence[int], bool], str]
 POLICY, ENVIRONMENT = "policy", "environment"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """What an environment said, as tokens. `context`: the whole conversation as the template writes it now, from which the next turn is
+    sampled; empty where the tokens stand behind what there is.
+    """
+
+    token_ids: Sequence[int] = ()
+    context: Sequence[int] = ()
+
+
 @dataclass(kw_only=True)
 class LiveEpisode:
     """`prompt`: the place of its data row among the prompts of the call; `group`: equal for the episodes of one row.
 
-    `token_ids`: all after the prompt; `sampled` and `logprobs` have an entry for each (0 where the environment wrote it).
+    `token_ids`: all after the prompt; `sampled` and `logprobs` have an entry for each (0 where the environment wrote it). `begins`: the
+    places in it where a context begins that the template wrote anew. `messages`: the conversation that the prompt was written from;
+    `exchanges`: what was sampled in each turn, and the messages that followed it (None where those were not messages).
     """
 
     prompt: int
@@ -35,6 +47,9 @@ class LiveEpisode:
     token_ids: list[int] = field(default_factory=list)
     sampled: list[bool] = field(default_factory=list)
     logprobs: list[float] | None = None
+    begins: list[int] = field(default_factory=list)
+    messages: Sequence[Mapping[str, Any]] = ()
+    exchanges: list[tuple[tuple[int, ...], Sequence[Mapping[str, Any]] | None]] = field(default_factory=list)
     version: int = 0
     num_turns: int = 0
     finish_reason: FinishReason = "stop"
@@ -45,6 +60,18 @@ class LiveEpisode:
     info: dict[str, Any] = field(default_factory=dict)
     _last: Completion | None = None
     _spoken: list[tuple[str, list[int]]] = field(default_factory=list)
+
+    @property
+    def context(self) -> list[int]:
+        """What the next turn is sampled from."""
+        return self.token_ids[self.begins[-1] :] if self.begins else [*self.prompt_ids, *self.token_ids]
+
+    def length(self, words: Words = Words()) -> int:
+        """The tokens of the episode that count against its limit, once these words are there: what its context has beyond the prompt, and
+        at least all that was sampled.
+        """
+        context = len(words.context) or len(self.context) + len(words.token_ids)
+        return max(context - len(self.prompt_ids), sum(self.sampled))
 
     def add_turn(self, completion: Completion) -> None:
         """The policy's next turn, token by token as it was sampled."""
@@ -74,8 +101,8 @@ class LiveEpisode:
             calls=read_calls(text, raw_text),
         )
 
-    def go_on(self, step: Step, tokens: Sequence[int], *, stops: bool, limit: int) -> None:
-        """What the environment answered; `tokens` are its words. `stops`: no turn can follow, so a limit ends it and they are left out.
+    def go_on(self, step: Step, words: Words, *, stops: bool, limit: int) -> None:
+        """What the environment answered; `words` are its own. `stops`: no turn can follow, so a limit ends it and they are left out.
 
         An episode that the environment ends is cut off only where it has all the `limit` tokens that it may have.
         """
@@ -84,16 +111,19 @@ class LiveEpisode:
         self.info |= step.info
         if not isinstance(step, Continue):
             self.ended = True
-            if self.finish_reason == "length" and len(self.token_ids) < limit:
+            if self.finish_reason == "length" and self.length() < limit:
                 self.finish_reason = "stop"  # a turn was cut off, and the environment took it for an end
         elif stops:
             self.ended, self.finish_reason = True, "length"
         else:
-            self.token_ids += tokens
-            self.sampled += [False] * len(tokens)
+            if words.context:
+                self.begins.append(len(self.token_ids))
+            added = words.context or words.token_ids
+            self.token_ids += added
+            self.sampled += [False] * len(added)
             if self.logprobs is not None:
-                self.logprobs += [0.0] * len(tokens)
-            self._spoken.append((ENVIRONMENT, list(tokens)))
+                self.logprobs += [0.0] * len(added)
+            self._spoken.append((ENVIRONMENT, list(words.token_ids)))
 
     def fail(self, method: str, error: BaseException) -> None:
         """The environment failed: the episode ends, and the loss leaves it out."""
@@ -113,6 +143,7 @@ class LiveEpisode:
             logprobs=self.logprobs,
             version=self.version,
             finish_reason=self.finish_reason,
+            begins=self.begins,
         )
 
     def sample(self, prompt: Prompt, *, decode: Decode) -> Sample:
@@ -122,7 +153,7 @@ class LiveEpisode:
         return Sample(
             prompt=prompt.text if self.prompt_ids == prompt.token_ids else decode(self.prompt_ids, True),
             completion=decode(self._last.token_ids, False),
-            raw_completion=decode(self.token_ids, True),
+            raw_completion=decode([token for _, ids in self._spoken for token in ids], True),
             answer=prompt.answer,
             answers=prompt.answers,
             row=prompt.row,

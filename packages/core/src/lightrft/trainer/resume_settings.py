@@ -36,7 +36,7 @@ TAKES_EFFECT = (
     "eval_right_at", "eval_out", "rollout_batch_size", "micro_rollout_batch_size", "n_samples_per_prompt",
     "generate_max_len", "temperature", "top_p", "top_k", "min_p", "stop", "stop_token_ids",
     "min_new_tokens", "ignore_eos", "dynamic_sampling", "dynamic_sampling_tries", "overlong_filter",
-    "overlong_buffer", "overlong_penalty", "environment", "max_turns", "turn_max_len",
+    "overlong_buffer", "overlong_penalty", "environment", "max_turns", "turn_max_len", "rewritten_turns",
     "environment_timeout_s", "slice_max_len", "environment_concurrency", "balance_ranks", "mixed_mm_data", "reward", "reward_weights",
     "allow_code_execution", "code_sandbox", "reward_key", "reward_shard_size", "reward_max_len",
     "reward_while_generating", "reward_timeout_s", "reward_retries", "reward_backoff_s",
