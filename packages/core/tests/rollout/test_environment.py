@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -119,6 +120,23 @@ def test_a_call_that_raises_exits_or_hangs_is_an_outcome_of_its_own() -> None:
     assert str(hangs.error) == str(hangs_async.error) == "did not return within 0.2 s (environment_timeout_s)"
     assert time.monotonic() - began < 5
     runner.close()
+
+
+def test_a_call_that_was_late_is_late_however_late_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that is busy, whoever waits for the calls comes after their ends."""
+
+    class Busy:
+        def __init__(self) -> None:
+            self.own: Any = SimpleQueue()
+            self.put = self.own.put
+
+        def get(self, timeout: float) -> Any:
+            time.sleep(0.5)
+            return self.own.get(timeout=timeout)
+
+    monkeypatch.setattr("lightrft.rollout.environment_calls.queue.SimpleQueue", Busy)
+    in_time, late = calls(timeout_s=0.2).run([lambda: 1, lambda: time.sleep(0.3)])
+    assert in_time.value == 1 and isinstance(late.error, TimeoutError)
 
 
 def test_async_calls_share_one_event_loop() -> None:

@@ -25,6 +25,10 @@ class Outcome:
     error: BaseException | None = None
 
 
+Done = tuple[int, Outcome, float]
+"""The number of a call, its outcome, and when it had it."""
+
+
 class EnvironmentCalls:
     """Runs lists of calls. `timeout_s`: the limit of one call, from its own begin; `concurrency`: how many run at a time. Local.
 
@@ -40,7 +44,7 @@ class EnvironmentCalls:
     def run(self, calls: Sequence[Call]) -> list[Outcome]:
         """The outcomes, in the order of the calls. Raises nothing that a call raises."""
         found: dict[int, Outcome] = {}
-        done: queue.SimpleQueue[tuple[int, Outcome]] = queue.SimpleQueue()
+        done: queue.SimpleQueue[Done] = queue.SimpleQueue()
         waiting = deque(range(len(calls)))
         until: dict[int, float] = {}
         while waiting or until:
@@ -50,14 +54,14 @@ class EnvironmentCalls:
                 work = partial(contextvars.copy_context().run, self._call, calls[number], number, done)
                 threading.Thread(target=work, name="lightrft-environment", daemon=True).start()
             try:
-                number, outcome = done.get(timeout=max(min(until.values()) - time.monotonic(), 0.0))
-                if until.pop(number, None) is not None:
-                    found[number] = outcome
+                number, outcome, at = done.get(timeout=max(min(until.values()) - time.monotonic(), 0.0))
+                limit = until.pop(number, None)
+                if limit is not None:
+                    found[number] = outcome if at <= limit else self._late()
             except queue.Empty:
                 for number in [number for number, limit in until.items() if limit <= time.monotonic()]:
                     del until[number]
-                    late = TimeoutError(f"did not return within {self._timeout_s:g} s (environment_timeout_s)")
-                    found[number] = Outcome(error=late)
+                    found[number] = self._late()
         return [found[number] for number in range(len(calls))]
 
     def close(self) -> None:
@@ -66,14 +70,18 @@ class EnvironmentCalls:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._loop = None
 
-    def _call(self, call: Call, number: int, done: queue.SimpleQueue[tuple[int, Outcome]]) -> None:
+    def _late(self) -> Outcome:
+        return Outcome(error=TimeoutError(f"did not return within {self._timeout_s:g} s (environment_timeout_s)"))
+
+    def _call(self, call: Call, number: int, done: queue.SimpleQueue[Done]) -> None:
         try:
             value = call()
             if inspect.isawaitable(value):
                 value = asyncio.run_coroutine_threadsafe(_limited(value, self._timeout_s), self._running()).result()
-            done.put((number, Outcome(value)))
+            outcome = Outcome(value)
         except BaseException as error:  # an environment may also exit: its episode ends, not the run
-            done.put((number, Outcome(error=error)))
+            outcome = Outcome(error=error)
+        done.put((number, outcome, time.monotonic()))
 
     def _running(self) -> asyncio.AbstractEventLoop:
         """The event loop of all `async` calls: what one of them opens, a session or a socket, the next one may use."""
