@@ -122,6 +122,7 @@ def test_three_steps_by_hand() -> None:
     first, metrics = step(unit, stream)  # prompts 0 and 2 end in the first slice
     assert first.group_ids.tolist() == [0, 2] and first.num_sampled.tolist() == [2, 2]
     assert (metrics["partial/slices"], metrics["partial/in_flight"], metrics["partial/continued"]) == (1, 2, 0.0)
+    assert (metrics["partial/lag/0"], metrics["partial/lag/1"]) == (4.0, 0.0)
 
     strategy.weight_version = 2
     second, metrics = step(unit, stream)  # 3 and 4 end in its first slice, and it waits for 1, which the next step could not take
@@ -129,6 +130,7 @@ def test_three_steps_by_hand() -> None:
     assert second.sampled(second.versions).tolist() == [1, 1, 2, 2, 2, 2, 2, 1, 1, 2, 2]
     assert (metrics["partial/slices"], metrics["partial/in_flight"], metrics["partial/continued"]) == (3, 2, 1.0)
     assert (metrics["partial/lag_mean"], metrics["partial/lag_max"]) == (4 / 11, 1.0)
+    assert (metrics["partial/lag/0"], metrics["partial/lag/1"]) == (7.0, 4.0)
 
     strategy.weight_version = 3
     third, metrics = step(unit, stream)  # 4 and 5 are finished already

@@ -72,6 +72,7 @@ METRICS = (
     Metric("partial/continued", "share", "trained completions with tokens of older weights", "max_version_lag"),
     Metric("partial/lag_mean", "updates", "from the weights that sampled a trained token to those of the step, mean", "max_version_lag"),
     Metric("partial/lag_max", "updates", "the largest such lag", "max_version_lag"),
+    Metric("partial/lag/K", "tokens", "trained ones of so large a lag: 0 to `max_version_lag`", "max_version_lag"),
     Metric("partial/slices", "calls", "of the engine, until enough prompts were finished", "max_version_lag"),
     Metric("partial/in_flight", "prompts", "that go on, or wait, in the next step", "max_version_lag"),
     Metric("partial/ess", "share", "effective sample size of the weights by which tokens of all versions are corrected", "max_version_lag"),

@@ -144,9 +144,11 @@ class PartialRollouts:
         continued = sum(bool(len(lag) and lag.max() > 0) for lag in lags)
         tokens = torch.cat([torch.zeros(0, dtype=torch.int32), *lags])
         largest = float(tokens.max()) if len(tokens) else 0.0
+        by_lag = {f"partial/lag/{lag}": float((tokens == lag).sum()) for lag in range(self.config.max_version_lag + 1)}
         metrics.mean("partial/continued", float(continued), float(len(batch)))
         metrics.mean("partial/lag_mean", float(tokens.sum()), float(len(tokens)))
         metrics.add("partial/lag_max", {}, lambda found: {"partial/lag_max": found["lag"]}, largest={"lag": largest})
+        metrics.add("partial/lag", by_lag, dict)
         metrics.add("partial", {}, lambda _: {"partial/slices": float(slices), "partial/in_flight": float(unfinished)})
 
 
