@@ -57,6 +57,11 @@ def problems(settings: dict[str, Any]) -> list[str]:
             {"environment": "a:B", "max_turns": 9},
             "generate_max_len=8 bounds the whole episode, and leaves no token for each of max_turns=9",
         ),
+        ({"environment": "a:B", "rewritten_turns": "split"}, "rewritten_turns='split' is of turns that a chat template writes"),
+        (
+            {"environment": "a:B", "rewritten_turns": "split", "apply_chat_template": True, "tools_key": "tools"},
+            "and tools_key='tools' names others",
+        ),
         ({"environment": "a:B", "turn_max_len": 9}, "turn_max_len=9 is more than generate_max_len=8"),
         (
             {"environment": "a:B", "max_turns": 4, "min_new_tokens": 3, "engine_type": "hf"},

@@ -141,7 +141,7 @@ OTHER = {
     "best_mode": "min",
     "slice_max_len": 4,
 }
-EPISODES = {"max_turns": 4, "turn_max_len": 2, "environment_timeout_s": 5.0, "environment_concurrency": 4}
+EPISODES = {"max_turns": 4, "turn_max_len": 2, "environment_timeout_s": 5.0, "environment_concurrency": 4, "rewritten_turns": "split"}
 OTHER |= EPISODES
 
 
@@ -176,7 +176,7 @@ def test_the_same_settings_where_they_have_an_effect(make, registry):
     }
     elsewhere = {"trust_remote_code", "slice_max_len", *EPISODES}
     assert told(make(**on, **{k: v for k, v in OTHER.items() if k not in elsewhere}), registry()) == []
-    assert told(make(environment="mine:Environment", **EPISODES), registry()) == []
+    assert told(make(environment="mine:Environment", apply_chat_template=True, **EPISODES), registry()) == []
     partial = {"oversample": 1.5, "max_version_lag": 1, "slice_max_len": 4, "mismatch_cap": 3.0, "mismatch_level": "sequence"}
     assert told(make(**partial), registry()) == told(make(**partial, logprob_gap_prompts=0), registry()) == []
     assert told(make(trust_remote_code=True), registry()) == []

@@ -17,8 +17,6 @@ def environment_problems(config: Config, registry: Registry) -> Iterator[str]:
     if not name:
         if "environment" in config.reward:
             yield "reward='environment' gives what an environment gave, and environment is not set; set it, or leave the reward out"
-        if config.rewritten_turns == "split":
-            yield "rewritten_turns='split' splits episodes, and environment is not set; set it, or leave rewritten_turns out"
         return
     yield from _found(name, registry)
     yield from _together(config, registry)
@@ -58,6 +56,8 @@ def _together(config: Config, registry: Registry) -> Iterator[str]:
             f"sft_target_reward={config.sft_target_reward} is measured on single completions, and environment={name!r} makes episodes; "
             "set it to 0"
         )
+    if config.rewritten_turns == "split" and not config.apply_chat_template:
+        yield "rewritten_turns='split' is of turns that a chat template writes; set --apply_chat_template, or leave rewritten_turns out"
     if config.rewritten_turns == "split" and config.tools_key:
         yield (
             "rewritten_turns='split' writes conversations anew, with the tools of the environment, and "
