@@ -29,7 +29,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs site wheels gsm8k memory sequence-memory parity row-parity collectives overhead curves packing learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-slow-core test-slow-workspace test-long test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-multi gpu-bench vs-trl phases clean chaos audit
+.PHONY: help setup demo docs site wheels gsm8k memory sequence-memory parity row-parity collectives overhead curves packing learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-slow-core test-slow-workspace test-long test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-multi gpu-bench vs-trl phases clean chaos soak hangs audit
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -65,6 +65,9 @@ mutants: $(STAMP)  ## a table: every planted fault, and the test of the conforma
 
 chaos: $(STAMP)  ## kill ranks of a run that goes on by itself, and compare it with the straight one; ARGS='--kills 50' for long
 	@$(BIN)/python benchmarks/chaos.py $(ARGS)
+
+soak: $(STAMP)  ## 500 rollouts watched from outside: memory, descriptors and threads of each rank, and the time of a step
+	@$(BIN)/python benchmarks/soak.py $(ARGS)
 
 audit: $(STAMP)  ## known vulnerabilities of what is installed (pip-audit, needs the network), and ruff's rules about security
 	$(BIN)/ruff check --select S --ignore S101,S105,S108,S311,S603,S606,S607 --per-file-ignores '*/testing/*:S301,*/utils/sandbox/*:S102,*/config/yaml_text.py:S506' packages/*/src

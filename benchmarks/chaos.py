@@ -1,7 +1,10 @@
 """Steps lost when ranks are killed at random moments and the run goes on by itself. `make chaos`.
 
-One small run on two ranks is trained straight, and again with `--max-restarts` while a killer sends SIGKILL to a random rank at random
-moments. At the end the weights must be those of the straight run, bit by bit. A row says what each kill hit and whether a save was lost.
+One small run on two ranks is trained straight, and again with restarts while a killer sends SIGKILL to a random rank at random moments. At
+the end the weights must be those of the straight run, bit by bit. A row says what each kill hit and whether a save was lost.
+
+    make chaos                                                          # FSDP2, ZeRO-2, and FSDP2 under two agents of torchrun
+    make chaos ARGS='--kills 20 --sets vllm --python vllm=.venv-vllm/bin/python'   # beside an engine in its own environment
 """
 
 from __future__ import annotations
@@ -11,38 +14,56 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+import small_job
 from safetensors.torch import load_file
 
 from lightrft.run.checkpoint_folder import saved_in
-from lightrft.testing.tiny import tiny_model_folder
 
-SETS: dict[str, dict[str, Any]] = {
-    "fsdp": {"strategy": "fsdp"},
-    "zero-2": {"strategy": "deepspeed", "zero_stage": 2},
+
+@dataclass(frozen=True)
+class Set:
+    """`agents`: 1 is `lightrft train` with --max-restarts, 2 are two agents of torchrun with a rank each, as on two machines."""
+
+    settings: dict[str, Any]
+    agents: int = 1
+
+
+SETS = {
+    "fsdp": Set({"strategy": "fsdp"}),
+    "zero-2": Set({"strategy": "deepspeed", "zero_stage": 2}),
+    "agents": Set({"strategy": "fsdp"}, agents=2),
+    "vllm": Set({"strategy": "fsdp", "engine_type": "vllm"}),
 }
+DAILY = ("fsdp", "zero-2", "agents")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10, help="how many ranks are killed in each run (default: 10)")
-    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(DAILY))
+    parser.add_argument("--python", nargs="*", default=[], metavar="SET=PYTHON", help="where a set runs, if not here")
+    parser.add_argument("--steps", type=int, default=12, help="rollouts of the run; some ten for each kill let it live long enough")
+    parser.add_argument("--within", type=float, default=0.0, help="seconds of the longest wait for a kill (default: half the straight run)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="make the last line of stdout one JSON object")
     given = parser.parse_args()
+    pythons = dict(one.split("=", 1) for one in given.python)
     found = {}
     for name in given.sets:
         with tempfile.TemporaryDirectory(prefix="lightrft-chaos-") as folder:
-            found[name] = chaos(Path(folder), SETS[name], kills=given.kills, steps=given.steps, seed=given.seed)
+            job = Job(Path(folder), SETS[name], python=pythons.get(name, sys.executable))
+            found[name] = chaos(job, kills=given.kills, steps=given.steps, seed=given.seed, within=given.within)
         print(line(name, found[name]), flush=True)
     if given.json:
         print(json.dumps(found))
@@ -54,34 +75,78 @@ def line(name: str, found: dict[str, Any]) -> str:
     where = ", ".join(f"{phase} {number}" for phase, number in sorted(found["hit"].items()))
     same = "bitwise the straight run" if found["bitwise"] else "NOT the straight run"
     end = f"{found['lost']} saves lost, exit {found['exit']}, {same}, {found['seconds']:.0f} s"
-    return f"{name}: {found['kills']} kills ({where}), {found['restarts']} restarts, {end}"
+    return f"{name}: {found['kills']} kills ({where}), {found['restarts']} restarts told, {end}"
 
 
-def chaos(folder: Path, settings: dict[str, Any], *, kills: int, steps: int, seed: int) -> dict[str, Any]:
+@dataclass
+class Job:
+    """How a set is started, and where."""
+
+    folder: Path
+    of: Set
+    python: str
+    launchers: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(self, recipe: Path, run: Path, *, restarts: int) -> None:
+        """One command, or one for each agent."""
+        if self.of.agents == 1:
+            words = [small_job.train_words(recipe, run, *(["--max-restarts", str(restarts)] if restarts else []))]
+        else:
+            words = [_agent_words(recipe, run, port, restarts=restarts) for port in [_free_port()] for _ in range(self.of.agents)]
+        self.launchers = [small_job.start(one, python=self.python, log=self.folder / f"{run.name}.log") for one in words]
+
+    @property
+    def runs(self) -> bool:
+        return any(one.poll() is None for one in self.launchers)
+
+    def ranks(self) -> list[int]:
+        program = b"lightrft.cli.worker" if self.of.agents == 1 else b"lightrft.cli.main"
+        launchers = [one.pid for one in self.launchers]
+        return [rank for one in launchers for rank in small_job.ranks_below(one, program) if rank not in launchers]
+
+    def end(self) -> int:
+        """Waits; the first exit code that is not 0."""
+        return next((code for one in self.launchers if (code := one.wait(timeout=1800))), 0)
+
+    def told(self, run: Path) -> str:
+        return (self.folder / f"{run.name}.log").read_text(encoding="utf-8")
+
+
+def _agent_words(recipe: Path, run: Path, port: int, *, restarts: int) -> list[str]:
+    agent = ["torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--max-restarts", str(restarts)]
+    agent += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1", "--monitor-interval", "0.1"]
+    return [*agent, "-m", "lightrft.cli.main", "train", "--config", str(recipe), "--output_dir", str(run)]
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return int(one.getsockname()[1])
+
+
+def chaos(job: Job, *, kills: int, steps: int, seed: int, within: float = 0.0) -> dict[str, Any]:
     """The straight run, the one with kills, and what came of it."""
-    recipe = _recipe(folder, settings | {"max_steps": steps})
+    straight, run, draw = job.folder / "straight", job.folder / "killed", random.Random(seed)
+    recipe = small_job.write_recipe(job.folder, job.of.settings | {"max_steps": steps})
     began = time.monotonic()
-    straight = _start(recipe, folder / "straight", restarts=0)
-    if straight.wait(timeout=1800):
-        raise SystemExit(f"the straight run failed: {straight.stderr.read() if straight.stderr else ''}")
+    job.start(recipe, straight, restarts=0)
+    if job.end():
+        raise SystemExit(f"the straight run failed: {job.told(straight)}")
     seconds = time.monotonic() - began
-    run, draw = folder / "killed", random.Random(seed)
-    process = _start(recipe, run, restarts=10 * kills)
+    job.start(recipe, run, restarts=10 * kills)
     hit: Counter[str] = Counter()
     lost, done = 0, 0
-    while process.poll() is None:
-        if done < kills and not _wait_and_kill(process, run, draw, within=seconds / 2, hit=hit):
-            continue
-        if done < kills:
+    while job.runs:
+        if done < kills and _wait_and_kill(job, run, draw, within=within or seconds / 2, hit=hit):
             done += 1
             lost += _lost(run)
         time.sleep(0.1)
-    a, b = (load_file(path / "model" / "model.safetensors") if (path / "model").is_dir() else {} for path in (folder / "straight", run))
+    code = job.end()
+    a, b = (load_file(path / "model" / "model.safetensors") if (path / "model").is_dir() else {} for path in (straight, run))
     same = bool(a) and a.keys() == b.keys() and all(bool((a[name] == b[name]).all()) for name in a)
-    told = process.stderr.read() if process.stderr else ""
+    told = job.told(run)
     return {
-        "kills": done, "hit": dict(hit), "lost": lost, "exit": process.returncode, "bitwise": same,
-        "restarts": told.count("restart "), "seconds": time.monotonic() - began, "error": "" if same else told[-2000:],
+        "kills": done, "hit": dict(hit), "lost": lost, "exit": code, "bitwise": same, "restarts": told.count("restart "),
+        "seconds": time.monotonic() - began, "error": "" if same else told[-2000:],
     }  # fmt: skip
 
 
@@ -95,63 +160,22 @@ def _lost(run: Path) -> int:
     return int(step < before)
 
 
-def _wait_and_kill(process: subprocess.Popen[str], run: Path, draw: random.Random, *, within: float, hit: Counter[str]) -> bool:
+def _wait_and_kill(job: Job, run: Path, draw: random.Random, *, within: float, hit: Counter[str]) -> bool:
     """A random moment; then a random rank is killed, if one is there."""
     until = time.monotonic() + draw.uniform(0.5, within)
     while time.monotonic() < until:
-        if process.poll() is not None:
+        if not job.runs:
             return False
         time.sleep(0.05)
-    ranks = _ranks(process.pid)
+    ranks = job.ranks()
     if not ranks:
         return False
     saving = bool(list((run / "checkpoints").glob(".step-*")))
     started = (run / "metrics.jsonl").exists()
     hit["while saving" if saving else "training" if started and len(ranks) > 1 else "starting"] += 1
-    os.kill(draw.choice(ranks), signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.kill(draw.choice(ranks), signal.SIGKILL)
     return True
-
-
-def _ranks(launcher: int) -> list[int]:
-    try:
-        below = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-        return [int(one) for one in below if b"lightrft.cli.worker" in Path(f"/proc/{one}/cmdline").read_bytes()]
-    except OSError:
-        return []
-
-
-def _start(recipe: Path, run: Path, *, restarts: int) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "lightrft.cli.main",
-        "train",
-        "--config",
-        str(recipe),
-        "--output_dir",
-        str(run),
-        "--nproc-per-node",
-        "2",
-    ]
-    command += ["--max-restarts", str(restarts)] if restarts else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def _recipe(folder: Path, changes: dict[str, Any]) -> Path:
-    tiny_model_folder(folder / "model")
-    rows = [{"prompt": f"{i} + {i} =", "answer": str(2 * i)} for i in range(8)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    (folder / "length.py").write_text("def reward(samples):\n    return [float(len(s.completion) % 5) for s in samples]\n")
-    settings = {
-        "engine_type": "hf", "model_name_or_path": str(folder / "model"), "prompt_data": str(folder / "rows.jsonl"),
-        "reward": [f"{folder / 'length.py'}:reward"], "rollout_batch_size": 4, "n_samples_per_prompt": 4, "train_batch_size": 16,
-        "prompt_max_len": 64, "generate_max_len": 16, "num_episodes": 100, "learning_rate": 1e-3, "plot_every": 0, "save_every": 1,
-        "keep_checkpoints": 2, "loggers": ["jsonl"],
-    }  # fmt: skip
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(settings | changes), encoding="utf-8")
-    return path
 
 
 if __name__ == "__main__":

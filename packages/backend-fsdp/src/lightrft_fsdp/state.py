@@ -23,7 +23,7 @@ def save(folder: Path, model: torch.nn.Module, optimizer: Optimizer, *, is_rank_
     moments = {
         f"{OPTIMIZER}{key}/{name}": value
         for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        for key, value in sorted(optimizer.state.get(parameter, {}).items())  # as after a load: the same state is the same bytes
     }
     _guarded(lambda: state_dict_saver.save(_model_state(model) | moments, storage_writer=JsonIndexWriter(folder)))
     if is_rank_0:

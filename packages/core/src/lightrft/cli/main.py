@@ -36,6 +36,10 @@ PLAN = (
     "Plans the memory of one rank's GPU, phase by phase, before anything starts: whether a recipe fits, and what makes it fit. "
     "--gpu h100-80g (or a size, 48g) and --world N (ranks, default 1); reads model configurations, no weights."
 )
+PROVE = (
+    "Shows that a run can be resumed: goes on from one of its checkpoints, in a folder of its own, to the next one, and compares metrics, "
+    "weights, optimizer and all other state with the run's. Exit code 1 where they differ."
+)
 CONFORMANCE = "Runs the conformance kit on an installed strategy or engine: every requirement of its contract, and a report for an issue."
 DOCTOR = (
     "Says what is installed, which strategy and engine works here, and the command that mends what does not. With --bundle RUN it packs a "
@@ -181,6 +185,18 @@ def plan(context: typer.Context) -> None:
     print_report(report)
     if as_json:
         show.json_line(report)
+
+
+@app.command("prove-resume", context_settings=PASS, help=PROVE, short_help="Is a resumed run the run? A part of it again, compared.")
+def prove_resume(context: typer.Context) -> None:
+    from lightrft.cli.prove import print_report, run_prove
+
+    report, as_json = run_prove(context.args, description=PROVE)
+    print_report(report)
+    if as_json:
+        show.json_line(report)
+    if not report["same"]:
+        sys.exit(1)
 
 
 @app.command("check-invariance", context_settings=PASS, help=INVARIANCE, short_help="Does a recipe's update depend on how a batch is cut?")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from lightrft.config.schema import Config
 from lightrft.distributed.memory import memory_report
 from lightrft.observe.warnings_log import Warnings
 from lightrft.run.loggers import Logger, LoggerSetup
+from lightrft.run.metric_rows import MetricRows
 from lightrft.run.plots import plot_curves, plot_lengths, plot_rewards
 from lightrft.run.rewind import rewind_logs
 from lightrft.run.rollout_log import append_distributions, append_samples
@@ -46,7 +48,7 @@ class RunReport:
         self.draws = bool(config.plot_every) and find_spec("matplotlib") is not None
         if config.plot_every and not self.draws:
             strategy.print("note: no plots are drawn, for matplotlib is not installed: pip install 'lightrft[plot]'")
-        self.rows: list[dict[str, float]] = []
+        self.rows = MetricRows()
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self.started = time.time()
@@ -134,6 +136,7 @@ class RunReport:
         plot_lengths(lengths, path=self.plots / f"lengths-{step:06d}.png", step=step, max_len=self.config.generate_max_len)
         plot_rewards(rewards, path=self.plots / f"rewards-{step:06d}.png", step=step)
         plot_curves(self.rows, path=self.plots / "curves.png")
+        gc.collect()  # a figure is a knot of some ten thousand objects, which Python would look at too late: 3 MiB for each of these calls
 
     def close(self) -> None:
         """Closes the loggers. Idempotent. Local."""
@@ -143,12 +146,13 @@ class RunReport:
 
     def state_dict(self) -> dict[str, Any]:
         """What has been reported so far."""
-        rows, seconds = list(self.rows), time.time() - self.started
+        rows, seconds = self.rows.state_dict(), time.time() - self.started
         return {"rows": rows, "before": dict(self.before), "after": dict(self.after), "seconds": seconds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from there; what the log folder holds of later steps, which will come again, is taken out."""
-        self.rows, self.before, self.after = list(state["rows"]), dict(state["before"]), dict(state["after"])
+        self.rows.load_state_dict(state["rows"])
+        self.before, self.after = dict(state["before"]), dict(state["after"])
         self.started = time.time() - state["seconds"]
         if self.strategy.is_rank_0:
             rewind_logs(log_folder(self.config), self.rows, keeps_metrics="jsonl" in self.config.loggers)
