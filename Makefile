@@ -66,6 +66,9 @@ mutants: $(STAMP)  ## a table: every planted fault, and the test of the conforma
 chaos: $(STAMP)  ## kill ranks of a run that goes on by itself, and compare it with the straight one; ARGS='--kills 50' for long
 	@$(BIN)/python benchmarks/chaos.py $(ARGS)
 
+hangs: $(STAMP)  ## a table: ranks that hang in every phase, whether the right one is named, and after how many seconds
+	@$(BIN)/python benchmarks/hangs.py $(ARGS)
+
 soak: $(STAMP)  ## 500 rollouts watched from outside: memory, descriptors and threads of each rank, and the time of a step
 	@$(BIN)/python benchmarks/soak.py $(ARGS)
 

@@ -105,7 +105,7 @@ def compare(replay: Replay, folder: Path, *, within: float = 0.0) -> dict[str, A
             continue
         compared += len({name for name in before if not name.startswith(CLOCKS)})
         differences += [f"step {step}: {line}" for line in _metrics_that_differ(before, again, within=within)]
-    files, state = 0, []
+    files, state = 0, list[str]()
     if whole(folder_of(replay.run, replay.until)).is_dir():
         files, state = _state(whole(folder_of(replay.run, replay.until)), whole(folder_of(folder, replay.until)))
     return {
