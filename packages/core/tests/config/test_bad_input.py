@@ -99,7 +99,7 @@ def problems(settings: dict[str, Any]) -> list[str]:
         ),
         ({"temperature": 0}, "temperature=0: input should be greater than 0"),
         ({"gamma": 1.5}, "gamma=1.5: input should be less than or equal to 1"),
-        ({"eps_clip": -0.2}, "eps_clip=-0.2: input should be greater than 0"),
+        ({"eps_clip": -0.2}, "eps_clip=-0.2: input should be greater than or equal to 0"),
         ({"ema_beta": 1}, "ema_beta=1: input should be less than 1"),
         ({"reward_weights": [NAN]}, "reward_weights.0=nan: input should be a finite number"),
         ({"max_epochs": 0}, "max_epochs=0: input should be greater than or equal to 1"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightrft.config.load import make_config
+from lightrft.experience import scorer
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.tiny import tiny_model_folder
 from lightrft.trainer import update
@@ -43,6 +44,22 @@ def test_a_mean_of_micro_batches_is_seen(tmp_path: Path, monkeypatch: pytest.Mon
     found = run(tmp_path)
     assert not found["invariant"]
     assert max(row["difference"] for row in found["cuts"]) > 0.1
+
+
+@pytest.mark.parametrize("old", ["of the update", "of other micro-batches"])
+def test_old_log_probs_that_are_not_the_update_s_own_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str) -> None:
+    if old != "of the update":
+        score = scorer.Scorer._logprobs
+
+        def elsewhere(self: Any, batch: Any, parts: Any, batching: Any, *temperatures: float) -> Any:
+            return [column * 1.01 for column in score(self, batch, parts, batching, *temperatures)]
+
+        monkeypatch.setattr(scorer.Scorer, "_logprobs", elsewhere)
+    found = run(tmp_path, policy_loss="gspo")
+    assert found["invariant"] and found["loss_aggregation"] == "sequence_mean"
+    assert found["on_policy"] == (old == "of the update")
+    assert (found["first_ratio_error"] == 0.0 and found["first_clip_fraction"] == 0.0) == found["on_policy"]
+    assert found["on_policy"] or (0.01 < found["first_ratio_error"] < 0.1 and found["first_clip_fraction"] > 0.2)
 
 
 def test_every_spread_deals_out_every_group_once() -> None:

@@ -83,7 +83,7 @@ def test_a_schedule_that_cannot_be_asked_says_nothing() -> None:
 
 
 def series(metric: str, values: list[float]) -> list[tuple[int, str]]:
-    monitors = Monitors(make_config({"monitor_steps": 5}))
+    monitors = Monitors(make_config({"monitor_steps": 5}), first_ratio_limit=0.02)
     return [(step, name) for step, value in enumerate(values, 1) for name, _ in monitors.observe({metric: value})]
 
 
@@ -97,6 +97,10 @@ def test_a_critic_at_zero_is_told_and_one_that_learns_is_not() -> None:
     assert series("critic/explained_variance", [0.0] * 12) == [(10, "critic_constant")]
     assert series("critic/explained_variance", [0.0] * 9 + [0.1] + [0.0] * 9) == []
     assert series("critic/explained_variance", [-0.2] * 12) == [(5, "critic_useless")]
+
+
+def test_a_first_step_off_its_policy_is_told_once() -> None:
+    assert series("train/first_ratio_error", [0.0, 0.019, 0.03, 0.5, 0.0, 0.03]) == [(3, "first_ratio"), (6, "first_ratio")]
 
 
 def rows(*pairs: tuple[str, str]) -> list[Prompt]:

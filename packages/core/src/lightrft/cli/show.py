@@ -190,6 +190,8 @@ def invariance(found: Mapping[str, Any]) -> None:
     batch = f"{found['completions']} completions, {found['tokens']} tokens, world size {found['world_size']}"
     algorithm = f"{found['advantage_estimator']}, {found['policy_loss']}, {found['loss_aggregation']}"
     verdict = "the update does not depend on the cut" if found["invariant"] else "THE UPDATE DEPENDS ON THE CUT"
+    first = "the first step is on its own policy" if found["on_policy"] else "THE FIRST STEP IS NOT ON ITS OWN POLICY"
+    print(f"{first}: log-ratios up to {found['first_ratio_error']:.1e}, {found['first_clip_fraction']:.1%} of the tokens clipped")
     print(f"{algorithm}; {batch}\n{verdict}: gradients differ by at most {_largest(found):.1e} of the largest, bound {found['bound']:.0e}")
 
 

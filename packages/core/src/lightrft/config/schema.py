@@ -319,12 +319,13 @@ class Config(BaseModel):
     critic_warmup_steps: CountOrOff = _field(0, "algorithm", "first rollouts in which the critic learns alone")
     value_clip: PositiveOrOff = _field(0.2, "algorithm", "how far values may move in an update before their loss is clipped; 0 = off")
     policy_loss: str = _field("ppo_clip", "algorithm", "any installed policy loss by name")
-    loss_aggregation: Literal["token_mean", "sequence_mean", "constant"] = _field(
-        "token_mean",
+    loss_aggregation: Literal["", "token_mean", "sequence_mean", "constant"] = _field(
+        "",
         "algorithm",
-        "mean over all tokens, or over completions of each one's mean, or sum over tokens by completions x generate_max_len (Dr. GRPO)",
+        "mean over all tokens, or over completions of each one's mean, or sum over tokens by completions x generate_max_len (Dr. GRPO); "
+        "empty: that of policy_loss, mostly token_mean",
     )
-    eps_clip: Positive = _field(0.2, "algorithm", "clip of the probability ratio")
+    eps_clip: PositiveOrOff = _field(0.0, "algorithm", "clip of the probability ratio; 0 = the bounds of policy_loss, mostly 0.2")
     eps_clip_low: Share01 = _field(0.0, "algorithm", "its bound below, 1 - this, at most 1; 0 = eps_clip")
     eps_clip_high: PositiveOrOff = _field(0.0, "algorithm", "its bound above, 1 + this (clip-higher); 0 = eps_clip")
     dual_clip: PositiveOrOff = _field(0.0, "algorithm", "bound above 1 on the loss of a negative advantage, times it (ppo_clip); 0 = off")

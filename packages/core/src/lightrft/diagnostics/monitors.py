@@ -53,8 +53,8 @@ class Watch:
 class Monitors:
     """All watches of a run. Not collective: metrics are global, so every rank finds the same."""
 
-    def __init__(self, config: Config) -> None:
-        self.watches = [watch(config) for watch in WATCHES]
+    def __init__(self, config: Config, *, first_ratio_limit: float) -> None:
+        self.watches = [*(watch(config) for watch in WATCHES), _first_ratio(first_ratio_limit)]
 
     def observe(self, metrics: Mapping[str, float]) -> list[Finding]:
         """What one step's metrics give rise to."""
@@ -70,6 +70,19 @@ class Monitors:
         for watch in self.watches:
             if watch.name in state:
                 watch._first, watch._streak = list(state[watch.name]["first"]), state[watch.name]["streak"]
+
+
+def _first_ratio(limit: float) -> Watch:
+    def off(value: float, _: float) -> str | None:
+        if value <= limit:
+            return None
+        return (
+            f"the first step of an update is not on its own policy: a token's log-ratio is {value:.3g} nats before anything has moved "
+            f"(limit {limit:.3g}, a tenth of the narrower clip), so old log-probs are not those of the update, and clips bite on noise; "
+            "look for dropout, for kernels that round otherwise from call to call, and for a score phase of one's own"
+        )
+
+    return Watch("first_ratio", "train/first_ratio_error", 1, off, baseline_of=0)
 
 
 def _length_ceiling(config: Config) -> Watch:

@@ -16,6 +16,7 @@ WarningName = Literal[
     "env_close_error",
     "env_error",
     "evaluation_leak",
+    "first_ratio",
     "groups_of_one",
     "images_not_read",
     "kl_blow_up",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,13 +65,23 @@ ADVANTAGES = (
     _advantage("opo", "reward minus its group's length-weighted mean", min_samples=2),
     _advantage("remax", "reward minus that of the prompt's greedy completion", greedy=True),
 )
+GSPO_PAPER: dict[str, Any] = {
+    "sequence_ratio": True, "eps_clip_low": 3e-4, "eps_clip_high": 4e-4, "loss_aggregation": "sequence_mean",
+}  # fmt: skip
 POLICY_LOSSES = (
     _policy_loss("ppo_clip", "PPO's clipped ratio, with clip-higher and dual clip", reads=("dual_clip",)),
-    _policy_loss("gspo", "clipped ratio of whole completions", sequence_ratio=True),
-    _policy_loss("gspo_token", "the same with gradients and advantages of tokens", file="gspo", sequence_ratio=True),
-    _policy_loss("cispo", "REINFORCE with clipped importance weights"),
+    _policy_loss("gspo", "clipped ratio of whole completions", **GSPO_PAPER),
+    _policy_loss("gspo_token", "the same with gradients and advantages of tokens", file="gspo", **GSPO_PAPER),
+    _policy_loss("cispo", "REINFORCE with clipped importance weights", eps_clip_low=1.0),  # no bound below
     _policy_loss("cpgd", "clipped log-ratio and a penalty for drift", settings="lightrft.algorithms.cpgd_settings:CPGDSettings"),
-    _policy_loss("gmpo", "geometric mean of clipped token ratios", sequence_ratio=True),
+    _policy_loss(
+        "gmpo",
+        "geometric mean of clipped token ratios",
+        sequence_ratio=True,
+        eps_clip_low=1 - math.exp(-0.4),
+        eps_clip_high=math.exp(0.4) - 1,
+        loss_aggregation="sequence_mean",
+    ),
 )
 
 REWARDS = (

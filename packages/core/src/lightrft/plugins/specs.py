@@ -197,12 +197,24 @@ class PolicyLossSpec(PluginSpec):
     """A policy loss; the target is a function `(PolicyLossInput) -> PolicyLoss`.
 
     `sequence_ratio`: it compares whole completions, and cannot be weighted token by token. `reads`: the settings of `LOSS_SETTINGS` that it
-    reads; others are refused as without effect. None: not declared, nothing is refused.
+    reads; others are refused as without effect. None: not declared, nothing is refused. `eps_clip_low`, `eps_clip_high`,
+    `loss_aggregation`: those of its paper, for settings that say nothing.
     """
 
     kind: ClassVar[str] = "policy_loss"
     sequence_ratio: bool = False
     reads: frozenset[str] | None = None
+    eps_clip_low: float = 0.2
+    eps_clip_high: float = 0.2
+    loss_aggregation: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (0 < self.eps_clip_low <= 1 and self.eps_clip_high > 0):
+            bounds = f"eps_clip_low={self.eps_clip_low}, eps_clip_high={self.eps_clip_high}"
+            raise ValueError(f"plugin {self.name!r}: {bounds} are no bounds of a ratio; both are above 0, the first at most 1")
+        if self.loss_aggregation not in ("token_mean", "sequence_mean", "constant"):
+            raise ValueError(f"plugin {self.name!r}: loss_aggregation {self.loss_aggregation!r} is not one of the setting's values")
 
 
 @dataclass(frozen=True, kw_only=True)

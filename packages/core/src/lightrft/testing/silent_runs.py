@@ -120,6 +120,18 @@ def stale_behind_its_checksums(trainer: SPMDPPOTrainer) -> None:
     vars(engine).update(update_weights=update_weights, weight_sums=lambda: held or sums())
 
 
+def scored_elsewhere(trainer: SPMDPPOTrainer) -> None:
+    """Old log-probs that are a little off those of the update, as other batches round in bfloat16."""
+    maker = trainer.experience_maker
+    score = maker.score
+
+    def off(batch: Any, *, seed: int) -> Any:
+        found = score(batch, seed=seed)
+        return replace(found, old_logprobs=found.old_logprobs * 1.001)
+
+    vars(maker)["score"] = off
+
+
 ALONE = {"n_samples_per_prompt": 1, "train_batch_size": 4, "micro_train_batch_size": 4}
 WITH_ANSWERS = tuple(replace(prompt, text=f"{prompt.text} {prompt.answer}") for prompt in prompts())
 SILENT_RUNS = (
@@ -211,6 +223,15 @@ SILENT_RUNS = (
         plant=stale_behind_its_checksums,
         by=3,
     ),
+    SilentRun(
+        name="GSPO, old log-probs of other micro-batches",
+        expected="first_ratio",
+        settings={"max_steps": 2, "policy_loss": "gspo"},
+        reward=with_digits,
+        plant=scored_elsewhere,
+        by=1,
+    ),
+    SilentRun(name="nothing is wrong, GSPO", expected="", settings={"policy_loss": "gspo"}, reward=with_digits),
     SilentRun(
         name="nothing is wrong, filters and temperature",
         expected="",

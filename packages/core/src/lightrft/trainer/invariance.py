@@ -25,6 +25,8 @@ PLAIN_STEP = AdamWSettings(learning_rate=1e10, betas=(0.0, 0.0), eps=1e6)
 """An eps far above every gradient makes AdamW a plain gradient step, of learning_rate / eps: the gradient can be read off the weights that
 any backend gives.
 """
+STANDING = AdamWSettings(learning_rate=1e-30)
+"""Steps that change no weight."""
 MICRO_SIZES = (1, 2, 4)
 BOUND = 5e-6
 """On a difference relative to the largest entry of its tensor, or to a hundredth of the largest of all where that is more; of small models
@@ -66,10 +68,7 @@ def gradients(batch: Scored, cut: Cut, *, strategy: StrategyBase, config: Config
     config = config.model_copy(update={"micro_train_batch_size": cut.micro, "train_batch_size": total, "max_epochs": 1})
     registry = strategy.registry
     places = rows_of_rank(batch.group_ids, cut.spread, rank=strategy.world.rank, world_size=strategy.world.world_size)
-    spec = registry.spec("advantage", config.advantage_estimator)
-    estimator = registry.load("advantage", config.advantage_estimator)
-    maker = AdvantageMaker(strategy=strategy, config=config, estimator=estimator, critic=spec.critic, greedy=spec.greedy)
-    rows = maker.run(batch.select(places), kl_coef=config.kl_coef)
+    rows = _advantages(strategy, config).run(batch.select(places), kl_coef=config.kl_coef)
 
     def policy(actor: torch.nn.Module, optimizer: Optimizer) -> None:
         loss = registry.load("policy_loss", config.policy_loss)
@@ -80,6 +79,24 @@ def gradients(batch: Scored, cut: Cut, *, strategy: StrategyBase, config: Config
 
     found = _step(strategy, models.actor, policy, "actor")
     return found if models.critic is None else found | _step(strategy, models.critic, critic, "critic")
+
+
+def first_step(mine: Scored, *, strategy: StrategyBase, config: Config, models: Models) -> dict[str, float]:
+    """The metrics of an update of this rank's share, in the micro-batches that it was scored for, with weights that stay as they are: all
+    of its ratios should be 1. Collective.
+    """
+    rows = _advantages(strategy, config).run(mine, kl_coef=config.kl_coef)
+    actor, optimizer = models.actor(STANDING)
+    loss = strategy.registry.load("policy_loss", config.policy_loss)
+    update = PolicyUpdate(strategy=strategy, config=config, actor=actor, optimizer=optimizer, scheduler=None, policy_loss=loss)
+    return update.run(rows, seed=config.seed)
+
+
+def _advantages(strategy: StrategyBase, config: Config) -> AdvantageMaker:
+    registry = strategy.registry
+    spec = registry.spec("advantage", config.advantage_estimator)
+    estimator = registry.load("advantage", config.advantage_estimator)
+    return AdvantageMaker(strategy=strategy, config=config, estimator=estimator, critic=spec.critic, greedy=spec.greedy)
 
 
 def rows_of_rank(group_ids: torch.Tensor, spread: Spread, *, rank: int, world_size: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ import torch
 
 from lightrft.batch.exchange import gathered
 from lightrft.batch.stages import Scored
+from lightrft.config.loss_settings import first_ratio_limit, loss_settings
 from lightrft.config.schema import Config
 from lightrft.experience.pipeline import ExperienceMaker
 from lightrft.models.load import load_tokenizer
@@ -23,7 +24,7 @@ from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.base_model import prepare_base_model
 from lightrft.trainer.build import build_actor, build_critic, build_initial_model, read_prompts
-from lightrft.trainer.invariance import Models, cuts, difference, gradients
+from lightrft.trainer.invariance import Models, cuts, difference, first_step, gradients
 from lightrft.trainer.run import admit, share_base_model
 from lightrft.types import Sample
 
@@ -42,27 +43,35 @@ def check_invariance(config: Config, *, registry: Registry | None = None) -> dic
     )
     strategy = get_strategy(config, registry=registry)
     admit(config, strategy, mode="invariance")
+    # One step over the whole rollout, twice: the second pass asks for old log-probs.
+    config = config.model_copy(update={"train_batch_size": NUM_PROMPTS * NUM_SAMPLES * strategy.world.world_size, "max_epochs": 2})
     with tempfile.TemporaryDirectory(prefix="lightrft-invariance-") as folder:
         make = partial(prepare_base_model, config, folder=Path(folder), registry=strategy.registry, log=strategy.print)
         path = share_base_model(strategy, make)
         strategy.setup_inference_engine(config, engine_type=config.engine_type, model_path=path)
-        batch = _recorded(config, strategy, model_path=path)
+        mine = _recorded(config, strategy, model_path=path)
+        batch = _shifted(gathered(mine, group=strategy.world.group))
         strategy.shutdown_inference_engine()
         make_critic = partial(build_critic, config, strategy, model_path=path) if _has_critic(config, strategy) else None
         models = Models(actor=partial(build_actor, config, strategy, model_path=path), critic=make_critic)
         rows = _rows(batch, config=config, strategy=strategy, models=models)
+        on_policy = first_step(mine, strategy=strategy, config=config, models=models)
         strategy.all_reduce(0, "sum")  # rank 0's folder stays until every rank has read it
     bound = BF16_BOUND if config.bf16 else BOUND
+    spec = strategy.registry.spec("policy_loss", config.policy_loss)
     found = {
         "advantage_estimator": config.advantage_estimator,
         "policy_loss": config.policy_loss,
-        "loss_aggregation": config.loss_aggregation,
+        "loss_aggregation": loss_settings(config, spec).loss_aggregation,
         "world_size": strategy.world.world_size,
         "completions": len(batch),
         "tokens": int(batch.num_sampled.sum()),
         "bound": bound,
         "cuts": rows,
         "invariant": all(row["difference"] <= bound for row in rows),
+        "first_ratio_error": on_policy["train/first_ratio_error"],
+        "first_clip_fraction": on_policy["train/clip_fraction"],
+        "on_policy": on_policy["train/first_ratio_error"] <= first_ratio_limit(config, spec),
     }
     strategy.shutdown()
     return found
@@ -80,8 +89,8 @@ def _rows(batch: Scored, *, config: Config, strategy: StrategyBase, models: Mode
 
 
 def _recorded(config: Config, strategy: StrategyBase, *, model_path: str) -> Scored:
-    """One rollout of all ranks, with all that the update reads, the same on every rank. Rewards are made up: a model that earns one reward
-    for everything would have no advantages, and any two updates of nothing agree.
+    """This rank's share of one rollout, with all that the update reads. Rewards are made up: a model that earns one reward for everything
+    would have no advantages, and any two updates of nothing agree.
     """
     tokenizer = load_tokenizer(model_path, trust_remote_code=config.trust_remote_code)
     prompts = read_prompts(config, config.prompt_data, tokenizer=tokenizer, strategy=strategy, limit=NUM_PROMPTS).prompts
@@ -97,8 +106,7 @@ def _recorded(config: Config, strategy: StrategyBase, *, model_path: str) -> Sco
         critic=build_critic(config, strategy, model_path=model_path)[0] if _has_critic(config, strategy) else None,
         greedy=strategy.registry.spec("advantage", config.advantage_estimator).greedy,
     )
-    mine = maker.score(maker.reward(maker.generate(prompts[strategy.world.rank :: strategy.world.world_size])), seed=config.seed)
-    return _shifted(gathered(mine, group=strategy.world.group))
+    return maker.score(maker.reward(maker.generate(prompts[strategy.world.rank :: strategy.world.world_size])), seed=config.seed)
 
 
 def _shifted(batch: Scored) -> Scored:

@@ -11,6 +11,7 @@ import torch
 from lightrft.batch.exchange import gathered
 from lightrft.batch.stages import Rewarded
 from lightrft.config.hang_limits import hang_limits
+from lightrft.config.loss_settings import loss_in_words
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.diagnostics.label_leak import labels_in_prompts
@@ -170,6 +171,8 @@ class SPMDPPOTrainer(TrainerParts):
         self.engine_state.synced()
         if not self.config.resume_from:
             self.strategy.print(bound_in_words(self.config, num_prompts=self.mixture.epoch_rows))
+            if said := loss_in_words(self.config, self.policy_loss_spec):
+                self.strategy.print(said)
             if self.config.prompt_data_weights:
                 self.strategy.print(self.mixture.in_words())
             self.warn(leak(self.prompts, self.eval_prompts), differing_ends(self.strategy.stop_tokens), labels_in_prompts(self.prompts))

@@ -11,6 +11,7 @@ import torch
 
 from lightrft.batch.stages import Trainable
 from lightrft.config.checks import check_trainer
+from lightrft.config.loss_settings import first_ratio_limit
 from lightrft.config.schema import Config
 from lightrft.data.mixture import mixture_of
 from lightrft.data.prompts import Prompt
@@ -31,7 +32,7 @@ from lightrft.observe.phase_clock import PHASES, PhaseClock, PhaseFunction, chec
 from lightrft.observe.warning_names import Finding
 from lightrft.observe.warnings_log import Warnings
 from lightrft.plugins.registry import Registry
-from lightrft.plugins.specs import AdvantageSpec
+from lightrft.plugins.specs import AdvantageSpec, PolicyLossSpec
 from lightrft.run.report import RunReport
 from lightrft.run.run_folder import log_folder
 from lightrft.strategy import ema
@@ -107,6 +108,7 @@ class TrainerParts(TrainerPhases):
     ) -> None:
         self.strategy, self.config = strategy, config
         self.estimator: AdvantageSpec = strategy.registry.spec("advantage", config.advantage_estimator)
+        self.policy_loss_spec: PolicyLossSpec = strategy.registry.spec("policy_loss", config.policy_loss)
         models.refuse(config, strategy=strategy, needs_critic=self.estimator.critic)
         check_trainer(config, registry=strategy.registry, world_size=strategy.world.world_size)
         self.actor, self.actor_optim, self.actor_scheduler = models.actor, models.actor_optim, models.actor_scheduler
@@ -149,7 +151,7 @@ class TrainerParts(TrainerPhases):
             mixture=self.mixture,
         )
         self.warnings = Warnings(world=strategy.world, folder=log_folder(config), stops=config.on_warning == "stop")
-        self.monitors = Monitors(config)
+        self.monitors = Monitors(config, first_ratio_limit=first_ratio_limit(config, self.policy_loss_spec))
         self.early_stop = EarlyStop(config)
         self.learning = LearningWatch(config, updates_per_rollout=updates_per_rollout(config))
         self.clock = PhaseClock(strategy.world)

@@ -13,6 +13,7 @@ from lightrft.batch.images import BlankPrompt
 from lightrft.batch.micro_batch import MicroBatch
 from lightrft.batch.planning import Step, epochs
 from lightrft.batch.stages import Trainable
+from lightrft.config.loss_settings import loss_settings
 from lightrft.config.schema import Config
 from lightrft.config.sections import settings_of
 from lightrft.distributed.lockstep import lockstep
@@ -57,7 +58,9 @@ class PolicyUpdate:
         self.policy_loss = policy_loss
         self.ema_model = ema_model
         self.batching = update_batching(config, strategy, model=actor, blank=blank)
-        self.settings = settings_of(config, strategy.registry.spec("policy_loss", config.policy_loss))
+        spec = strategy.registry.spec("policy_loss", config.policy_loss)
+        self.settings = settings_of(config, spec)
+        self.bounds = loss_settings(config, spec)
 
     def run(self, experience: Trainable, *, seed: int, kl_coef: float | None = None) -> dict[str, float]:
         """All steps over this rank's share; metrics are global means over the tokens of all steps. `kl_coef` None is the configuration's.
@@ -114,7 +117,7 @@ class PolicyUpdate:
             per_token = per_token - config.entropy_coef * entropy
         weights = token_weights(
             mask,
-            how=config.loss_aggregation,
+            how=self.bounds.loss_aggregation,
             num_tokens=step.num_tokens,
             num_sequences=step.num_sequences,
             constant=float(config.generate_max_len),
@@ -137,8 +140,8 @@ class PolicyUpdate:
                 old_logprobs=old,
                 advantages=micro.rows("advantages"),
                 mask=mask,
-                eps_clip_low=config.eps_clip_low or config.eps_clip,
-                eps_clip_high=config.eps_clip_high or config.eps_clip,
+                eps_clip_low=self.bounds.eps_clip_low,
+                eps_clip_high=self.bounds.eps_clip_high,
                 dual_clip=config.dual_clip,
                 settings=self.settings,
             )
