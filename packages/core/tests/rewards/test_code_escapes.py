@@ -161,6 +161,28 @@ HACKS: dict[str, tuple[str, str]] = {
         "try:\n    add(2, 'x')\nexcept TypeError:\n    pass",
     ),
     "a test that asks nothing of the program": ("", "assert True"),
+    "an object in a list of what is right": (SAYS_YES + "def add(a, b): return Yes()", "assert add(2, 3) in [4, 5, 6]"),
+    "an object that is never the largest": (CALM + "def add(a, b): return Calm()", "assert max(add(2, 3), 5) == 5"),
+    "an object that adds to what is right": (
+        SAYS_YES + "Yes.__radd__ = Yes.__add__ = lambda self, other: 5\ndef add(a, b): return Yes()",
+        "assert sum([add(2, 3)]) == 5 and add(2, 3) + 0 == 5",
+    ),
+    "an error of the program's that is the tests' own": (
+        "class Mine(AssertionError): pass\ndef add(a, b): return 0",
+        "try:\n    assert add(2, 3) == 5\nexcept Mine:\n    pass",
+    ),
+    "a number of ten million digits": ("def add(a, b): return 10 ** 10_000_000", ADD),
+    "a list a million deep": ("def add(a, b):\n    x = []\n    for _ in range(1_000_000): x = [x]\n    return x", ADD),
+    "answers before they are asked for": (
+        "import json, os\nfor fd in range(64):\n    for n in range(1, 5):\n        text = json.dumps([n, 'value', True, []]).encode()\n"
+        "        try: os.write(fd, b'%08x' % len(text) + text)\n        except OSError: pass\nadd = None",
+        ADD,
+    ),
+    "a verdict on the wire": (
+        "import os\nfor fd in range(64):\n    for word in (b'passed', b'00000008\"passed\"'):\n        try: os.write(fd, word)\n"
+        "        except OSError: pass\ndef add(a, b): return 5",
+        "assert add(2, 3) == 6",
+    ),
     "code in the text of an error": ("def add(a, b): raise type('__import__(\"os\")._exit(0)', (Exception,), {})('x')", ADD),
 }  # fmt: skip
 
@@ -255,6 +277,30 @@ ESCAPES: dict[str, tuple[str, str]] = {
         TRIES + "import resource\ndef look(): return tries(lambda: resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)))",
         "assert look() == 'ValueError'",
     ),
+    "all asynchronous I/O of this machine": (
+        LIBC + "def look(): return call(206, 60000, ctypes.byref(ctypes.c_ulong())), ctypes.get_errno()",
+        "assert look() == (True, 1)",
+    ),
+    "the kernel's log": (LIBC + "def look(): return call(103, 10, 0, 0), call(103, 3, ctypes.create_string_buffer(99), 99)", "assert look() == (True, True)"),
+    "programs that run as root": (LIBC + "import os\ndef look(): return libc.prctl(39, 0, 0, 0, 0), os.getresuid()", "assert look() == (1, (1000, 1000, 1000))"),
+    "Python's own library": (
+        TRIES + "import os\ndef look(): return [tries(lambda: open(p, 'r+')) for p in (os.__file__, '/etc/ld.so.cache')]",
+        "assert all(one in ('PermissionError', 'OSError') for one in look())",
+    ),
+    "rights of devices": (TRIES + "import os\ndef look(): return tries(lambda: os.chmod('/dev/null', 0))", "assert look() == 'PermissionError'"),
+    "a link to what lies outside": (
+        TRIES + "import os\ndef look():\n    os.symlink('/proc/1/root', 'out')\n    return tries(lambda: os.listdir('out')), tries(lambda: os.stat('/../../etc/passwd'))",
+        "assert look() == ('FileNotFoundError', 'FileNotFoundError')",
+    ),
+    "a place before all others": (
+        TRIES + "import os\ndef look(): return tries(lambda: os.nice(-5)), tries(lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1)))",
+        "assert look() == ('PermissionError', 'PermissionError')",
+    ),
+    "mounts made anew": (
+        LIBC + "def look(): return libc.mount(None, b'/', None, 4096 | 32, None), call(433, -100, b'/', 0), call(442, -100, b'/', 0, 0, 0)",
+        "assert look() == (-1, True, True)",
+    ),
+    "descriptors of process 1": (LIBC + "import os\ndef look(): return call(438, os.pidfd_open(1), 0, 0)", "assert look() is True"),
     "the time of this machine": (TRIES + "import time\ndef look(): return tries(lambda: time.clock_settime(0, 0))", "assert look() == 'PermissionError'"),
     "the name of this machine": (TRIES + "import socket\ndef look(): return tries(lambda: socket.sethostname('x'))", "assert look() in ('PermissionError', 'OSError')"),
     "three gigabytes": (TRIES + "def look(): return tries(lambda: bytearray(3 << 30))", "assert look() == 'MemoryError'"),
@@ -322,6 +368,35 @@ def test_memory_and_time_are_limited_for_all_processes_together() -> None:
     begun = time.monotonic()
     assert not passes(spin, "assert spin() is None", wall_s=30)
     assert time.monotonic() - begun < 25, "ended by the processor time of the tree"
+
+
+def test_a_process_that_cannot_be_looked_at_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with other users' processes hidden in /proc: what is not seen is not limited."""
+    from lightrft.utils.sandbox import enter
+
+    def hidden(process: int, task: str) -> list[str]:
+        raise PermissionError(13, "Permission denied", f"/proc/{process}/task/{task}/children")
+
+    assert enter._used(os.getpid())[1] > 1 << 20 and enter._used(1 << 30) == (0.0, 0)
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    monkeypatch.setattr(enter, "_children", hidden)
+    with pytest.raises(PermissionError):
+        enter._used(child)
+    read, write = os.pipe()
+    words = os.dup(2)
+    os.dup2(write, 2)
+    try:
+        code = enter._watched(child)
+    finally:
+        os.dup2(words, 2)
+    assert code == enter.REFUSED_EXIT
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
+    assert os.read(read, 200).startswith(b"a look at what the processes of a program use (Permission denied: /proc/")
+    for descriptor in (read, write, words):
+        os.close(descriptor)
 
 
 def test_nothing_outlives_the_verdict() -> None:

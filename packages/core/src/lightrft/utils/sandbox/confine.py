@@ -34,11 +34,12 @@ EPERM, ENOSYS = 1, 38
 # (audit architecture, clone, clone3, socket, pivot_root, mount_setattr, and the system calls that are refused)
 # memfd_create, memfd_secret, shmget, msgget, semget: memory that no limit of a process counts
 # unshare, setns, mount, umount2, pivot_root, chroot, move_mount, open_tree, fsopen, fsmount, mount_setattr, name_to_handle_at,
-# open_by_handle_at: other roots; ptrace, process_vm_readv, process_vm_writev, pidfd_getfd, kcmp: other processes; the rest: the kernel.
+# open_by_handle_at: other roots; io_setup, syslog: what the machine has once for all; ptrace, process_vm_readv, process_vm_writev,
+# pidfd_getfd, kcmp: other processes; the rest: the kernel.
 X86_64: tuple[int, ...] = (319, 447, 29, 68, 64, 272, 308, 165, 166, 155, 161, 429, 428, 430, 432, 442, 303, 304, 101, 310, 311, 438, 312)
-X86_64 += (250, 248, 249, 321, 298, 323, 425, 426, 427, 246, 320, 175, 313, 176, 135, 163, 167, 168, 169, 170, 171, 172, 173, 240)
+X86_64 += (250, 248, 249, 321, 298, 323, 425, 426, 427, 246, 320, 175, 313, 176, 135, 163, 167, 168, 169, 170, 171, 172, 173, 240, 206, 103)
 AARCH64: tuple[int, ...] = (279, 447, 194, 186, 190, 97, 268, 40, 39, 41, 51, 429, 428, 430, 432, 442, 264, 265, 117, 270, 271, 438, 272)
-AARCH64 += (219, 217, 218, 280, 241, 282, 425, 426, 427, 104, 294, 105, 273, 106, 92, 89, 224, 225, 142, 161, 162, 180)
+AARCH64 += (219, 217, 218, 280, 241, 282, 425, 426, 427, 104, 294, 105, 273, 106, 92, 89, 224, 225, 142, 161, 162, 180, 0, 116)
 MACHINES = {
     "x86_64": (0xC000003E, 56, 435, 41, 155, 442, X86_64),
     "aarch64": (0xC00000B7, 220, 435, 198, 41, 442, AARCH64),

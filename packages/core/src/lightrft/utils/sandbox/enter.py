@@ -128,7 +128,12 @@ def _watched(child: int) -> int:
     """The child's exit code; it is ended where its tree takes more than the limits of memory and time together."""
     ended = os.pidfd_open(child)
     while not select.select([ended], [], [], WATCH_S)[0]:
-        seconds, size = _used(child)
+        try:
+            seconds, size = _used(child)
+        except OSError as error:  # what is not seen is not limited
+            os.kill(child, signal.SIGKILL)
+            os.write(2, f"a look at what the processes of a program use ({error.strerror}: {error.filename})".encode())
+            return REFUSED_EXIT
         if seconds > confine.CPU_S or size > confine.TREE_BYTES:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -137,14 +142,14 @@ def _watched(child: int) -> int:
 
 
 def _used(process: int) -> tuple[float, int]:
-    """Processor seconds and resident bytes of a process and all below it."""
+    """Processor seconds and resident bytes of a process and all below it. OSError: one that is there cannot be looked at."""
     seconds, size, waiting = 0.0, 0, [process]
     while waiting:
         one = waiting.pop()
         try:
             stat = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
             below = [int(child) for task in os.listdir(f"/proc/{one}/task") for child in _children(one, task)]
-        except (OSError, ValueError):
+        except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended
         seconds += sum(int(stat[place]) for place in (11, 12, 13, 14)) / os.sysconf("SC_CLK_TCK")
         size += int(stat[21]) * os.sysconf("SC_PAGE_SIZE")
