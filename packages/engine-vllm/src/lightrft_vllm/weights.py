@@ -78,7 +78,7 @@ def own_names(model: torch.nn.Module, *, files: Collection[str]) -> dict[str, st
     if mapper is None:
         return {file: file for file in files}
     unfused = replace(mapper, orig_to_new_stacked={})
-    return {file: unfused.map_name(file) or file for file in files}
+    return {file: next(iter(unfused.apply_list([file])), file) for file in files}  # public in every vLLM from 0.25 on
 
 
 def pack_experts_again(model: torch.nn.Module) -> None:
