@@ -42,6 +42,7 @@ class Set:
 SETS = {
     "fsdp": Set({"strategy": "fsdp"}),
     "zero-2": Set({"strategy": "deepspeed", "zero_stage": 2}),
+    "async": Set({"strategy": "fsdp", "async_save": True}),
     "agents": Set({"strategy": "fsdp"}, agents=2),
     "vllm": Set({"strategy": "fsdp", "engine_type": "vllm"}),
 }

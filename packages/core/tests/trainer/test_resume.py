@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 
 from lightrft.config.schema import Config
 from lightrft.errors import CheckpointError, RewardError
-from lightrft.run.checkpoint_folder import find, folder_of, read, saved_in
+from lightrft.run.checkpoint_folder import damage, find, folder_of, read, saved_in
 from lightrft.testing.small_trainer import make_trainer, odd_tokens, prompts
 from lightrft.trainer import SPMDPPOTrainer
 from lightrft.trainer.resume import FilesDigest, changed_settings, check_resume, reward_files, weight_files
@@ -370,6 +371,60 @@ def test_a_save_without_room_is_refused_before_it_is_written(tmp_path: Path, mon
     with pytest.raises(CheckpointError, match=r"step-1': no space left on device: about \d+ MiB are needed, 0 MiB free at .*; make room"):
         make_trainer(tmp_path, save_every=1).fit()
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_saves_beside_the_training_are_the_same_checkpoints(tmp_path: Path, whole: tuple[Path, SPMDPPOTrainer]) -> None:
+    trainer = make_trainer(tmp_path / "cut", **SAME | {"async_save": True, "save_every": 1, "keep_checkpoints": 0})
+    trainer.fit()
+    assert_same(trainer, whole[1])
+    assert [one.step for one in saved_in(tmp_path / "cut" / "run")] == list(range(1, STEPS + 1))
+    assert not [path.name for path in (tmp_path / "cut" / "run" / "checkpoints").iterdir() if path.name.startswith(".")]
+    assert all(damage(one.folder) == "" for one in saved_in(tmp_path / "cut" / "run"))
+    source = str(folder_of(tmp_path / "cut" / "run", 3))
+    resumed = make_trainer(tmp_path / "resumed", **SAME | {"async_save": True, "resume_from": source})
+    resumed.fit()
+    assert_same(resumed, whole[1])
+
+
+def test_training_goes_on_while_a_checkpoint_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first save is held until the next rollout has been rewarded: what trains does not wait for it, the next save does."""
+    from lightrft.distributed import atomic_folder
+
+    replace, goes_on, seen = atomic_folder.replace, threading.Event(), []
+
+    def held(temporary: Path, folder: Path) -> None:
+        assert goes_on.wait(60)
+        replace(temporary, folder)
+
+    def rewarded(trainer: SPMDPPOTrainer, experience: Any) -> Any:
+        seen.append((trainer.step, [one.step for one in saved_in(tmp_path / "run")]))
+        if trainer.step == 2:
+            goes_on.set()
+        return SPMDPPOTrainer.reward(trainer, experience)
+
+    monkeypatch.setattr(atomic_folder, "replace", held)
+    make_trainer(tmp_path, phases={"reward": rewarded}, async_save=True, save_every=1, keep_checkpoints=0, max_steps=3).fit()
+    assert seen[:2] == [(1, []), (2, [])] and [one.step for one in saved_in(tmp_path / "run")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_save_beside_the_training_that_fails_ends_the_run_and_leaves_no_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    from lightrft.distributed import atomic_folder
+
+    replace = atomic_folder.replace
+
+    def full(temporary: Path, folder: Path) -> None:
+        if folder.name == f"step-{step}":
+            raise OSError(28, "No space left on device")
+        replace(temporary, folder)
+
+    monkeypatch.setattr(atomic_folder, "replace", full)
+    with pytest.raises(CheckpointError, match=f"step-{step}': No space left on device; what was there before is unchanged"):
+        make_trainer(tmp_path, async_save=True, save_every=1, keep_checkpoints=0, max_steps=3).fit()
+    left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert left == (["step-2"] if step == 1 else ["step-1", "step-2"]), "the marked step is saved when the error is heard"
 
 
 def test_a_checkpoint_every_so_many_minutes(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ POINTLESS = (
     Pointless(
         ("sft_batch_size", "sft_learning_rate", "sft_key", "sft_strip", "sft_target_reward"), "sft_steps", None, "set sft_steps above 0"
     ),
-    Pointless(("keep_checkpoints", "keep_best"), "save_every", None, "set save_every", unless="save_every_minutes"),
+    Pointless(("keep_checkpoints", "keep_best", "async_save"), "save_every", None, "set save_every", unless="save_every_minutes"),
     Pointless(("best_metric", "best_mode"), "keep_best", None, "set keep_best or early_stop_patience", unless="early_stop_patience"),
     Pointless(("sft_target_reward", "max_eval_samples", "eval_every", "eval_n"), "eval_data", None, "set eval_data"),
     Pointless(("eval_max_len",), "eval_data", None, "set eval_data"),

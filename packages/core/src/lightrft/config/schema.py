@@ -370,6 +370,7 @@ class Config(BaseModel):
     save_samples: CountOrOff = _field(3, "run", "completions of each rollout kept in samples.jsonl: best, worst and median first; 0 = none")
     eval_every: CountOrOff = _field(0, "run", "rollouts between two evaluations; 0 = only before and after")
     save_every: CountOrOff = _field(0, "run", "rollouts between two checkpoints; 0 = one only where the run is stopped or fails")
+    async_save: bool = _field(False, "run", "go on training while the checksums of a checkpoint are made and it is brought to the disk")
     save_every_minutes: PositiveOrOff = _field(0.0, "run", "minutes after which the next rollout ends with a checkpoint as well; 0 = off")
     stop_grace_s: PositiveOrOff = _field(
         0.0, "run", "seconds that a run which was told to stop may take to save; then it is ended; 0 = as long as it takes"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,27 +67,64 @@ def _write(
     client_state: dict[str, Any],
 ) -> None:
     doing = f"saving {str(folder)!r}"
-    extra = {"scheduler": scheduler.state_dict() if scheduler else None, "client_state": client_state}
-    if optimizer is None:
-        together(strategy.world, doing, lambda: ema.save(temporary, model, rank=strategy.world.rank))
-    else:
-        together(strategy.world, doing, lambda: strategy._save_state(temporary, model, optimizer))
-    together(strategy.world, doing, lambda: torch.save(extra, temporary / EXTRA), rank_0_only=True)
+    _write_files(strategy, temporary, doing, model=model, optimizer=optimizer, scheduler=scheduler, client_state=client_state)
     digests: dict[str, str] = {}
     together(strategy.world, doing, lambda: digests.update(_digests(strategy, temporary, _files(temporary))))
     files = {name: digest for part in gather_objects(digests, group=strategy.world.group) for name, digest in part.items()}
+    about = _about(strategy, model)
 
     def finish() -> None:
-        manifest = {
-            "strategy": strategy.spec.name,
-            "world_size": strategy.world.world_size,
-            "parameters": strategy._shapes(model),
-            "files": files,
-        }
-        (temporary / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        _seal(temporary, about, files)
         replace(temporary, folder)
 
     together(strategy.world, doing, finish, rank_0_only=True)
+
+
+def write(
+    strategy: StrategyHooks,
+    folder: Path,
+    *,
+    model: torch.nn.Module,
+    optimizer: Optimizer | None,
+    scheduler: Scheduler | None,
+    client_state: dict[str, Any],
+) -> Callable[[], None]:
+    """The files of `save`, as they are now, without checksums: no checkpoint yet. Collective.
+
+    Returns:
+        What makes it one: reads the files again for their checksums. To be called once, on rank 0 alone; any thread may.
+    """
+    doing = f"saving {str(folder)!r}"
+    together(strategy.world, doing, lambda: folder.mkdir(parents=True), rank_0_only=True)
+    _write_files(strategy, folder, doing, model=model, optimizer=optimizer, scheduler=scheduler, client_state=client_state)
+    about = _about(strategy, model)
+    return lambda: _seal(folder, about, {name: _digest(folder / name) for name in _files(folder)})
+
+
+def _write_files(
+    strategy: StrategyHooks,
+    folder: Path,
+    doing: str,
+    *,
+    model: torch.nn.Module,
+    optimizer: Optimizer | None,
+    scheduler: Scheduler | None,
+    client_state: dict[str, Any],
+) -> None:
+    extra = {"scheduler": scheduler.state_dict() if scheduler else None, "client_state": client_state}
+    if optimizer is None:
+        together(strategy.world, doing, lambda: ema.save(folder, model, rank=strategy.world.rank))
+    else:
+        together(strategy.world, doing, lambda: strategy._save_state(folder, model, optimizer))
+    together(strategy.world, doing, lambda: torch.save(extra, folder / EXTRA), rank_0_only=True)
+
+
+def _about(strategy: StrategyHooks, model: torch.nn.Module) -> dict[str, Any]:
+    return {"strategy": strategy.spec.name, "world_size": strategy.world.world_size, "parameters": strategy._shapes(model)}
+
+
+def _seal(folder: Path, about: dict[str, Any], files: dict[str, str]) -> None:
+    (folder / MANIFEST).write_text(json.dumps(about | {"files": files}), encoding="utf-8")
 
 
 def _check(strategy: StrategyHooks, folder: Path, model: torch.nn.Module) -> None:
@@ -116,11 +153,12 @@ def _check(strategy: StrategyHooks, folder: Path, model: torch.nn.Module) -> Non
 
 def _digests(strategy: StrategyHooks, folder: Path, names: Sequence[str]) -> dict[str, str]:
     """Of this rank's share of the files."""
-    found = {}
-    for name in sorted(names)[strategy.world.rank :: strategy.world.world_size]:
-        with (folder / name).open("rb") as file:
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {name: _digest(folder / name) for name in sorted(names)[strategy.world.rank :: strategy.world.world_size]}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(folder: Path) -> list[str]:

@@ -16,7 +16,7 @@ effect, or a wrong one. It is refused.
 
 OF_NO_CONSEQUENCE = (
     "output_dir", "overwrite_output_dir", "log_dir", "loggers", "plot_every", "save_every",
-    "save_every_minutes", "stop_grace_s", "keep_checkpoints", "keep_best", "resume_from",
+    "save_every_minutes", "async_save", "stop_grace_s", "keep_checkpoints", "keep_best", "resume_from",
     "generate_timeout_s", "hang_timeout_s", "phase_timeouts", "heartbeat_timeout_s", "on_warning",
     "monitor_steps",
 )  # fmt: skip

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from lightrft.distributed.consensus import together
 from lightrft.distributed.stop import StopRequests
 from lightrft.errors import CheckpointError, EngineError, LightRFTError, PeerError, RewardError, StoppedByWarning
 from lightrft.run.checkpoint_folder import FOLDER, check_space, damage, folder_of, read, remove, saved_in, seal, to_remove, whole
+from lightrft.strategy import checkpoint
 from lightrft.strategy.strategy_base import Optimizer, Scheduler, StrategyBase
+from lightrft.trainer.background import Background
 from lightrft.trainer.resume import changed_settings
 from lightrft.trainer.run_state import RunState, State
 
@@ -48,7 +51,8 @@ class Saver:
     """Writes and reads `checkpoints/step-N`. `trained` is read at every save, so models may be added to it before the first.
 
     Between `mark` and `changing` the models are those of the marked step, and `save` gives a checkpoint of it, whatever has happened to
-    the other parts since. Methods are collective unless they say otherwise.
+    the other parts since. With `async_save` a save returns when every rank has written its files, and `settle` waits for its end. Methods
+    are collective unless they say otherwise.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Saver:
         self._value: float | None = None
         self._on_disk = -1
         self._since = time.monotonic()
+        self._background = Background(strategy.world)
 
     def mark(self, step: int, *, value: float | None = None) -> None:
         """All parts are those of the end of this step; `value` is what the best are chosen by, where it was measured. Local."""
@@ -110,7 +115,7 @@ class Saver:
         """The checkpoint of the marked step, written beside its place and renamed; then those that need not stay are removed.
 
         Raises:
-            CheckpointError: it cannot be written (PeerError on the other ranks); older ones stay.
+            CheckpointError: it, or the one before it, cannot be written (PeerError on the other ranks); older ones stay.
         """
         assert self._marked is not None, "nothing is marked"
         step, snapshot = self._marked
@@ -118,16 +123,65 @@ class Saver:
         if step == self._on_disk:
             return folder
         start = time.perf_counter()
+        self.settle()
         with self.strategy.world.stamp.entering("save"):
-            self._write(step, self.state.gathered(snapshot), folder)
+            (self._begin if self.config.async_save else self._write)(step, self.state.gathered(snapshot), folder)
         self._on_disk, self._since = step, time.monotonic()
         self.seconds = time.perf_counter() - start
         return folder
 
-    def _write(self, step: int, state: State, folder: Path) -> None:
+    def settle(self) -> None:
+        """Waits until the last save is whole.
+
+        Raises:
+            CheckpointError: it could not be written (PeerError on the other ranks); older ones stay.
+        """
+        if not self.config.async_save:
+            return
+        try:
+            with self.strategy.world.stamp.entering("save"):
+                self._background.settle()
+        except Exception:
+            self._on_disk = -1
+            raise
+
+    def _begin(self, step: int, state: State, folder: Path) -> None:
+        """Every rank writes what it holds; checksums, the way to the disk and the name are left to a thread of rank 0."""
+        temporary, doing = self._fresh(folder), f"saving {str(folder)!r}"
+        parts: list[Callable[[], None]] = []
+        with atomic_folder.removed_on_failure(self.strategy.world, temporary):
+            for name, one in self.trained.items():
+                self.strategy.maybe_load_optimizer(one.optimizer)
+                client = state if name == next(iter(self.trained)) else {}
+                part = checkpoint.write(
+                    self.strategy, temporary / name, model=one.model, optimizer=one.optimizer, scheduler=one.scheduler, client_state=client
+                )
+                parts.append(part)
+                self.strategy.maybe_offload_optimizer(one.optimizer)
+            if self.ema_model is not None:
+                average, where = self.ema_model, temporary / EMA_MODEL
+                parts.append(checkpoint.write(self.strategy, where, model=average, optimizer=None, scheduler=None, client_state={}))
+        value = self._value
+
+        def finish() -> None:
+            try:
+                for part in parts:
+                    part()
+                self._finish(step, temporary, folder, value)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+
+        self._background.start(doing, finish)
+
+    def _fresh(self, folder: Path) -> Path:
+        """The empty folder that is written in, if there is room."""
         doing = f"saving {str(folder)!r}"
         together(self.strategy.world, doing, lambda: check_space(self._run, doing=doing, least=self._least_bytes()), rank_0_only=True)
-        temporary = atomic_folder.fresh_beside(self.strategy.world, folder)
+        return atomic_folder.fresh_beside(self.strategy.world, folder)
+
+    def _write(self, step: int, state: State, folder: Path) -> None:
+        temporary, doing = self._fresh(folder), f"saving {str(folder)!r}"
         with atomic_folder.removed_on_failure(self.strategy.world, temporary):
             for name, one in self.trained.items():
                 self.strategy.maybe_load_optimizer(one.optimizer)
@@ -138,7 +192,7 @@ class Saver:
                 self.strategy.maybe_offload_optimizer(one.optimizer)
             if self.ema_model is not None:
                 self.strategy.save_ema_model(temporary / EMA_MODEL, self.ema_model)
-            finish = lambda: self._finish(step, temporary, folder)  # noqa: E731
+            finish = lambda: self._finish(step, temporary, folder, self._value)  # noqa: E731
             together(self.strategy.world, doing, finish, rank_0_only=True)
 
     def _least_bytes(self) -> int:
@@ -150,10 +204,12 @@ class Saver:
         """After an error: the checkpoint of the marked step, where there is one and all ranks are here together; else None."""
         heard = isinstance(error, (*RAISED_TOGETHER, StopRun)) or getattr(error, TOGETHER, False)
         together = self.strategy.world.world_size == 1 or heard
+        self._background.join()
         if self._marked is None or not together:
             return None
         try:
             folder = self.save()
+            self.settle()
         except Exception as failed:  # the first error is the one to tell
             self.strategy.print(f"no checkpoint could be saved: {failed}")
             return None
@@ -198,11 +254,11 @@ class Saver:
             self._on_disk = step
         return step
 
-    def _finish(self, step: int, temporary: Path, folder: Path) -> None:
+    def _finish(self, step: int, temporary: Path, folder: Path, value: float | None) -> None:
         about = {
             "step": step,
             "metric": self.config.best_metric,
-            "value": self._value,
+            "value": value,
             "world_size": self.strategy.world.world_size,
             "config": self.config.model_dump(),
         }

@@ -211,6 +211,7 @@ class SPMDPPOTrainer(TrainerParts):
 
     def finish(self) -> dict[str, Any]:
         """After the last step: the model's folder, the summary. Collective."""
+        self.saver.settle()
         self.warn(*self.learning.conclude(self.metrics, told=self.warnings.names))
         self.warnings.stop_if_asked()
         reason = self.early_stop.reason
