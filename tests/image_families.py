@@ -9,7 +9,17 @@ from typing import Any
 import torch
 import transformers
 
-from lightrft.testing.image_text import END_ID, IMAGE_ID, SIDE, START_ID, VIDEO_ID, image_tokenizer, tiny_image_folder, tiny_image_model
+from lightrft.testing.image_text import (
+    END_ID,
+    IMAGE_ID,
+    PATCH,
+    SIDE,
+    START_ID,
+    VIDEO_ID,
+    image_tokenizer,
+    tiny_image_folder,
+    tiny_image_model,
+)
 from lightrft.testing.tiny import EOS_ID, PAD_ID
 
 tf: Any = transformers  # its classes take their fields as keywords, unseen by type checkers
@@ -37,7 +47,7 @@ def qwen3_vl(folder: Path, seed: int) -> Any:
     """Features of the part that reads images go into deeper layers of the text, too."""
     rope = {"rope_type": "default", "mrope_section": [4, 6, 6], "mrope_interleaved": True, "rope_theta": 10000.0}
     vision = {
-        "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 64, "patch_size": 4,
+        "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 64, "patch_size": PATCH,
         "num_position_embeddings": 16, "deepstack_visual_indexes": [0], "in_channels": 3,
     }  # fmt: skip
     config = tf.Qwen3VLConfig(text_config=TEXT | {"rope_parameters": rope}, vision_config=vision, tie_word_embeddings=False, **TOKENS)
@@ -48,13 +58,13 @@ def qwen3_vl(folder: Path, seed: int) -> Any:
 
 def llava(folder: Path, seed: int) -> Any:
     """An image is its patches, projected, and a token of the class that is dropped."""
-    vision = LAYERS | {"image_size": SIDE, "patch_size": 8}
+    vision = LAYERS | {"image_size": SIDE, "patch_size": SIDE // 2}
     config = tf.LlavaConfig(
         text_config=tf.LlamaConfig(**TEXT), vision_config=tf.CLIPVisionConfig(**vision), image_token_id=IMAGE_ID, image_token_index=IMAGE_ID
     )
     images = tf.CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     processor = tf.LlavaProcessor(
-        images, image_tokenizer(), patch_size=8, vision_feature_select_strategy="default", image_token="<|image_pad|>",
+        images, image_tokenizer(), patch_size=SIDE // 2, vision_feature_select_strategy="default", image_token="<|image_pad|>",
         num_additional_image_tokens=1,
     )  # fmt: skip
     return _saved(folder, _random(tf.LlavaForConditionalGeneration, config, seed), processor)

@@ -28,7 +28,7 @@ VISION = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "image_size": SIDE,
-    "patch_size": 8,
+    "patch_size": SIDE // 2,
 }
 
 
@@ -47,7 +47,7 @@ def llava(folder: Path) -> Any:
     model = tf.LlavaForConditionalGeneration(config).eval()
     images = tf.CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     return _saved(folder, model, tf.LlavaProcessor(
-        images, image_tokenizer(), patch_size=8, vision_feature_select_strategy="default", image_token="<|image_pad|>",
+        images, image_tokenizer(), patch_size=SIDE // 2, vision_feature_select_strategy="default", image_token="<|image_pad|>",
         num_additional_image_tokens=1,
     ))  # fmt: skip
 

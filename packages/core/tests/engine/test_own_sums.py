@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.weights.checksum import WeightSum, tensor_sum
-from lightrft.weights.fused_fingerprints import OwnSum, OwnSums, read_own_sums, same_names
+from lightrft.weights.fused_fingerprints import OwnSum, OwnSums, read_own_sums
 from lightrft.weights.verify import over_group
 
 LAYER = "model.layers.{}."
@@ -20,6 +22,11 @@ def folder(path: Path, *, shard: str = "10GB") -> dict[str, torch.Tensor]:
     model = tiny_causal_lm(seed=1, kv_heads=2)
     model.save_pretrained(path, max_shard_size=shard)
     return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def same_names(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Where an engine, the sender and the folder call weights the same."""
+    return {name: (name, name) for name in names}
 
 
 def laid_out(weights: dict[str, torch.Tensor], rank: int = 0, size: int = 1) -> dict[str, torch.Tensor]:
@@ -100,3 +107,12 @@ def test_other_dtypes_and_emptied_tensors_are_not_read() -> None:
         {"a": nn.Parameter(torch.ones(2)), "b": nn.Parameter(torch.ones(2).bfloat16()), "c": nn.Parameter(torch.ones(0))}
     )
     assert list(read_own_sums(model, dtype=torch.float32)) == ["a"]
+
+
+def test_one_tensor_under_another_name_is_found(tmp_path: Path) -> None:
+    """As image-text models have it, whose folders keep queries, keys and values of the part that reads images in one."""
+    whole = {"visual.blocks.0.attn.qkv.weight": torch.randn(6, 2)}
+    save_file(whole, tmp_path / "model.safetensors")
+    own = {"visual.blocks.0.attn.qkv_proj.weight": whole["visual.blocks.0.attn.qkv.weight"]}
+    unit = OwnSums([sums(own)], folder=str(tmp_path), dtype=torch.float32, sendable=same_names(whole))
+    assert list(unit.named(sums(own))) == [("visual.blocks.0.attn.qkv.weight",)]

@@ -16,10 +16,11 @@ from lightrft.demo.colours import write_colours
 from lightrft.distributed.world import World
 from lightrft.engine.hf import HFEngine
 from lightrft.engine.image_reader import ImageReader
+from lightrft.engine.request_images import RequestImages
 from lightrft.errors import DataError, ImageError, UserError
 from lightrft.experience.images import PromptImages
 from lightrft.plugins.registry import Registry
-from lightrft.testing.image_text import IMAGE_ID, image_rows, noise, tiny_image_folder, tiny_image_model
+from lightrft.testing.image_text import IMAGE_ID, SIDE, image_rows, noise, tiny_image_folder, tiny_image_model
 from lightrft.trainer.base_model import prepare_base_model
 from lightrft.types import Completion, RequestOutput, Sample
 
@@ -56,12 +57,12 @@ def test_a_run_on_text_and_images(folder: Path) -> None:
     assert all(row["train/grad_norm"] > 0 for row in steps)
     assert summary["steps"] == 2
     assert {len(sample.images) for sample in seen} == {0, 1, 2}
-    assert all(sample.images[0].size == (16, 16) for sample in seen if sample.images)
+    assert all(sample.images[0].size == (SIDE, SIDE) for sample in seen if sample.images)
 
 
 def engine_gets(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
-    read = HFEngine._read_images
-    monkeypatch.setattr(HFEngine, "_read_images", lambda self, request: read(self, replace(request, images=change(request))))
+    read = RequestImages.read
+    monkeypatch.setattr(RequestImages, "read", lambda self, request: read(self, replace(request, images=change(request))))
 
 
 def white(request: Any) -> tuple[Any, ...]:

@@ -15,19 +15,22 @@ from transformers import AutoTokenizer
 
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
+from lightrft.engine.image_reader import PromptWithImages
 from lightrft.engine.model_facts import model_facts
+from lightrft.engine.request_images import RequestImages
 from lightrft.engine.stop_text import cut_at_stop
-from lightrft.errors import CapabilityError, EngineError, EngineStateError, WeightSyncError
+from lightrft.errors import CapabilityError, EngineError, EngineStateError, ModelError, WeightSyncError
 from lightrft.types import Completion, EngineStatus, FinishReason, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import Weight, WeightBucket
 from lightrft.weights.checksum import WeightSum
-from lightrft.weights.fused_fingerprints import OwnSum, OwnSums, same_names
+from lightrft.weights.fused_fingerprints import OwnSum, OwnSums
 from lightrft.weights.hf_names import FileNames
 from lightrft.weights.manifest import expected_shapes
+from lightrft.weights.model_class import reads_images
 from lightrft.weights.verify import over_group
 from lightrft_sglang.process import SGLangProcess
 from lightrft_sglang.sampling import left_to_us, read_sampling, to_sglang
-from lightrft_sglang.sums import LOADER, question, read
+from lightrft_sglang.sums import LOADER, own_names, question, read
 
 CPU_KV_TOKENS = 16_384
 FLUSH_TRIES, FLUSH_PAUSE_S = 200, 0.02
@@ -49,13 +52,12 @@ class SGLangEngine(InferenceEngine):
         self._on_cuda = setup.device.type == "cuda"
         if not self._on_cuda:
             os.environ["SGLANG_USE_CPU_ENGINE"] = "1"  # read at import, here and in the children
-        self._process = SGLangProcess(self.arguments, environment=self._environment())
+        self._process = self._started()
         self._tokenizer: Any = None  # for stop strings
+        self._images = RequestImages(setup)
         self._version = 0
         self._status = EngineStatus.AWAKE
-        self._sums = OwnSums(
-            self._read_sums(), folder=setup.model_path, dtype=setup.dtype, sendable=same_names(self._names.module_shapes())
-        )
+        self._sums = OwnSums(self._read_sums(), folder=setup.model_path, dtype=setup.dtype, sendable=own_names(self._names.one_to_one()))
 
     @cached_property
     def arguments(self) -> Mapping[str, Any]:
@@ -82,9 +84,10 @@ class SGLangEngine(InferenceEngine):
             return []
         limit = self.setup.max_model_len
         check_requests(requests, vocab_size=self._facts.vocab_size, max_model_len=limit)
+        prompts = [self._images.read(request) for request in requests]
         # Its own `n` takes no list of return_logprob; copies share their prompt in its prefix cache. Greedy draws are all alike.
         each = 1 if sampling.temperature == 0 else sampling.n
-        copies = [request for request in requests for _ in range(each)]
+        copies = [pair for pair in zip(requests, prompts, strict=True) for _ in range(each)]
         drawn: list[dict[int, Completion]] = [{} for _ in requests]
         outputs: dict[int, RequestOutput] = {}
 
@@ -98,11 +101,12 @@ class SGLangEngine(InferenceEngine):
             "async_generate",
             [
                 dict(
-                    input_ids=list(request.prompt_token_ids),
-                    sampling_params=to_sglang(sampling, request, max_model_len=limit, eos_token_ids=self._facts.eos_token_ids),
+                    input_ids=prompt.token_ids,
+                    sampling_params=to_sglang(sampling, room=limit - len(prompt.token_ids), eos_token_ids=self._facts.eos_token_ids),
                     return_logprob=request.logprobs,
+                    image_data=_image_data(prompt),
                 )
-                for request in copies
+                for request, prompt in copies
             ],
             ended,
         )
@@ -169,6 +173,18 @@ class SGLangEngine(InferenceEngine):
 
     # ---- parts ---------------------------------------------------------------------------------------------------------------------------
 
+    def _started(self) -> SGLangProcess:
+        try:
+            return SGLangProcess(self.arguments, environment=self._environment())
+        except EngineError as error:
+            model = self._names.model()
+            if not reads_images(model.config):
+                raise
+            raise ModelError(
+                f"model {self.setup.model_path!r} ({type(model).__name__}) reads images, and this SGLang does not start with it: {error}; "
+                "its scheduler said why above; use --engine_type hf"
+            ) from error
+
     def _arguments(self) -> dict[str, Any]:
         setup = self.setup
         arguments: dict[str, Any] = dict(
@@ -209,6 +225,7 @@ class SGLangEngine(InferenceEngine):
         found = {
             "SGLANG_RETURN_ORIGINAL_LOGPROB": "1",  # of the untempered distribution
             "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1",  # the 8 tokens above, never used
+            "SGLANG_VLM_CACHE_SIZE_MB": "0",  # of what it computed of images: a flush of its cache, after a sync, leaves that there
         }
         if not self._on_cuda and "SGLANG_CPU_OMP_THREADS_BIND" not in os.environ:
             cores = sorted(os.sched_getaffinity(0))
@@ -303,6 +320,11 @@ class SGLangEngine(InferenceEngine):
     def _alive(self) -> None:
         if self._status is EngineStatus.UNUSABLE:
             raise EngineStateError("the engine is unusable: it was shut down, or a scheduler died, or an update failed half-way")
+
+
+def _image_data(prompt: PromptWithImages) -> list[dict[str, Any]] | None:
+    """As its processors leave images, for all of them together: nothing is decoded or encoded again, for none of the copies."""
+    return [{"format": "processor_output", **prompt.features}] if prompt.features else None
 
 
 def _reason(kind: str) -> FinishReason:

@@ -23,6 +23,7 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
                     Capability.MIN_P,
                     Capability.MEM_UTIL,
                     Capability.WEIGHT_SUMS,
+                    Capability.MULTIMODAL,
                     Capability.SLEEP_1,
                 }
             ),

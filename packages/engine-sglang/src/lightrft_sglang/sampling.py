@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from lightrft.types import Request, SamplingParams
+from lightrft.types import SamplingParams
 
 THEIR_NAMES = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
 WITHOUT_MEANING = frozenset({"spaces_between_special_tokens", "no_stop_trim"})
@@ -30,9 +30,11 @@ def read_sampling(value: Any) -> SamplingParams:
     return SamplingParams.coerce(ours)
 
 
-def to_sglang(sampling: SamplingParams, request: Request, *, max_model_len: int, eos_token_ids: Collection[int]) -> dict[str, Any]:
-    """The dict for one request. Stop strings stay with us: SGLang finds them only in text, and it makes none here. End-of-sequence tokens
-    go along as stop tokens, so that all engines take them from one place.
+def to_sglang(sampling: SamplingParams, *, room: int, eos_token_ids: Collection[int]) -> dict[str, Any]:
+    """The dict for one request, whose context has `room` for so many tokens more.
+
+    Stop strings stay with us: SGLang finds them only in text, and it makes none here. End-of-sequence tokens go along as stop tokens, so
+    that all engines take them from one place.
     """
     stops = sorted({*sampling.stop_token_ids, *(() if sampling.ignore_eos else eos_token_ids)})
     return {
@@ -40,7 +42,7 @@ def to_sglang(sampling: SamplingParams, request: Request, *, max_model_len: int,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k or -1,
         "min_p": sampling.min_p,
-        "max_new_tokens": min(sampling.max_new_tokens, max_model_len - len(request.prompt_token_ids)),
+        "max_new_tokens": min(sampling.max_new_tokens, room),
         "stop_token_ids": stops or None,
         "ignore_eos": sampling.ignore_eos,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
@@ -13,6 +13,18 @@ from lightrft.weights.fused_fingerprints import OwnSum, read_own_sums
 
 LOADER = "lightrft_sglang.sums.write"
 """The name under which SGLang imports it, in each scheduler."""
+
+
+SHORTER = ("language_model.", "model.")
+"""What SGLang leaves out of names in image-text models."""
+
+
+def own_names(files: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """For `OwnSums`: the names that SGLang may hold a weight under, each with the name that it is sent by and that in the folder. `files`
+    has the latter two.
+    """
+    shorter = {file.replace(part, "", 1): (sent, file) for part in SHORTER for sent, file in files.items() if part in file}
+    return shorter | {file: (sent, file) for sent, file in files.items()}
 
 
 def question(folder: str, *, dtype: torch.dtype) -> list[tuple[str, torch.Tensor]]:

@@ -86,7 +86,6 @@ class VLLMEngine(InferenceEngine):
             sendable=self._own_names(),
         )
         self._images = RequestImages(setup)
-        self._num_asked = 0
         self._num_synced = 0
         self._version = 0
         self._weights_held = True
@@ -130,7 +129,9 @@ class VLLMEngine(InferenceEngine):
         try:
             with self._as_they_end(requests, sampling) as ended:
                 answers = self._llm.generate(prompts, params, use_tqdm=False, lora_request=self._adapter)
-        except Exception as error:  # requests that were already taken stay in its queue
+        except Exception as error:
+            if not self._llm.llm_engine.has_unfinished_requests():  # it refused one, and took back those before it
+                self._refused(requests, error)
             self._status = EngineStatus.UNUSABLE
             raise EngineError(f"vLLM failed in generate, {len(requests)} prompts outstanding: {type(error).__name__}: {error}") from error
         self._images.compare(requests, [answer.prompt_token_ids for answer in answers])
@@ -316,14 +317,14 @@ class VLLMEngine(InferenceEngine):
     def _as_they_end(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[dict[int, RequestOutput]]:
         """While `LLM.generate` runs its loop: the outputs by position, filled after each step, told, and handed over."""
         core, step = self._llm.llm_engine, self._llm.llm_engine.step
-        first, self._num_asked = self._num_asked, self._num_asked + len(requests)
+        first = self._llm.request_counter.counter
         ended: dict[int, RequestOutput] = {}
 
         def observed() -> Any:
             answers = step()
             for answer in answers:
                 if answer.finished:
-                    at = int(answer.request_id) - first  # LLM numbers its requests from 0
+                    at = int(answer.request_id) - first  # LLM numbers its requests
                     output = ended[at] = self._output(requests[at], answer, sampling)
                     self.report(tokens=sum(len(c.token_ids) for c in output.completions), completions=len(output.completions))
                     self.finished(output)
@@ -334,6 +335,16 @@ class VLLMEngine(InferenceEngine):
             yield ended
         finally:
             del core.step
+
+    def _refused(self, requests: Sequence[Request], error: Exception) -> None:
+        """Raises ValueError where vLLM refused a prompt: naming the first that is too long with its images, else what vLLM said."""
+        from vllm.exceptions import VLLMValidationError
+
+        if isinstance(error, (ValueError, VLLMValidationError)):
+            for request in requests:
+                if request.images:
+                    self._images.read(request)
+            raise ValueError(f"vLLM refuses a prompt: {' '.join(str(error).split()):.300}") from error
 
     def _output(self, request: Request, answer: Any, sampling: SamplingParams) -> RequestOutput:
         drawn = [answer.outputs[0]] * sampling.n if sampling.temperature == 0 else sorted(answer.outputs, key=lambda c: c.index)

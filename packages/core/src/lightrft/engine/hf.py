@@ -12,10 +12,9 @@ from lightrft.engine.adapted import Adapted
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
 from lightrft.engine.hf_generate import Cut, cut_by, generate
-from lightrft.engine.image_reader import ImageReader, PromptWithImages
 from lightrft.engine.model_facts import model_facts
 from lightrft.engine.quiet import no_progress_bars
-from lightrft.engine.request_images import image_reader_of
+from lightrft.engine.request_images import RequestImages
 from lightrft.errors import EngineStateError
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.adapters import matrices_of, staged_adapters
@@ -40,7 +39,7 @@ class HFEngine(InferenceEngine):
         facts = model_facts(setup.model_path, trust_remote_code=setup.trust_remote_code)
         self._eos, self._vocab_size = facts.eos_token_ids, facts.vocab_size
         self._tokenizer: Any = None  # for stop strings
-        self._reader: ImageReader | None = None
+        self._images = RequestImages(setup)
         self._version = 0
         self._weights_held = True
         self._buffers: dict[str, torch.Tensor] = {}  # all of them, while level 2 has dropped the weights
@@ -74,7 +73,7 @@ class HFEngine(InferenceEngine):
             report=self.report,
             finished=self.finished,
             cut=self._cut(sampling),
-            read_images=self._read_images,
+            read_images=self._images.read,
         )
 
     @torch.no_grad()
@@ -149,17 +148,6 @@ class HFEngine(InferenceEngine):
         if self._tokenizer is None and sampling.stop:
             self._tokenizer = AutoTokenizer.from_pretrained(self.setup.model_path, trust_remote_code=self.setup.trust_remote_code)
         return cut_by(self._tokenizer, sampling)
-
-    def _read_images(self, request: Request) -> PromptWithImages:
-        limit = self.setup.max_model_len
-        self._reader = self._reader or image_reader_of(self.setup, request)
-        made = self._reader.read(request.prompt_token_ids, request.images, where=f"request {request.id}")
-        if len(made.token_ids) >= limit:
-            raise ValueError(
-                f"request {request.id}: a prompt of {len(made.token_ids)} tokens, its {len(request.images)} images included, leaves no "
-                f"room in a context of {limit}; bring smaller images, or allow longer prompts"
-            )
-        return made
 
     def _bring_weights(self) -> None:
         if self._weights_held:

@@ -1,4 +1,4 @@
-"""The images of requests, for an engine whose library has its own preprocessing: that they fit, and become the trainer's tokens."""
+"""The images of requests, as the model's processor reads them: what every engine asks before its library hears of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from transformers import AutoConfig
 
 from lightrft.engine.base import EngineSetup
-from lightrft.engine.image_reader import ImageReader
+from lightrft.engine.image_reader import ImageReader, PromptWithImages
 from lightrft.errors import ImageError
 from lightrft.types import Request
 from lightrft.weights.model_class import reads_images
@@ -16,23 +16,39 @@ NUM_COMPARED = 8
 
 
 class RequestImages:
-    """Looks at requests with images only; a model folder's processor is loaded with the first. Local."""
+    """A model folder's processor is loaded with the first request that has images. Local."""
 
     def __init__(self, setup: EngineSetup) -> None:
         self._setup = setup
         self._reader: ImageReader | None = None
         self._compared = False
 
+    def read(self, request: Request) -> PromptWithImages:
+        """What the model is given for a request; nothing but its own tokens where it has no images.
+
+        Raises:
+            ValueError: as `check`; or the prompt, with all tokens of its images, leaves no room in `max_model_len`.
+        """
+        if not request.images:
+            return PromptWithImages(token_ids=list(request.prompt_token_ids), marks={}, features={})
+        limit = self._setup.max_model_len
+        made = self._reader_for(request).read(request.prompt_token_ids, request.images, where=f"request {request.id}")
+        if len(made.token_ids) >= limit:
+            raise ValueError(
+                f"request {request.id}: a prompt of {len(made.token_ids)} tokens, its {len(request.images)} images included, leaves no "
+                f"room in a context of {limit}; bring smaller images, or allow longer prompts"
+            )
+        return made
+
     def check(self, requests: Sequence[Request]) -> None:
-        """Before the engine's library hears of them.
+        """For an engine whose library has its own preprocessing.
 
         Raises:
             ValueError: the model reads text alone, or a prompt has another number of image tokens than images.
         """
         for request in requests:
             if request.images:
-                self._reader = self._reader or image_reader_of(self._setup, request)
-                self._reader.check_count(request.prompt_token_ids, request.images, where=f"request {request.id}")
+                self._reader_for(request).check_count(request.prompt_token_ids, request.images, where=f"request {request.id}")
 
     def compare(self, requests: Sequence[Request], expanded: Sequence[Sequence[int]]) -> None:
         """The prompts that the engine's library made, each image with all of its tokens, with those that the trainer makes: of the first
@@ -42,26 +58,27 @@ class RequestImages:
             ImageError: they differ; both are shown.
         """
         asked = [(r, list(ids)) for r, ids in zip(requests, expanded, strict=True) if r.images]
-        if self._compared or not asked or self._reader is None:
+        if self._compared or not asked:
             return
         self._compared = True
         for request, found in asked[:NUM_COMPARED]:
-            expected = self._reader.read(request.prompt_token_ids, request.images, where=f"request {request.id}").token_ids
+            expected = self.read(request).token_ids
             if found != expected:
                 raise ImageError(
                     f"request {request.id} with {len(request.images)} images: the engine's preprocessing makes {len(found)} tokens of its "
                     f"prompt, {found}, the trainer's {len(expected)}, {expected}; both have to read images by one processor"
                 )
 
-
-def image_reader_of(setup: EngineSetup, request: Request) -> ImageReader:
-    """The processor of an engine's model folder. Raises ValueError where the model reads text alone, or has no processor for images."""
-    path = setup.model_path
-    config = AutoConfig.from_pretrained(path, trust_remote_code=setup.trust_remote_code)
-    if not reads_images(config):
-        name = (getattr(config, "architectures", None) or [type(config).__name__])[0]
-        raise ValueError(
-            f"request {request.id} has {len(request.images)} images, but {name} of {path!r} reads text alone; name an image-text model, "
-            "or leave the images out"
-        )
-    return ImageReader(path, trust_remote_code=setup.trust_remote_code)
+    def _reader_for(self, request: Request) -> ImageReader:
+        """The processor of the engine's model folder; there is none where the model reads text alone."""
+        if self._reader is None:
+            path, trusted = self._setup.model_path, self._setup.trust_remote_code
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trusted)
+            if not reads_images(config):
+                name = (getattr(config, "architectures", None) or [type(config).__name__])[0]
+                raise ValueError(
+                    f"request {request.id} has {len(request.images)} images, but {name} of {path!r} reads text alone; name an image-text "
+                    "model, or leave the images out"
+                )
+            self._reader = ImageReader(path, trust_remote_code=trusted)
+        return self._reader

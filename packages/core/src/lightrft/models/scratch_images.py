@@ -12,7 +12,7 @@ tf: Any = transformers  # its classes take their fields as keywords, unseen by t
 
 SPECIAL = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 PATCH, MERGED = 4, 2
-"""Pixels of a patch's side; 2 x 2 patches become one token."""
+"""Pixels of a patch's side, where nothing else is said; 2 x 2 patches become one token."""
 
 MROPE = [4, 6, 6]
 """Of a head of 32 dimensions: how many pairs turn with time, height and width."""
@@ -25,7 +25,9 @@ CHAT_TEMPLATE = (
 """The words alone, and each image between the two tokens that begin and end one."""
 
 
-def scratch_image_model(tokenizer: Any, *, seed: int, hidden: int = 64, heads: int = 2, kv_heads: int = 1, vocab_size: int = 0) -> Any:
+def scratch_image_model(
+    tokenizer: Any, *, seed: int, hidden: int = 64, heads: int = 2, kv_heads: int = 1, vocab_size: int = 0, patch: int = PATCH
+) -> Any:
     """A random Qwen2.5-VL in float32 and eval mode for a tokenizer that knows `SPECIAL`: two layers each for text and images, heads of 32
     dimensions (`hidden / heads`). Leaves the global random state as it was.
     """
@@ -39,7 +41,7 @@ def scratch_image_model(tokenizer: Any, *, seed: int, hidden: int = 64, heads: i
     }  # fmt: skip
     vision = {
         "depth": 2, "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_heads": heads, "out_hidden_size": hidden,
-        "patch_size": PATCH, "fullatt_block_indexes": [1], "window_size": 4 * PATCH,
+        "patch_size": patch, "fullatt_block_indexes": [1], "window_size": 4 * patch,
     }  # fmt: skip
     config = tf.Qwen2_5_VLConfig(
         text_config=text, vision_config=vision, image_token_id=image, video_token_id=video, vision_start_token_id=start,
@@ -57,15 +59,15 @@ def with_image_tokens(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def image_processor(side: int) -> Any:
+def image_processor(side: int, *, patch: int = PATCH) -> Any:
     """Makes every image about `side` x `side` pixels."""
     size = {"shortest_edge": side * side, "longest_edge": side * side}
-    return tf.Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=MERGED, temporal_patch_size=2, size=size)
+    return tf.Qwen2VLImageProcessorPil(patch_size=patch, merge_size=MERGED, temporal_patch_size=2, size=size)
 
 
-def save_image_folder(path: Path, model: Any, tokenizer: Any, *, side: int) -> Path:
+def save_image_folder(path: Path, model: Any, tokenizer: Any, *, side: int, patch: int = PATCH) -> Path:
     """A HF folder of the model, its tokenizer and its image processor; returns `path`."""
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
-    image_processor(side).save_pretrained(path)
+    image_processor(side, patch=patch).save_pretrained(path)
     return path

@@ -14,20 +14,23 @@ from lightrft.models.scratch_images import SPECIAL, image_processor, save_image_
 from lightrft.testing.tiny import ALPHABET, tiny_tokenizer
 
 IMAGE_ID, VIDEO_ID, START_ID, END_ID = 60, 61, 62, 63
-SIDE = 16
-"""Pixels of an image's side: four patches of four, of which 2 x 2 become one token: an image has four."""
+PATCH = 14
+"""Pixels of a patch's side: that of every Qwen2.5-VL, which SGLang takes for granted."""
+
+SIDE = 4 * PATCH
+"""Pixels of an image's side: four patches, of which 2 x 2 become one token: an image has four."""
 
 _FILLERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def tiny_image_model(*, seed: int = 0) -> Any:
     """A random Qwen2.5-VL in float32 and eval mode, heads of 32, vocabulary of 64. Leaves the global random state as it was."""
-    return scratch_image_model(image_tokenizer(), seed=seed)
+    return scratch_image_model(image_tokenizer(), seed=seed, patch=PATCH)
 
 
 def tiny_image_folder(path: Path, model: Any) -> Path:
     """A HF folder of that model, its tokenizer and its image processor; returns `path`."""
-    return save_image_folder(path, model, image_tokenizer(), side=SIDE)
+    return save_image_folder(path, model, image_tokenizer(), side=SIDE, patch=PATCH)
 
 
 def image_tokenizer() -> PreTrainedTokenizerFast:
@@ -49,7 +52,7 @@ def image_inputs(prompt: Sequence[int], images: Sequence[Any]) -> dict[str, torc
     """What the model's forward pass takes: [1, P'] token ids, in which each image token stands as often as its image has tokens."""
     if not images:
         return {"input_ids": torch.tensor([list(prompt)])}
-    seen = image_processor(SIDE)(images=list(images), return_tensors="pt")
+    seen = image_processor(SIDE, patch=PATCH)(images=list(images), return_tensors="pt")
     numbers = (seen["image_grid_thw"].prod(-1) // 4).tolist()
     ids = torch.tensor([[t for token in prompt for t in [token] * (numbers.pop(0) if token == IMAGE_ID else 1)]])
     return {"input_ids": ids, "mm_token_type_ids": (ids == IMAGE_ID).long(), **seen}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,11 @@ from safetensors import safe_open
 from lightrft.weights.checksum import NOTHING, WeightSum, tensor_sum, tensor_sums
 from lightrft.weights.manifest import INDEX, WHOLE, expected_shapes
 
-FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-"""What engines lay into one tensor. A guess that the folder's weights do not bear out is dropped, so a wrong one costs nothing."""
+FUSED = (("qkv_proj", ("q_proj", "k_proj", "v_proj")), ("gate_up_proj", ("gate_proj", "up_proj")), ("qkv_proj", ("qkv",)))
+"""What engines lay into one tensor, or call otherwise.
+
+A guess that the folder's weights do not bear out is dropped, so a wrong one costs nothing.
+"""
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,6 @@ def read_own_sums(model: torch.nn.Module, *, dtype: torch.dtype) -> dict[str, Ow
     held = {name: p for name, p in model.named_parameters() if p.dtype == dtype and p.numel() and not p.is_meta}
     sums = tensor_sums([p.detach() for p in held.values()])
     return {name: OwnSum(bits, squares, p.numel()) for (name, p), (bits, squares) in zip(held.items(), sums, strict=True)}
-
-
-def same_names(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """For `OwnSums`, where an engine, the sender and the folder call weights the same."""
-    return {name: (name, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ class OwnSums:
 def _guesses() -> Iterator[_Rule]:
     for sharded in (False, True):
         yield _Rule("", (), sharded)
-        for fused, parts in FUSED.items():
+        for fused, parts in FUSED:
             yield _Rule(fused, parts, sharded)
 
 

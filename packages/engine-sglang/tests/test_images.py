@@ -1,0 +1,45 @@
+"""SGLang reads images as transformers does, in families of different designs, before and after a sync; what it cannot is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from image_answers import GREEDY, check_answers, engine_on, requests
+from image_families import FAMILIES, IMAGE
+
+from lightrft.errors import ModelError
+from lightrft.testing.image_text import noise
+from lightrft.types import EngineStatus, Request
+
+pytest.importorskip("sglang")
+pytestmark = pytest.mark.long  # an engine for each family; the kit asks one of them daily
+RIGHT = ("qwen2.5-vl", "qwen3-vl")
+
+
+@pytest.mark.parametrize("family", RIGHT)
+def test_tokens_and_logprobs_are_those_of_transformers_before_and_after_a_sync(tmp_path: Path, family: str) -> None:
+    check_answers("sglang", family, tmp_path)
+
+
+def test_prompts_that_do_not_fit_are_refused_and_leave_the_engine_as_it_was(tmp_path: Path) -> None:
+    FAMILIES["qwen2.5-vl"](tmp_path, 0)
+    asked = requests()
+    with engine_on("sglang", tmp_path) as engine:
+        before = engine.generate(asked, GREEDY)
+        with pytest.raises(ValueError, match=r"request 7: the prompt has 2 image tokens .* for 1 images"):
+            engine.generate([Request(id=7, prompt_token_ids=[*IMAGE, *IMAGE], seed=0, images=(noise(0),))], GREEDY)
+        many = Request(id=9, prompt_token_ids=[*IMAGE] * 50, seed=0, images=(noise(0),) * 50)
+        with pytest.raises(
+            ValueError, match="^request 9: a prompt of 300 tokens, its 50 images included, leaves no room in a context of 256"
+        ):
+            engine.generate([*asked, many], GREEDY)
+        assert engine.status is EngineStatus.AWAKE
+        assert [o.completions[0].token_ids for o in engine.generate(asked, GREEDY)] == [o.completions[0].token_ids for o in before]
+
+
+def test_a_family_that_sglang_does_not_load_is_told(tmp_path: Path) -> None:
+    FAMILIES["llava"](tmp_path, 0)
+    words = r"\(LlavaForConditionalGeneration\) reads images, and this SGLang does not start with it: .*--engine_type hf"
+    with pytest.raises(ModelError, match=words), engine_on("sglang", tmp_path):
+        pass
