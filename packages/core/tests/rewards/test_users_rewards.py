@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.process  # noqa: F401  # stays imported, where the others of a reward go
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -291,6 +292,47 @@ def test_a_models_program_never_runs_without_permission_whatever_the_reward_is_c
         else:
             ask()
         assert found == [[1.0]]
+
+
+ELSEWHERE = """
+import concurrent.futures, multiprocessing, threading
+from lightrft.rewards.code import code_reward
+
+POOL = concurrent.futures.ThreadPoolExecutor(1)
+POOL.submit(int).result()
+
+def thread(samples):
+    found = []
+    def ask():
+        try:
+            found.append(code_reward(samples))
+        except Exception as error:
+            found.append(error)
+    one = threading.Thread(target=ask)
+    one.start()
+    one.join()
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
+
+def pool(samples):
+    return POOL.submit(code_reward, samples).result()
+
+def process(samples):
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(code_reward, samples).result()
+"""
+
+
+@pytest.mark.parametrize("name", ["thread", "pool", "process"])
+def test_nor_in_a_thread_or_process_that_the_reward_starts(name: str, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
+    settings = {"reward": [f"{tmp_path / 'elsewhere.py'}:{name}"]}
+    registry = Registry.discover()
+    with pytest.raises(CodePermissionError, match="allow_code_execution is off"):
+        score(CODE, rewards=rewards_of(make_config(settings), registry=registry))
+    allowed = make_config(settings | {"allow_code_execution": True})
+    assert score(CODE, rewards=rewards_of(allowed, registry=registry)).total == [1.0]
 
 
 def test_by_hand_it_runs() -> None:

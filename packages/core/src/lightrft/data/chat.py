@@ -69,6 +69,7 @@ class ChatTemplate:
                 "apply_chat_template is set, but the tokenizer has no chat template; unset it and write a prompt_template instead"
             )
         self._check_kwargs()
+        self._unwritten: dict[tuple[str, ...], list[int]] = {}
         self._in_parts = False
         self._in_parts = self._takes_parts()
         self._check_system_prompt()
@@ -130,6 +131,19 @@ class ChatTemplate:
         turns: list[Message] = [{"role": role, "content": text} for role, text in (("user", USER), ("assistant", ANSWER), ("user", USER))]
         text = self._probe(turns, begun=False)
         return text + self.written_call() + self._probe([*turns[:2], PROBE_RESULT]) if self._settings.tools else text
+
+    def unwritten(self, messages: Sequence[Message]) -> list[int]:
+        """Places of turns, other than the assistant's, whose words the template leaves out, whatever they are; looked at once for each
+        order of roles.
+        """
+        if any("tool_calls" in message or not isinstance(message["content"], str) for message in messages):
+            return []
+        roles = tuple(message["role"] for message in messages)
+        if roles not in self._unwritten:
+            marks = [f"{USER}{place}end" for place in range(len(roles))]
+            text = self._probe([{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)])
+            self._unwritten[roles] = [at for at, mark in enumerate(marks) if text and roles[at] != "assistant" and mark not in text]
+        return self._unwritten[roles]
 
     def end_of_turn(self) -> str:
         """What the template writes after the words of the assistant; empty where that cannot be told."""

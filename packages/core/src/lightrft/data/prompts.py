@@ -10,12 +10,12 @@ from typing import Any, Literal
 from lightrft.config.column_names import value_at
 from lightrft.config.data_sources import POSSIBLE, prompt_sources
 from lightrft.data.chat import ChatSettings, ChatTemplate
-from lightrft.data.columns import absent, answers_at
+from lightrft.data.columns import absent, answers_at, names_of
 from lightrft.data.images import ImageSettings, column_images, in_one_text, placed, text_parts
 from lightrft.data.messages import chat_messages, tool_list
 from lightrft.data.rows import Table, load_rows, load_table
 from lightrft.data.tokens import Encoder
-from lightrft.errors import DataError
+from lightrft.errors import DataError, nearest
 from lightrft.observe.warning_names import Finding
 
 __all__ = ["Prompt", "PromptSet", "load_prompts", "load_rows"]
@@ -270,6 +270,9 @@ class _Maker:
                 "but no prompt has them; set --tools_key tools"
             )
             found.append(("tools_not_used", text))
+        if (key := self.settings.tools_key) and all(value_at(row, key) is None for row in rows):
+            known = nearest(key, names_of(rows))
+            found.append(("tools_not_used", f"no row of {table.path} has tools in a column {key!r}, which tools_key names{known}"))
         names = [name for name in IMAGE_COLUMNS if name not in (self.images.key, self.column) and any(row.get(name) for row in rows)]
         if names and not any(one.images for one in rendered):
             text = (
@@ -310,9 +313,10 @@ class _Maker:
             return chat.render(chat.with_system(turns_of(data["messages"])), tools=data["tools"], where=where)
 
         text, spans = self.encoder.rendered({"messages": messages, "tools": tools}, written, where=where)
-        for turn in messages:
-            words = in_one_text(turn["content"] or "", "").strip()
-            if turn["role"] in ("system", "developer", "user") and words and words not in text and isinstance(turn["content"], str):
+        unwritten = chat.unwritten(messages)
+        for place, turn in enumerate(messages):
+            words = turn["content"].strip() if isinstance(turn["content"], str) else ""
+            if words and (place in unwritten or (turn["role"] in ("system", "developer", "user") and words not in text)):
                 self.left_out.append(f"{where}, role {turn['role']!r}")
         return _Rendered(text, spans, messages=tuple(turns_of(messages)))
 

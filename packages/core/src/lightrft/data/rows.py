@@ -59,6 +59,8 @@ def load_table(path: str, *, required: Sequence[str], known: Sequence[str] = ())
                 raise absent(row, name, where=table.where(index))
     for name in known:
         if all(value_at(row, name) is None for row in table.rows):
+            if name in columns:
+                raise DataError(f"{table.path}: column {name!r} is null in every row; fill it, or name another")
             raise DataError(f"{table.where(0)}: no column {name!r}{nearest(name, columns)} (columns: {', '.join(columns) or 'none'})")
     return table
 
