@@ -151,12 +151,14 @@ class RequestOutput:
 class Episode:
     """What an environment made of a prompt. `turns`: (speaker, text) in order, the speaker `policy` or `environment`, special tokens left
     out of the text. `rewards`: each named part, summed over turns. `info`: what the environment said at its end. `error`: why it failed.
+    `earned`: for each turn of the policy how many tokens it had sampled by its end, and the sum of what the environment gave for it.
     """
 
     turns: tuple[tuple[str, str], ...] = ()
     rewards: Mapping[str, float] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
+    earned: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,25 @@ def problems(settings: dict[str, Any]) -> list[str]:
             {"environment": "a:B", "rewritten_turns": "split", "apply_chat_template": True, "tools_key": "tools"},
             "and tools_key='tools' names others",
         ),
+        (
+            {"environment": "a:B", "turn_credit": "turn", "reward": ["environment"]},
+            "turn_credit='turn' has no effect with advantage_estimator='grpo'; leave it out (gae, reinforce_pp, reinforce_pp_baseline",
+        ),
+        ({"turn_credit": "turn", "advantage_estimator": "reinforce_pp"}, "turn_credit='turn' is of rewards of an environment"),
+        (
+            {"environment": "a:B", "turn_credit": "turn", "advantage_estimator": "reinforce_pp"},
+            "turn_credit='turn' puts the reward `environment` where it was earned; name it in reward",
+        ),
+        (
+            {
+                "environment": "a:B",
+                "turn_credit": "turn",
+                "advantage_estimator": "reinforce_pp",
+                "reward": ["environment"],
+                "normalize_rewards": True,
+            },
+            "normalize_rewards=True changes sums of rewards, and turn_credit='turn' takes them apart",
+        ),
         ({"environment": "a:B", "turn_max_len": 9}, "turn_max_len=9 is more than generate_max_len=8"),
         (
             {"environment": "a:B", "max_turns": 4, "min_new_tokens": 3, "engine_type": "hf"},

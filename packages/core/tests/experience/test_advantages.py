@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightrft.algorithms.dr_grpo import dr_grpo
+from lightrft.algorithms.gae import gae
 from lightrft.algorithms.inputs import AdvantageInput, Advantages
 from lightrft.algorithms.reinforce_pp import reinforce_pp
 from lightrft.batch.stages import Scored, Trainable
@@ -15,6 +16,7 @@ from lightrft.experience.advantages import AdvantageMaker
 from lightrft.strategy.factory import get_strategy
 from lightrft.testing.batches import batch_of
 from lightrft.testing.fake_strategy import fake_registry
+from lightrft.types import Episode, Sample
 
 
 def make(estimator: Any, *, critic: bool = False, greedy: bool = False, **changes: Any) -> AdvantageMaker:
@@ -109,3 +111,39 @@ def test_an_estimator_sees_values_baselines_and_settings() -> None:
     assert other.values is None and other.baselines is None, "nothing is made up where there is no critic and nothing greedy"
     assert (told.gamma, told.lambd, told.group_ids.tolist(), told.mask.tolist()) == (0.5, 0.25, [5, 6], [[1.0, 1.0], [1.0, 0.0]])
     assert [values.tolist() for values in found.by_sequence(found.returns)] == [[2.0, 2.0], [2.0]]
+
+
+def two_turns(*, error: str = "") -> list[Sample]:
+    """Two tokens earned 1 and the next two 3; with the weight 2, and 0.5 of another reward, 8.5 together."""
+    return [Sample(prompt="", completion="", episode=Episode(earned=((2, 1.0), (4, 3.0)), error=error))]
+
+
+TURNS: dict[str, Any] = {"reward": ["environment", "exact_match"], "reward_weights": [2.0, 1.0], "whiten_advantages": "no"}
+
+
+@pytest.mark.parametrize(
+    ("credit", "error", "expected"),
+    [
+        ("turn", "", [1.8125, 3.625, 3.25, 6.5]),
+        ("episode", "", [1.0625, 2.125, 4.25, 8.5]),
+        ("turn", "step: it failed", [1.0625, 2.125, 4.25, 8.5]),
+    ],
+)
+def test_what_a_turn_earned_stands_at_its_last_token(credit: str, error: str, expected: list[float]) -> None:
+    """Discounted by a half for each token: 2 behind the second one, and 6.5, the rest, behind the fourth."""
+    maker = make(reinforce_pp, turn_credit=credit, gamma=0.5, **TURNS)
+    found, _ = run(maker, batch(row(8.5, 0, (0.0,) * 4), samples=two_turns(error=error)))
+    assert by_row(found) == [pytest.approx(expected)]
+
+
+def test_a_critic_learns_what_is_still_to_be_earned() -> None:
+    maker = make(gae, critic=True, turn_credit="turn", lambd=1.0, **TURNS)
+    found, _ = run(maker, batch(row(8.5, 0, (0.0,) * 4), samples=two_turns(), values=[[1.0, 2.0, 3.0, 4.0]]))
+    assert by_row(found) == [pytest.approx([7.5, 6.5, 3.5, 2.5])]
+    assert found.by_sequence(found.returns)[0].tolist() == pytest.approx([8.5, 8.5, 6.5, 6.5])
+
+
+def test_a_penalty_falls_on_each_token_beside_what_turns_earned() -> None:
+    maker = make(reinforce_pp, turn_credit="turn", kl_coef=0.5, kl_estimator="k1", kl_in="reward", **TURNS)
+    found, _ = run(maker, batch(row(8.5, 0, (0.2, 0.0, 0.4, 0.0)), samples=two_turns()), kl_coef=0.5)
+    assert by_row(found) == [pytest.approx([8.2, 8.3, 6.3, 6.5])]

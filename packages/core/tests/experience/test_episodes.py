@@ -144,6 +144,7 @@ def test_what_is_trained_is_what_was_sampled_with_holes_where_the_environment_sp
         assert sample.episode is not None
         assert [who for who, _ in sample.episode.turns] == (["policy", "environment"] * turns)[:-1]
         assert sample.episode.rewards == {"done": 1.0, "turns": 0.5 * (turns - 1)}
+        assert sample.episode.earned == (*((4 * n, 0.0) for n in range(1, turns)), (4 * turns, 1.0 + 0.5 * (turns - 1)))
         assert sample.episode.info["said"] == sample.completion
     assert batch.num_sampled.tolist() == [4, 4, 20, 20, 12, 12]
     assert not batch.truncated.any(), "the environment ended them"

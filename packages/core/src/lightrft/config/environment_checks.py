@@ -17,6 +17,8 @@ def environment_problems(config: Config, registry: Registry) -> Iterator[str]:
     if not name:
         if "environment" in config.reward:
             yield "reward='environment' gives what an environment gave, and environment is not set; set it, or leave the reward out"
+        if config.turn_credit == "turn":
+            yield "turn_credit='turn' is of rewards of an environment, and environment is not set; set it, or leave turn_credit out"
         return
     yield from _found(name, registry)
     yield from _together(config, registry)
@@ -63,8 +65,19 @@ def _together(config: Config, registry: Registry) -> Iterator[str]:
             "rewritten_turns='split' writes conversations anew, with the tools of the environment, and "
             f"tools_key={config.tools_key!r} names others; leave one of them out"
         )
+    if config.turn_credit == "turn":
+        yield from _turn_credit(config)
     if compares_with_greedy(config, registry):
         yield (
             f"advantage_estimator={config.advantage_estimator!r} compares with a greedy completion, which environment={name!r} "
             "does not make; use grpo or another estimator of groups"
         )
+
+
+def _turn_credit(config: Config) -> Iterator[str]:
+    """What keeps rewards of turns from standing at their turns."""
+    if "environment" not in config.reward:
+        yield "turn_credit='turn' puts the reward `environment` where it was earned; name it in reward, or leave turn_credit out"
+    for name, why in (("normalize_rewards", "changes sums of rewards"), ("reward_key", "says for each row which rewards count")):
+        if getattr(config, name):
+            yield f"{name}={getattr(config, name)!r} {why}, and turn_credit='turn' takes them apart; leave one of them out"

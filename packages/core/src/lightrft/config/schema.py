@@ -310,6 +310,11 @@ class Config(BaseModel):
     advantage_estimator: str = _field("grpo", "algorithm", "any installed advantage estimator by name")
     gamma: Share01 = _field(1.0, "algorithm", "discount of later rewards, per token (gae, reinforce_pp)")
     lambd: Share01 = _field(0.95, "algorithm", "lambda of gae: 1 trusts the rewards alone, 0 the critic's next value")
+    turn_credit: Literal["episode", "turn"] = _field(
+        "episode",
+        "algorithm",
+        "where rewards of an environment stand: at an episode's end, or at that of the turn that earned them (gae, reinforce_pp)",
+    )
     whiten_advantages: Literal["auto", "yes", "no"] = _field(
         "auto", "algorithm", "advantages to mean 0, deviation 1 over all tokens of a rollout; auto: where the estimator asks for it"
     )

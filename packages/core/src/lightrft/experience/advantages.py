@@ -60,12 +60,14 @@ class AdvantageMaker:
     def _estimate(self, batch: Scored, grid: Grid, rewards: torch.Tensor, kl_coef: float) -> Advantages:
         penalties = grid.spread(kl_coef * self._kl(batch)) if self.config.kl_coef > 0 and self.config.kl_in == "reward" else None
         mask = grid.mask()
+        by_turn = self.config.turn_credit == "turn"
+        by_token = on_turns(batch, rewards, mask, weight=self._environment_weight()) if by_turn else _on_last_token(rewards, mask)
         return self.estimator(
             AdvantageInput(
                 rewards=rewards if penalties is None else rewards - penalties.sum(-1),
                 group_ids=batch.group_ids,
                 mask=mask,
-                token_rewards=None if penalties is None else _on_last_token(rewards, mask) - penalties,
+                token_rewards=by_token - (0.0 if penalties is None else penalties) if by_turn or penalties is not None else None,
                 values=grid.spread(batch.sampled(batch.values)) if self.critic else None,
                 baselines=self._baselines(batch) if self.greedy else None,
                 gamma=self.config.gamma,
@@ -73,6 +75,10 @@ class AdvantageMaker:
                 settings=self.settings,
             )
         )
+
+    def _environment_weight(self) -> float:
+        """Of the reward `environment` in the sum."""
+        return float(dict(zip(self.config.reward, self.config.reward_weights, strict=False)).get("environment", 1.0))
 
     def _kl(self, batch: Scored) -> torch.Tensor:
         """float64 [M]."""
@@ -123,6 +129,18 @@ class AdvantageMaker:
             "rollout/groups_of_one": total["alone"] / max(total["groups"], 1.0),
         }
         return metrics | ({"rollout/kl": total["kl"] / max(total["completions"], 1.0)} if self.config.kl_coef > 0 else {})
+
+
+def on_turns(batch: Scored, rewards: torch.Tensor, mask: torch.Tensor, *, weight: float) -> torch.Tensor:
+    """float64 [N, T] that sums up to `rewards` [N]: what the environment gave for each turn, times `weight`, on the turn's last token; what
+    is left of the reward on the episode's last token. An episode whose environment failed earned nothing of it.
+    """
+    found = torch.zeros(mask.shape, dtype=torch.float64)
+    for row, sample in enumerate(batch.samples):
+        length, episode = int(mask[row].sum()), sample.episode
+        for tokens, earned in episode.earned if episode is not None and length and not episode.error else ():
+            found[row, max(tokens - 1, 0)] += weight * earned
+    return found + _on_last_token(rewards - found.sum(-1), mask)
 
 
 def _on_last_token(rewards: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

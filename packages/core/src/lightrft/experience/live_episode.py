@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,6 +59,7 @@ class LiveEpisode:
     close_error: str = ""
     rewards: dict[str, float] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
+    _earned: list[tuple[int, float]] = field(default_factory=list)
     _last: Completion | None = None
     _spoken: list[tuple[str, list[int]]] = field(default_factory=list)
 
@@ -106,8 +108,10 @@ class LiveEpisode:
 
         An episode that the environment ends is cut off only where it has all the `limit` tokens that it may have.
         """
-        for name, value in reward_parts(step.reward).items():
+        parts = reward_parts(step.reward)
+        for name, value in parts.items():
             self.rewards[name] = self.rewards.get(name, 0.0) + value
+        self._earned.append((sum(self.sampled), math.fsum(parts.values())))
         self.info |= step.info
         if not isinstance(step, Continue):
             self.ended = True
@@ -166,5 +170,6 @@ class LiveEpisode:
                 rewards=dict(self.rewards),
                 info=self.info,
                 error=self.error,
+                earned=tuple(self._earned),
             ),
         )

@@ -50,17 +50,17 @@ def _policy_loss(name: str, summary: str, *, file: str = "", reads: Sequence[str
 
 CLIP = ("eps_clip", "eps_clip_low", "eps_clip_high")
 ADVANTAGES = (
-    _advantage("gae", "PPO's, from a critic's values", critic=True, reads=frozenset({"gamma", "lambd"})),
+    _advantage("gae", "PPO's, from a critic's values", critic=True, reads=frozenset({"gamma", "lambd", "turn_credit"})),
     _advantage("grpo", "reward minus its group's mean, over their deviation", min_samples=2),
     _advantage("dr_grpo", "reward minus its group's mean", min_samples=2),
     _advantage("rloo", "reward minus the mean of the group's others", min_samples=2),
-    _advantage("reinforce_pp", "returns, standardised over the whole batch", reads=frozenset({"gamma"})),
+    _advantage("reinforce_pp", "returns, standardised over the whole batch", reads=frozenset({"gamma", "turn_credit"})),
     _advantage(
         "reinforce_pp_baseline",
         "the same after the group's mean was subtracted",
         file="reinforce_pp",
         min_samples=2,
-        reads=frozenset({"gamma"}),
+        reads=frozenset({"gamma", "turn_credit"}),
     ),
     _advantage("opo", "reward minus its group's length-weighted mean", min_samples=2),
     _advantage("remax", "reward minus that of the prompt's greedy completion", greedy=True),

@@ -170,7 +170,7 @@ class RewardSpec(PluginSpec):
     runs_code: bool = False
 
 
-ADVANTAGE_SETTINGS = ("gamma", "lambd")
+ADVANTAGE_SETTINGS = ("gamma", "lambd", "turn_credit")
 CRITIC_SETTINGS = ("critic_model_name_or_path", "critic_learning_rate", "critic_warmup_steps", "value_clip")
 LOSS_SETTINGS = ("eps_clip", "eps_clip_low", "eps_clip_high", "dual_clip")
 """Settings that reach estimators and losses, each of which reads some."""

@@ -40,7 +40,7 @@ TAKES_EFFECT = (
     "environment_timeout_s", "slice_max_len", "environment_concurrency", "balance_ranks", "mixed_mm_data", "reward", "reward_weights",
     "allow_code_execution", "code_sandbox", "reward_key", "reward_shard_size", "reward_max_len",
     "reward_while_generating", "reward_timeout_s", "reward_retries", "reward_backoff_s",
-    "reward_concurrency", "reward_batch_size", "reward_auth_env", "dead_reward_steps", "gamma", "lambd",
+    "reward_concurrency", "reward_batch_size", "reward_auth_env", "dead_reward_steps", "gamma", "lambd", "turn_credit",
     "whiten_advantages", "normalize_rewards", "critic_warmup_steps", "value_clip", "loss_aggregation",
     "eps_clip", "eps_clip_low", "eps_clip_high", "dual_clip", "entropy_coef", "kl_coef", "kl_estimator",
     "router_balance_coef",
