@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lightrft.models.load import load_tokenizer
     from lightrft.rollout.environment import Continue, End, Environment
     from lightrft.rollout.gymnasium_texts import GymnasiumTexts
+    from lightrft.rollout.openenv_texts import OpenEnvTexts
     from lightrft.rollout.python_tool import PythonTool
     from lightrft.rollout.tool_calls import ToolCalls
     from lightrft.strategy import get_strategy
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from lightrft.types import Sample
 
 __all__ = [
-    "Config", "Continue", "End", "Environment", "GymnasiumTexts", "PythonTool", "SPMDPPOTrainer", "Sample", "ToolCalls", "__version__",
+    "Config", "Continue", "End", "Environment", "GymnasiumTexts", "OpenEnvTexts", "PythonTool", "SPMDPPOTrainer", "Sample", "ToolCalls",
+    "__version__",
     "add_arguments", "build_actor", "build_critic", "build_ema_model", "build_initial_model", "build_rewards", "build_scheduler",
     "count_updates", "evaluate", "generate", "get_strategy", "launch", "load_tokenizer", "make_config", "open_run", "read_eval_sets",
     "read_prompts", "score", "train",
@@ -57,6 +59,7 @@ PUBLIC = {
     "ToolCalls": "lightrft.rollout.tool_calls",
     "PythonTool": "lightrft.rollout.python_tool",
     "GymnasiumTexts": "lightrft.rollout.gymnasium_texts",
+    "OpenEnvTexts": "lightrft.rollout.openenv_texts",
     "launch": "lightrft.trainer.script",
     "open_run": "lightrft.trainer.run",
     "load_tokenizer": "lightrft.models.load",
