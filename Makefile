@@ -29,7 +29,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs site wheels gsm8k memory sequence-memory parity row-parity collectives overhead curves packing learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-slow-core test-slow-workspace test-long test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-multi gpu-bench vs-trl phases clean chaos soak hangs audit
+.PHONY: help setup demo docs site wheels gsm8k memory sequence-memory parity row-parity collectives overhead curves packing learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-slow-core test-slow-workspace test-long test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-multi gpu-bench vs-trl phases clean chaos soak hangs fuzz audit
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -71,6 +71,10 @@ hangs: $(STAMP)  ## a table: ranks that hang in every phase, whether the right o
 
 soak: $(STAMP)  ## 500 rollouts watched from outside: memory, descriptors and threads of each rank, and the time of a step
 	@$(BIN)/python benchmarks/soak.py $(ARGS)
+
+fuzz: $(STAMP)  ## installs hypothesis into .venv and tries recipes, flags, rows and checkpoints of any content; ARGS='--examples 20000' for long
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode 'hypothesis>=6.100'
+	$(BIN)/python -m pytest tests/fuzz $(ARGS)
 
 audit: $(STAMP)  ## known vulnerabilities of what is installed (pip-audit, needs the network), and ruff's rules about security
 	$(BIN)/ruff check --select S --ignore S101,S105,S108,S311,S603,S606,S607 --per-file-ignores '*/testing/*:S301,*/utils/sandbox/*:S102,*/config/yaml_text.py:S506' packages/*/src

@@ -51,7 +51,10 @@ class CapabilityError(UserError):
 
 
 class DataError(UserError):
-    """A data file, a column or a row is not usable."""
+    """A data file, a column or a row is not usable. One line, whatever stands in the names that it quotes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text.replace("\r", "\\r").replace("\n", "\\n"))
 
 
 class ModelError(UserError):

@@ -57,6 +57,11 @@ def test_a_saved_configuration_is_the_same_again() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
+        ({"plugins": True}, "plugins=True: input should be a valid dictionary"),
+        ({"plugins": "0"}, "plugins='0': input should be a valid dictionary"),
+        ({"plugins": {"cpgd": True}}, "cpgd=True: expected lines of the form `setting: value`, the settings of plugin 'cpgd'"),
+        ({"plugins": {1: {}}}, "unknown key '1'; no installed plugin '1' has settings"),
+        ({"cpgd": {1: 2}}, "unknown key 'cpgd.1' (it has: drift_coef)"),
         ({"cpgd": {"drift_cof": 1}}, "unknown key 'cpgd.drift_cof'; did you mean 'drift_coef'? (it has: drift_coef)"),
         ({"cpgd.drift_coef": "much"}, "cpgd.drift_coef='much': input should be a valid number"),
         ({"cpgd": {"drift_coef": -1}}, "cpgd.drift_coef=-1: input should be greater than or equal to 0"),

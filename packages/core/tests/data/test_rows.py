@@ -36,6 +36,10 @@ def test_jsonl_skips_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
     assert load_rows(write(tmp_path / "d.jsonl", text), required=["prompt", "answer"]) == ROWS
 
 
+def test_names_with_ends_of_lines_are_quoted_in_one_line(tmp_path: Path) -> None:
+    assert message(write(tmp_path / "d.jsonl", json.dumps({"a\nb\r": "1"}))).endswith(r"no column 'prompt' (columns: a\nb\r)")
+
+
 def test_parquet_gives_the_same_rows_and_lists_of_messages(tmp_path: Path) -> None:
     chat = [{"prompt": [{"role": "user", "content": "hi"}], "answer": None}]
     for rows in (ROWS, chat):

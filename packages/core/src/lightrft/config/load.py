@@ -34,10 +34,11 @@ def make_config(values: Mapping[str, Any], *, sections: Sections | None = None) 
     """
     values = folded(values)
     plain = {k: v for k, v in values.items() if k in Config.model_fields or not may_be_section(k, v)}
-    given = {k: v for k, v in values.items() if k not in plain} | dict(plain.pop("plugins", None) or {})
+    given = {k: v for k, v in values.items() if k not in plain}
     problems: list[str] = []
-    if given:
-        plain["plugins"], problems = read_sections(given, installed_sections() if sections is None else sections)
+    if isinstance(by_name := plain.get("plugins") or {}, Mapping):  # anything else is told below
+        given |= {str(name): value for name, value in by_name.items()}
+        plain["plugins"], problems = read_sections(given, installed_sections() if sections is None else sections) if given else ({}, [])
     try:
         config = Config.model_validate(plain)
     except ValidationError as error:

@@ -66,7 +66,10 @@ def read_sections(values: Mapping[str, Any], sections: Sections) -> tuple[dict[s
             hint = nearest(name, [*sections, *Config.model_fields])
             problems.append(f"unknown key {key!r}{hint}; no installed plugin {name!r} has settings")
             continue
-        given.setdefault(name, {}).update({field: value} if dot else value)
+        if not dot and not isinstance(value, Mapping):
+            problems.append(f"{name}={value!r}: expected lines of the form `setting: value`, the settings of plugin {name!r}")
+            continue
+        given.setdefault(name, {}).update({field: value} if dot else {str(one): what for one, what in value.items()})
     for name, found in given.items():
         problems += _problems(name, found, sections[name])
     return given, problems
