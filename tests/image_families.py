@@ -70,8 +70,45 @@ def llava(folder: Path, seed: int) -> Any:
     return _saved(folder, _random(tf.LlavaForConditionalGeneration, config, seed), processor)
 
 
-FAMILIES: dict[str, Callable[[Path, int], Any]] = {"qwen2.5-vl": qwen25_vl, "qwen3-vl": qwen3_vl, "llava": llava}
+def gemma3(folder: Path, seed: int) -> Any:
+    """The tokens of an image see each other in both directions, and stand between two that its processor writes."""
+    config = tf.Gemma3Config(
+        text_config=TEXT | {"sliding_window": 32}, vision_config=LAYERS | {"image_size": SIDE, "patch_size": PATCH}, mm_tokens_per_image=4,
+        image_token_index=IMAGE_ID, boi_token_index=START_ID, eoi_token_index=END_ID,
+    )  # fmt: skip
+    names = {"image_token": "<|image_pad|>", "boi_token": "<|vision_start|>", "eoi_token": "<|vision_end|>"}
+    images = tf.Gemma3ImageProcessorPil(size={"height": SIDE, "width": SIDE})
+    processor = tf.Gemma3Processor(image_processor=images, tokenizer=_naming(names), image_seq_length=4)
+    return _saved(folder, _random(tf.Gemma3ForConditionalGeneration, config, seed), processor)
+
+
+def idefics3(folder: Path, seed: int) -> Any:
+    """Patches are put together by their places, and an image stands between tokens of its own, which its processor writes."""
+    tokenizer = image_tokenizer()
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"]}
+    )
+    config = tf.Idefics3Config(
+        text_config=tf.LlamaConfig(**TEXT | {"vocab_size": len(tokenizer)}), scale_factor=2, pad_token_id=PAD_ID,
+        vision_config=LAYERS | {"image_size": SIDE, "patch_size": PATCH}, image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    longest = {"longest_edge": SIDE}
+    images = tf.Idefics3ImageProcessorPil(size=longest, max_image_size=longest, do_image_splitting=False)
+    processor = tf.Idefics3Processor(image_processor=images, tokenizer=tokenizer, image_seq_len=4)
+    return _saved(folder, _random(tf.Idefics3ForConditionalGeneration, config, seed), processor)
+
+
+FAMILIES: dict[str, Callable[[Path, int], Any]] = {
+    "qwen2.5-vl": qwen25_vl, "qwen3-vl": qwen3_vl, "llava": llava, "gemma3": gemma3, "idefics3": idefics3,
+}  # fmt: skip
 """Each makes a folder, and returns the model that it holds."""
+
+
+def _naming(names: dict[str, str]) -> Any:
+    """The tokenizer, which knows some of its tokens by these names."""
+    tokenizer = image_tokenizer()
+    ends = {"eos_token": tokenizer.eos_token, "pad_token": tokenizer.pad_token}
+    return tf.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, extra_special_tokens=names, **ends)
 
 
 def _random(cls: Any, config: Any, seed: int) -> Any:

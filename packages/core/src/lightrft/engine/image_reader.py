@@ -98,12 +98,15 @@ def _pieces(tokens: list[int], between: int) -> list[list[int]]:
 def _load_processor(model_path: str, *, trust_remote_code: bool) -> Any:
     automatic: Any = AutoProcessor
     try:
-        return automatic.from_pretrained(model_path, trust_remote_code=trust_remote_code)
-    except ImportError:
-        return _without_videos(model_path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+        try:
+            return automatic.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+        except ImportError:
+            return _without_videos(model_path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{model_path!r} has no processor for images: {reason:.200}; copy the model's preprocessor_config.json") from error
+        missing = isinstance(error, ImportError) or "to be installed" in reason
+        remedy = "install what it asks for" if missing else "copy the model's preprocessor_config.json"
+        raise ValueError(f"{model_path!r} has no processor for images: {reason:.200}; {remedy}") from error
 
 
 def _without_videos(model_path: str, *, trust_remote_code: bool) -> Any:
