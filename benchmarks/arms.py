@@ -18,7 +18,7 @@ POLL_S = 0.02
 
 
 class DevicePeak(threading.Thread):
-    """The most memory in use on each GPU (NVML), GiB, since `start`; nothing without NVML. Polled from this process."""
+    """The most memory in use on each GPU of this process (NVML), GiB, since `start`; nothing without NVML. Polled from this process."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -33,12 +33,18 @@ class DevicePeak(threading.Thread):
             pynvml.nvmlInit()
         except Exception:  # no module, no driver: a CPU
             return
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in own_gpus(pynvml.nvmlDeviceGetCount())]
         self.most = [0.0] * len(handles)
         while not self.ended:
             now = [pynvml.nvmlDeviceGetMemoryInfo(handle).used / 2**30 for handle in handles]
             self.most = [max(pair) for pair in zip(self.most, now, strict=True)]
             time.sleep(POLL_S)
+
+
+def own_gpus(number: int) -> list[int]:
+    """Those of a machine's GPUs that CUDA_VISIBLE_DEVICES leaves to this process, by their numbers; all where it names none so."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [int(one) for one in named] if all(one.isdecimal() for one in named) else list(range(number))
 
 
 def run_ours(

@@ -92,7 +92,7 @@ def test_recomputation_is_laid_around_compiled_blocks(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch, "compile", compile_)
     monkeypatch.setattr(compiled, "compiles", lambda config, device_type: True)
-    strategy = get_strategy(make_config({"strategy": "single", "gradient_checkpointing": True}), registry=fake_registry())
+    strategy = get_strategy(make_config({"strategy": "single", "gradient_checkpointing": True, "compile": "yes"}), registry=fake_registry())
     model, _ = strategy.prepare_trainable(stack(), optimizer=AdamWSettings(learning_rate=1e-3))
     model(torch.ones(1, 2, 8)).sum().backward()
     assert called == ["compiled"] * 6, "three blocks forward, and again in the backward pass"
@@ -121,12 +121,26 @@ def test_experts_are_compiled_only_where_that_is_asked_for(monkeypatch: pytest.M
     asked: list[nn.Module] = []
     monkeypatch.setattr(compiled, "compile_blocks", asked.append)
     monkeypatch.setattr(compiled, "_is_on", lambda: True)
+    monkeypatch.setattr(compiled, "SMALL", 0)
     dense, experts = make_model("qwen3"), make_model("qwen3-moe")
     for model in (dense, experts):
         compile_where_asked(model, make_config({"fsdp": True}), device_type="cuda")
     assert asked == [dense]
     compile_where_asked(experts, make_config({"compile": "yes"}), device_type="cpu")
     assert asked == [dense, experts]
+
+
+def test_a_model_below_ten_million_parameters_is_compiled_only_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[nn.Module] = []
+    monkeypatch.setattr(compiled, "compile_blocks", asked.append)
+    monkeypatch.setattr(compiled, "_is_on", lambda: True)
+    with torch.device("meta"):
+        below, at = nn.Linear(999, 9_999), nn.Linear(1000, 10_000, bias=False)
+    for model in (below, at):
+        compile_where_asked(model, make_config({"fsdp": True}), device_type="cuda")
+    assert asked == [at]
+    compile_where_asked(below, make_config({"compile": "yes"}), device_type="cpu")
+    assert asked == [at, below]
 
 
 def test_what_cannot_be_compiled_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

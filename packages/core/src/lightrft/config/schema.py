@@ -76,7 +76,8 @@ class Config(BaseModel):
     compile: Literal["auto", "yes", "no"] = _field(
         "auto",
         "strategy",
-        "compile each block of a model by torch.compile; auto: on CUDA, but for experts, DeepSpeed's stage 3 and sp_size above 1",
+        "compile each block of a model by torch.compile; auto: on CUDA, but for experts, models below 10 M "
+        "parameters, DeepSpeed's stage 3 and sp_size above 1",
     )
     packing_samples: bool = _field(False, "strategy", "pack several samples into one row, without padding")
     max_tokens_per_micro_batch: Count = _field(

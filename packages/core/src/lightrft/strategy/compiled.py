@@ -18,13 +18,16 @@ CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 GRAPHS_AT_MOST = 32
 """Of one block's code: with and without gradients, one row or several, for each model of the class. torch runs what comes after
 these uncompiled, and says so."""
+SMALL = 10_000_000
+"""Parameters below which auto leaves a model alone: its steps take milliseconds, and never win back the minute of the compiler."""
 
 
 def compile_where_asked(model: nn.Module, config: Config, *, device_type: str) -> None:
     """`compile_blocks`, where the settings ask for it: by auto not of experts, whose code depends on the tokens' choice and comes out in
-    pieces.
+    pieces, nor of models below `SMALL`.
     """
-    if compiles(config, device_type) and not (config.compile == "auto" and has_experts(model)):
+    left_alone = config.compile == "auto" and (has_experts(model) or sum(p.numel() for p in model.parameters()) < SMALL)
+    if compiles(config, device_type) and not left_alone:
         compile_blocks(model)
 
 
