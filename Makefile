@@ -29,7 +29,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs site wheels gsm8k memory sequence-memory parity row-parity collectives overhead curves packing learn silent crosscheck engine-matrix rollout sync-speed test test-slow test-slow-core test-slow-workspace test-long test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-multi gpu-bench vs-trl phases clean chaos soak hangs fuzz audit
+.PHONY: help setup demo docs site wheels gsm8k memory sequence-memory parity row-parity collectives overhead curves packing learn silent user-inputs families crosscheck engine-matrix rollout sync-speed test test-slow test-slow-core test-slow-workspace test-long test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-multi gpu-bench vs-trl phases clean chaos soak hangs fuzz audit
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -102,6 +102,15 @@ overhead: $(STAMP)  ## a table: a step through each strategy against a loop by h
 
 silent: $(STAMP)  ## a table: situations in which nothing is learned, planted in small runs, and the sentence that is said
 	@$(BIN)/python benchmarks/silent_failures.py $(ARGS)
+
+user-inputs: $(STAMP) $(VLLM_STAMP)  ## the tables of folders, rows, templates and quantised models as users bring them, on hf and on vLLM (long)
+	$(BIN)/python -m pytest tests/user_inputs packages/core/tests/cli/test_show_prompt_styles.py -v $(ARGS)
+	$(VLLM_VENV)/bin/python -m pytest tests/user_inputs/test_folders.py packages/engine-vllm/tests/test_user_inputs.py -v $(ARGS)
+
+families: $(STAMP) $(VLLM_STAMP) $(SGLANG_STAMP)  ## the table of model families, from folder through engine, sync and update to the saved folder, on hf, vLLM and SGLang (long)
+	$(BIN)/python -m pytest tests/test_families.py -v $(ARGS)
+	$(VLLM_VENV)/bin/python -m pytest packages/engine-vllm/tests/test_family_table.py -v $(ARGS)
+	$(SGLANG_VENV)/bin/python -m pytest packages/engine-sglang/tests/test_family_table.py -v $(ARGS)
 
 learn: $(STAMP)  ## a table: every algorithm on the sorting task, seeds 0 to 2 (long; ARGS='--only grpo ppo --seeds 0' runs a part)
 	@$(BIN)/python benchmarks/learn.py $(ARGS)

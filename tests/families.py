@@ -186,18 +186,18 @@ def family_row(name: str, folder: Path, *, engine: str, **settings: Any) -> dict
     strategy.setup_inference_engine(config)
     try:
         actor, _ = strategy.prepare_trainable(make_family(name), optimizer=AdamWSettings(learning_rate=1e-3))
-        before = _gap(strategy, make_family(name, seed=1))
+        before = engine_gap(strategy, make_family(name, seed=1))
         strategy.update_engine_weights(actor)
         unverified: list[str] = strategy._controller.unverified  # type: ignore[union-attr]
         differing = strategy.differing_engine_weights(actor)
-        after = _gap(strategy, make_family(name))  # and to sleep again
+        after = engine_gap(strategy, make_family(name))  # and to sleep again
     finally:
         strategy.shutdown()
     return {"before": before, "after": after, "differing": differing, "unverified": unverified}
 
 
 @torch.no_grad()
-def _gap(strategy: StrategyBase, judge: Any) -> float:
+def engine_gap(strategy: StrategyBase, judge: Any) -> float:
     """Largest over the tokens of two samples of each prompt, against the row alone."""
     sampling = {"temperature": 1.0, "max_new_tokens": 8, "n": 2}
     worst = 0.0

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from lightrft.trainer.preflight import preflight_problems
 
 IDS = torch.arange(3, 30)[None]
 Change = Callable[[Path], None]
+ENGINE = "vllm" if find_spec("vllm") else "hf"
+"""In vLLM's environment the same is asked of runs with vLLM."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -318,7 +321,7 @@ def found_before_ranks(folder: Path, tmp_path: Path, **settings: Any) -> list[st
     """What every door says before a model loads."""
     data = tmp_path / "d.jsonl"
     data.write_text('{"prompt": "7+7=", "answer": "14"}\n')
-    values = {"strategy": "single", "engine_type": "hf", "model_name_or_path": str(folder), "prompt_data": str(data)}
+    values = {"strategy": "single", "engine_type": ENGINE, "model_name_or_path": str(folder), "prompt_data": str(data)}
     values |= {
         "output_dir": str(tmp_path / "run"),
         "rollout_batch_size": 1,

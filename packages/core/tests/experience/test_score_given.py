@@ -8,6 +8,7 @@ import pytest
 
 import lightrft
 from lightrft.errors import ConfigError, RewardError
+from lightrft.rewards.code import code_reward
 
 ROW = {"prompt": "6 x 7 =", "completion": "42", "answer": "42"}
 
@@ -34,7 +35,7 @@ def test_names_and_functions_weighted_row_by_row() -> None:
     [
         ([ROW], {"rewards": []}, "rewards is empty; give at least one name or function"),
         ([ROW], {"rewards": [length], "weights": [1, 2]}, "weights=[1, 2] has 2 numbers for 1 rewards; give one for each"),
-        ([ROW], {"rewards": [3]}, "rewards[0]=3 is a int, expected a name or a function of a list of samples"),
+        ([ROW], {"rewards": [3]}, "rewards[0]=3 is a int, not a function (samples) -> list of numbers"),
         ([ROW], {"rewards": [length, length]}, "two rewards are called 'length'; give one another name"),
         ([ROW], {"rewards": ["exact_mtch"]}, "unknown reward 'exact_mtch'; did you mean 'exact_match'?"),
         ([ROW], {"rewards": ["code"]}, "reward='code' runs programs that the model wrote; set --allow_code_execution"),
@@ -67,3 +68,13 @@ def test_a_name_that_two_rewards_have_is_told_once(rewards: list[Any], problem: 
     with pytest.raises(ConfigError) as caught:
         lightrft.score([ROW], rewards=rewards)
     assert caught.value.problems == [problem]
+
+
+def test_a_function_that_runs_programs_needs_the_permission_too() -> None:
+    def graded(samples: Any) -> list[float]:
+        return code_reward(samples)
+
+    row = {"prompt": "p", "completion": "x = 1", "answer": "assert x == 1"}
+    with pytest.raises(RewardError, match="allow_code_execution is off"):
+        lightrft.score([row], rewards=[graded])
+    assert lightrft.score([row], rewards=[graded], allow_code_execution=True) == [{"reward": 1.0, "parts": {"graded": 1.0}}]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +62,18 @@ class StopTokens:
         return "; ".join(parts) or "none: every completion runs to its limit"
 
     def conflict(self) -> str | None:
-        """A sentence where the model's own files do not name the token that the tokenizer ends a text with, or name none that exists."""
+        """A sentence where two of the model's own sources have no token in common, or one names a token that does not exist."""
         sentences = [
             f"{name} names the end-of-sequence token {', '.join(map(str, ids))}, which the model has no row for"
             for name, ids in self.outside.items()
         ]
-        mine = self.sources.get(TOKENIZER, ())
-        source = next((name for name in (GENERATION, CONFIG) if self.sources.get(name)), None)
-        theirs = self.sources[source] if source else ()
-        if mine and theirs and not set(mine) & set(theirs):
+        said = [(name, self.sources[name]) for name in (TOKENIZER, GENERATION, CONFIG) if self.sources.get(name)]
+        differing = [(one, other) for one, other in combinations(said, 2) if not set(one[1]) & set(other[1])]
+        if differing:
+            (one, mine), (other, theirs) = differing[0]
             sentences.append(
-                f"the sources of end-of-sequence tokens differ: the tokenizer ends with {self._listed(mine)}, {source} with "
-                f"{self._listed(theirs)}; completions end at either of them"
+                f"the sources of end-of-sequence tokens differ: {'the ' if one == TOKENIZER else ''}{one} ends with {self._listed(mine)}, "
+                f"{other} with {self._listed(theirs)}; completions end at either of them"
             )
         return "; ".join(sentences) or None
 

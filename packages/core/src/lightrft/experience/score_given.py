@@ -13,6 +13,7 @@ from lightrft.data.rows import Table
 from lightrft.errors import ConfigError
 from lightrft.experience.offline import samples_in, score_samples
 from lightrft.plugins.registry import Registry
+from lightrft.rewards.adapters import refusal
 from lightrft.rewards.load import NamedReward, rewards_of
 
 
@@ -44,7 +45,9 @@ def score(
         raise ConfigError(problems)
     loaded = iter(rewards_of(config, registry=registry))
     asked = [
-        replace(next(loaded), weight=weight) if isinstance(one, str) else NamedReward(name=name, function=one, weight=weight)
+        replace(next(loaded), weight=weight)
+        if isinstance(one, str)
+        else NamedReward(name=name, function=one, weight=weight, may_run_code=config.allow_code_execution)
         for one, name, weight in zip(rewards, called_so, weights or [1.0] * len(rewards), strict=True)
     ]
     table = Table(path="rows", rows=[dict(row) for row in rows])
@@ -60,8 +63,8 @@ def _unfit(rewards: Sequence[Any], weights: Sequence[float], names: Sequence[str
     if weights and len(weights) != len(rewards):
         yield f"weights={list(weights)!r} has {len(weights)} numbers for {len(rewards)} rewards; give one for each"
     for at, one in enumerate(rewards):
-        if not isinstance(one, str) and not callable(one):
-            yield f"rewards[{at}]={one!r:.60} is a {type(one).__name__}, expected a name or a function of a list of samples"
+        if not isinstance(one, str) and (problem := refusal(one, input_key="prompt")):
+            yield f"rewards[{at}]={getattr(one, '__name__', one)!r:.60} {problem}"
         if isinstance(one, str) and model_folder(one):
             yield f"rewards[{at}]={one!r} is a model; `lightrft score` loads reward models"
     functions = {name for one, name in zip(rewards, names, strict=True) if not isinstance(one, str)}  # `check_rewards` tells the others
