@@ -137,6 +137,7 @@ OTHER = {
     "eval_top_k": 3,
     "keep_checkpoints": 5,
     "keep_best": 2,
+    "async_save": True,
     "best_metric": "rollout/reward",
     "best_mode": "min",
     "slice_max_len": 4,
