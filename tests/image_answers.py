@@ -14,7 +14,7 @@ from lightrft.engine.base import EngineSetup, InferenceEngine
 from lightrft.engine.image_reader import ImageReader
 from lightrft.plugins import Registry
 from lightrft.testing.engine_bench import weights_of
-from lightrft.testing.image_text import noise
+from lightrft.testing.image_text import IMAGE_ID, noise
 from lightrft.types import Request, SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=6, ignore_eos=True)
@@ -24,11 +24,12 @@ PROMPTS = [([5, 6, 7], []), ([*IMAGE, 5, 6], [0]), ([3, *IMAGE, 5, *IMAGE, 6, *I
 """Token ids, and the seeds of their images: none, one, three, another one, none."""
 
 
-def requests() -> list[Request]:
+def requests(token: int = IMAGE_ID) -> list[Request]:
+    """`token` stands for an image."""
     pictures = [noise(0), noise(1).resize((24, 16)), noise(2)]
     return [
         Request(id=i, prompt_token_ids=ids, seed=100 + i, logprobs=True, images=tuple(pictures[s] for s in seeds))
-        for i, (ids, seeds) in enumerate(PROMPTS)
+        for i, (ids, seeds) in enumerate(([token if t == IMAGE_ID else t for t in ids], seeds) for ids, seeds in PROMPTS)
     ]
 
 
@@ -76,7 +77,8 @@ def logprobs(model: Any, inputs: dict[str, torch.Tensor], answer: list[int]) -> 
 def check_answers(name: str, family: str, folder: Path) -> None:
     """Tokens and log-probs are those of transformers before and after a sync, in which every weight is verified."""
     models = [FAMILIES[family](folder / str(seed), seed) for seed in range(2)]
-    reader, asked = ImageReader(str(folder / "0"), trust_remote_code=False), requests()
+    reader = ImageReader(str(folder / "0"), trust_remote_code=False)
+    asked = requests(IMAGE_ID if IMAGE_ID in reader.reserved else min(reader.reserved))
     compared = 0
     with engine_on(name, folder / "0") as engine:
         for version, model in enumerate(models):

@@ -35,6 +35,8 @@ TOKENS: dict[str, Any] = {
     "vision_end_token_id": END_ID,
 }
 IMAGE = (START_ID, IMAGE_ID, END_ID)
+LINES = ["\n" * count for count in range(1, 5)]
+"""Which tokenizers of Gemma 3 have for tokens, and vLLM asks for."""
 
 
 def qwen25_vl(folder: Path, seed: int) -> Any:
@@ -73,12 +75,15 @@ def llava(folder: Path, seed: int) -> Any:
 def gemma3(folder: Path, seed: int) -> Any:
     """The tokens of an image see each other in both directions, and stand between two that its processor writes."""
     config = tf.Gemma3Config(
-        text_config=TEXT | {"sliding_window": 32}, vision_config=LAYERS | {"image_size": SIDE, "patch_size": PATCH}, mm_tokens_per_image=4,
-        image_token_index=IMAGE_ID, boi_token_index=START_ID, eoi_token_index=END_ID,
+        text_config=TEXT | {"sliding_window": 32, "vocab_size": 64 + len(LINES)}, mm_tokens_per_image=4,
+        vision_config=LAYERS | {"image_size": SIDE, "patch_size": PATCH}, image_token_index=IMAGE_ID, boi_token_index=START_ID,
+        eoi_token_index=END_ID,
     )  # fmt: skip
     names = {"image_token": "<|image_pad|>", "boi_token": "<|vision_start|>", "eoi_token": "<|vision_end|>"}
+    tokenizer = _naming(names)
+    tokenizer.add_tokens(LINES)
     images = tf.Gemma3ImageProcessorPil(size={"height": SIDE, "width": SIDE})
-    processor = tf.Gemma3Processor(image_processor=images, tokenizer=_naming(names), image_seq_length=4)
+    processor = tf.Gemma3Processor(image_processor=images, tokenizer=tokenizer, image_seq_length=4)
     return _saved(folder, _random(tf.Gemma3ForConditionalGeneration, config, seed), processor)
 
 

@@ -21,7 +21,7 @@ from lightrft.testing.spmd import run_spmd
 from lightrft.types import EngineStatus, Request
 
 pytestmark = pytest.mark.long  # an engine for each family; the kit asks one of them daily
-RIGHT = ("qwen2.5-vl", "qwen3-vl")
+RIGHT = ("qwen2.5-vl", "qwen3-vl", "idefics3")
 
 
 @pytest.mark.parametrize("family", RIGHT)

@@ -36,6 +36,32 @@ class ImagesInReverse(FakeEngine):
         return super().generate([replace(r, images=r.images[::-1]) for r in requests], sampling)
 
 
+@mutant(
+    "fake engine", "a prompt's first image is seen for each of them", test=IMAGES, words="request 4 with 2 images is answered by",
+    declares=DECLARED,
+)  # fmt: skip
+class ImageRepeated(FakeEngine):
+    def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
+        return super().generate([replace(r, images=r.images[:1] * len(r.images)) for r in requests], sampling)
+
+
+@mutant(
+    "fake engine", "what was computed of images is kept over a sync", test=IMAGES,
+    words="after a sync, request 1 with 1 images is answered by", declares=DECLARED,
+)  # fmt: skip
+class ImagesOfOlderWeights(FakeEngine):
+    _first: int | None = None
+
+    def _next(self, request: Request, sampling: SamplingParams, sample: int, tokens: list[int]) -> int:
+        now = self._weights
+        self._first = now if self._first is None else self._first
+        self._weights = self._first if request.images else now
+        try:
+            return super()._next(request, sampling, sample, tokens)
+        finally:
+            self._weights = now
+
+
 @mutant("fake engine", "prompts come back with an image's tokens", test=IMAGES, words="one token an image", declares=DECLARED)
 class PromptsExpanded(FakeEngine):
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
