@@ -8,6 +8,7 @@ from typing import Any
 
 from lightrft.config.checks import NEEDS
 from lightrft.config.schema import PLUGINS, Config
+from lightrft.trainer.resume_settings import BELONG_TO_STATE, OF_NO_CONSEQUENCE, UNLESS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/reference/settings.md"
 HEAD = """# Settings
@@ -35,13 +36,22 @@ def page() -> str:
             continue
         default = field.get_default(call_default_factory=True)
         kind = type_of(schema["properties"][name])
-        row = f"| `{name}` | {kind} | `{json.dumps(default)}` | {cell(field.description or '')}{needs.get(name, '')} |"
+        row = f"| `{name}` | {kind} | `{json.dumps(default)}` | {cell(field.description or '')}{needs.get(name, '')} | {on_resume(name)} |"
         groups.setdefault(extra["group"], []).append(row)
     parts = [HEAD]
     for group, rows in groups.items():
-        head = ["| setting | type | default | what it does |", "|---|---|---|---|"]
+        head = ["| setting | type | default | what it does | another value on resume |", "|---|---|---|---|---|"]
         parts.append("\n".join([f"\n## {group.capitalize()}\n", *head, *rows]) + "\n")
     return "".join(parts)
+
+
+def on_resume(name: str) -> str:
+    """What another value means to a run that goes on from a checkpoint."""
+    if name in BELONG_TO_STATE:
+        return "refused"
+    if name in OF_NO_CONSEQUENCE:
+        return "of no matter"
+    return f"holds, is told; refused with `{UNLESS[name]}`" if name in UNLESS else "holds, is told"
 
 
 def type_of(schema: dict[str, Any]) -> str:

@@ -59,6 +59,32 @@ def test_adapters_are_planned_for(folder: Path) -> None:
     assert report["parameters"] == 127_424 + 7_424 and report["fits"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--strategy", "single", "--engine_type", "hf"], {}),
+        (["--fsdp", "--engine_type", "hf", "--fsdp_cpu_offload"], {"optimizer": 2 * 4}),
+        (["--fsdp", "--bf16", "--use_mp_opt", "--engine_type", "hf", "--fsdp_cpu_offload"], {"optimizer": 3 * 4}),
+        (["--zero_stage", "2", "--engine_type", "hf", "--adam_offload"], {"optimizer": 4 * 4}),
+        (["--fsdp", "--engine_type", "hf", "--kl_coef", "0.1", "--offload_frozen"], {"reference": 4}),
+        (["--fsdp", "--bf16", "--engine_type", "vllm", "--engine_sleep_level", "1"], {"engine weights, asleep": 2 * 2}),
+        (["--fsdp", "--bf16", "--engine_type", "vllm", "--engine_sleep_level", "2"], {}),
+    ],
+)
+def test_what_rests_in_host_memory_is_planned(
+    folder: Path, flags: list[str], parts: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bytes of a parameter, on two ranks; an engine's weights are whole on each (given as twice a rank's share)."""
+    shape = json.loads((folder / "config.json").read_text()) | {"vocab_size": 1_000_000}
+    (folder / "config.json").write_text(json.dumps(shape))
+    world = ["--world", "1" if "single" in flags else "2"]
+    report, _ = run_plan(["--model_name_or_path", str(folder), "--gpu", "h100-80g", *world, *flags], description="")
+    shares = {part: size * report["parameters"] / 2 / 2**30 for part, size in parts.items()}
+    assert report["host_gib"] == pytest.approx(shares, abs=2e-3)
+    print_report(report)
+    assert ("for each rank (" if parts else "host memory: nothing is kept there") in capsys.readouterr().out
+
+
 def test_bars_end_at_the_device() -> None:
     lines = bars({"a": {"x": 40.0, "y": 40.0}, "bc": {"x": 20.0, "z": 100.0}}, device=80.0).splitlines()
     assert [line.index("|") for line in lines[:2]] == [36, 36]

@@ -59,7 +59,18 @@ def print_report(report: Mapping[str, Any]) -> None:
     rows = [(part, *(f"{phase[part]:.2f}" if part in phase else "" for phase in gib.values())) for part in parts]
     show.table(("part", *gib), [*rows, ("together", *(f"{sum(phase.values()):.2f}" for phase in gib.values()))])
     print(bars(gib, device=report["device_gib"]))
+    print(host_line(report))
     print(verdict(report))
+
+
+def host_line(report: Mapping[str, Any]) -> str:
+    """What the settings put into the host's memory: for a rank, and for all of them, which may share one host."""
+    parts, world = report["host_gib"], report["world"]
+    if not parts:
+        return "host memory: nothing is kept there"
+    each = ", ".join(f"{part} {size:.2f}" for part, size in parts.items())
+    total = sum(parts.values())
+    return f"host memory: {total:.2f} GiB for each rank ({each}); {world * total:.2f} GiB for {world} on one host"
 
 
 def bars(gib: Mapping[str, Mapping[str, float]], *, device: float) -> str:
@@ -108,6 +119,7 @@ def _report(config: Config, *, gpu: str, world: int, device: int) -> dict[str, A
         "parameters": models.actor.total,
         **_told(plan),
         "gib": {name: {part: round(size / GIB, 3) for part, size in parts.items()} for name, parts in plan.phases.items()},
+        "host_gib": {part: round(size / GIB, 3) for part, size in plan.host.items()},
         "remedy": None if remedy is None else {"settings": dict(remedy.settings), "world": remedy.world, **_told(remedy.plan)},
     }
 

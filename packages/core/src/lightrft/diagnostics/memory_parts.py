@@ -31,6 +31,8 @@ class Held:
     """Bytes that stay of one element's gradient in a pass that does not add up."""
     offloaded: bool
     """Whether `optimizer` is on the device in the update only."""
+    on_host: int = 0
+    """In host memory, for training: what the settings keep off the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,7 @@ def _fsdp(config: Config, sizes: Sizes, world: int, adds_up: bool) -> Held:
         gathered=size * (sizes.rest + 2 * sizes.block if config.fsdp_reshard_after_forward else sizes.total),
         each=FLOAT / world,
         offloaded=config.fsdp_cpu_offload,
+        on_host=moments + (masters if config.use_mp_opt else 0) if config.fsdp_cpu_offload else 0,
     )
 
 
@@ -104,6 +107,7 @@ def _deepspeed(config: Config, sizes: Sizes, world: int, adds_up: bool) -> Held:
         gathered=REDUCE_BUCKETS + (0 if whole else size * (sizes.rest + 2 * sizes.block)),
         each=0.0 if on_host else FLOAT / (world if stage >= 2 else 1),
         offloaded=False,
+        on_host=(4 if has_masters else 3) * trained // part if on_host else 0,  # the moments, masters, and the gradients that they step on
     )
 
 

@@ -53,13 +53,14 @@ class Models:
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Bytes on one rank: `phases` by phase and part; `device` is what there is. `kv_cache` is the least that an engine has for it, and
-    `kv_needed` what one sequence takes.
+    `kv_needed` what one sequence takes. `host`: by part, what the settings put into the host's memory for this rank.
     """
 
     phases: Mapping[str, Mapping[str, int]]
     device: int
     kv_cache: int
     kv_needed: int
+    host: Mapping[str, int] = field(default_factory=dict)
 
     def total(self, phase: str) -> int:
         """Of one phase."""
@@ -127,7 +128,7 @@ class _Planner:
             phases = {name: parts | {"CUDA": CUDA_CONTEXT} for name, parts in phases.items()}
         shown = {name: {part: size for part, size in parts.items() if size} for name, parts in phases.items()}
         sequence = self._kv(1)
-        return Plan(phases=shown, device=self.device, kv_cache=engine["KV cache"], kv_needed=sequence)
+        return Plan(phases=shown, device=self.device, kv_cache=engine["KV cache"], kv_needed=sequence, host=self._host())
 
     # what stays
 
@@ -148,6 +149,18 @@ class _Planner:
         shard = self.config.reward_shard_size
         sizes = self.models.rewards.items()
         return {f"reward {name}": frozen_bytes(self.config, size, world=self.world, shard=shard) for name, size in sizes}
+
+    def _host(self) -> dict[str, int]:
+        """Optimizers and frozen models that rest there, and an engine's weights while it sleeps at level 1."""
+        config = self.config
+        found = {"optimizer": self._held().on_host}
+        if self.models.has_critic:
+            found["critic's optimizer"] = self._held(trained=self.models.actor.total).on_host
+        if config.offload_frozen:
+            found |= self._reference() | self._rewards()
+        if config.engine_type in SHARING and config.enable_engine_sleep and config.engine_sleep_level == 1:
+            found["engine weights, asleep"] = pass_bytes(config) * self.models.actor.total // config.engine_tp_size
+        return {part: size for part, size in found.items() if size}
 
     def _held(self, *, trained: int | None = None) -> Held:
         """Of the actor, or of a model of its shape with so many trained parameters."""
