@@ -19,7 +19,7 @@ import torch
 
 from lightrft.config.schema import Config
 from lightrft.errors import CheckpointError, RewardError
-from lightrft.run.checkpoint_folder import damage, find, folder_of, read, saved_in
+from lightrft.run.checkpoint_folder import damage, find, folder_of, read, saved_in, seal
 from lightrft.testing.small_trainer import make_trainer, odd_tokens, prompts
 from lightrft.trainer import SPMDPPOTrainer
 from lightrft.trainer.resume import FilesDigest, changed_settings, check_resume, reward_files, weight_files
@@ -288,6 +288,19 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path: Path, whole: tuple[Path, SPM
     with pytest.raises(CheckpointError, match="is damaged") as caught:
         make_trainer(tmp_path, **SAME | {"resume_from": str(copy)}).fit()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../../../secret", "/dev/zero", "pipe", "a\nb", "", "."])
+def test_a_manifest_cannot_name_what_is_no_file_of_the_checkpoint(tmp_path: Path, name: str) -> None:
+    """With checksums that fit. Nothing is opened, so nothing hangs."""
+    folder = folder_of(tmp_path, 3)
+    (folder / "actor").mkdir(parents=True)
+    (tmp_path / "secret").write_text("x")
+    os.mkfifo(folder / "actor" / "pipe")
+    (folder / "actor" / "manifest.json").write_text(json.dumps({"files": {name: "0" * 64}}))
+    seal(folder, {"step": 3, "config": {}})
+    found = damage(folder)
+    assert found.endswith(" is missing") and "\n" not in found
 
 
 def altered(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
