@@ -105,7 +105,7 @@ silent: $(STAMP)  ## a table: situations in which nothing is learned, planted in
 
 user-inputs: $(STAMP) $(VLLM_STAMP)  ## the tables of folders, rows, templates and quantised models as users bring them, on hf and on vLLM (long)
 	$(BIN)/python -m pytest tests/user_inputs packages/core/tests/cli/test_show_prompt_styles.py -v $(ARGS)
-	$(VLLM_VENV)/bin/python -m pytest tests/user_inputs/test_folders.py packages/engine-vllm/tests/test_user_inputs.py -v $(ARGS)
+	$(VLLM_VENV)/bin/python -m pytest tests/user_inputs/test_folders.py packages/engine-vllm/tests/test_user_inputs.py packages/engine-vllm/tests/test_user_folders.py -v $(ARGS)
 
 families: $(STAMP) $(VLLM_STAMP) $(SGLANG_STAMP)  ## the table of model families, from folder through engine, sync and update to the saved folder, on hf, vLLM and SGLang (long)
 	$(BIN)/python -m pytest tests/test_families.py -v $(ARGS)
