@@ -29,7 +29,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs site wheels gsm8k memory sequence-memory parity row-parity collectives overhead curves packing learn silent user-inputs families crosscheck engine-matrix rollout sync-speed test test-slow test-slow-core test-slow-workspace test-long test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-multi gpu-bench vs-trl phases clean chaos soak hangs fuzz audit
+.PHONY: help setup demo docs site wheels gsm8k memory sequence-memory parity row-parity collectives overhead curves packing learn silent user-inputs families crosscheck engine-matrix rollout sync-speed test test-slow test-slow-core test-slow-workspace test-long test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-multi gpu-bench vs-trl phases passes clean chaos soak hangs fuzz audit
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -137,6 +137,9 @@ vs-trl: $(CROSSCHECK_STAMP)  ## a step of ours against one of trl 1.16 on the sa
 
 phases: $(STAMP)  ## a table: each phase of a step against its floor, and the parts of a sync
 	@$(BIN)/python benchmarks/phases.py $(ARGS)
+
+passes: $(STAMP)  ## a table: the update and the log-prob pass without an engine, in TFLOP/s against the matmul rate; ARGS=--profile says what takes the time
+	@$(BIN)/python benchmarks/passes.py $(ARGS)
 
 packing: $(STAMP)  ## a table: packed rows against padded ones: padding, time of an update, work of ranks
 	@$(BIN)/python benchmarks/packing.py $(ARGS)

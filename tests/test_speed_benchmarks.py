@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -63,3 +65,25 @@ def test_committed_results_name_machine_versions_and_date() -> None:
         held = json.loads(file.read_text(encoding="utf-8"))
         assert held["name"] == file.stem and held["device"] and held["date"] and held["versions"]["torch"], file
         assert all(isinstance(value, (int, float)) for value in held["numbers"].values()), file
+
+
+def test_passes_are_counted_whole_and_profiled(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "passes.py"),
+        "--ranks",
+        "2",
+        "--rounds",
+        "1",
+        "--profile",
+        "--json",
+        "--work",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["tokens"] == 16 * (16 + 32) and found["micro_batches"] == 2, "8 of 16 sequences on a rank, 5 of 48 tokens in 256"
+    trunk, head = 2 * (64 * 32 * (2 * 2 + 2 * 1) + 3 * 64 * 96), 64 * 512  # weights of two layers and of the output layer
+    arithmetic = 6 * (trunk * 16 * 48 + head * 16 * 32) / 2
+    assert found["update_tflops"] * 1e12 * found["update_s"] == pytest.approx(arithmetic)
+    assert "profiled:" in done.stdout and (tmp_path / "passes-tiny-2.json").is_file()
