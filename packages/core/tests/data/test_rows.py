@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ def message(path: str, required: list[str] | None = None) -> str:
 def test_jsonl_skips_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
     text = "\ufeff" + json.dumps(ROWS[0]) + "\n\n" + json.dumps(ROWS[1], ensure_ascii=False) + "\n  \n"
     assert load_rows(write(tmp_path / "d.jsonl", text), required=["prompt", "answer"]) == ROWS
+
+
+def test_a_pipe_is_refused_before_it_is_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "d.jsonl")
+    assert "a pipe or a device" in message(str(tmp_path / "d.jsonl"))
 
 
 def test_names_with_ends_of_lines_are_quoted_in_one_line(tmp_path: Path) -> None:

@@ -74,6 +74,9 @@ def _inside(path: str, folder: str) -> bool:
 
 def _writable(name: str, value: str) -> Iterator[str]:
     folder = Path(value).absolute()
+    if folder.resolve() == Path(folder.anchor):
+        yield f"{name}={value!r} is the root of the file system; give a folder of its own"
+        return
     nearest_there = next(p for p in [folder, *folder.parents] if os.path.exists(p))  # Path.exists raises where a parent may not be read
     if not nearest_there.is_dir():
         yield f"{name}={value!r}: {str(nearest_there)!r} is a file; give a folder"

@@ -81,6 +81,8 @@ def _read(source: Path) -> Table:
         return _read_folder(source)
     if not source.exists():
         raise DataError(f"{source}: no such file or folder ({POSSIBLE})")
+    if not source.is_file():
+        raise DataError(f"{source}: a pipe or a device, which ranks cannot read twice; write it to a file ({POSSIBLE})")
     readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
     if source.suffix not in readers:
         raise DataError(f"{source}: cannot read a file with suffix {source.suffix!r} ({POSSIBLE})")
