@@ -17,7 +17,7 @@ RIGHT = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi", "phi3", "olmo2", "granite", "stablelm", "starcoder2",
     "smollm3", "gpt2", "gpt-neox", "opt", "mixtral", "qwen2-moe", "qwen3-moe", "granite-moe", "glm4-moe", "gemma4", "falcon-h1",
 )  # fmt: skip
-REFUSED = {"gemma3-vl": "this vLLM does not load it: OSError|vLLM needs torchvision", "deepseek-v3": "latent attention"}
+REFUSED = {"gemma3-vl": "which reads images.: OSError|vLLM needs torchvision", "deepseek-v3": "latent attention"}
 CLOSE = 2e-5
 
 

@@ -59,7 +59,7 @@ def test_a_prompt_that_is_too_long_with_its_images_is_refused_and_leaves_the_eng
 
 def test_a_family_that_vllm_does_not_load_is_told(tmp_path: Path) -> None:
     FAMILIES["llava"](tmp_path, 0)
-    words = r"\(LlavaForConditionalGeneration\) reads images, and this vLLM does not load it: .*--engine_type hf"
+    words = r"vLLM does not start with model .* \(LlavaForConditionalGeneration, which reads images\): .*--engine_type hf"
     with pytest.raises(ModelError, match=words), engine_on("vllm", tmp_path):
         pass
 

@@ -237,13 +237,12 @@ class VLLMEngine(InferenceEngine):
             return make(**self.arguments)
         except Exception as error:
             end_groups(keep_default=self._shares_group)
-            told = isinstance(error, (AttributeError, ImportError, KeyError, NotImplementedError, OSError, ValueError))
-            if not told or not self._reads_images:
+            if not isinstance(error, (AttributeError, ImportError, KeyError, NotImplementedError, OSError, ValueError)):
                 raise
-            name = type(self._names.model()).__name__
+            name = f"{type(self._names.model()).__name__}{', which reads images' if self._reads_images else ''}"
             raise ModelError(
-                f"model {self.setup.model_path!r} ({name}) reads images, and this vLLM does not load it: {type(error).__name__}: "
-                f"{' '.join(str(error).split()):.300}; use --engine_type hf"
+                f"vLLM does not start with model {self.setup.model_path!r} ({name}): {type(error).__name__}: "
+                f"{' '.join(str(error).split()):.300}; --engine_type hf runs what transformers runs"
             ) from error
 
     def _load(self, stream: Iterator[tuple[str, torch.Tensor]]) -> None:
