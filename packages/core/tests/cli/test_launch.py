@@ -126,6 +126,48 @@ def test_the_ranks_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
+LISTENING = """
+import json, os, re
+from pathlib import Path
+import torch, torch.distributed as dist
+
+def listening(pid):
+    held = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            held |= set(re.findall(r"socket:.(\\d+)", os.readlink(fd)))
+        except FileNotFoundError:
+            pass
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and words[9] in held:
+                yield words[1].partition(":")[0]
+
+dist.init_process_group("gloo")
+dist.all_reduce(torch.ones(1))
+dist.all_reduce(torch.ones(1), group=dist.new_group())
+found = {"launcher": list(listening(os.getppid())), "rank": list(listening(os.getpid())), "store": os.environ["MASTER_ADDR"]}
+everyone = [None, None]
+dist.all_gather_object(everyone, found)
+if dist.get_rank() == 0:
+    Path("found.json").write_text(json.dumps(everyone))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_nothing_listens_beyond_the_loopback_interface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert launch(script(tmp_path, LISTENING), nproc_per_node=2).exit_code == 0
+    everyone = json.loads(Path("found.json").read_text(encoding="utf-8"))
+    here = {"0100007F", "0" * 24 + "01000000", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, ::1 and the first as IPv6
+    for one in everyone:
+        assert one["launcher"] and set(one["launcher"]) <= here, everyone
+        assert one["rank"] and set(one["rank"]) <= here, everyone
+        assert one["store"] == "127.0.0.1"
+
+
 def test_no_ranks_is_an_error() -> None:
     with pytest.raises(ValueError, match="nproc_per_node=0"):
         launch(["true"], nproc_per_node=0)

@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -117,14 +118,15 @@ def _launch_config(nproc_per_node: int) -> LaunchConfig:
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
+    from lightrft.distributed.loopback import register
+
     return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=nproc_per_node,
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # else it leaves a folder for each launch in the temporary directory
         run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_backend=register(),
         local_addr="127.0.0.1",  # else it asks the name service for this machine's name, which may be down
         max_restarts=0,
         monitor_interval=MONITOR_INTERVAL_S,
@@ -141,7 +143,14 @@ def _rank_defaults(nproc_per_node: int) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",  # else the lines of the ranks come late, and out of order, when stdout is a file
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         ENV_STOP_TIMEOUT: str(STOP_TIMEOUT_S),
+        **_over_loopback(),
     }
+
+
+def _over_loopback() -> dict[str, str]:
+    """Ranks of one machine talk over its loopback interface; by themselves gloo and nccl listen where its name leads."""
+    name = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+    return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name} if name else {}
 
 
 def _take_stops(folder: Path, grace_s: float) -> None:

@@ -17,8 +17,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch.distributed import TCPStore
-
+from lightrft.distributed.loopback import loopback_store
 from lightrft.testing import spmd_rank
 
 T = TypeVar("T")
@@ -76,7 +75,7 @@ def run_spmd(fn: Callable[..., T], world_size: int, *args: Any, timeout_s: float
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     # As under torchrun, the launcher holds the store: no race for a free port, and it outlives a rank 0 that dies.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = loopback_store()
     with tempfile.TemporaryDirectory(prefix="lightrft-spmd-") as name:
         folder = Path(name)
         job = _job(fn, args, folder)
