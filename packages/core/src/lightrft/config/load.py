@@ -36,9 +36,11 @@ def make_config(values: Mapping[str, Any], *, sections: Sections | None = None) 
     plain = {k: v for k, v in values.items() if k in Config.model_fields or not may_be_section(k, v)}
     given = {k: v for k, v in values.items() if k not in plain}
     problems: list[str] = []
-    if isinstance(by_name := plain.get("plugins") or {}, Mapping):  # anything else is told below
-        given |= {str(name): value for name, value in by_name.items()}
-        plain["plugins"], problems = read_sections(given, installed_sections() if sections is None else sections) if given else ({}, [])
+    by_name = plain.pop("plugins", None) or {}
+    if not isinstance(by_name, Mapping):
+        plain["plugins"] = by_name  # told below
+    elif given := given | {str(name): value for name, value in by_name.items()}:
+        plain["plugins"], problems = read_sections(given, installed_sections() if sections is None else sections)
     try:
         config = Config.model_validate(plain)
     except ValidationError as error:
