@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 CORE_VENV := $(VENV)-core
 STAMP := $(VENV)/.lightrft-setup
 CORE_STAMP := $(CORE_VENV)/.lightrft-setup
+LOWEST_VENV := $(VENV)-lowest
+LOWEST_STAMP := $(LOWEST_VENV)/.lightrft-setup
 VLLM_VENV := $(VENV)-vllm
 VLLM_STAMP := $(VLLM_VENV)/.lightrft-setup
 SGLANG_VENV := $(VENV)-sglang
@@ -29,7 +31,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs site wheels gsm8k memory sequence-memory parity row-parity collectives overhead curves packing learn silent user-inputs families crosscheck engine-matrix rollout sync-speed test test-slow test-slow-core test-slow-workspace test-long test-core test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-multi gpu-bench vs-trl phases passes clean chaos soak hangs fuzz audit
+.PHONY: help setup demo docs site wheels gsm8k memory sequence-memory parity row-parity collectives overhead curves packing learn silent user-inputs families crosscheck engine-matrix rollout sync-speed test test-slow test-slow-core test-slow-workspace test-long test-core test-lowest test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-multi gpu-bench vs-trl phases passes clean chaos soak hangs fuzz audit
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -175,6 +177,14 @@ $(CORE_STAMP): $(STAMP) tools/thin_env.py
 	@$(BIN)/python tools/thin_env.py $(CORE_VENV) --without deepspeed --editable packages/core
 	@touch $@
 
+test-lowest: $(LOWEST_STAMP)  ## core with the lowest versions of its dependencies that it allows: settings, plugins, batches, and three steps of the demo
+	$(LOWEST_VENV)/bin/python -m pytest packages/core/tests/config packages/core/tests/plugins packages/core/tests/batch -m "not slow and not long" $(ARGS)
+	$(LOWEST_VENV)/bin/python -m lightrft.cli.main demo --strategy single --nproc-per-node 1 --max_steps 3 --sft_steps 20 --output_dir "$$(mktemp -d)/run"
+
+$(LOWEST_STAMP): $(STAMP) tools/lowest_env.py tools/thin_env.py
+	@$(BIN)/python tools/lowest_env.py $(LOWEST_VENV) --uv $(BIN)/uv
+	@touch $@
+
 test-workspace: $(STAMP)  ## the plugins' tests and those of the packages together
 	$(BIN)/python -m pytest packages/backend-fsdp/tests packages/backend-deepspeed/tests tests -m "not slow and not long" $(ARGS)
 
@@ -221,4 +231,4 @@ gpu-bench:  ## on the GPU machine, after gpu-test: phases against their floors, 
 	VLLM_USE_FLASHINFER_SAMPLER=0 PYTHONPATH=$(GPU_SITE) python3 -c 'import trl' && VLLM_USE_FLASHINFER_SAMPLER=0 PYTHONPATH=$(GPU_SITE) python3 benchmarks/vs_trl.py
 
 clean:  ## remove environments, caches and runs
-	rm -rf $(VENV) $(CORE_VENV) $(VLLM_VENV) $(SGLANG_VENV) $(CROSSCHECK_VENV) runs build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(CORE_VENV) $(LOWEST_VENV) $(VLLM_VENV) $(SGLANG_VENV) $(CROSSCHECK_VENV) runs build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

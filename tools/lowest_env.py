@@ -34,7 +34,9 @@ def main() -> None:
     thin_env.install(python, "--editable", ROOT / "packages/core")
     versions = lowest(given.uv)
     print(f"[setup] {given.folder}: {' '.join(versions)}", flush=True)
-    subprocess.run([str(given.uv), "pip", "install", "--quiet", "--compile-bytecode", "--no-deps", "--python", str(python), *versions], check=True)
+    subprocess.run(
+        [str(given.uv), "pip", "install", "--quiet", "--compile-bytecode", "--no-deps", "--python", str(python), *versions], check=True
+    )
 
 
 if __name__ == "__main__":

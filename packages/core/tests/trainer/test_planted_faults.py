@@ -151,7 +151,7 @@ def test_a_fault_that_went_away_and_came_back_is_told_again(tmp_path: Path) -> N
 def test_runs_that_learned_raise_no_alarm(name: str) -> None:
     """Metrics of whole runs: the demo with vLLM, two tiny recipes; their entropy falls to a fifth, and the critic begins as a constant."""
     recorded: dict[str, list[float | None]] = json.loads(Path(__file__).with_name("recorded_runs.json").read_text())[name]
-    monitors = Monitors(make_config({}))
+    monitors = Monitors(make_config({}), first_ratio_limit=0.02)
     steps = [dict(zip(recorded, values, strict=True)) for values in zip(*recorded.values(), strict=True)]
     assert len(steps) > 50 and [monitors.observe({k: v for k, v in step.items() if v is not None}) for step in steps] == [[]] * len(steps)
     worse = [{"rollout/entropy": (step["rollout/entropy"] or 0.0) / (1 + number)} for number, step in enumerate(steps)]

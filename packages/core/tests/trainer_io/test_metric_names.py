@@ -35,6 +35,7 @@ MADE_BY_PATTERN = {
         "eval/length_mean",
     ),
     *("source/SET/share", "source/SET/reward"),
+    "partial/lag/K",
     *("time/PHASE_s", "memory/PHASE_gib", "tokens/PHASE"),
 }
 

@@ -148,7 +148,7 @@ class PartialRollouts:
         metrics.mean("partial/continued", float(continued), float(len(batch)))
         metrics.mean("partial/lag_mean", float(tokens.sum()), float(len(tokens)))
         metrics.add("partial/lag_max", {}, lambda found: {"partial/lag_max": found["lag"]}, largest={"lag": largest})
-        metrics.add("partial/lag", by_lag, dict)
+        metrics.add("tokens by lag", by_lag, dict)
         metrics.add("partial", {}, lambda _: {"partial/slices": float(slices), "partial/in_flight": float(unfinished)})
 
 
