@@ -108,6 +108,7 @@ def test_the_rank_that_hangs_is_named(recipe: Path, tmp_path: Path, where: str, 
     assert re.match(rf"the run hangs: rank {rank} .*phase {phase} of step \d+", first), done.stderr
     assert f"rank {1 - rank} has" not in first and f"rank {1 - rank} (" not in first
     assert "--- rank 0 ---" in done.stderr and "--- rank 1 ---" in done.stderr and "most recent call last" in done.stderr
+    assert re.search(r"last collectives, by torch's flight recorder:\n(  gloo:.*\n)*  gloo:\w+ \d+ of group ", done.stderr), done.stderr
     assert seconds < LIMIT_S + WITHIN_S
 
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from lightrft.config.hang_limits import HangLimits
 from lightrft.distributed.failure import leave, leave_hung, leave_lost, report_hang, stacks
+from lightrft.distributed.flight_recorder import last_collectives
 from lightrft.distributed.hang import Hang, judge
 from lightrft.distributed.heartbeat import FAILED, LEFT, Beat, Clock, Stamp, beat
 from lightrft.distributed.world import World
@@ -112,7 +113,7 @@ class _Watch(threading.Thread):
         mine = self.beat()
         self.show(mine)
         if self.store is not None and self.store.check([f"{PREFIX}/stacks"]):
-            self.store.set(f"{PREFIX}/stacks/{mine.rank}", stacks())
+            self.store.set(f"{PREFIX}/stacks/{mine.rank}", stacks() + last_collectives())
         if mine.still_s > LOOKS_AFTER_S:
             self.look(mine)
 
@@ -197,8 +198,8 @@ class _Watch(threading.Thread):
         leave(1)
 
     def all_stacks(self) -> str:
-        """Of all ranks; of one that does not answer, the last lines that were seen."""
-        found = {self.world.rank: stacks()}
+        """Of all ranks, with their last collectives; of one that does not answer, the last lines that were seen."""
+        found = {self.world.rank: stacks() + last_collectives()}
         if self.store is not None:
             self.store.set(f"{PREFIX}/stacks", "1")
             until = time.monotonic() + STACKS_WITHIN_S
