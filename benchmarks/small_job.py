@@ -63,7 +63,7 @@ def ranks_below(launcher: int, program: bytes) -> list[int]:
             waiting += [int(child) for task in os.listdir(f"/proc/{one}/task") for child in _children(one, task)]
             if one != launcher and program in Path(f"/proc/{one}/cmdline").read_bytes():
                 found.append(one)
-        except (OSError, ValueError):
+        except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended
     return sorted(found)
 

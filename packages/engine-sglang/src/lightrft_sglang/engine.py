@@ -85,7 +85,7 @@ class SGLangEngine(InferenceEngine):
         limit = self.setup.max_model_len
         check_requests(requests, vocab_size=self._facts.vocab_size, max_model_len=limit)
         prompts = [self._images.read(request) for request in requests]
-        # Its own `n` takes no list of return_logprob; copies share their prompt in its prefix cache. Greedy draws are all alike.
+        # Its own `n` takes no list of return_logprob; copies share their prompt in its prefix cache. Greedy draws are identical.
         each = 1 if sampling.temperature == 0 else sampling.n
         copies = [pair for pair in zip(requests, prompts, strict=True) for _ in range(each)]
         drawn: list[dict[int, Completion]] = [{} for _ in requests]

@@ -141,17 +141,17 @@ def probe_prompts(
 def rotated(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     """Other prompts of the same tokens and lengths: each begins with another token (or is left out), so no cache of the given ones fits.
 
-    Where a few tokens make up all prompts, another one may begin alike: of all turns the one that shares least with any of them is taken,
-    as some engines find a single token in their cache.
+    Where a few tokens make up all prompts, another one may begin with the same tokens: of all turns the one that shares least with any of
+    them is taken, as some engines find a single token in their cache.
     """
     turned = []
     for prompt in prompts:
         turns = ([*prompt[at:], *prompt[:at]] for at, token in enumerate(prompt) if token != prompt[0])  # one at a time: n of n tokens
-        least = min(turns, key=lambda turn: max(_alike_from_the_start(turn, given) for given in prompts), default=None)
+        least = min(turns, key=lambda turn: max(_shared_prefix(turn, given) for given in prompts), default=None)
         if least is not None:
             turned.append(least)
     return turned
 
 
-def _alike_from_the_start(one: Sequence[int], other: Sequence[int]) -> int:
+def _shared_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -90,7 +90,7 @@ def run_again(config: Config, *, until: int) -> dict[str, Any]:
 
 
 def compare(replay: Replay, folder: Path, *, within: float = 0.0) -> dict[str, Any]:
-    """What the run and its replay in `folder` have alike, and every difference, in words.
+    """What the run and its replay in `folder` have in common, and every difference, in words.
 
     `within`: how far apart two metrics may be, relative to the larger one. 0 asks for the same bits, of metrics, and of weights, optimizer
     and all other state where both have a checkpoint of the last step.

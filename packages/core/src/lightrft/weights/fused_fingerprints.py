@@ -54,7 +54,7 @@ class OwnSums:
     """Puts an engine's own sums under the names that weights are sent by.
 
     `ranks` are those of every rank of the engine while it holds the folder's weights. What is not exactly the folder's there, for the first
-    and the last of each kind of tensor (alike but for the number of the layer), is never reported: the engine holds it in another form.
+    and the last of each kind of tensor (equal but for the layer's number), is never reported: the engine holds it in another form.
 
     `sendable`: by the engine's name of a weight, before it is fused with others, the name that it is sent by and its name in the folder.
     """
