@@ -42,7 +42,7 @@ def main() -> None:
         print(line)
     keep(f"passes-{given.model}-{given.ranks}", {name: value for name, value in found.items() if value is not None}, folder=given.work)
     if given.json:
-        print(json.dumps({"benchmark": "passes", "settings": {**vars(given), "work": str(given.work)}, **found}))
+        print(json.dumps({"benchmark": "passes", "settings": {**vars(given), "work": str(given.work), "trace": str(given.trace or "")}, **found}))
 
 
 def arguments() -> argparse.Namespace:
@@ -56,6 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cut", type=float, default=1.0, help="share of the answers that reach --new-tokens; the others are geometric")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--trace", type=Path, help="with --profile: the file that gets rank 0's events, for chrome://tracing or Perfetto")
     parser.add_argument("--limit", type=float, default=500.0, help="seconds at most")
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help="further settings")
@@ -113,7 +114,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
         found |= {f"{name}_s": seconds[name], f"{name}_tflops": done / 1e12, f"{name}_of_rate": done / rate}
     found["told"] = told(found)
     if given["profile"]:
-        found["told"] += profiled(lambda: update.run(mine, seed=0), on_gpu=on_gpu)
+        found["told"] += profiled(lambda: update.run(mine, seed=0), on_gpu=on_gpu, trace=None if rank else given["trace"])
     return found
 
 
@@ -139,8 +140,8 @@ def told(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def profiled(work: Callable[[], object], *, on_gpu: bool) -> list[str]:
-    """One run: the device's share of its time, and the largest parts, milliseconds."""
+def profiled(work: Callable[[], object], *, on_gpu: bool, trace: Path | None) -> list[str]:
+    """One run: the device's share of its time, and the largest parts, milliseconds; `trace` gets all events."""
     from torch.profiler import ProfilerActivity, profile
 
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
@@ -150,6 +151,8 @@ def profiled(work: Callable[[], object], *, on_gpu: bool) -> list[str]:
         if on_gpu:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
+    if trace:
+        recorded.export_chrome_trace(str(trace))
     rows = recorded.key_averages()
     lines = [f"profiled: {seconds:.3f} s"]
     if on_gpu:
