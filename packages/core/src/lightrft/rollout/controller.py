@@ -29,6 +29,7 @@ from lightrft.engine.stop_tokens import StopTokens
 from lightrft.errors import CapabilityError, EngineError, EngineStateError
 from lightrft.plugins.specs import Capability, EngineSpec
 from lightrft.rollout.ends import Decode
+from lightrft.rollout.image_transport import with_images_of_others
 from lightrft.rollout.output_checks import Ends, check_outputs
 from lightrft.rollout.prompts import PromptSource, collect_requests, with_images_read
 from lightrft.rollout.request_seeds import derive_seed
@@ -188,10 +189,9 @@ class RolloutController(WeightSync):
         if self.spec.topology == "spmd":
             flats = broadcast_object(flats, source=0, group=self.group.group)
         shares = [unpack_requests(flat) for flat in flats]
-        if self.takes_images and any(gather_objects(any(r.images for r in mine), group=self.group.group)):
-            images = gather_objects([r.images for r in mine], group=self.group.group)
-            shares = [[replace(r, images=i) for r, i in zip(s, p, strict=True)] for s, p in zip(shares, images, strict=False)]
-        return shares
+        if not self.takes_images:
+            return shares
+        return with_images_of_others(shares, mine, group=self.group.group, everywhere=self.spec.topology == "spmd")
 
     def _generate(self, shares: list[list[Request]], sampling: SamplingParams, finished: Finished) -> list[list[RequestOutput]]:
         if self.engine is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -48,12 +49,22 @@ def collect_requests(source: PromptSource, *, tokenize: Callable[[str], list[int
 
 
 def with_images_read(requests: list[Request]) -> list[Request]:
-    """The same with PIL images in RGB. Raises ValueError, naming prompt and image, where one cannot be read (see `rgb_image`)."""
-    read = []
-    for request in requests:
-        images = [rgb_image(image, where=f"all_images, prompt {request.id}, image {i}") for i, image in enumerate(request.images)]
-        read.append(replace(request, images=tuple(images)))
-    return read
+    """The same with PIL images in RGB; a path, bytes or an object that comes again is read once.
+
+    Raises:
+        ValueError: one cannot be read (see `rgb_image`); prompt and image are named.
+    """
+    known: dict[Any, Any] = {}
+
+    def read(source: Any, where: str) -> Any:
+        key = source if isinstance(source, (str, bytes, os.PathLike)) else id(source)
+        if key not in known:
+            known[key] = rgb_image(source, where=where)
+        return known[key]
+
+    return [
+        replace(r, images=tuple(read(image, f"all_images, prompt {r.id}, image {i}") for i, image in enumerate(r.images))) for r in requests
+    ]
 
 
 def _plain(token_ids: Sequence[int], prompt: int) -> list[int]:
