@@ -42,7 +42,8 @@ def main() -> None:
         print(line)
     keep(f"passes-{given.model}-{given.ranks}", {name: value for name, value in found.items() if value is not None}, folder=given.work)
     if given.json:
-        print(json.dumps({"benchmark": "passes", "settings": {**vars(given), "work": str(given.work), "trace": str(given.trace or "")}, **found}))
+        settings = {**vars(given), "work": str(given.work), "trace": str(given.trace or "")}
+        print(json.dumps({"benchmark": "passes", "settings": settings, **found}))
 
 
 def arguments() -> argparse.Namespace:
