@@ -1,15 +1,14 @@
-"""The names that settings have in TRL, OpenRLHF, upstream LightRFT and verl, with the name here: for messages and docs/coming-from.md."""
+"""The names that settings have in TRL and verl, and with `openrlhf_names` in OpenRLHF and upstream LightRFT, by the name here: for
+messages and docs/coming-from.md.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-NO_SETTING = "no setting here"
-EVERY_STEP = f"{NO_SETTING}: every step is logged"
-CUSTOM_REWARD = "reward", "path/to/file.py:function"
-Answer = tuple[str, str]
-"""The name here (empty: none), and a note."""
+from lightrft.config.openrlhf_names import COMMON, EVERY_STEP, NO_SETTING, OPENRLHF, UPSTREAM, Answer
 
+CUSTOM_REWARD = "reward", "path/to/file.py:function"
 TRL: Mapping[str, Answer] = {
     "beta": ("kl_coef", ""),
     "lr": ("learning_rate", ""),
@@ -52,50 +51,66 @@ TRL: Mapping[str, Answer] = {
     "save_steps": ("save_every", ""),
     "eval_steps": ("eval_every", ""),
     "logging_steps": ("", EVERY_STEP),
-}
-
-OPENRLHF: Mapping[str, Answer] = {
-    "pretrain": ("model_name_or_path", ""),
-    "actor_learning_rate": ("learning_rate", ""),
-    "critic_pretrain": ("critic_model_name_or_path", ""),
-    "reward_pretrain": ("reward", "model:FOLDER"),
-    "remote_rm_url": ("reward", "http://host:port/path"),
-    "init_kl_coef": ("kl_coef", ""),
-    "use_kl_loss": ("kl_in", "loss or reward"),
-    "entropy_loss_coef": ("entropy_coef", ""),
-    "eps_clip_low_high": ("eps_clip_low", "and eps_clip_high"),
-    "normalize_reward": ("normalize_rewards", ""),
-    "freezing_actor_steps": ("critic_warmup_steps", "rollouts"),
-    "enable_ema": ("ema_beta", "0 keeps no average"),
-    "l2": ("weight_decay", ""),
-    "lr_warmup_ratio": ("lr_warmup_steps", "optimizer steps, not a fraction"),
-    "input_template": ("prompt_template", ""),
-    "prompt_data_probs": ("prompt_data_weights", "in any unit"),
-    "prompt_split": ("prompt_data", "OWNER/NAME:SUBSET:SPLIT"),
-    "eval_dataset": ("eval_data", ""),
-    "eval_split": ("eval_data", "OWNER/NAME:SUBSET:SPLIT"),
-    "eval_n_samples_per_prompt": ("eval_n", ""),
-    "dynamic_filtering": ("dynamic_sampling", ""),
-    "overlong_buffer_len": ("overlong_buffer", ""),
-    "overlong_penalty_factor": ("overlong_penalty", ""),
-    "use_dynamic_batch": ("packing_samples", ""),
-    "train_max_tokens_per_gpu": ("max_tokens_per_micro_batch", ""),
-    "ring_attn_size": ("sp_size", ""),
-    "target_modules": ("lora_target_modules", ""),
-    "vllm_tensor_parallel_size": ("engine_tp_size", ""),
+    "num_generations_eval": ("eval_n", "samples beside the greedy one"),
+    "steps_per_generation": ("train_batch_size", "rollout_batch_size times n_samples_per_prompt over it: updates of a rollout"),
+    "delta": ("dual_clip", ""),
+    "multi_objective_aggregation": ("reward_weights", "rewards are weighed and summed, then compared within their group"),
+    "router_aux_loss_coef": ("router_balance_coef", ""),
+    "log_completions": ("save_samples", "completions of each rollout"),
+    "num_completions_to_print": ("save_samples", "completions of each rollout"),
+    "max_tool_calling_iterations": ("max_turns", ""),
+    "vllm_importance_sampling_mode": ("mismatch_level", "and mismatch_beyond"),
+    "vllm_importance_sampling_clip_max": ("mismatch_cap", ""),
+    "vllm_importance_sampling_clip_min": ("mismatch_floor", ""),
+    "vllm_enable_sleep_mode": ("enable_engine_sleep", ""),
+    "vllm_max_model_length": ("", f"{NO_SETTING}: it is prompt_max_len + generate_max_len"),
     "vllm_gpu_memory_utilization": ("engine_mem_util", ""),
-    "vllm_enable_sleep": ("enable_engine_sleep", ""),
-    "vllm_num_engines": ("engine_tp_size", "engines share the ranks: as many as ranks / engine_tp_size"),
-    "save_path": ("output_dir", ""),
-    "ckpt_path": ("output_dir", ""),
-    "max_ckpt_num": ("keep_checkpoints", ""),
-    "load_checkpoint": ("resume_from", "latest"),
-    "use_wandb": ("loggers", "console jsonl wandb"),
-    "use_tensorboard": ("loggers", "console jsonl tensorboard"),
-    "save_steps": ("save_every", ""),
-    "eval_steps": ("eval_every", ""),
-    "logging_steps": ("", EVERY_STEP),
-    "colocate_all_models": ("", f"{NO_SETTING}: trainer and engine always share the ranks"),
+    "vllm_tensor_parallel_size": ("engine_tp_size", ""),
+    "vllm_mode": ("", f"{NO_SETTING}: the engine always lives on the trainer's ranks, as in mode colocate"),
+    "vllm_server_host": ("", f"{NO_SETTING}: the engine always lives on the trainer's ranks"),
+    "vllm_server_base_url": ("", f"{NO_SETTING}: the engine always lives on the trainer's ranks"),
+    "generation_kwargs": ("temperature", "and top_p, top_k, min_p, stop; options of the engine's library: engine_args"),
+    "model_init_kwargs": ("", f"{NO_SETTING}: bf16, use_mp_opt and trust_remote_code say how a model is loaded"),
+    "ds3_gather_for_generation": ("", f"{NO_SETTING}: the engine has weights of its own"),
+    "disable_dropout": ("", f"{NO_SETTING}: dropout is off"),
+    "shuffle_dataset": ("", f"{NO_SETTING}: rows are always shuffled, by seed"),
+    "sync_ref_model": ("", f"{NO_SETTING}: the reference model stays as it was loaded"),
+    "top_entropy_quantile": ("", f"{NO_SETTING}: a policy loss of a plugin can leave tokens out"),
+    "use_adaptive_entropy": ("", f"{NO_SETTING}: entropy_coef is constant"),
+    "per_device_eval_batch_size": ("", f"{NO_SETTING}: an evaluation gives all its prompts to the engine at once"),
+    "optim": ("", f"{NO_SETTING}: AdamW, with adam_beta1, adam_beta2 and weight_decay"),
+    "deepspeed": ("strategy", "deepspeed; its stage is zero_stage"),
+    "attn_implementation": ("", f"{NO_SETTING}: the fastest attention that the model and the machine have is taken"),
+    "torch_compile": ("compile", ""),
+    "cast_lm_head_to_fp32": ("", f"{NO_SETTING}: log-probs are computed in float32"),
+    "remove_unused_columns": ("", f"{NO_SETTING}: a reward function is given the whole row"),
+    "pad_to_multiple_of": ("", f"{NO_SETTING}: packing_samples pads nothing"),
+    "cache_implementation": ("", f"{NO_SETTING}: the engine decides"),
+    "vllm_model_impl": ("engine_args", "model_impl"),
+    "vllm_structured_outputs_regex": ("", f"{NO_SETTING}: what is drawn has to be the distribution that is trained"),
+    "ref_model_mixup_alpha": ("", f"{NO_SETTING}: the reference model stays as it was loaded"),
+    "ref_model_sync_steps": ("", f"{NO_SETTING}: the reference model stays as it was loaded"),
+    "off_policy_mask_threshold": ("mismatch_beyond", "mask leaves out what lies beyond mismatch_cap or below mismatch_floor"),
+    "use_bias_correction_kl": ("", f"{NO_SETTING}: kl_estimator says how the KL is estimated"),
+    "log_multimodal": ("", f"{NO_SETTING}: samples are kept with small copies of their images"),
+    "log_unique_prompts": ("", f"{NO_SETTING}: save_samples keeps the best, the worst and the median first"),
+    "log_completions_hub_repo": ("", f"{NO_SETTING}: samples stay in the run's folder and its loggers"),
+    "vllm_server_port": ("", f"{NO_SETTING}: the engine always lives on the trainer's ranks"),
+    "vllm_server_timeout": ("", f"{NO_SETTING}: the engine always lives on the trainer's ranks"),
+    "vllm_group_port": ("", f"{NO_SETTING}: the engine always lives on the trainer's ranks"),
+    "sapo_temperature_neg": ("policy_loss", "one of a plugin: core has none with it"),
+    "sapo_temperature_pos": ("policy_loss", "one of a plugin: core has none with it"),
+    "vespo_k_pos": ("policy_loss", "one of a plugin: core has none with it"),
+    "vespo_lambda_pos": ("policy_loss", "one of a plugin: core has none with it"),
+    "vespo_k_neg": ("policy_loss", "one of a plugin: core has none with it"),
+    "vespo_lambda_neg": ("policy_loss", "one of a plugin: core has none with it"),
+    "entropy_coef_min": ("", f"{NO_SETTING}: entropy_coef is constant"),
+    "entropy_coef_max": ("", f"{NO_SETTING}: entropy_coef is constant"),
+    "entropy_coef_delta": ("", f"{NO_SETTING}: entropy_coef is constant"),
+    "entropy_target": ("", f"{NO_SETTING}: entropy_coef is constant"),
+    "use_transformers_continuous_batching": ("engine_type", "hf, vllm, sglang or one of a plugin"),
+    "transformers_continuous_batching_config": ("engine_type", "hf, vllm, sglang or one of a plugin"),
+    "use_transformers_paged": ("engine_type", "hf, vllm, sglang or one of a plugin"),
 }
 
 ACTOR, ROLLOUT = "actor_rollout_ref.actor.", "actor_rollout_ref.rollout."
@@ -158,7 +173,13 @@ VERL: Mapping[str, Answer] = {
     "trainer.max_actor_ckpt_to_keep": ("keep_checkpoints", ""),
 }
 
-LIBRARIES: Mapping[str, Mapping[str, Answer]] = {"TRL": TRL, "OpenRLHF and upstream LightRFT": OPENRLHF, "verl": VERL}
+LIBRARIES: Mapping[str, Mapping[str, Answer]] = {
+    "TRL": TRL,
+    "OpenRLHF and upstream LightRFT": COMMON,
+    "upstream LightRFT": UPSTREAM,
+    "OpenRLHF": OPENRLHF,
+    "verl": VERL,
+}
 
 
 def named_here(name: str) -> str:
