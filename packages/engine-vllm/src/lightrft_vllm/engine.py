@@ -41,6 +41,7 @@ from lightrft_vllm.guests import (
     snapshot,
 )
 from lightrft_vllm.loading import load_straight, loads_straight
+from lightrft_vllm.quantised import forget_what_was_made, quantisation_problems, read_made, watch_quantisation
 from lightrft_vllm.weights import WeightStream, own_names, pack_experts_again
 
 CPU_KV_CACHE_BYTES = 2**30
@@ -48,6 +49,9 @@ CPU_KV_CACHE_BYTES = 2**30
 
 CPU_BATCH_TOKENS = 4096
 """Of one forward, at most, on the CPU; one prompt always fits."""
+
+QUANTISING = ("quantization", "quantization_config")
+"""vLLM's options with which it quantises weights as they are loaded."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
@@ -71,11 +75,14 @@ class VLLMEngine(InferenceEngine):
         from vllm import LLM  # after the environment that it reads at import
 
         keep_linear_layers_plain(setup.device.type)
+        if any(setup.options.get(name) for name in QUANTISING):
+            watch_quantisation()
         classes = snapshot(self._names.model())
         with as_it_was(), no_shared_memory(setup.device.type), no_bars(setup.device.type):
             self._llm: Any = self._built(LLM)
         self._llm.apply_model(partial(give_classes_back, before=classes))
         self._parameters: frozenset[str] = frozenset(self._llm.apply_model(_parameter_names)[0])
+        self._check_quantised()
         self._adapted: tuple[str, ...] = ()
         self._adapter: Any = None  # vLLM's request of the present one
         self._straight = setup.device.type == "cuda" and not setup.adapter_rank and self._llm.apply_model(loads_straight)[0]
@@ -146,6 +153,7 @@ class VLLMEngine(InferenceEngine):
         try:
             self._load(iter(stream))
             stream.check_complete()
+            self._check_quantised()
         except Exception as error:
             self._status = EngineStatus.UNUSABLE
             raise error if isinstance(error, WeightSyncError) else WeightSyncError(f"vLLM failed to load weights: {error}") from error
@@ -189,7 +197,9 @@ class VLLMEngine(InferenceEngine):
         return self._names.module_shapes()
 
     def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
-        """Without experts on the CPU, which vLLM packs, and tensors whose key-value heads several ranks hold."""
+        """Without experts on the CPU, which vLLM packs, and tensors whose key-value heads several ranks hold. Of a quantised tensor, the
+        sums of what was loaded, as long as the codes are those that were compared with it.
+        """
         self._alive()
         return self._sums.named(self._read_sums())
 
@@ -246,6 +256,7 @@ class VLLMEngine(InferenceEngine):
             ) from error
 
     def _load(self, stream: Iterator[tuple[str, torch.Tensor]]) -> None:
+        self._llm.apply_model(forget_what_was_made)
         if self._straight:
             self._llm.apply_model(partial(load_straight, stream=stream))
             return
@@ -269,8 +280,15 @@ class VLLMEngine(InferenceEngine):
 
     def _read_sums(self) -> dict[str, OwnSum]:
         [found] = self._llm.apply_model(partial(read_own_sums, dtype=self.setup.dtype))
-        sums: dict[str, OwnSum] = {name.replace(".base_layer.", "."): value for name, value in found.items()}
+        [made] = self._llm.apply_model(read_made)
+        sums: dict[str, OwnSum] = {name.replace(".base_layer.", "."): value for name, value in (found | made).items()}
         return sums
+
+    def _check_quantised(self) -> None:
+        """Raises WeightSyncError where what vLLM quantised is not what was loaded, to half a quantum."""
+        [problems] = self._llm.apply_model(quantisation_problems)
+        if problems:
+            raise WeightSyncError(f"vLLM quantised weights wrongly: {problems[0]} ({len(problems)} in all)")
 
     def _arguments(self) -> dict[str, Any]:
         setup = self.setup

@@ -127,7 +127,8 @@ class InferenceEngine(ABC):
         """Of each tensor that this rank holds now, under the names of the weights that were laid into it (several where they are fused).
 
         Read from the tensors themselves, never remembered. Under the capability `weight_sums`, while AWAKE or WEIGHTS_ONLY. A tensor that
-        is held in another form than it was sent in is left out.
+        is held in another form than it was sent in is left out; a quantised one may be given by the sums of what it was made from, if the
+        engine compared the two when it was made, and compares its codes now with those.
 
         Raises:
             CapabilityError: the engine does not declare it.
