@@ -6,7 +6,7 @@ Legend for all docstrings: B prompts, n samples per prompt, P prompt tokens, T c
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Literal
@@ -107,6 +107,26 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Video:
+    """A video of a prompt: its frames in order, PIL images in RGB of one size.
+
+    Before it is read: a tuple of images as callers bring them, an array uint8 [T, H, W, 3], or the path or the bytes of an animation.
+    """
+
+    frames: Any
+
+
+def frames_of(picture: Any) -> tuple[Any, ...]:
+    """The frames of a video; an image alone."""
+    return tuple(picture.frames) if isinstance(picture, Video) else (picture,)
+
+
+def each_frame(picture: Any, change: Callable[[Any], Any]) -> Any:
+    """The image, or the video, that `change` makes of it, frame by frame."""
+    return Video(frames=tuple(map(change, picture.frames))) if isinstance(picture, Video) else change(picture)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """One prompt for an engine.
 
@@ -115,7 +135,7 @@ class Request:
 
     `images` are PIL images in RGB, for engines that declare `multimodal`. The prompt holds the model's image token (`image_token` of its
     processor; for most models `image_token_id` of the configuration) once for each of them, in their order; the engine puts as many in
-    its place as the image has.
+    its place as the image has. For engines that declare `video` there may be a `Video` among them, with the model's video token likewise.
     """
 
     id: int

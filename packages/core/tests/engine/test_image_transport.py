@@ -120,7 +120,7 @@ def test_what_comes_again_is_decoded_once(tmp_path: Path, monkeypatch: pytest.Mo
         read.append(source)
         return rgb_image(source, where=where)
 
-    monkeypatch.setattr("lightrft.rollout.prompts.rgb_image", counted)
+    monkeypatch.setattr("lightrft.rollout.prompts.read_picture", counted)
     source = PromptSource(
         prompt_token_ids=[[1], [2]], prompts=None, images=[path, data, image, path, bytes(bytearray(data)), image], images_num=[2, 4],
         logprobs=False,

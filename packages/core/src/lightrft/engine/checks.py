@@ -21,7 +21,7 @@ def check_requests(requests: Sequence[Request], *, vocab_size: int, max_model_le
             raise ValueError(f"request {request.id}: token id {low if low < 0 else high} is outside the vocabulary of {vocab_size}")
 
 
-def needed_capabilities(sampling: SamplingParams, *, logprobs: bool, images: bool) -> Iterator[tuple[str, Capability]]:
+def needed_capabilities(sampling: SamplingParams, *, logprobs: bool, images: bool, videos: bool) -> Iterator[tuple[str, Capability]]:
     """What a call asks beyond the plain, as (what was asked, capability)."""
     if sampling.stop:
         yield f"stop={sampling.stop!r}", Capability.STOP_STRINGS
@@ -33,3 +33,5 @@ def needed_capabilities(sampling: SamplingParams, *, logprobs: bool, images: boo
         yield "logprobs", Capability.LOGPROBS
     if images:
         yield "images", Capability.MULTIMODAL
+    if videos:
+        yield "videos", Capability.VIDEO

@@ -10,6 +10,8 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
+from lightrft.types import Video
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptWithImages:
@@ -31,8 +33,13 @@ class ImageReader:
         """The text that stands for an image in a prompt."""
         if not self.token:
             raise ValueError(f"{model_path!r}: {type(self._processor).__name__} names no image token; images cannot be placed in a prompt")
+        self.video_token = str(getattr(self._processor, "video_token", None) or "")
+        """The same of a video; empty where the model reads none, or the processor's part for them is not there."""
+        if getattr(self._processor, "video_processor", None) is None:
+            self.video_token = ""
         tokenizer = self._processor.tokenizer
         self._token_id = int(tokenizer.convert_tokens_to_ids(self.token))
+        self._video_id = int(tokenizer.convert_tokens_to_ids(self.video_token)) if self.video_token else None
         kinds = [getattr(self._processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
         self.reserved = frozenset(int(tokenizer.convert_tokens_to_ids(str(token))) for token in kinds if token)
         """The tokens that models take for a place of an image (a video, a sound), wherever they stand."""
@@ -43,29 +50,42 @@ class ImageReader:
         return sum(token == self._token_id for token in token_ids)
 
     def check_count(self, token_ids: Sequence[int], images: Sequence[Any], *, where: str) -> None:
-        """Raises ValueError where there are not as many image tokens as images."""
-        number = self.count(token_ids)
-        if number != len(images):
+        """Raises ValueError where there are not as many image tokens as images, or video tokens as videos."""
+        videos = sum(isinstance(one, Video) for one in images)
+        if videos and not self.video_token:
             raise ValueError(
-                f"{where}: the prompt has {number} image tokens ({self.token}) for {len(images)} images; write one for each image"
+                f"{where} has {videos} videos, and {type(self._processor).__name__} reads none here; name a model that does, or install "
+                "torchvision, which transformers reads them by"
             )
+        counts = [("image", self.token, self.count(token_ids), len(images) - videos)]
+        counts += [("video", self.video_token, sum(token == self._video_id for token in token_ids), videos)] if videos else []
+        for kind, token, number, brought in counts:
+            if number != brought:
+                raise ValueError(
+                    f"{where}: the prompt has {number} {kind} tokens ({token}) for {brought} {kind}s; write one for each {kind}"
+                )
 
     def read(self, token_ids: Sequence[int], images: Sequence[Any], *, where: str) -> PromptWithImages:
         """Puts an image's tokens in the place of its image token. The prompt's own tokens stay as they are: no text is encoded again.
 
-        `images` are PIL images in RGB; `where` names the prompt in errors.
+        `images` are PIL images in RGB and videos of such frames, each kind in the order of its tokens; `where` names the prompt in errors.
 
         Raises:
-            ValueError: not as many image tokens as images.
+            ValueError: as `check_count`.
         """
         self.check_count(token_ids, images, where=where)
-        text = self._between.join([self.token] * len(images))
-        made = self._processor(images=[list(images)], text=[text], add_special_tokens=False, return_tensors="pt")
+        videos = [list(one.frames) for one in images if isinstance(one, Video)]
+        places = {self._token_id: self.token} | ({self._video_id: self.video_token} if videos else {})
+        given: dict[str, Any] = {"videos": videos} if videos else {}
+        if len(videos) < len(images):
+            given["images"] = [[one for one in images if not isinstance(one, Video)]]
+        text = self._between.join(places[token] for token in token_ids if token in places)
+        made = self._processor(**given, text=[text], add_special_tokens=False, return_tensors="pt")
         row = made["input_ids"]
         pieces = iter(_pieces(row[0].tolist(), self._between_id))
         own = row.shape[1]  # stands for a token of the prompt in `source`, which has places in `row`
-        source = [place for t in token_ids for place in (next(pieces) if t == self._token_id else [own])]
-        prompt = iter([t for t in token_ids if t != self._token_id])
+        source = [place for t in token_ids for place in (next(pieces) if t in places else [own])]
+        prompt = iter([t for t in token_ids if t not in places])
         whole = [next(prompt) if place == own else int(row[0, place]) for place in source]
         named = {name: made[name] for name in made if name not in _TEXT}
         # What has an entry for each token of `row` gets one for each token of the prompt, 0 where that is text.

@@ -28,6 +28,7 @@ HF_CAPABILITIES = frozenset(
         Capability.SLEEP_2,
         Capability.MIN_P,
         Capability.MULTIMODAL,
+        Capability.VIDEO,
         Capability.MIN_NEW_TOKENS,
         Capability.STOP_STRINGS,
         Capability.TENSOR_PARALLEL,

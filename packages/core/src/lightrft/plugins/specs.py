@@ -27,6 +27,7 @@ class Capability(StrEnum):
     # engines
     TENSOR_PARALLEL = "tensor_parallel", "one engine serves a group of several ranks (`engine_tp_size`)"
     MULTIMODAL = "multimodal", "prompts with images"
+    VIDEO = "video", "prompts with videos"
     LOGPROBS = "logprobs", "the log-probability of each sampled token, for the requests that ask"
     SEED = "seed", "a request's seed fixes its draws, whatever else is in the batch"
     SLEEP_1 = "sleep_1", "asleep, the weights wait in host memory"

@@ -36,7 +36,7 @@ from lightrft.rollout.request_seeds import derive_seed
 from lightrft.rollout.transport import pack_outputs, pack_requests, unpack_outputs, unpack_requests
 from lightrft.rollout.waking import wake
 from lightrft.rollout.weight_sync import WeightSync
-from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
+from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams, Video
 
 T = TypeVar("T")
 LOGPROBS_REMEDY = "; a run asks for log-probs unless logprob_gap_prompts and verify_sync_every are 0"
@@ -112,11 +112,16 @@ class RolloutController(WeightSync):
         images_num: Sequence[int] | None,
         sleep_engine: bool,
         logprobs: Sequence[bool] | bool,
+        videos: Sequence[Any] | None = None,
+        videos_num: Sequence[int] | None = None,
         on_finished: Callable[[int, RequestOutput], None] | None = None,
     ) -> list[RequestOutput]:
         """See `StrategyBase.gather_and_generate`."""
         self._usable()
-        source = PromptSource(prompt_token_ids=prompt_token_ids, prompts=prompts, images=images, images_num=images_num, logprobs=logprobs)
+        source = PromptSource(
+            prompt_token_ids=prompt_token_ids, prompts=prompts, images=images, images_num=images_num, videos=videos, videos_num=videos_num,
+            logprobs=logprobs,
+        )  # fmt: skip
         mine, numbers = self._together_counting("collecting prompts", lambda: self._requests(source, sampling))
         first = sum(numbers[: self._world.rank])
         call_seed = self._seed + self._calls if sampling.seed is None else sampling.seed
@@ -172,7 +177,8 @@ class RolloutController(WeightSync):
 
     def _requests(self, source: PromptSource, sampling: SamplingParams) -> list[Request]:
         requests = collect_requests(source, tokenize=self._tokenize)
-        asked = needed_capabilities(sampling, logprobs=any(r.logprobs for r in requests), images=any(r.images for r in requests))
+        videos = [isinstance(one, Video) for request in requests for one in request.images]
+        asked = needed_capabilities(sampling, logprobs=any(r.logprobs for r in requests), images=not all(videos), videos=any(videos))
         for what, capability in asked:
             if capability not in self.spec.capabilities_on(self._world.device.type):
                 raise CapabilityError(

@@ -11,32 +11,35 @@ from typing import Any
 import torch
 
 from lightrft.distributed.collectives import Group, gather_objects, gather_ragged, gather_to_first
-from lightrft.types import Request
+from lightrft.types import Request, each_frame, frames_of
 
 
 def with_images_of_others(shares: list[list[Request]], mine: Sequence[Request], *, group: Group, everywhere: bool) -> list[list[Request]]:
     """`shares`, the requests of each rank of the group without their images, with them; equal images are one object. Collective.
 
-    `mine` are this rank's own, whose images are PIL in RGB. With `everywhere` all ranks get the images, otherwise the first alone does
-    (`shares` is empty on the others).
+    `mine` are this rank's own, whose images are PIL in RGB, or videos of such frames. With `everywhere` all ranks get the images, otherwise
+    the first alone does (`shares` is empty on the others).
     """
-    objects = {id(image): image for request in mine for image in request.images}
-    names = {key: digest(image) for key, image in objects.items()}
-    own = {names[key]: image for key, image in objects.items()}
-    named = [[names[id(image)] for image in request.images] for request in mine]
-    told: list[list[list[bytes]]] = gather_objects(named, group=group)
-    if not any(name for rank in told for request in rank for name in request):
-        return shares
+    objects = {id(frame): frame for request in mine for image in request.images for frame in frames_of(image)}
+    names = {key: digest(frame) for key, frame in objects.items()}
+    own = {names[key]: frame for key, frame in objects.items()}
+    named = [[each_frame(image, lambda frame: names[id(frame)]) for image in request.images] for request in mine]
+    told: list[list[list[Any]]] = gather_objects(named, group=group)
     senders: dict[bytes, int] = {}
     for rank, requests in enumerate(told):
-        for name in (one for request in requests for one in request):
+        for name in (frame for request in requests for one in request for frame in frames_of(one)):
             senders.setdefault(name, rank)
+    if not senders:
+        return shares
     here = 0 if group is None else torch.distributed.get_rank(group)
     # The first rank has its own already, and nobody else reads them where the engine runs there alone.
     sent = [name for name, sender in senders.items() if sender == here and (everywhere or here > 0)]
     found = own | _exchanged([(name, png_of(own[name])) for name in sent], group=group, everywhere=everywhere)
     return [
-        [replace(request, images=tuple(found[name] for name in asked)) for request, asked in zip(share, requests, strict=True)]
+        [
+            replace(request, images=tuple(each_frame(name, found.__getitem__) for name in asked))
+            for request, asked in zip(share, requests, strict=True)
+        ]
         for share, requests in zip(shares, told, strict=False)
     ]
 

@@ -5,10 +5,19 @@ from __future__ import annotations
 import base64
 import io
 import os
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+from lightrft.types import Video
 
 MAX_PIXELS = 64_000_000
 """More than any camera's; a file of a few kB can claim far more, and would fill the memory."""
+
+TORN = (OSError, ValueError, TypeError, SyntaxError, EOFError, IndexError)
+"""What Pillow's readers raise over damaged files."""
+
+MAX_VIDEO_PIXELS = 4 * MAX_PIXELS
+"""Of all frames together: 300 of 720 x 1280."""
 
 
 def rgb_image(source: Any, *, where: str) -> Any:
@@ -30,8 +39,67 @@ def rgb_image(source: Any, *, where: str) -> Any:
         if width * height > MAX_PIXELS:
             raise ValueError(f"it has {width} x {height} pixels, and at most {MAX_PIXELS} are read; make it smaller")
         return _rgb(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow's readers raise
+    except (*TORN, Image.DecompressionBombError) as error:
         raise ValueError(f"{where}{name}: no image that can be read: {' '.join(str(error).split()):.200}") from error
+
+
+def read_picture(source: Any, *, where: str) -> Any:
+    """An image as `rgb_image`; of a `Video` one whose frames are such images. Raises ValueError as `rgb_image`, or as follows.
+
+    Raises:
+        ValueError: no frames, frames of different sizes, more than `MAX_VIDEO_PIXELS`, or a file that is no animation.
+    """
+    if not isinstance(source, Video):
+        return rgb_image(source, where=where)
+    frames = tuple(_frames(source.frames, where=where))
+    sizes = {frame.size for frame in frames}
+    if len(sizes) != 1:
+        found = f"frames of {len(sizes)} sizes, {sorted(sizes)[:3]}" if sizes else "no frames"
+        raise ValueError(f"{where}: a video of {found}; give one or more of one size")
+    return Video(frames=frames)
+
+
+def _frames(source: Any, *, where: str) -> Iterator[Any]:
+    one_file = isinstance(source, (str, os.PathLike, bytes, bytearray))
+    images = _animation(source, where=where) if one_file else _of_array(source, where=where)
+    pixels = 0
+    for number, image in enumerate(images):
+        frame = rgb_image(image, where=f"{where}, frame {number}")
+        pixels += frame.size[0] * frame.size[1]
+        if pixels > MAX_VIDEO_PIXELS:
+            raise ValueError(f"{where}: a video of more than {MAX_VIDEO_PIXELS} pixels in all its frames; bring fewer, or smaller ones")
+        yield frame
+
+
+def _animation(source: Any, *, where: str) -> Iterator[Any]:
+    """The frames of a GIF, WebP or PNG."""
+    rgb_image(source, where=f"{where} (an animation that Pillow reads; of other videos bring the frames, as a list of images)")
+    from PIL import Image, ImageSequence
+
+    with Image.open(_file(source)) as image:
+        frames = ImageSequence.Iterator(image)
+        while True:
+            try:
+                frame = next(frames).copy()
+            except StopIteration:
+                return
+            except (*TORN, Image.DecompressionBombError) as error:
+                raise ValueError(f"{where}: an animation that cannot be read to its end: {' '.join(str(error).split()):.200}") from error
+            yield frame
+
+
+def _of_array(source: Any, *, where: str) -> Iterable[Any]:
+    """The frames of a list as they are, of an array uint8 [T, H, W, 3] as PIL images."""
+    if not hasattr(source, "shape"):
+        return source if isinstance(source, (list, tuple)) else [source]
+    from PIL import Image
+
+    if len(source.shape) != 4 or source.shape[-1] != 3 or not str(source.dtype).endswith("uint8"):
+        shape = list(source.shape)
+        raise ValueError(
+            f"{where}: a video of shape {shape}, {source.dtype}; give uint8 of [frames, height, width, 3], or a list of images"
+        )
+    return (Image.fromarray(frame.numpy() if hasattr(frame, "numpy") else frame) for frame in source)
 
 
 def as_data_uri(image: Any) -> str:

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lightrft.rollout.images import rgb_image
-from lightrft.types import Request
+from lightrft.rollout.images import read_picture
+from lightrft.types import Request, Video
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSource:
     """The arguments of `gather_and_generate` that name prompts. `images` is flat, `images_num` says how many belong to each prompt (one to
-    each where it is None); an image is a PIL image, a path, or a file's bytes.
+    each where it is None); an image is a PIL image, a path, or a file's bytes. `videos` and `videos_num` likewise: see `Video`.
     """
 
     prompt_token_ids: Sequence[Sequence[int]] | None
@@ -23,6 +23,8 @@ class PromptSource:
     images: Sequence[Any] | None
     images_num: Sequence[int] | None
     logprobs: Sequence[bool] | bool
+    videos: Sequence[Any] | None = None
+    videos_num: Sequence[int] | None = None
 
 
 def collect_requests(source: PromptSource, *, tokenize: Callable[[str], list[int]]) -> list[Request]:
@@ -41,30 +43,35 @@ def collect_requests(source: PromptSource, *, tokenize: Callable[[str], list[int
     logprobs = [source.logprobs] * count if isinstance(source.logprobs, bool) else list(source.logprobs)
     if len(logprobs) != count:
         raise ValueError(f"logprobs has {len(logprobs)} entries for {count} prompts")
-    images = _split_images(source, count)
+    images = _split(source.images, source.images_num, count, kind="image")
+    videos = [tuple(map(_video, own)) for own in _split(source.videos, source.videos_num, count, kind="video")]
     return [
-        Request(id=i, prompt_token_ids=ids, seed=0, logprobs=asked, images=own)
-        for i, (ids, asked, own) in enumerate(zip(token_ids, logprobs, images, strict=True))
+        Request(id=i, prompt_token_ids=ids, seed=0, logprobs=asked, images=(*shown, *films))
+        for i, (ids, asked, shown, films) in enumerate(zip(token_ids, logprobs, images, videos, strict=True))
     ]
 
 
 def with_images_read(requests: list[Request]) -> list[Request]:
-    """The same with PIL images in RGB; a path, bytes or an object that comes again is read once.
+    """The same with PIL images in RGB, and videos of such frames; a path, bytes or an object that comes again is read once.
 
     Raises:
-        ValueError: one cannot be read (see `rgb_image`); prompt and image are named.
+        ValueError: one cannot be read (see `read_picture`); prompt and image are named.
     """
     known: dict[Any, Any] = {}
 
     def read(source: Any, where: str) -> Any:
         key = source if isinstance(source, (str, bytes, os.PathLike)) else id(source)
         if key not in known:
-            known[key] = rgb_image(source, where=where)
+            known[key] = read_picture(source, where=where)
         return known[key]
 
-    return [
-        replace(r, images=tuple(read(image, f"all_images, prompt {r.id}, image {i}") for i, image in enumerate(r.images))) for r in requests
-    ]
+    def of(request: Request) -> tuple[Any, ...]:
+        shown = sum(not isinstance(one, Video) for one in request.images)
+        names = [f"image {i}" if i < shown else f"video {i - shown}" for i in range(len(request.images))]
+        wheres = [f"all_{name.split()[0]}s, prompt {request.id}, {name}" for name in names]
+        return tuple(read(image, where) for image, where in zip(request.images, wheres, strict=True))
+
+    return [replace(request, images=of(request)) for request in requests]
 
 
 def _plain(token_ids: Sequence[int], prompt: int) -> list[int]:
@@ -75,10 +82,14 @@ def _plain(token_ids: Sequence[int], prompt: int) -> list[int]:
         raise ValueError(f"all_prompt_token_ids[{prompt}] is no sequence of token ids: {error}") from error
 
 
-def _split_images(source: PromptSource, count: int) -> list[tuple[Any, ...]]:
-    images = list(source.images or ())
-    numbers = list(source.images_num) if source.images_num is not None else [1 if images else 0] * count
-    if len(numbers) != count or sum(numbers) != len(images):
-        raise ValueError(f"images_num={numbers!r} does not fit {count} prompts and {len(images)} images")
-    stream = iter(images)
+def _video(source: Any) -> Video:
+    return source if isinstance(source, Video) else Video(frames=tuple(source) if isinstance(source, list) else source)
+
+
+def _split(given: Sequence[Any] | None, counts: Sequence[int] | None, count: int, *, kind: str) -> list[tuple[Any, ...]]:
+    flat = list(given if given is not None else ())
+    numbers = list(counts) if counts is not None else [1 if flat else 0] * count
+    if len(numbers) != count or sum(numbers) != len(flat):
+        raise ValueError(f"{kind}s_num={numbers!r} does not fit {count} prompts and {len(flat)} {kind}s")
+    stream = iter(flat)
     return [tuple(next(stream) for _ in range(number)) for number in numbers]

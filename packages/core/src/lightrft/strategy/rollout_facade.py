@@ -109,6 +109,8 @@ class EngineSide(ABC):
         images_num: Sequence[int] | None = None,
         sleep_engine: bool = True,
         *,
+        all_videos: Sequence[Any] | None = None,
+        videos_num: Sequence[int] | None = None,
         logprobs: Sequence[bool] | bool = False,
         on_finished: Callable[[int, RequestOutput], None] | None = None,
     ) -> list[RequestOutput]:
@@ -116,8 +118,10 @@ class EngineSide(ABC):
 
         `sampling_params`: our SamplingParams, a mapping of its fields, or what the engine's `read_sampling` takes beside them. Ranks may
         bring different numbers of prompts, or none. `all_images` (PIL images, paths, or files' bytes) is flat, `images_num` says how many
-        belong to each prompt, which holds the processor's image token once for each. `logprobs` asks for sampled-token
-        log-probs, for all prompts or one by one. Wakes the engine before and, with `sleep_engine`, puts it to sleep after.
+        belong to each prompt, which holds the processor's image token once for each. `all_videos` and `videos_num` likewise, with its
+        video token, where the engine has the capability `video`: a list of frames (images as before), an array uint8
+        [frames, height, width, 3], or the path or bytes of an animation (GIF, WebP, PNG). `logprobs` asks for sampled-token log-probs, for
+        all prompts or one by one. Wakes the engine before and, with `sleep_engine`, puts it to sleep after.
 
         `on_finished(i, output)` is called, in this thread, for prompts of this rank that have ended while others still generate: on ranks
         that hold an engine, where the engine says so, in any order. It has to return at once.
@@ -129,6 +133,8 @@ class EngineSide(ABC):
             prompts=all_prompts,
             images=all_images,
             images_num=images_num,
+            videos=all_videos,
+            videos_num=videos_num,
             sleep_engine=sleep_engine,
             logprobs=logprobs,
             on_finished=on_finished,
