@@ -266,3 +266,24 @@ def test_ranks_that_wait_as_on_nccl_and_ignore_sigterm_end_soon(end: str, kind: 
     result = launch([sys.executable, str(script), str(stamp)], nproc_per_node=3)
     assert time.time() - float(stamp.read_text()) < 25
     assert result.cause is not None and (result.cause.rank, result.cause.kind) == (1, kind)
+
+
+def test_a_loopback_interface_that_is_down_is_one_line() -> None:
+    """In a network namespace of its own, where nobody has brought it up: torch's store tried for five minutes."""
+    script = """
+import ctypes, sys
+if ctypes.CDLL(None).unshare(0x40000000 | 0x10000000):  # network, user
+    sys.exit(77)
+from lightrft.distributed.launch import launch
+from lightrft.errors import UserError
+try:
+    launch([sys.executable, "-c", "pass"], nproc_per_node=1)
+except UserError as error:
+    print(error)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    if found.returncode == 77:
+        pytest.skip("this system gives no network namespace")
+    assert (found.stderr, found.stdout) == (
+        "", "ranks meet at 127.0.0.1, which cannot be reached here (Network is unreachable); bring it up: ip link set lo up\n"
+    )  # fmt: skip

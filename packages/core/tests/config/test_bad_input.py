@@ -125,6 +125,7 @@ def problems(settings: dict[str, Any]) -> list[str]:
         ({"seed": 1.5}, "seed=1.5: input should be a valid integer"),
         ({"bf16": "perhaps"}, "bf16='perhaps'"),
         ({"output_dir": "/"}, "output_dir='/' is the root of the file system; give a folder of its own"),
+        ({"output_dir": "a\0b"}, "output_dir='a\\x00b' holds a NUL character; give a folder"),
         ({"output_dir": "/tmp/.."}, "output_dir='/tmp/..' is the root of the file system"),
         ({"lerning_rate": 1}, "unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
     ],

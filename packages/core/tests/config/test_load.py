@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,25 @@ def test_empty_recipe(tmp_path):
 def test_missing_recipe(tmp_path):
     assert "No such file or directory; give the path of a YAML file" in recipe_problem(tmp_path / "none.yaml")
     assert "Is a directory" in recipe_problem(tmp_path)
+
+
+def test_what_is_no_file_of_settings_is_one_line(tmp_path: Path) -> None:
+    """A pipe that nobody writes to was waited for, and a device without an end was read until the memory was full."""
+    os.mkfifo(tmp_path / "r.yaml")
+    for path, words in (
+        (tmp_path / "r.yaml", "is a named pipe"),
+        ("/dev/zero", "is longer than 4194304 characters"),
+        (tmp_path, "directory"),
+    ):
+        with pytest.raises(ConfigError, match=words) as caught:
+            read_recipe(path)
+        assert len(caught.value.problems) == 1 and "; give the path of a YAML file" in caught.value.problems[0]
+    assert read_recipe(os.devnull) == {}
+    read, write = os.pipe()  # as a shell's <(...)
+    os.write(write, b"sp_size: 2")
+    os.close(write)
+    assert read_recipe(f"/dev/fd/{read}") == {"sp_size": 2}
+    os.close(read)
 
 
 @pytest.mark.parametrize("text", ["fsdp: [1, 2", "fsdp: true\n  seed: 3", "a: b: c", "\tfsdp: true", "fsdp: !!python/object:os.system x"])

@@ -38,6 +38,16 @@ def test_the_last_block_of_python_is_the_program() -> None:
     assert program_of("just text") == "just text"
 
 
+def test_blocks_without_an_end_are_looked_for_in_no_time() -> None:
+    """Each once took a look at the whole rest: minutes, in which no thread of the rank could say that it lives."""
+    began = time.monotonic()
+    for text in ("```x\n" * 20_000, "```" + " " * 100_000, "```python\na\n```\n" + "```python\n" * 10_000):
+        program_of(text)
+    assert time.monotonic() - began < 2
+    assert program_of("```python\na\n```\n" + "```python\n" * 100) == "a\n"
+    assert program_of("  ```py x=1\na\n\n```b\n```  \n```c\nd\n```") == "a\n\n```b\n"
+
+
 def test_what_runs_for_ever_or_takes_all_memory_ends() -> None:
     began = time.monotonic()
     assert not passes("while True: pass", TESTS, wall_s=2)

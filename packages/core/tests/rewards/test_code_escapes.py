@@ -11,13 +11,15 @@ from __future__ import annotations
 import os
 import platform
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lightrft.utils.sandbox import lacking, passes
+from lightrft.utils.sandbox import enter, lacking, passes
 
 ADD = "assert add(2, 3) == 5"
 EVERY_WAY = "(dunder for dunder in '__eq__ __ne__ __lt__ __le__ __gt__ __ge__ __contains__'.split())"
@@ -27,6 +29,11 @@ CALM = (
 )
 CALM += "    def __float__(self): return 0.0\n    def __round__(self, n=0): return 5\n    def __lt__(self, other): return True\n    __le__ = __lt__\n"
 FRAMES = "import sys\ndef frames():\n    frame = sys._getframe()\n    while frame:\n        yield frame\n        frame = frame.f_back\n"
+
+FORGE = (
+    "import json, os, time\ndef forge(*messages):\n    for text in (json.dumps(one).encode() for one in messages):\n        for fd in range(3, 16):\n"
+    "            try: os.write(fd, b'%08x' % len(text) + text)\n            except OSError: pass\n    time.sleep(1)\n"
+)
 
 HACKS: dict[str, tuple[str, str]] = {
     "compile is replaced": (
@@ -183,6 +190,72 @@ HACKS: dict[str, tuple[str, str]] = {
         "        except OSError: pass\ndef add(a, b): return 5",
         "assert add(2, 3) == 6",
     ),
+    "StopIteration ends a map of the tests": (
+        "def add(a, b): raise StopIteration", "assert all(map(lambda a: add(a, 1) == a + 1, range(3)))"
+    ),
+    "a class by the name of StopIteration": (
+        "class StopIteration(Exception): pass\ndef add(a, b): raise StopIteration",
+        "import itertools\nassert not any(itertools.starmap(lambda a, b: add(a, b) != a + b, [(1, 2), (3, 4)]))",
+    ),
+    "a length that ends a map of the tests": (
+        "class L:\n    def __len__(self): raise StopIteration\n    __getitem__ = v = property(__len__)\ndef add(a, b): return L()",
+        "assert all(map(lambda a: len(add(a, 1)) == 7, range(3)))",
+    ),
+    "an item that ends a map of the tests": (
+        "class L:\n    def __getitem__(self, i): raise StopIteration\ndef add(a, b): return L()",
+        "assert all(map(lambda a: add(a, 1)[0] == 7, range(3)))",
+    ),
+    "an attribute that ends a map of the tests": (
+        "class L:\n    @property\n    def v(self): raise StopIteration\ndef add(a, b): return L()",
+        "assert all(map(lambda a: add(a, 1).v == 7, range(3)))",
+    ),
+    "an assertion within a function of the tests is swallowed": (
+        "def walk(xs, visit):\n    try: visit(99)\n    except BaseException: pass",
+        "def visit(x):\n    assert x < 5\nwalk([1, 2], visit)",
+    ),
+    "the tests' own names, by a forged list": (
+        FORGE + "forge(['ready', {'__name__': 'value', '__builtins__': 'value'}], [1, 'value', 'x', []])",
+        "__builtins__\nif __name__ == '__main__':\n    assert add(2, 3) == 5",
+    ),
+    "a function that is an exception": ("class add(Exception):\n    def __eq__(self, other): return True", ADD),
+    "an exception of no kind, by a forged list": (FORGE + "forge(['ready', {'add': 'exception:SystemExit'}])", ADD),
+    "lists put back where none were given": (
+        FORGE + "forge(['ready', {'sort': 'value'}], [1, 'value', {'h': 0}, []], [2, 'value', None, [[0, []], [-1, [1]], [7, []]]])",
+        "data = [3, 1]\nassert sort(data) == [1, 3]",
+    ),
+    "calls back without having been asked": (
+        FORGE + "forge(['ready', {'add': 'value'}], ['callback'], ['callback', -1, [5], {'dict': []}], [1, 'value', True, []])",
+        "try:\n    assert add(2, 3) == 5\nexcept TypeError:\n    pass",
+    ),
+    "halves of replies": (
+        FORGE + "forge(['ready', {'add': 'value'}], [1, 'value'], [1, 'error'], {'a': 1})",
+        "try:\n    assert add(2, 3) == 5\nexcept Exception:\n    pass",
+    ),
+    "half of nothing": (FORGE + "forge(['ready', {'add': 'value'}], [1, 'value', {'h': 0}, []], [2, 'value', {'Fraction': '0/0'}, []])", ADD),
+    "threads that answer beside": (
+        FORGE + "import threading\nthreading.Thread(target=lambda: [forge([2, 'value', 5, []]) for _ in range(99)], daemon=True).start()\n"
+        "def add(a, b): return 0",
+        "assert add(2, 3) == 5 and add(10, 20) == 30",
+    ),
+    "two processes that answer": ("import os\nos.fork()\ndef add(a, b): return 4", ADD),
+    "a program that stops itself": ("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", ADD),
+    "calls without an end in both": ("import sys\nsys.setrecursionlimit(10**6)\ndef call(f): return f(lambda: call(f))", "assert call(lambda g: g()) == 1"),
+    "an error's text of 16 MB": ("def add(a, b): raise ValueError('x' * (1 << 24))", "try: found = add(2, 3)\nexcept ValueError as e: found = str(e)\nassert found == 5"),
+    "half of a character": ("def add(a, b): return chr(0xd800)", ADD),
+    "a set that holds what is equal to all": (
+        "class O:\n    def __hash__(self): return hash(5)\n    def __eq__(self, o): return True\ndef add(a, b): return {O()}",
+        "assert add(2, 3) == {5} or add(2, 3) <= {5}",
+    ),
+    "a key that is equal to all": (
+        "class K(str):\n    def __eq__(self, o): return True\n    def __hash__(self): return hash('a')\ndef add(a, b): return {K('b'): 5}",
+        "assert add(2, 3) == {'a': 5}",
+    ),
+    "a format of its own": ("class F:\n    def __format__(self, s): return '5.00'\ndef add(a, b): return F()", "assert f'{add(2, 3):.2f}' == '5.00'"),
+    "an index of nothing": ("class I:\n    def __index__(self): return 0\ndef add(a, b): return I()", "assert list(range(add(2, 3))) == list(range(5))"),
+    "a truth that changes": (
+        "class B:\n    n = 0\n    def __bool__(self):\n        B.n += 1\n        return B.n % 2 == 1\ndef ok(x): return B()",
+        "assert ok(1) and not ok(2) and ok(3) is True",
+    ),
     "code in the text of an error": ("def add(a, b): raise type('__import__(\"os\")._exit(0)', (Exception,), {})('x')", ADD),
 }  # fmt: skip
 
@@ -303,6 +376,33 @@ ESCAPES: dict[str, tuple[str, str]] = {
     "descriptors of process 1": (LIBC + "import os\ndef look(): return call(438, os.pidfd_open(1), 0, 0)", "assert look() is True"),
     "the time of this machine": (TRIES + "import time\ndef look(): return tries(lambda: time.clock_settime(0, 0))", "assert look() == 'PermissionError'"),
     "the name of this machine": (TRIES + "import socket\ndef look(): return tries(lambda: socket.sethostname('x'))", "assert look() in ('PermissionError', 'OSError')"),
+    "the host's handler of crashes": ("import resource\ndef look(): return resource.getrlimit(resource.RLIMIT_CORE)", "assert look() == (1, 1)"),
+    "system calls of 32 bits": (
+        "import ctypes, mmap, os\ndef look():\n    child = os.fork()\n    if child == 0:\n        code = mmap.mmap(-1, 4096, prot=7)\n"
+        "        code.write(bytes.fromhex('b814000000cd80c3'))\n        ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))()\n        os._exit(0)\n"
+        "    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])",
+        "assert look() == -31",
+    ),
+    "system calls by their x32 numbers": (LIBC + "def look(): return call(0x40000000 | 39), call(0x40000000 | 272, 0x10000000)", "assert look() == (True, True)"),
+    "limits of process 1": (TRIES + "import resource\ndef look(): return tries(lambda: resource.prlimit(1, resource.RLIMIT_CPU, (1, 1)))", "assert look() == 'PermissionError'"),
+    "the end of process 1, by its descriptor": (TRIES + "import os, signal\ndef look(): return tries(lambda: signal.pidfd_send_signal(os.pidfd_open(1), 9))", "assert look() == 'PermissionError'"),
+    "raw packets": (TRIES + "import socket\ndef look(): return tries(lambda: socket.socket(2, 3, 1)), tries(lambda: socket.socket(10, 3, 58))", "assert look() == ('PermissionError', 'PermissionError')"),
+    "the network of its own, put up": (
+        TRIES + "import fcntl, socket, struct\ndef look():\n    with socket.socket() as s: return tries(lambda: fcntl.ioctl(s, 0x8914, struct.pack('16sH', b'lo', 1)))",
+        "assert look() == 'PermissionError'",
+    ),
+    "ciphers of the kernel": (TRIES + "import socket\ndef look(): return tries(lambda: socket.socket(38, 5, 0))", "assert look() == 'PermissionError'"),
+    "watching all files": (LIBC + "def look(): return call(300, 0, 0), call(452, 0)", "assert look() == (True, True)"),
+    "queues of messages": (LIBC + "def look(): return call(240, b'q', 0o102, 0o600, 0), call(68, 0, 0o1600)", "assert look() == (True, True)"),
+    "pipes of a gigabyte": (
+        TRIES + "import fcntl, os\ndef look():\n    held = 0\n    for _ in range(28):\n        r, w = os.pipe()\n        try: held += fcntl.fcntl(w, 1031, 64 << 20)\n"
+        "        except OSError: pass\n    return held",
+        "assert look() == 0",
+    ),
+    "a process that outlives its end": (
+        "import os, time\ndef look():\n    if os.fork() == 0:\n        os.setsid()\n        if os.fork() == 0: time.sleep(600)\n        os._exit(0)\n    return os.wait()[1]",
+        "assert look() == 0",
+    ),
     "three gigabytes": (TRIES + "def look(): return tries(lambda: bytearray(3 << 30))", "assert look() == 'MemoryError'"),
     "a large file": (
         TRIES + "import signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\ndef look(): return tries(lambda: open('big', 'wb').write(b'x' * (64 << 20)))",
@@ -469,3 +569,29 @@ HONEST: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("name", HONEST)
 def test_a_program_that_passes_earns_its_reward(name: str) -> None:
     assert passes(*HONEST[name])
+
+
+def test_processes_that_have_left_their_parents_end_too() -> None:
+    """As without namespaces, where nothing but `enter` keeps them together: one in a session of its own, whose parent has ended."""
+    script = f"""
+import os, sys, time
+sys.path.insert(0, {str(Path(enter.__file__).parent)!r})
+import confine, enter
+confine.takes_orphans()
+top, (read, write) = os.getpid(), os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        while os.getppid() != top:
+            time.sleep(0.01)
+        os.write(write, str(os.getpid()).encode())
+        time.sleep(60)
+    os._exit(0)
+orphan = int(os.read(read, 20))
+print(orphan, flush=True)
+assert enter._used(top)[1] > enter._used(orphan)[1] > 1 << 20
+enter._leave(7)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (found.returncode, found.stderr) == (7, "")
+    assert not Path("/proc", found.stdout.strip()).exists()

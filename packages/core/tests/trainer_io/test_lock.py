@@ -101,3 +101,24 @@ def test_a_script_s_run_holds_its_folder_and_gives_it_back(tmp_path: Path) -> No
 
     make_trainer(tmp_path, reward=reward).fit()
     assert held and all(held) and not (tmp_path / "run" / LOCK_FILE).exists()
+
+
+@pytest.mark.parametrize("folder", ["/proc/run", "/sys/run", "/dev/full/run", "x" * 300])
+def test_a_folder_that_cannot_be_is_one_line(folder: str) -> None:
+    with pytest.raises(RunFolderError, match="cannot be written: .*; give another output_dir or log_dir") as caught:
+        hold(Path(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_byte_left_is_one_line(tmp_path: Path) -> None:
+    command = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(tmp_path)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small device needs the right to mount one")
+    try:
+        (tmp_path / "filler").write_bytes(bytes(4096))
+        with pytest.raises(RunFolderError, match="cannot be written: No space left on device"):
+            hold(tmp_path)
+        with pytest.raises(RunFolderError, match="cannot be written: No space left on device"):
+            hold(tmp_path)  # again: the first has left nothing behind
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

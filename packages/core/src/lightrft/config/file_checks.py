@@ -73,6 +73,9 @@ def _inside(path: str, folder: str) -> bool:
 
 
 def _writable(name: str, value: str) -> Iterator[str]:
+    if "\0" in value:
+        yield f"{name}={value!r} holds a NUL character; give a folder"
+        return
     folder = Path(value).absolute()
     if folder.resolve() == Path(folder.anchor):
         yield f"{name}={value!r} is the root of the file system; give a folder of its own"

@@ -18,6 +18,9 @@ from lightrft.config.yaml_text import load_yaml
 from lightrft.errors import ConfigError, nearest
 from lightrft.types import REFUSED_SAMPLING
 
+MOST_CHARACTERS = 1 << 22
+"""Of a recipe."""
+
 
 def make_config(values: Mapping[str, Any], *, sections: Sections | None = None) -> Config:
     """Validates settings. Settings of a plugin are a mapping under its name, or `NAME.SETTING`; `sections` are those that plugins bring
@@ -54,7 +57,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     """A YAML recipe as a mapping. Raises ConfigError: missing file, malformed YAML (line), not a mapping."""
     path = Path(path).expanduser()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _text(path)
         values = load_yaml(text)
     except OSError as error:
         raise ConfigError([f"config {str(path)!r}: {error.strerror or error}; give the path of a YAML file"]) from None
@@ -66,6 +69,17 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         raise ConfigError([f"config {str(path)!r}: found a {type(values).__name__}, expected lines of the form `key: value`"])
     _no_key_twice(path, text)
     return {str(key): value for key, value in values.items()}
+
+
+def _text(path: Path) -> str:
+    """All of it; a named pipe, to which nobody may ever write, and a device without an end are ConfigErrors."""
+    if path.is_fifo() and Path("/proc") not in path.resolve().parents:  # those of a shell's <(...) have a writer
+        raise ConfigError([f"config {str(path)!r} is a named pipe, which may have no writer; give the path of a YAML file"])
+    with path.open(encoding="utf-8") as file:
+        text = file.read(MOST_CHARACTERS + 1)
+    if len(text) > MOST_CHARACTERS:
+        raise ConfigError([f"config {str(path)!r} is longer than {MOST_CHARACTERS} characters; give the path of a YAML file"])
+    return text
 
 
 def _no_key_twice(path: Path, text: str) -> None:

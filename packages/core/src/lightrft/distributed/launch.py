@@ -65,6 +65,7 @@ def launch(command: Sequence[str], *, nproc_per_node: int, grace_s: float = 0.0)
 
     Raises:
         ValueError: fewer than one rank.
+        UserError: the loopback interface, over which they meet, is down.
     """
     if nproc_per_node < 1:
         raise ValueError(f"nproc_per_node={nproc_per_node}; use at least 1")
@@ -72,6 +73,9 @@ def launch(command: Sequence[str], *, nproc_per_node: int, grace_s: float = 0.0)
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
+    from lightrft.distributed.loopback import check_loopback
+
+    check_loopback()
     with _quiet_torchrun(), _signals_restored(), _failure_folder(nproc_per_node) as folder:
         _take_stops(folder, grace_s)
         try:

@@ -8,8 +8,24 @@ from torch.distributed import PrefixStore, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters, rendezvous_handler_registry
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 
+from lightrft.errors import UserError
+
 LOOPBACK = "127.0.0.1"
 BACKEND = "lightrft-loopback"
+
+
+def check_loopback() -> None:
+    """torch's own store would try for five minutes.
+
+    Raises:
+        UserError: nothing can be reached over the loopback interface, as in a network namespace where nobody has brought it up.
+    """
+    try:
+        with socket.create_server((LOOPBACK, 0)) as server, socket.create_connection(server.getsockname(), timeout=10):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"ranks meet at {LOOPBACK}, which cannot be reached here ({reason}); bring it up: ip link set lo up") from None
 
 
 def loopback_store() -> TCPStore:

@@ -14,7 +14,7 @@ from lightrft.utils.sandbox import passes
 
 MAX_RUNNING = 4
 MAX_CHARS = 100_000
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"[ \t]*```[ \t]*([\w+-]*)(.*)")
 
 
 def code_reward(samples: Sequence[Sample], *, weak: bool = False) -> list[float]:
@@ -40,8 +40,17 @@ def code_reward(samples: Sequence[Sample], *, weak: bool = False) -> list[float]
 
 def program_of(completion: str) -> str:
     """The last fenced block of Python, or the text without any."""
-    blocks = [body for language, body in _FENCE.findall(completion[-MAX_CHARS:]) if language.lower() in ("", "python", "py", "python3")]
-    return str(blocks[-1]) if blocks else completion
+    found, language, body = completion, "", [""]
+    inside = False
+    for line in completion[-MAX_CHARS:].split("\n"):  # line by line: one pattern over the whole took minutes for many fences left open
+        fence = _FENCE.fullmatch(line)
+        if not inside:
+            inside, language, body = fence is not None, fence[1].lower() if fence else "", []
+        elif fence and not fence[1] and not fence[2].strip(" \t"):
+            inside, found = False, "".join(body) if language in ("", "python", "py", "python3") else found
+        else:
+            body.append(f"{line}\n")
+    return found
 
 
 def _passes(program: str, tests: str, *, weak: bool) -> bool:

@@ -50,11 +50,18 @@ def hold(folder: Path) -> Owner | None:
     """Takes the folder for this process, or returns at once where it has it. The owner that was there before and is gone, if one was.
 
     Raises:
-        RunFolderError: another process runs there.
+        RunFolderError: another process runs there, or it cannot be written.
     """
     folder = folder.resolve()
     if folder in _held:
         return None
+    try:
+        return _hold(folder)
+    except OSError as error:
+        raise RunFolderError(f"{str(folder)!r} cannot be written: {error.strerror or error}; give another output_dir or log_dir") from error
+
+
+def _hold(folder: Path) -> Owner | None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_FILE
     while True:
@@ -66,9 +73,14 @@ def hold(folder: Path) -> Owner | None:
         if _is_still(path, descriptor):
             break
         os.close(descriptor)  # its owner took it away in between
-    os.ftruncate(descriptor, 0)
     me = Owner(host=socket.gethostname(), pid=os.getpid(), since=datetime.now().astimezone().isoformat(timespec="seconds"))
-    os.pwrite(descriptor, json.dumps(asdict(me)).encode(), 0)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(asdict(me)).encode(), 0)
+    except OSError:
+        path.unlink()
+        os.close(descriptor)
+        raise
     _held[folder] = descriptor
     return before
 

@@ -35,6 +35,10 @@ class Broken(BaseException):
     """The program's process has ended, or does not keep to the form; no `except Exception` of a test may hide it."""
 
 
+class ProgramAssertion(AssertionError):
+    """One of the program's."""
+
+
 class Channel:
     """Requests to the program's process. `asked` counts them; `broken` stays, whatever a test catches."""
 
@@ -50,7 +54,7 @@ class Channel:
         reply = self.exchange(program)
         if reply[0] != "ready":
             raise Broken
-        return {str(name): str(kind) for name, kind in dict(reply[1]).items()}
+        return {str(name): str(kind) for name, kind in dict(reply[1]).items() if not str(name).startswith("__")}
 
     def ask(self, what: str, *given: Any) -> Any:
         """One request, and its result."""
@@ -72,7 +76,7 @@ class Channel:
             self.broken = True
             raise Broken
         if reply[1] == "stop":
-            raise StopIteration
+            raise StopIteration if request[1] == "next" else RuntimeError("the program raised StopIteration")
         if reply[1] == "error":
             raise self.error(str(reply[2]), str(reply[3]))
         try:
@@ -103,11 +107,13 @@ class Channel:
             result = self.functions[number](*unpack(arguments, self.known), **unpack(keywords, self.known))
             return ["answer", "value", self.pack(result)]
         except Exception as error:
+            self.broken |= type(error) is AssertionError  # of the tests: it counts, whatever the program does with it
             return ["answer", "error", type(error).__name__, str(error)[:1000]]
 
     def error(self, name: str, text: str) -> BaseException:
-        found = self.exceptions.get(name) or getattr(builtins, name, None)
-        if not (isinstance(found, type) and issubclass(found, Exception)):
+        """What a request raised. StopIteration would end a `map` of the tests, as if all had been asked."""
+        found = {"AssertionError": ProgramAssertion, **self.exceptions}.get(name) or getattr(builtins, name, None)
+        if not (isinstance(found, type) and issubclass(found, Exception)) or issubclass(found, (StopIteration, StopAsyncIteration)):
             return RuntimeError(f"{name}: {text}")
         try:
             return found(text)

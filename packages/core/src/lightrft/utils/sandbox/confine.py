@@ -29,6 +29,7 @@ NAMESPACES = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
 MNT_DETACH, AT_FDCWD, AT_RECURSIVE = 2, -100, 0x8000
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+PR_SET_CHILD_SUBREAPER = 36
 EPERM, ENOSYS = 1, 38
 
 # (audit architecture, clone, clone3, socket, pivot_root, mount_setattr, and the system calls that are refused)
@@ -72,6 +73,11 @@ def dies_with_parent() -> None:
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
+def takes_orphans() -> None:
+    """What loses its parent below this process becomes its child."""
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def empty_root(root: Path, *, python: Path) -> None:
     """The file system becomes: Python's library and the system's, read-only, and an empty folder. Needs namespaces of its own."""
     os.umask(0o022)
@@ -102,7 +108,7 @@ def limit_each_process(*, processes: bool) -> None:
         (resource.RLIMIT_AS, TREE_BYTES),
         (resource.RLIMIT_FSIZE, FILE_BYTES),
         (resource.RLIMIT_NOFILE, OPEN_FILES),
-        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_CORE, 1),  # with 0 a crash would still start the host's handler of crashes, where it has one
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
     ]

@@ -17,6 +17,8 @@ from lightrft.errors import SandboxError
 REFUSED_EXIT = 97
 """Of `enter`; it says why on standard error, which the program does not have."""
 
+LEAVE_S = 5.0
+
 _HERE = Path(__file__).parent
 
 
@@ -69,7 +71,11 @@ class Confined:
     words = b""
 
     def end(self) -> None:
-        """Kills it and all below it."""
+        """Kills it and all below it; without a namespace of processes, `enter` itself has to find them."""
+        if self._folder and self.process.poll() is None:
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(LEAVE_S)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

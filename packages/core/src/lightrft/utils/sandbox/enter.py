@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,10 +47,12 @@ def main(plan: dict[str, Any]) -> NoReturn:
     for descriptor in {0, 1, *plan["descriptors"]}:  # the pipes end with the program, not with this process
         os.dup2(nothing, descriptor)
     os.close(unshared[1])
+    confine.takes_orphans()
+    signal.signal(signal.SIGTERM, lambda *_: _leave(OVER_LIMIT_EXIT))
     if os.read(unshared[0], 1):
         _guarded(lambda: _give_users(child), go_on=True)
         os.write(allowed[1], b"g")
-    os._exit(_watched(child))
+    _leave(_watched(child))
 
 
 def _inside(plan: dict[str, Any], unshared: int, allowed: int) -> None:
@@ -129,7 +132,7 @@ def _watched(child: int) -> int:
     ended = os.pidfd_open(child)
     while not select.select([ended], [], [], WATCH_S)[0]:
         try:
-            seconds, size = _used(child)
+            seconds, size = _used(os.getpid())
         except OSError as error:  # what is not seen is not limited
             os.kill(child, signal.SIGKILL)
             os.write(2, f"a look at what the processes of a program use ({error.strerror}: {error.filename})".encode())
@@ -139,6 +142,17 @@ def _watched(child: int) -> int:
             os.waitpid(child, 0)
             return OVER_LIMIT_EXIT
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends all below this process, which without namespaces may have left their parents and their group; then itself."""
+    while below := _children(os.getpid(), str(os.getpid())):
+        for one in below:
+            with suppress(ProcessLookupError):
+                os.kill(int(one), signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.wait()
+    os._exit(code)
 
 
 def _used(process: int) -> tuple[float, int]:
