@@ -29,7 +29,7 @@ def test_a_run_keeps_a_few_completions_of_each_step_and_its_distributions(tmp_pa
 def test_best_worst_and_median_come_first_and_none_twice() -> None:
     rewards = [0.0, 1.0, 2.0, 3.0, 4.0]
     assert chosen(rewards, 3) == [4, 0, 2]
-    assert sorted(chosen(rewards, 9)) == [0, 1, 2, 3, 4]
+    assert sorted(chosen(rewards, 9)) == sorted(chosen(rewards, 10**18)) == [0, 1, 2, 3, 4]  # no list of so many places
     assert chosen(rewards[:1], 3) == [0] and chosen([], 3) == []
 
 

@@ -169,8 +169,10 @@ def damage(folder: Path, *, part: int = 0, parts: int = 1) -> str:
             with (here / name).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != named[name]:
                     return f"{str(folder)!r} is damaged: {name} is not what was saved"
-    except (CheckpointError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except CheckpointError as error:
         return str(error)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"{str(folder)!r} is damaged: a manifest cannot be read ({type(error).__name__})"
     except OSError as error:
         return f"{str(folder)!r} is damaged: {error.filename} cannot be read ({error.strerror})"
     return ""
@@ -197,6 +199,6 @@ def _another(folder: Path) -> str:
 def _value(path: Path) -> float | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8")).get("value")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None  # `read` says what is wrong with it, when it is asked for
     return float(value) if isinstance(value, (int, float)) else None

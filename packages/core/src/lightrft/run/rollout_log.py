@@ -20,6 +20,7 @@ TEXT_CHARS = 8000
 
 def chosen(rewards: Sequence[float], number: int) -> list[int]:
     """The places of the best, the worst and the median reward, then others spread evenly over the ranks of rewards; none twice."""
+    number = min(number, len(rewards))
     ordered = sorted(range(len(rewards)), key=lambda place: -rewards[place])
     last = len(ordered) - 1
     places = [0, last, last // 2, *(last * i // max(number - 1, 1) for i in range(number)), *range(len(ordered))]

@@ -114,6 +114,9 @@ def _lines(path: Path, unreadable: list[str]) -> list[Row]:
 
 
 def _text(path: Path, unreadable: list[str]) -> str:
+    if path.is_fifo():
+        unreadable.append(f"{path.name} is a pipe and was left out")  # its writer would be waited for
+        return ""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

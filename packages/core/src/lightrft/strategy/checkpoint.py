@@ -13,7 +13,7 @@ import torch
 from lightrft.distributed.atomic_folder import find, fresh_beside, removed_on_failure, replace
 from lightrft.distributed.collectives import gather_objects
 from lightrft.distributed.consensus import together
-from lightrft.errors import CheckpointError
+from lightrft.errors import CheckpointError, LightRFTError
 from lightrft.strategy import ema
 from lightrft.strategy.hooks import Optimizer, Scheduler, StrategyHooks
 
@@ -45,15 +45,35 @@ def load(
     source = find(folder)
     extra: dict[str, Any] = {}
     together(strategy.world, doing, lambda: _check(strategy, source, model))
-    together(strategy.world, doing, lambda: extra.update(torch.load(source / EXTRA, weights_only=True, map_location="cpu")))
+    together(strategy.world, doing, _reading(source, lambda: extra.update(_extra(source))))
     if optimizer is None:
-        together(strategy.world, doing, lambda: ema.load(source, model))
+        together(strategy.world, doing, _reading(source, lambda: ema.load(source, model)))
     else:
-        together(strategy.world, doing, lambda: strategy._load_state(source, model, optimizer))
+        together(strategy.world, doing, _reading(source, lambda: strategy._load_state(source, model, optimizer)))
     if scheduler is not None and extra["scheduler"] is not None:
         scheduler.load_state_dict(extra["scheduler"])
     client_state: dict[str, Any] = extra["client_state"]
     return client_state
+
+
+def _extra(folder: Path) -> dict[str, Any]:
+    found = torch.load(folder / EXTRA, weights_only=True, map_location="cpu")
+    return {name: found[name] for name in ("scheduler", "client_state")}
+
+
+def _reading(folder: Path, work: Callable[[], object]) -> Callable[[], None]:
+    """`work`, whose errors of all kinds about what stands in the files are CheckpointErrors of one line."""
+
+    def read() -> None:
+        try:
+            work()
+        except (LightRFTError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            words = " ".join(f"{type(error).__name__} {error}".split())[:200]
+            raise CheckpointError(f"{str(folder)!r} cannot be read ({words}); take another checkpoint") from error
+
+    return read
 
 
 def _write(
