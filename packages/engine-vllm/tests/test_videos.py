@@ -1,25 +1,34 @@
-"""The reference engine reads videos as transformers does. Here, since transformers reads them by torchvision, which comes with vLLM."""
+"""Videos: the reference engine answers as transformers does, and a run on rows with videos is the same on one rank and on two.
+
+Here, since transformers reads videos by torchvision, which comes with vLLM.
+"""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
+from lightrft.config.load import make_config
 from lightrft.distributed.mesh import neighbours
 from lightrft.distributed.world import World
 from lightrft.engine.base import EngineSetup
 from lightrft.engine.hf import HFEngine
-from lightrft.errors import CapabilityError
+from lightrft.engine.request_images import RequestImages
+from lightrft.errors import CapabilityError, ConfigError, ImageError
 from lightrft.plugins.builtin import HF_CAPABILITIES
 from lightrft.plugins.specs import Capability, EngineSpec
 from lightrft.rollout.controller import RolloutController
 from lightrft.testing.image_text import END_ID, IMAGE_ID, PATCH, SIDE, START_ID, VIDEO_ID, noise, tiny_image_folder, tiny_image_model
 from lightrft.testing.spmd import run_spmd
-from lightrft.types import RequestOutput, SamplingParams
+from lightrft.trainer.run import train
+from lightrft.types import RequestOutput, SamplingParams, Video
 
 pytest.importorskip("torchvision", reason="transformers reads videos by it")
 tf: Any = transformers
@@ -102,3 +111,83 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
     without = controller(str(tmp_path), capabilities=HF_CAPABILITIES - {Capability.VIDEO})
     with pytest.raises(CapabilityError, match="videos needs the capability 'video', which engine 'hf' does not have here"):
         generate(without, [(VIDEO, [], FILMS[:1])])
+
+
+# ---- runs ----
+
+REWARD = "def odd(samples):\n    return [float(len(s.token_ids) % 3) + sum(s.token_ids) % 2 for s in samples]\n"
+COUNTS = [0, 1, 2, 0, 1, 2, 0, 1]
+
+
+def run(folder: str, name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    return dict(train(make_config({
+        "engine_type": "hf", "loggers": ["jsonl"], "plot_every": 0, "max_steps": 2, "seed": 3, "mixed_mm_data": True,
+        "model_name_or_path": f"{folder}/model", "prompt_data": f"{folder}/rows.jsonl", "reward": [f"{folder}/reward.py:odd"],
+        "prompt_max_len": 40, "generate_max_len": 6, "rollout_batch_size": 4, "n_samples_per_prompt": 2, "train_batch_size": 8,
+        "micro_train_batch_size": 1, "micro_rollout_batch_size": 2, "learning_rate": 1e-3, "kl_coef": 0.05, "apply_chat_template": True,
+        "output_dir": f"{folder}/{name}", "logprob_gap_prompts": 4, **changes,
+    })))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows with no, one or two videos: an animation, and lists of frames of other lengths."""
+    path = tmp_path_factory.mktemp("videos")
+    video_folder(path / "model")
+    (path / "reward.py").write_text(REWARD)
+    noise(50).save(path / "film.png", save_all=True, append_images=[noise(51), noise(52)])
+    for seed in range(8):
+        noise(seed).save(path / f"{seed}.png")
+    films: list[Any] = ["film.png", ["0.png", "1.png"], ["2.png", "3.png", "4.png", "5.png"], ["6.png"], ["7.png", "0.png"], "film.png"]
+    rows = []
+    for number, count in enumerate(COUNTS):
+        rows.append({"prompt": f"{number} + 1 =", "answer": "1", "videos": [films.pop() for _ in range(count)] if count else None})
+        films = films or [["0.png", "1.png"]]
+    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def curve(folder: Path, name: str) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "train/loss" in row]
+
+
+@pytest.mark.long
+def test_a_run_on_videos_is_the_same_on_one_rank_and_on_two_padded_packed_and_shared(folder: Path) -> None:
+    one = run_spmd(run, 1, str(folder), "one", {"strategy": "single"}, timeout_s=300)
+    assert one[0]["steps"] == 2
+    steps = curve(folder, "one")
+    assert all(row["rollout/logprob_gap"] < 1e-5 for row in steps), steps
+    checks = [json.loads(line) for line in (folder / "one" / "metrics.jsonl").read_text().splitlines()]
+    assert {row["verify/image_engine"] for row in checks if "verify/image_engine" in row} == {1.0}
+    before, weights = (load_file(path / "model.safetensors") for path in (folder / "model", folder / "one" / "model"))
+    assert sum("visual" in name and not before[name].equal(weights[name]) for name in before) > 10
+    packed = {"packing_samples": True, "max_tokens_per_micro_batch": 96}
+    for name, changes in {"two": {}, "two packed": packed, "two packed shared": packed | {"sp_size": 2}}.items():
+        run_spmd(run, 2, str(folder), name, {"strategy": "fsdp"} | changes, timeout_s=300)
+        for metric in ("rollout/reward", "train/loss", "train/grad_norm", "rollout/kl"):
+            found, right = ([row[metric] for row in curve(folder, which)] for which in (name, "one"))
+            assert found == pytest.approx(right, rel=2e-4, abs=1e-6), (name, metric)
+        mine = load_file(folder / name / "model" / "model.safetensors")
+        apart, moved = (torch.cat([(w[n] - weights[n]).flatten() for n in weights]) for w in (mine, before))
+        assert float(apart.norm()) < 1e-3 * float(moved.norm()), name
+
+
+def in_reverse(request: Any) -> Any:
+    return replace(request, images=tuple(Video(frames=one.frames[::-1]) for one in request.images))
+
+
+def test_a_run_whose_engine_sees_other_frames_ends_and_what_one_run_does_not_mix_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = RequestImages.read
+    with monkeypatch.context() as patch:
+        patch.setattr(RequestImages, "read", lambda self, request: read(self, in_reverse(request)))
+        with pytest.raises(ImageError, match="engine 'hf' and the trainer differ by .* on prompts with images"):
+            run(str(folder), "reversed", {"strategy": "single"})
+    rows = (folder / "rows.jsonl").read_text() + json.dumps({"prompt": "1", "answer": "1", "images": "1.png"}) + "\n"
+    (folder / "both.jsonl").write_text(rows)
+    with pytest.raises(ConfigError, match="some prompts have images and some videos, which one run does not mix"):
+        run(str(folder), "both", {"strategy": "single", "prompt_data": f"{folder}/both.jsonl"})
+    with pytest.raises(ConfigError, match="the prompts have videos, which engine_type='vllm' does not read; these do: hf"):
+        run(str(folder), "vllm", {"strategy": "single", "engine_type": "vllm"})

@@ -121,6 +121,12 @@ def frames_of(picture: Any) -> tuple[Any, ...]:
     return tuple(picture.frames) if isinstance(picture, Video) else (picture,)
 
 
+def sources_of(picture: Any) -> tuple[Any, ...]:
+    """What an image or a video of a data row is read from: paths and bytes."""
+    source = picture.frames if isinstance(picture, Video) else picture
+    return source if isinstance(source, tuple) else (source,)
+
+
 def each_frame(picture: Any, change: Callable[[Any], Any]) -> Any:
     """The image, or the video, that `change` makes of it, frame by frame."""
     return Video(frames=tuple(map(change, picture.frames))) if isinstance(picture, Video) else change(picture)

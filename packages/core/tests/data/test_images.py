@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,19 @@ from lightrft.data.chat import ChatSettings
 from lightrft.data.images import ImageSettings
 from lightrft.data.prompts import PromptSet, load_prompts
 from lightrft.errors import DataError
-from lightrft.testing.image_text import END_ID, IMAGE_ID, START_ID, image_tokenizer, noise
+from lightrft.testing.image_text import END_ID, IMAGE_ID, START_ID, VIDEO_ID, image_tokenizer, noise
+from lightrft.types import Video, sources_of
 
 pytest.importorskip("PIL", reason="images are Pillow's")
 SHOWN = "<|vision_start|><|image_pad|><|vision_end|>"
-READ = ImageSettings(key="images", token="<|image_pad|>")
+READ = ImageSettings(key="images", videos_key="videos", token="<|image_pad|>")
+FILMS = replace(READ, video_token="<|video_pad|>")
+FILM = "<|vision_start|><|video_pad|><|vision_end|>"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("a.png", "b.png"):
+    for name in ("a.png", "b.png", "a.gif"):
         noise(len(name)).save(tmp_path / name)
     return tmp_path
 
@@ -131,7 +135,9 @@ def test_a_folder_of_datasets_keeps_its_images_encoded(folder: Path) -> None:
         ({"prompt": "<image><image>", "images": ["a.png"]}, "the prompt shows more images than the 1 that the row has"),
         ({"prompt": "<image>", "images": ["a.png", "b.png"]}, "the prompt shows 1 of the row's 2 images; write <image> for each"),
         ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "the prompt shows more images than the 0 that the row has"),
-        ({"prompt": [{"role": "user", "content": [{"type": "video"}]}]}, "a part of type 'video'"),
+        ({"prompt": [{"role": "user", "content": [{"type": "audio"}]}]}, "a part of type 'audio'"),
+        ({"prompt": [{"role": "user", "content": [{"type": "video"}]}]}, "the prompt shows more videos than the 0 that the row has"),
+        ({"videos": "a.gif"}, r"the prompt has videos \(1\), and no model that reads videos was named"),
     ],
 )
 def test_what_does_not_fit_is_told_by_its_row(folder: Path, row: dict[str, Any], words: str) -> None:
@@ -165,3 +171,45 @@ def test_a_column_of_images_that_nothing_reads_is_told(folder: Path) -> None:
     found = load(folder, {"prompt": "a", "image": "a.png"})
     assert [name for name, _ in found.findings] == ["images_not_read"]
     assert "have a column 'image', which no setting names: no prompt has them; set --images_key image" in found.findings[0][1]
+
+
+def test_videos_stand_where_the_text_says_or_come_first(folder: Path) -> None:
+    def films(prompt: Any) -> list[list[str]]:
+        return [list(names(sources_of(one))) for one in prompt.images]
+
+    one, two, both, part = load(
+        folder,
+        {"prompt": "x<video>y", "videos": "a.gif"},
+        {"prompt": "xy", "videos": ["a.gif", ["a.png", "b.png"]]},
+        {"prompt": "<video>x<image>", "videos": [["b.png"]], "images": "a.png"},
+        {"prompt": [{"role": "user", "content": [{"type": "video", "video": ["b.png", "a.png"]}, {"type": "text", "text": "w"}]}]},
+        images=FILMS,
+    ).prompts
+    assert one.text == f"x{FILM}y" and films(one) == [["a.gif"]] and one.token_ids.count(VIDEO_ID) == 1
+    assert two.text == f"{FILM}{FILM}xy" and films(two) == [["a.gif"], ["a.png", "b.png"]]
+    assert both.text == f"{FILM}x{SHOWN}" and films(both) == [["b.png"], ["a.png"]]
+    assert [isinstance(image, Video) for image in both.images] == [True, False]
+    assert part.text == f"{FILM}w" and films(part) == [["b.png", "a.png"]]
+    assert "videos" not in one.row
+    [plain] = load(folder, {"prompt": "x<video>", "videos": "a.gif"}, images=FILMS, apply_chat_template=False).prompts
+    assert plain.text == "x<|video_pad|>"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"videos": ["no.gif"]}, "column 'videos' names 'no.gif', and there is no file"),
+        ({"videos": [["a.png", "no.png"]]}, "column 'videos', frame 1 names 'no.png', and there is no file"),
+        ({"prompt": "<video><video>", "videos": ["a.gif"]}, "the prompt shows more videos than the 1 that the row has"),
+        ({"prompt": "<video>", "videos": ["a.gif", "a.gif"]}, "the prompt shows 1 of the row's 2 videos; write <video> for each"),
+        ({"videos": [5]}, "column 'videos' holds 5, which names no image"),
+    ],
+)
+def test_videos_that_do_not_fit_are_told_with_their_row(folder: Path, row: Mapping[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=rf"rows.jsonl:1.*{words}"):
+        load(folder, {"prompt": "a", **row}, images=FILMS)
+
+
+def test_a_column_of_videos_that_no_setting_names_is_told(folder: Path) -> None:
+    found = load(folder, {"prompt": "a", "video": "a.gif"}, images=FILMS)
+    assert "have a column 'video', which no setting names: no prompt has them; set --videos_key video" in found.findings[0][1]

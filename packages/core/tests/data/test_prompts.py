@@ -172,7 +172,7 @@ def test_bad_prompts_are_named_by_line(tmp_path: Path) -> None:
     for turn in ("hi", {"content": "x"}, {"role": None, "content": "x"}):
         text = message(tmp_path, [good, {"prompt": [turn], "answer": "1"}])
         assert text.startswith(f"{where}column 'prompt', message 0 is ") and "expected an object with 'role' and 'content'" in text
-    for content in (None, 5, [{"type": "video"}], [{"type": "text"}]):
+    for content in (None, 5, [{"type": "audio"}], [{"type": "text"}]):
         text = message(tmp_path, [good, {"prompt": [{"role": "user", "content": content}], "answer": "1"}])
         assert text.startswith(f"{where}column 'prompt', message 0 ")
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lightrft.engine.image_reader import ImageReader
+from lightrft.rollout.image_transport import png_of
 from lightrft.rollout.images import MAX_PIXELS, read_picture
 from lightrft.rollout.prompts import PromptSource, collect_requests, with_images_read
 from lightrft.testing.image_text import VIDEO_ID, noise, tiny_image_folder, tiny_image_model
@@ -55,6 +56,7 @@ def test_what_is_no_video_is_told_in_one_line(tmp_path: Path, monkeypatch: pytes
         ),
         ((small,) * 3, "here: a video of more than 20 pixels in all its frames; bring fewer, or smaller ones"),
         (whole[: len(whole) // 2], "here"),
+        (png_of(noise(1)), "here: a file of one frame, no animation; bring the frames of a video as a list"),
         (7, "here, frame 0: no image that can be read: found int"),
     ]:
         with pytest.raises(ValueError, match=words) as caught:

@@ -185,6 +185,9 @@ class Config(BaseModel):
         "data",
         "column of a row's images: paths, bytes, base64 data URIs, or as `datasets` keeps them; rows may lack it; empty: none",
     )
+    videos_key: str = _field(
+        "videos", "data", "column of a row's videos: animations as images are given, or lists of frames; rows may lack it; empty: none"
+    )
     images_folder: PathText = _field(
         "", "data", "folder where relative paths of images start, and which no path leaves; empty: the data file's"
     )

@@ -1,9 +1,10 @@
-"""The images of a row: where they stand in the prompt, and where each is read from. Nothing is opened here."""
+"""The images and videos of a row: where they stand in the prompt, and where each is read from. Nothing is opened here."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import Any
 
 from lightrft.data.messages import Message
 from lightrft.errors import DataError
+from lightrft.types import Video
 
-MARK = "<image>"
-"""Stands for an image in the text of a prompt."""
+MARKS = {"image": "<image>", "video": "<video>"}
+"""What stands for an image, or a video, in the text of a prompt."""
 
-IMAGE = {"type": "image"}
 FORMS = "a path, a data URI (base64), bytes, or a struct with 'bytes' or 'path', as `datasets` keeps images"
 
 
@@ -23,9 +24,13 @@ FORMS = "a path, a data URI (base64), bytes, or a struct with 'bytes' or 'path',
 class ImageSettings:
     """`key`: the column with a row's images, which rows may lack. `folder`: where relative paths start, and what no path leaves; empty:
     the folder of the data file. `token`: what stands for an image in the model's prompts; empty where it reads none, and `unread` says why.
+    `videos_key`, `video_token` and `videos_unread` likewise.
     """
 
     key: str = ""
+    videos_key: str = ""
+    video_token: str = ""
+    videos_unread: str = "no model that reads videos was named"
     folder: str = ""
     token: str = ""
     unread: str = "no model that reads images was named"
@@ -43,6 +48,23 @@ def column_images(value: Any, *, folder: Path, where: str, column: str) -> list[
     return [image_source(one, folder=folder, where=f"{where}: column {column!r}") for one in (value if many else [value])]
 
 
+def column_videos(value: Any, *, folder: Path, where: str, column: str) -> list[Video]:
+    """As `column_images`: of one animation, a list of videos (animations, and lists of frames), or none."""
+    if value is None:
+        return []
+    many = isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
+    return [video_source(one, folder=folder, where=f"{where}: column {column!r}") for one in (value if many else [value])]
+
+
+def video_source(value: Any, *, folder: Path, where: str) -> Video:
+    """An animation's path or bytes, or the sources of a list of frames; errors as `column_images`."""
+    if type(value).__module__.startswith("PIL."):
+        raise DataError(f"{where} holds an image where a video is expected; a video is a list of its frames, in the list of videos")
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
+        return Video(frames=tuple(image_source(one, folder=folder, where=f"{where}, frame {n}") for n, one in enumerate(value)))
+    return Video(frames=image_source(value, folder=folder, where=where))
+
+
 def image_source(value: Any, *, folder: Path, where: str) -> Any:
     """One image as a path or bytes (a PIL image as it is); errors as `column_images`."""
     if isinstance(value, Mapping):
@@ -57,23 +79,28 @@ def image_source(value: Any, *, folder: Path, where: str) -> Any:
     raise DataError(f"{where} holds {value!r:.60}, which names no image; give {FORMS}")
 
 
-def placed(messages: Sequence[Message], given: Sequence[Any], *, folder: Path, where: str) -> tuple[list[Message], tuple[Any, ...]]:
-    """The messages with `{type: image}` where they show an image, and the images in this order.
+def placed(
+    messages: Sequence[Message], given: Mapping[str, Sequence[Any]], *, folder: Path, where: str
+) -> tuple[list[Message], tuple[Any, ...]]:
+    """The messages with `{type: image}` and `{type: video}` where they show one, and these in their order.
 
-    An image part shows the source that it names, or the next of the `given` ones, which the text `<image>` shows too. Where nothing shows
-    them, they come first in the first turn of the user.
+    `given` are a row's images and videos by kind. A part shows the source that it names, or the next of the `given` ones of its kind, which
+    the text `<image>` or `<video>` shows too. Those of a kind that nothing shows come first in the first turn of the user.
 
     Raises:
-        DataError: not as many places as images; as `column_images` for what a part names.
+        DataError: not as many places as images, or videos; as `column_images` for what a part names.
     """
-    placer = _Placer(list(given), folder, where)
-    if given and not any(_shows(message["content"]) for message in messages):
+    placer = _Placer({kind: list(given.get(kind, ())) for kind in MARKS}, folder, where)
+    hidden = [kind for kind in MARKS if given.get(kind) and not any(_shows(message["content"], kind) for message in messages)]
+    if hidden:
         first = next((at for at, message in enumerate(messages) if message["role"] == "user"), 0)
-        marks = MARK * len(given)
+        marks = "".join(MARKS[kind] * len(given[kind]) for kind in hidden)
         messages = [{**m, "content": _before(marks, m["content"])} if at == first else m for at, m in enumerate(messages)]
     found = [{**message, "content": placer.content(message["content"])} for message in messages]
-    if placer.given:
-        raise DataError(f"{where}: the prompt shows {len(placer.sources)} of the row's {len(given)} images; write {MARK} for each")
+    for kind, left in placer.given.items():
+        if left:
+            number = len(given[kind])
+            raise DataError(f"{where}: the prompt shows {number - len(left)} of the row's {number} {kind}s; write {MARKS[kind]} for each")
     return found, tuple(placer.sources)
 
 
@@ -82,16 +109,17 @@ def text_parts(text: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": text}] if text else []
 
 
-def in_one_text(content: Any, token: str) -> str:
-    """A content as one text, with `token` for each image."""
-    return content if isinstance(content, str) else "".join(part.get("text", token) for part in content)
+def in_one_text(content: Any, tokens: Mapping[str, str]) -> str:
+    """A content as one text, with the token of its kind for each image and video."""
+    return content if isinstance(content, str) else "".join(part.get("text", tokens.get(part["type"], "")) for part in content)
 
 
 class _Placer:
-    def __init__(self, given: list[Any], folder: Path, where: str) -> None:
+    def __init__(self, given: dict[str, list[Any]], folder: Path, where: str) -> None:
         self.given, self.folder, self.where = given, folder, where
-        self.marks = bool(given)
-        self.number = len(given)
+        self.numbers = {kind: len(sources) for kind, sources in given.items()}
+        marks = [re.escape(MARKS[kind]) for kind, number in self.numbers.items() if number]
+        self.marks = re.compile(f"({'|'.join(marks)})") if marks else None
         self.sources: list[Any] = []
 
     def content(self, content: Any) -> Any:
@@ -104,24 +132,32 @@ class _Placer:
 
     def _part(self, part: Any) -> list[Any]:
         if isinstance(part, dict):
-            source = part.get("source")
-            where = f"{self.where}: an image of a message"
-            self.sources.append(self._next() if source is None else image_source(source, folder=self.folder, where=where))
-            return [dict(IMAGE)]
-        if not self.marks or not isinstance(part, str):
+            kind, source = part["kind"], part["source"]
+            read = image_source if kind == "image" else video_source
+            where = f"{self.where}: {'an image' if kind == 'image' else 'a video'} of a message"
+            self.sources.append(self._next(kind) if source is None else read(source, folder=self.folder, where=where))
+            return [{"type": kind}]
+        if self.marks is None or not isinstance(part, str):
             return [part]
-        pieces = part.split(MARK)
-        self.sources += [self._next() for _ in pieces[1:]]
-        return [new for at, piece in enumerate(pieces) for new in ([dict(IMAGE)] if at else []) + ([piece] if piece else [])]
+        return [new for piece in self.marks.split(part) if piece for new in self._piece(piece)]
 
-    def _next(self) -> Any:
-        if not self.given:
-            raise DataError(f"{self.where}: the prompt shows more images than the {self.number} that the row has; bring one for each place")
-        return self.given.pop(0)
+    def _piece(self, piece: str) -> list[Any]:
+        kind = next((kind for kind, mark in MARKS.items() if piece == mark and self.numbers[kind]), None)
+        if kind is None:
+            return [piece]
+        self.sources.append(self._next(kind))
+        return [{"type": kind}]
+
+    def _next(self, kind: str) -> Any:
+        if not self.given[kind]:
+            number = self.numbers[kind]
+            raise DataError(f"{self.where}: the prompt shows more {kind}s than the {number} that the row has; bring one for each place")
+        return self.given[kind].pop(0)
 
 
-def _shows(content: Any) -> bool:
-    return any(isinstance(part, dict) or MARK in (part or "") for part in (content if isinstance(content, list) else [content]))
+def _shows(content: Any, kind: str) -> bool:
+    parts = content if isinstance(content, list) else [content]
+    return any(part["kind"] == kind if isinstance(part, dict) else MARKS[kind] in (part or "") for part in parts)
 
 
 def _before(marks: str, content: Any) -> Any:

@@ -9,16 +9,18 @@ from typing import Any
 from lightrft.errors import DataError
 
 Message = dict[str, Any]
-IMAGE_KINDS = ("image", "image_url", "input_image")
-SOURCES = (*IMAGE_KINDS, "path", "url", "bytes")
+KINDS = {**dict.fromkeys(("image", "image_url", "input_image"), "image"), **dict.fromkeys(("video", "video_url", "input_video"), "video")}
+"""The types of parts that show something, and what that is."""
+
+SOURCES = (*KINDS, "path", "url", "bytes")
 
 
 def chat_messages(value: Any, *, where: str, column: str, images: bool = False) -> list[Message]:
     """Messages in the form that chat templates are written for: `content` a text, or None where there are `tool_calls`.
 
     A content of text parts is their texts, joined as processors join them; an object of lists (`datasets` keeps lists of structs so) is a
-    list of objects. With `images` a content that has image parts is a list of texts and of objects `{source: ...}` (None where the part
-    names none). Raises DataError, with the place of the row, for anything else.
+    list of objects. With `images` a content that has parts for images or videos is a list of texts and of objects `{kind: image or video,
+    source: ...}` (None where the part names none). Raises DataError, with the place of the row, for anything else.
     """
     messages = _unfolded(value) if isinstance(value, Mapping) else value
     if not isinstance(messages, list) or not messages:
@@ -57,8 +59,9 @@ def _parts(parts: Any, where: str, *, images: bool) -> Any:
     for part in parts:
         text = part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
-        if images and kind in IMAGE_KINDS:
-            found.append({"source": next((part[key] for key in SOURCES if part.get(key) is not None), None)})
+        if images and kind in KINDS:
+            source = next((part[key] for key in SOURCES if part.get(key) is not None), None)
+            found.append({"kind": KINDS[kind], "source": source})
             continue
         if kind not in ("text", "input_text") or not isinstance(text, str):
             more = ", {type: image, image: ...}" if images else ""

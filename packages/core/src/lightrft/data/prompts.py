@@ -11,25 +11,27 @@ from lightrft.config.column_names import value_at
 from lightrft.config.data_sources import POSSIBLE, prompt_sources
 from lightrft.data.chat import ChatSettings, ChatTemplate
 from lightrft.data.columns import absent, answers_at, names_of
-from lightrft.data.images import ImageSettings, column_images, in_one_text, placed, text_parts
+from lightrft.data.images import ImageSettings, column_images, column_videos, in_one_text, placed, text_parts
 from lightrft.data.messages import chat_messages, tool_list
 from lightrft.data.rows import Table, load_rows, load_table
 from lightrft.data.tokens import Encoder
 from lightrft.errors import DataError, nearest
 from lightrft.observe.warning_names import Finding
+from lightrft.types import Video
 
 __all__ = ["Prompt", "PromptSet", "load_prompts", "load_rows"]
 
 PLACEHOLDER = "{prompt}"
-IMAGE_COLUMNS = ("images", "image", "img", "pictures", "picture")
+COLUMNS = {"images_key": ("images", "image", "img", "pictures", "picture"), "videos_key": ("videos", "video", "clips", "clip")}
+"""Columns that look like one of images, or of videos, by the setting that names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
     """One prompt of P tokens. `index`: its row in the file, from 0; `text`: after the template; `answer`: the label as text, of a list of
-    accepted ones the first, with all of them in `answers`. `images`: paths and bytes in the order of their tokens; `token_ids` has one
-    for each; `row` is without their column. `where` names the row in errors; `source` its source, where there
-    are several. `messages`: what the chat template wrote, without the system prompt of the settings; empty without a template.
+    accepted ones the first, with all of them in `answers`. `images`: paths and bytes in the order of their tokens, and of each video a
+    `Video` of such; `token_ids` has one for each; `row` is without their columns. `where` names the row in errors; `source` its source,
+    where there are several. `messages`: what the chat template wrote, without the system prompt of the settings; empty without a template.
     """
 
     index: int
@@ -94,7 +96,7 @@ def load_prompts(
     of the templates; in the words of the data they are plain text, unless `special_tokens_in_prompts` is `tokens`.
 
     A row's images stand in the column that `images` names, or in messages as parts `{type: image, image: ...}`. The text `<image>` stands
-    for the next one of the column; without it they come first.
+    for the next one of the column; without it they come first. Videos likewise, with `<video>`.
 
     `label_key` may be empty: no answers. `limit` takes the first rows only (before too long ones are left out), of several sources
     together; 0 takes all. `vocab_size` bounds the token ids. `tokenizer` is a Hugging Face tokenizer or behaves like one.
@@ -162,7 +164,7 @@ def _of_source(
             images=one.images,
             messages=one.messages,
             source=source,
-            row={name: value for name, value in row.items() if name != maker.images.key},
+            row={name: value for name, value in row.items() if name not in (maker.images.key, maker.images.videos_key)},
             where=table.where(index),
         )
         for index, (row, one, own, label) in enumerate(zip(rows, rendered, ids, answers, strict=True))
@@ -202,12 +204,15 @@ class _Maker:
         value = value_at(row, self.column)
         if value is None:
             raise absent(row, self.column, where=where)
-        key = self.images.key
-        given = column_images(value_at(row, key) if key else None, folder=self.folder, where=where, column=key)
+        key, videos = self.images.key, self.images.videos_key
+        given: dict[str, Sequence[Any]] = {
+            "image": column_images(value_at(row, key) if key else None, folder=self.folder, where=where, column=key),
+            "video": column_videos(value_at(row, videos) if videos else None, folder=self.folder, where=where, column=videos),
+        }
         if isinstance(value, str):
             return self._of_text(value, row, given, where=where)
         if isinstance(value, list) and value and all(isinstance(i, int) and not isinstance(i, bool) for i in value):
-            return replace(self._of_ids(value, where=where), images=tuple(given))
+            return replace(self._of_ids(value, where=where), images=(*given["image"], *given["video"]))
         messages = chat_messages(value, where=where, column=self.column, images=True)
         if self.chat is None:
             raise DataError(f"{where}: column {self.column!r} holds chat messages, which need a chat template; set --apply_chat_template")
@@ -273,18 +278,20 @@ class _Maker:
         if (key := self.settings.tools_key) and all(value_at(row, key) is None for row in rows):
             known = nearest(key, names_of(rows))
             found.append(("tools_not_used", f"no row of {table.path} has tools in a column {key!r}, which tools_key names{known}"))
-        names = [name for name in IMAGE_COLUMNS if name not in (self.images.key, self.column) and any(row.get(name) for row in rows)]
-        if names and not any(one.images for one in rendered):
-            text = (
-                f"the rows of {table.path} have a column {names[0]!r}, which no setting names: no prompt has them; "
-                f"set --images_key {names[0]}, or take it out"
-            )
-            found.append(("images_not_read", text))
+        named = (self.images.key, self.images.videos_key, self.column)
+        for setting, columns in COLUMNS.items():
+            names = [name for name in columns if name not in named and any(row.get(name) for row in rows)]
+            if names and not any(isinstance(image, Video) == (setting == "videos_key") for one in rendered for image in one.images):
+                text = (
+                    f"the rows of {table.path} have a column {names[0]!r}, which no setting names: no prompt has them; "
+                    f"set --{setting} {names[0]}, or take it out"
+                )
+                found.append(("images_not_read", text))
         return found
 
     # ---- parts ---------------------------------------------------------------------------------------------------------------------------
 
-    def _of_text(self, value: str, row: Mapping[str, Any], given: list[Any], *, where: str) -> _Rendered:
+    def _of_text(self, value: str, row: Mapping[str, Any], given: Mapping[str, Sequence[Any]], *, where: str) -> _Rendered:
         if not value:
             raise DataError(f"{where}: column {self.column!r} is an empty prompt; remove the row")
         [turn], images = placed([{"role": "user", "content": value}], given, folder=self.folder, where=where)
@@ -297,7 +304,8 @@ class _Maker:
             return [*text_parts(before), *content, *text_parts(after)]
 
         if self.chat is None:
-            made = self.encoder.rendered(turn["content"], lambda content: in_one_text(around(content), self.images.token), where=where)
+            tokens = {"image": self.images.token, "video": self.images.video_token}
+            made = self.encoder.rendered(turn["content"], lambda content: in_one_text(around(content), tokens), where=where)
             return _Rendered(*made, images=images)
         return replace(self._of_messages([turn], row, where=where, around=around), images=images)
 
@@ -338,16 +346,20 @@ class _Maker:
 
 
 def _check_images(table: Table, prompts: Sequence[tuple[_Rendered, tuple[int, ...]]], *, tokenizer: Any, settings: ImageSettings) -> None:
-    """Raises DataError for images that the model does not read, and for a prompt without one image token for each of its images."""
+    """Raises DataError for images or videos that the model does not read, and for a prompt without one token for each of them."""
+    kinds = [("image", settings.token, settings.unread), ("video", settings.video_token, settings.videos_unread)]
+    tokens = {kind: int(tokenizer.convert_tokens_to_ids(token)) if token else None for kind, token, _ in kinds}
     for index, (made, ids) in enumerate(prompts):
-        if made.images and not settings.token:
-            raise DataError(f"{table.where(index)}: the prompt has images ({len(made.images)}), and {settings.unread}")
-        number = sum(token == tokenizer.convert_tokens_to_ids(settings.token) for token in ids) if settings.token else 0
-        if number != len(made.images):
-            raise DataError(
-                f"{table.where(index)}: the prompt has {number} image tokens ({settings.token}) for {len(made.images)} images; "
-                "bring as many images, or a chat template that writes one for each"
-            )
+        videos = sum(isinstance(one, Video) for one in made.images)
+        for (kind, token, unread), shown in zip(kinds, (len(made.images) - videos, videos), strict=True):
+            if shown and not token:
+                raise DataError(f"{table.where(index)}: the prompt has {kind}s ({shown}), and {unread}")
+            number = sum(one == tokens[kind] for one in ids)
+            if number != shown:
+                raise DataError(
+                    f"{table.where(index)}: the prompt has {number} {kind} tokens ({token}) for {shown} {kind}s; "
+                    f"bring as many {kind}s, or a chat template that writes one for each"
+                )
 
 
 def _check_ids(table: Table, prompts: Sequence[tuple[_Rendered, tuple[int, ...]]], *, tokenizer: Any, vocab_size: int | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from lightrft.errors import ImageError
 from lightrft.experience.images import PromptImages, ReadPrompts
 from lightrft.experience.scoring import score_logprobs
 from lightrft.strategy.strategy_base import StrategyBase
-from lightrft.types import Completion, RequestOutput, SamplingParams
+from lightrft.types import Completion, RequestOutput, SamplingParams, each_frame, frames_of
 
 NUM_PROMPTS = 3
 NEW_TOKENS = 4
@@ -65,10 +66,11 @@ class ImageCheck:
         """The pictures that stand for the true ones, of the same sizes: what differs is what they show."""
         from PIL import Image
 
-        blank = [tuple(Image.new("RGB", one.size, "white") for one in own) for own in pictures]
+        blank = [tuple(each_frame(one, lambda frame: Image.new("RGB", frame.size, "white")) for one in own) for own in pictures]
         turned = [*pictures[1:], *pictures[:1]]
-        other = [tuple(new[0].resize(one.size) for one in own) for own, new in zip(pictures, turned, strict=True)]
-        differ = any(a.tobytes() != b.tobytes() for own, new in zip(pictures, other, strict=True) for a, b in zip(own, new, strict=True))
+        other = [tuple(_like(one, new[0]) for one in own) for own, new in zip(pictures, turned, strict=True)]
+        pairs = [pair for own, new in zip(pictures, other, strict=True) for pair in zip(own, new, strict=True)]
+        differ = any(a.tobytes() != b.tobytes() for one, new in pairs for a, b in zip(frames_of(one), frames_of(new), strict=True))
         return {BLANK: blank} | ({OTHER: other} if differ else {})
 
     def _ask(self, read: ReadPrompts) -> list[RequestOutput]:
@@ -119,3 +121,9 @@ class ImageCheck:
             f"{engine} and the trainer differ by {gap.mean:.3g} nats in the mean, {gap.largest:.3g} at most, on prompts with images "
             f"(rounding explains {self.bound.mean:g} and {self.bound.largest:g}): one of them gets other images, or in another order"
         )
+
+
+def _like(one: Any, new: Any) -> Any:
+    """What `new` shows, with as many frames as `one` has, each of its size."""
+    frames = cycle(frames_of(new))
+    return each_frame(one, lambda frame: next(frames).resize(frame.size))

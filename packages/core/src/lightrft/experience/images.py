@@ -15,8 +15,8 @@ from lightrft.distributed.collectives import agree
 from lightrft.distributed.world import World
 from lightrft.engine.image_reader import ImageReader, PromptWithImages
 from lightrft.errors import DataError
-from lightrft.rollout.images import rgb_image
-from lightrft.types import Completion, Request, RequestOutput
+from lightrft.rollout.images import read_picture
+from lightrft.types import Completion, Request, RequestOutput, Video, each_frame
 
 Read = tuple[Sequence[int], ImageInputs | None]
 """A prompt's token ids, with all tokens of its images, and what the models are given of them."""
@@ -24,7 +24,7 @@ Read = tuple[Sequence[int], ImageInputs | None]
 
 @dataclass(frozen=True)
 class ReadPrompts:
-    """This rank's prompts with their images. `pictures`: of each prompt its images, PIL in RGB."""
+    """This rank's prompts with their images. `pictures`: of each prompt its images, PIL in RGB, and videos of such."""
 
     prompts: Sequence[Prompt]
     pictures: Sequence[tuple[Any, ...]]
@@ -34,9 +34,12 @@ class ReadPrompts:
     @property
     def asked(self) -> dict[str, Any]:
         """The arguments of `gather_and_generate` that name these prompts."""
-        pictures = [one for own in self.pictures for one in own]
-        images = {"all_images": pictures, "images_num": [len(own) for own in self.pictures]} if pictures else {}
-        return {"all_prompt_token_ids": [list(prompt.token_ids) for prompt in self.prompts], **images}
+        asked: dict[str, Any] = {"all_prompt_token_ids": [list(prompt.token_ids) for prompt in self.prompts]}
+        for kind, is_video in (("images", False), ("videos", True)):
+            own = [[one for one in pictures if isinstance(one, Video) == is_video] for pictures in self.pictures]
+            if any(own):
+                asked |= {f"all_{kind}": [one for some in own for one in some], f"{kind}_num": list(map(len, own))}
+        return asked
 
     def whole(self) -> list[Read]:
         """Of each prompt, once the processor is through. Collective where prompts may have images.
@@ -112,10 +115,12 @@ class PromptImages:
 
     def _pictures(self, prompt: Prompt) -> tuple[Any, ...]:
         try:
-            read = [rgb_image(image, where=f"{prompt.where}, image {number}") for number, image in enumerate(prompt.images)]
+            names = ["video" if isinstance(image, Video) else "image" for image in prompt.images]
+            wheres = [f"{prompt.where}, {name} {names[:at].count(name)}" for at, name in enumerate(names)]
+            read = [read_picture(image, where=where) for image, where in zip(prompt.images, wheres, strict=True)]
         except ValueError as error:
             raise DataError(str(error)) from error
-        return tuple(self._small(image) for image in read)
+        return tuple(each_frame(image, self._small) for image in read)
 
     def _small(self, image: Any) -> Any:
         width, height = image.size

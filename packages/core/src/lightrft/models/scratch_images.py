@@ -19,10 +19,11 @@ MROPE = [4, 6, 6]
 
 CHAT_TEMPLATE = (
     "{% for turn in messages %}{% if turn.content is string %}{{ turn.content }}{% else %}{% for part in turn.content %}"
-    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% elif part.type == 'video' %}"
+    "<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
     "{% endfor %}{% endif %}{% endfor %}"
 )
-"""The words alone, and each image between the two tokens that begin and end one."""
+"""The words alone, and each image and video between the two tokens that begin and end one."""
 
 
 def scratch_image_model(

@@ -6,6 +6,7 @@ import base64
 import io
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightrft.types import Video
@@ -77,15 +78,25 @@ def _animation(source: Any, *, where: str) -> Iterator[Any]:
     from PIL import Image, ImageSequence
 
     with Image.open(_file(source)) as image:
+        with _readable(where):
+            number = getattr(image, "n_frames", 1)
+        if number == 1:
+            raise ValueError(f"{where}: a file of one frame, no animation; bring the frames of a video as a list")
         frames = ImageSequence.Iterator(image)
-        while True:
-            try:
+        for _ in range(number):
+            with _readable(where):
                 frame = next(frames).copy()
-            except StopIteration:
-                return
-            except (*TORN, Image.DecompressionBombError) as error:
-                raise ValueError(f"{where}: an animation that cannot be read to its end: {' '.join(str(error).split()):.200}") from error
             yield frame
+
+
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
+    from PIL import Image
+
+    try:
+        yield
+    except (*TORN, Image.DecompressionBombError) as error:
+        raise ValueError(f"{where}: an animation that cannot be read to its end: {' '.join(str(error).split()):.200}") from error
 
 
 def _of_array(source: Any, *, where: str) -> Iterable[Any]:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from lightrft.types import frames_of
+
 SIDE, MOST = 96, 4
 """Pixels of a copy's longer side; of one prompt so many images are kept."""
 
@@ -15,10 +17,12 @@ _OURS = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]+={0,2}")
 
 
 def small_copies(images: Sequence[Any]) -> list[str]:
-    """The first `MOST` of a prompt's images (PIL, RGB) as data URIs of JPEG files, a few kB each; they stay as they are."""
+    """The first `MOST` of a prompt's images (PIL, RGB; of a video the first frame) as data URIs of JPEG files, a few kB each; they stay as
+    they are.
+    """
     copies = []
     for image in images[:MOST]:
-        copy, file = image.copy(), io.BytesIO()
+        copy, file = frames_of(image)[0].copy(), io.BytesIO()
         copy.thumbnail((SIDE, SIDE))
         copy.save(file, "JPEG", quality=80)
         copies.append("data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode())

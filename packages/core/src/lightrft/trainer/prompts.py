@@ -24,6 +24,7 @@ from lightrft.observe.warning_names import Finding
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability
 from lightrft.trainer.preflight import raise_all
+from lightrft.types import Video
 from lightrft.weights.model_class import reads_images
 
 
@@ -55,21 +56,25 @@ def prompt_set(config: Config, path: str, *, tokenizer: Any, registry: Registry,
 
 def image_settings(config: Config) -> ImageSettings:
     """Where the rows' images are, and what stands for one in the model's prompts; its processor is looked at where it has one. Local."""
-    settings = ImageSettings(key=config.images_key, folder=config.images_folder)
+    settings = ImageSettings(key=config.images_key, videos_key=config.videos_key, folder=config.images_folder)
     if config.scratch_tokenizer != "none":
-        return replace(settings, unread="a model that is made from the data (scratch_tokenizer) reads text alone")
-    token, unread = _image_token(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
-    return replace(settings, token=token, unread=unread)
+        made = "a model that is made from the data (scratch_tokenizer) reads text alone"
+        return replace(settings, unread=made, videos_unread=made)
+    token, video_token, unread = _tokens(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
+    videos_unread = unread or "the model's processor reads none here; name a model that does, or install torchvision, which reads them"
+    return replace(settings, token=token, unread=unread, video_token=video_token, videos_unread=videos_unread)
 
 
 @cache
-def _image_token(path: str, *, trust_remote_code: bool) -> tuple[str, str]:
+def _tokens(path: str, *, trust_remote_code: bool) -> tuple[str, str, str]:
+    """Of an image and a video; empty where the model reads none, and why it reads no images."""
     if not reads_images(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)):
-        return "", f"the model {path!r} reads text alone; name an image-text model, or leave them out (images_key '')"
+        return "", "", f"the model {path!r} reads text alone; name an image-text model, or leave them out (images_key '')"
     try:
-        return ImageReader(path, trust_remote_code=trust_remote_code).token, ""
+        reader = ImageReader(path, trust_remote_code=trust_remote_code)
+        return reader.token, reader.video_token, ""
     except ValueError as error:
-        return "", str(error)
+        return "", "", str(error)
 
 
 def image_reader(config: Config, prompts: Sequence[Prompt], *, model_path: str) -> ImageReader | None:
@@ -90,9 +95,13 @@ def image_problems(config: Config, prompts: Sequence[Prompt], *, registry: Regis
     if not any(prompt.images for prompt in prompts):
         return []
     problems = []
-    if Capability.MULTIMODAL not in registry.spec("engine", config.engine_type).capabilities:
-        able = ", ".join(registry.having("engine", Capability.MULTIMODAL))
-        problems.append(f"the prompts have images, which engine_type={config.engine_type!r} does not read; these do: {able}")
+    videos = {isinstance(image, Video) for prompt in prompts for image in prompt.images}
+    for what, capability in [("videos", Capability.VIDEO)] * (True in videos) + [("images", Capability.MULTIMODAL)] * (False in videos):
+        if capability not in registry.spec("engine", config.engine_type).capabilities:
+            able = ", ".join(registry.having("engine", capability))
+            problems.append(f"the prompts have {what}, which engine_type={config.engine_type!r} does not read; these do: {able}")
+    if len(videos) > 1:  # a pass with both would call the part of the model that reads them twice, and on other ranks it is called once
+        problems.append("some prompts have images and some videos, which one run does not mix; leave one of them out (videos_key '')")
     if config.environment:
         problems.append(f"the prompts have images, which episodes do not show; leave environment={config.environment!r} out")
     if config.max_version_lag:

@@ -15,6 +15,7 @@ from lightrft.data.prompts import Prompt
 from lightrft.errors import CheckpointError, ConfigError
 from lightrft.run.checkpoint_folder import LATEST, find, read, saved_in
 from lightrft.trainer.resume_settings import BELONG_TO_STATE, OF_NO_CONSEQUENCE, UNLESS
+from lightrft.types import sources_of
 
 
 def changed_settings(saved: Mapping[str, Any], config: Config) -> list[str]:
@@ -72,7 +73,7 @@ class PromptsDigest:
         for prompt in prompts:
             digest.update(array("i", prompt.token_ids).tobytes())
             digest.update(b"\0" if prompt.answer is None else prompt.answer.encode())
-            for image in prompt.images:
+            for image in (source for one in prompt.images for source in sources_of(one)):
                 digest.update(image if isinstance(image, bytes) else f"{Path(image).name} {Path(image).stat().st_size}".encode())
         self._digest = digest.hexdigest()
         self._number = len(prompts)

@@ -30,7 +30,7 @@ TAKES_EFFECT = (
     "logprob_gap_prompts", "logprob_gap_threshold", "logprob_gap_action", "mismatch_level", "mismatch_cap",
     "mismatch_beyond", "mismatch_floor", "model_name_or_path", "trust_remote_code", "save_dtype",
     "prompt_data", "eval_data", "input_key", "label_key", "prompt_template", "apply_chat_template",
-    "images_key", "images_folder", "max_image_pixels", "system_prompt", "tools_key",
+    "images_key", "videos_key", "images_folder", "max_image_pixels", "system_prompt", "tools_key",
     "chat_template_kwargs", "special_tokens_in_prompts", "prompt_max_len",
     "max_eval_samples", "eval_n", "eval_temperature", "eval_top_p", "eval_top_k", "eval_max_len", "eval_k",
     "eval_right_at", "eval_out", "rollout_batch_size", "micro_rollout_batch_size", "n_samples_per_prompt",
