@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +10,14 @@ from typing import Any
 
 import torch
 from image_families import FAMILIES, IMAGE
+from transformers import AutoModelForImageTextToText
 
+from lightrft.config.load import make_config
 from lightrft.engine.base import EngineSetup, InferenceEngine
 from lightrft.engine.image_reader import ImageReader
 from lightrft.plugins import Registry
+from lightrft.strategy import get_strategy
+from lightrft.strategy.strategy_base import AdamWSettings
 from lightrft.testing.engine_bench import weights_of
 from lightrft.testing.image_text import IMAGE_ID, noise
 from lightrft.types import Request, SamplingParams
@@ -97,3 +102,24 @@ def check_answers(name: str, family: str, folder: Path) -> None:
                         found = torch.tensor(drawn.logprobs, dtype=torch.float64)
                         assert float((found - logprobs(model, inputs_of(reader, request), answer)).abs().max()) < CLOSE
     assert compared > 10
+
+
+def on_two_ranks(name: str, engine_tp_size: int, folder: str, model: str) -> list[bool]:
+    """Of this rank's prompts, whether the engine of its group answers as transformers does after a sync to the actor's weights."""
+    config = make_config({
+        "strategy": "fsdp", "engine_type": name, "engine_tp_size": engine_tp_size, "model_name_or_path": folder, "prompt_max_len": 64,
+        "generate_max_len": 8,
+    })  # fmt: skip
+    strategy = get_strategy(config)
+    strategy.setup_inference_engine(config)
+    judge = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).eval()
+    actor, _ = strategy.prepare_trainable(copy.deepcopy(judge), optimizer=AdamWSettings(learning_rate=1e-3))
+    strategy.update_engine_weights(actor)
+    mine = requests()[1:3] if strategy.world.rank == 0 else requests()[3:]
+    found = strategy.gather_and_generate(
+        GREEDY, all_prompt_token_ids=[r.prompt_token_ids for r in mine], all_images=[i for r in mine for i in r.images],
+        images_num=[len(r.images) for r in mine],
+    )  # fmt: skip
+    strategy.shutdown()
+    reader = ImageReader(folder, trust_remote_code=False)
+    return [list(o.completions[0].token_ids) == greedy(judge, inputs_of(reader, r)) for o, r in zip(found, mine, strict=True)]

@@ -1,4 +1,4 @@
-"""Runs on prompts with images: two ranks of each backend are the one-process run, also where a rank has no image in a pass,
+"""Runs on prompts with images: two ranks of each backend (of FSDP2 four) are the one-process run, also where a rank has no image in a pass,
 and where rows are packed or shared."""
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ BACKENDS: dict[str, dict[str, Any]] = {
     "fsdp packed": {"strategy": "fsdp"} | PACKED,
     "fsdp sp": {"strategy": "fsdp", "sp_size": 2},
     "fsdp lora": {"strategy": "fsdp", "lora_rank": 2},
+    "fsdp frozen": {"strategy": "fsdp", "freeze": "visual"},
     "zero 2": ZERO[2],
     "zero 3": ZERO[3],
     "fsdp packed sp": {"strategy": "fsdp", "sp_size": 2} | PACKED,
@@ -70,23 +71,39 @@ def curve(run_folder: Path) -> list[float]:
     return [row[name] for row in rows if COMPARED[0] in row for name in COMPARED]
 
 
-@pytest.mark.parametrize(
-    "backend", [pytest.param(name, marks=pytest.mark.slow if name in DAILY else pytest.mark.long) for name in BACKENDS]
-)
-def test_two_ranks_are_one(folder: Path, backend: str) -> None:
+def is_one(folder: Path, backend: str, *, ranks: int) -> None:
+    """Numbers and weights of a run on so many ranks are those of one process."""
     one = "one"
-    if "lora" in backend:
-        one = "one lora"
-        run_spmd(on_these_ranks, 1, str(folder), one, BACKENDS[backend], timeout_s=300)
-    run_spmd(on_these_ranks, 2, str(folder), f"two {backend}", BACKENDS[backend], timeout_s=300)
-    assert curve(folder / f"two {backend}") == pytest.approx(curve(folder / one), rel=2e-4, abs=1e-6)
-    mine, theirs = (load_file(folder / name / "model" / "model.safetensors") for name in (f"two {backend}", one))
+    if changes := {name: value for name, value in BACKENDS[backend].items() if name in ("lora_rank", "freeze")}:
+        one = f"one {backend}"
+        if not (folder / one).exists():
+            run_spmd(on_these_ranks, 1, str(folder), one, {"strategy": "fsdp"} | changes, timeout_s=300)
+    many = f"{ranks} {backend}"
+    run_spmd(on_these_ranks, ranks, str(folder), many, BACKENDS[backend], timeout_s=500)
+    assert curve(folder / many) == pytest.approx(curve(folder / one), rel=2e-4, abs=1e-6)
+    mine, theirs = (load_file(folder / name / "model" / "model.safetensors") for name in (many, one))
     assert mine.keys() == theirs.keys()
     before = load_file(folder / "model" / "model.safetensors")
+    if "freeze" in changes:
+        frozen = {name for name in before if "visual" in name}
+        assert len(frozen) > 10 and frozen == {name for name in before if mine[name].equal(before[name])}
     apart = torch.cat([(mine[name] - theirs[name]).flatten() for name in mine])
     moved = torch.cat([(theirs[name] - before[name]).flatten() for name in mine])
     # AdamW divides a gradient by its own size: where one is little more than rounding, the weight moves by a part of a step.
     assert float((apart.abs() > 3e-5).double().mean()) < 1e-4 and float(apart.norm()) < 1e-3 * float(moved.norm())
+
+
+@pytest.mark.parametrize(
+    "backend", [pytest.param(name, marks=pytest.mark.slow if name in DAILY else pytest.mark.long) for name in BACKENDS]
+)
+def test_two_ranks_are_one(folder: Path, backend: str) -> None:
+    is_one(folder, backend, ranks=2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("backend", ["fsdp", "fsdp frozen"])
+def test_four_ranks_are_one(folder: Path, backend: str) -> None:
+    is_one(folder, backend, ranks=4)
 
 
 @pytest.mark.slow

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from image_answers import GREEDY, check_answers, engine_on, requests
+from image_answers import GREEDY, check_answers, engine_on, on_two_ranks, requests
 from image_families import FAMILIES, IMAGE
 
 from lightrft.errors import ModelError
 from lightrft.testing.image_text import noise
+from lightrft.testing.spmd import run_spmd
 from lightrft.types import EngineStatus, Request
 
 pytest.importorskip("sglang")
@@ -43,3 +44,10 @@ def test_a_family_that_sglang_does_not_load_is_told(tmp_path: Path) -> None:
     words = r"\(LlavaForConditionalGeneration\) reads images, and this SGLang does not start with it: .*--engine_type hf"
     with pytest.raises(ModelError, match=words), engine_on("sglang", tmp_path):
         pass
+
+
+def test_each_of_two_ranks_has_an_engine_that_reads_its_own_images(tmp_path: Path) -> None:
+    for seed in range(2):
+        FAMILIES["qwen2.5-vl"](tmp_path / str(seed), seed)
+    found = run_spmd(on_two_ranks, 2, "sglang", 1, str(tmp_path / "0"), str(tmp_path / "1"), timeout_s=300)
+    assert found == [[True, True], [True, True]]

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import pytest
-import torch
-from image_answers import GREEDY, check_answers, engine_on, greedy, inputs_of, requests
+from image_answers import GREEDY, check_answers, engine_on, on_two_ranks, requests
 from image_families import FAMILIES, IMAGE
-from transformers import AutoModelForImageTextToText
 
-from lightrft.config.load import make_config
 from lightrft.engine.image_reader import ImageReader
 from lightrft.errors import ImageError, ModelError
-from lightrft.strategy import get_strategy
-from lightrft.strategy.strategy_base import AdamWSettings
 from lightrft.testing.image_text import noise
 from lightrft.testing.spmd import run_spmd
 from lightrft.types import EngineStatus, Request
@@ -64,28 +58,7 @@ def test_a_family_that_vllm_does_not_load_is_told(tmp_path: Path) -> None:
         pass
 
 
-def on_two_ranks(folder: str, model: str) -> list[bool]:
-    """Of this rank's prompts, whether the group's engine answers as transformers does after a sync to the actor's weights."""
-    config = make_config({
-        "strategy": "fsdp", "engine_type": "vllm", "engine_tp_size": 2, "model_name_or_path": folder, "prompt_max_len": 64,
-        "generate_max_len": 8,
-    })  # fmt: skip
-    strategy = get_strategy(config)
-    strategy.setup_inference_engine(config)
-    judge = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).eval()
-    actor, _ = strategy.prepare_trainable(copy.deepcopy(judge), optimizer=AdamWSettings(learning_rate=1e-3))
-    strategy.update_engine_weights(actor)
-    mine = requests()[1:3] if strategy.world.rank == 0 else requests()[3:]
-    found = strategy.gather_and_generate(
-        GREEDY, all_prompt_token_ids=[r.prompt_token_ids for r in mine], all_images=[i for r in mine for i in r.images],
-        images_num=[len(r.images) for r in mine],
-    )  # fmt: skip
-    strategy.shutdown()
-    reader = ImageReader(folder, trust_remote_code=False)
-    return [list(o.completions[0].token_ids) == greedy(judge, inputs_of(reader, r)) for o, r in zip(found, mine, strict=True)]
-
-
 def test_a_group_of_two_ranks_reads_the_images_of_both(tmp_path: Path) -> None:
     for seed in range(2):
         FAMILIES["qwen3-vl"](tmp_path / str(seed), seed)
-    assert run_spmd(on_two_ranks, 2, str(tmp_path / "0"), str(tmp_path / "1"), timeout_s=240) == [[True, True], [True, True]]
+    assert run_spmd(on_two_ranks, 2, "vllm", 2, str(tmp_path / "0"), str(tmp_path / "1"), timeout_s=240) == [[True, True], [True, True]]

@@ -21,6 +21,7 @@ from lightrft.errors import DataError, ImageError, UserError
 from lightrft.experience.images import PromptImages
 from lightrft.plugins.registry import Registry
 from lightrft.testing.image_text import IMAGE_ID, SIDE, image_rows, noise, tiny_image_folder, tiny_image_model
+from lightrft.testing.tiny import tiny_model_folder
 from lightrft.trainer.base_model import prepare_base_model
 from lightrft.types import Completion, RequestOutput, Sample
 
@@ -139,6 +140,21 @@ def test_what_cannot_be_is_told_before_a_model_loads(folder: Path, monkeypatch: 
     with pytest.raises(UserError) as caught:
         lightrft.train(lightrft.make_config(settings(folder, **changes)), rewards=[lambda samples: [1.0] * len(samples)])
     assert re.search(words, "\n".join([str(caught.value), *getattr(caught.value, "problems", [])]))
+
+
+@pytest.mark.parametrize("where", ["prompt_data", "eval_data"])
+def test_a_text_model_with_rows_of_images_names_the_row_and_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    monkeypatch.setattr(HFEngine, "__init__", None)  # never made
+    tiny_model_folder(folder / "text")
+    (folder / "plain.jsonl").write_text(json.dumps({"prompt": "1 =", "answer": "1"}) + "\n")
+    named = {"prompt_data": str(folder / "plain.jsonl"), "eval_data": [str(folder / "rows.jsonl")]} if where == "eval_data" else {}
+    config = settings(folder, model_name_or_path=str(folder / "text"), apply_chat_template=False, **named)
+    with pytest.raises(DataError) as caught:
+        lightrft.train(lightrft.make_config(config), rewards=[lambda samples: [1.0] * len(samples)])
+    assert str(caught.value) == (
+        f"{folder / 'rows.jsonl'}:2: the prompt has images (1), and the model {str(folder / 'text')!r} reads text alone; name an "
+        "image-text model, or leave them out (images_key '')"
+    )
 
 
 def test_images_in_the_evaluation_alone_are_read_and_leave_nothing_to_check(folder: Path) -> None:
