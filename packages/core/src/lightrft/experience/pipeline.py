@@ -63,10 +63,10 @@ class ExperienceMaker:
         metrics: StepMetrics | None = None,
         episodes: Episodes | None = None,
         images: PromptImages | None = None,
-        partial: PartialRollouts | None = None,
+        partial: PartialRollouts[Any] | None = None,
     ) -> None:
-        """With `episodes`, a rollout is made of episodes of several turns; with `partial`, of the answers that are finished; `images` reads
-        those of prompts.
+        """With `episodes`, a rollout is made of episodes of several turns; with `partial`, of the answers, or episodes, that are finished;
+        `images` reads those of prompts.
         """
         self.strategy = strategy
         self.config = config
@@ -100,11 +100,11 @@ class ExperienceMaker:
         completion of each prompt comes first. With episodes, everything up to the end of each of them.
         """
         number = len(prompts) if self._corrects else self.config.logprob_gap_prompts
+        if self.partial is not None:
+            return self.partial.sampled(prompts, metrics=self.metrics)
         if self.episodes is not None:
             params, sleeps = sampling_params(self.config), not self.keep_awake
             return self.episodes.sampled(prompts, params, logprobs=number, sleep_engine=sleeps, metrics=self.metrics)
-        if self.partial is not None:
-            return self.partial.sampled(prompts, metrics=self.metrics)
         read = self.images.read(prompts)
         greedy = greedy_answers(read, strategy=self.strategy, config=self.config, tokenizer=self.tokenizer) if self.greedy else None
         self._early = self._start_rewards(read) if self.config.reward_while_generating else None
@@ -229,6 +229,13 @@ class ExperienceMaker:
                 f"{alone:.0%} of this rollout's prompts have a single completion, which advantage_estimator="
                 f"{self.config.advantage_estimator!r} has nothing to compare with: its advantage is 0, and it teaches nothing",
             )
+
+    def close(self) -> None:
+        """The environments of unfinished episodes are closed, and what runs them. Idempotent. Local."""
+        if self.partial is not None:
+            self.partial.close()
+        if self.episodes is not None:
+            self.episodes.close()
 
     def tokenize_fn(self, texts: Sequence[str], max_length: int, padding: bool = True) -> dict[str, Any]:
         """Token ids of texts, truncated at `max_length`: lists without padding, [B, P] tensors with it. Local."""
