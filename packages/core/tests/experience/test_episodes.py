@@ -31,7 +31,7 @@ from lightrft.testing.tiny import tiny_causal_lm, tiny_model_folder, tiny_tokeni
 from lightrft.types import Sample
 
 closed: list[str] = []
-LIMIT_S = 0.3
+LIMIT_S = 1.5
 
 
 class Counting(Environment):
@@ -74,7 +74,7 @@ class Failing(Counting):
             case "hang":
                 return asyncio.sleep(30)
             case "slow":
-                time.sleep(4 * LIMIT_S)
+                time.sleep(2 * LIMIT_S)
         return super().step(turn)
 
 
@@ -176,8 +176,8 @@ def test_engine_and_trainer_agree_over_all_turns(tmp_path: Path, family: dict[st
         ("garbage", r"step: ValueError: it returned 'not a step'; give Continue\(...\) or End\(...\)"),
         ("shape", "step: ValueError: Continue: text is b'bytes', a bytes, not a str"),
         ("messages", "step: DataError: the environment gave chat messages, which need a chat template"),
-        ("hang", r"step: TimeoutError: did not return within 0.3 s \(environment_timeout_s\)"),
-        ("slow", r"step: TimeoutError: did not return within 0.3 s \(environment_timeout_s\)"),
+        ("hang", r"step: TimeoutError: did not return within 1.5 s \(environment_timeout_s\)"),
+        ("slow", r"step: TimeoutError: did not return within 1.5 s \(environment_timeout_s\)"),
     ],
 )
 def test_an_environment_that_fails_ends_its_own_episode(tmp_path: Path, fails: str, error: str) -> None:
