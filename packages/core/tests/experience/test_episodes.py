@@ -78,6 +78,13 @@ class Failing(Counting):
         return super().step(turn)
 
 
+class Needing(Counting):
+    """Cannot be made without an argument."""
+
+    def __init__(self, url: str, *, retries: int = 2) -> None:
+        self.url = url
+
+
 class Otherwise(Environment):
     """Begins with a prompt of its own, another one for each row or for each episode."""
 
@@ -224,6 +231,11 @@ def test_a_limit_ends_an_episode_after_a_whole_turn(tmp_path: Path, settings: di
     assert batch.num_sampled.tolist() == [turns * settings["turn_max_len"]] * 2
     assert (batch.lengths - 2).max() <= 30
     assert batch.loss_mask[batch.offsets[1:] - 1].all(), "nothing of the environment follows the last turn"
+    metrics = made.metrics.reduce(None)
+    made.conclude(metrics)
+    told = [row.text for row in made.warnings.rows if row.name == "env_no_room"]
+    assert metrics["episode/no_room"] == len(told) == (settings["max_turns"] == 9)
+    assert not told or told[0].startswith("100% of this rollout's episodes were cut off, since no whole turn fits into generate_max_len=30")
 
 
 def test_an_environment_begins_with_a_prompt_of_its_own_the_same_for_a_row(tmp_path: Path) -> None:
@@ -241,6 +253,7 @@ def test_an_environment_begins_with_a_prompt_of_its_own_the_same_for_a_row(tmp_p
         ("no_such_module_here:X", "no module 'no_such_module_here' on the import path"),
         (f"{__name__}:Countin", "has no 'Countin'.*Counting"),
         (f"{__name__}:maker", "no subclass of lightrft.rollout.environment.Environment"),
+        (f"{__name__}:Needing", "is made with url; each episode makes one without arguments"),
         ("lightrft.rollout.environment:Environment", "no subclass of lightrft.rollout.environment.Environment"),
     ],
 )

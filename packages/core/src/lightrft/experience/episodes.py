@@ -56,6 +56,7 @@ class Episodes:
         metrics.mean("episode/turns", float(sum(one.num_turns for one in played)), float(len(played)))
         metrics.mean("episode/env_tokens", float(after - own), float(after))
         metrics.mean("episode/contexts", float(sum(1 + len(one.begins) for one in played)), float(len(played)))
+        metrics.mean("episode/no_room", float(sum(one.no_room for one in played)), float(len(played)))
         metrics.mean("episode/env_error", float(sum(bool(one.error) for one in played)), float(len(played)))
         metrics.mean("episode/close_error", float(sum(bool(one.close_error) for one in played)), float(len(played)))
 
@@ -117,8 +118,8 @@ class Episodes:
             except (Exception, SystemExit) as error:
                 one.fail("step", error)
                 continue
-            no_room = one.length(words) + turn > limit
-            one.go_on(outcome.value, words, stops=said.is_last or no_room, limit=limit)
+            one.no_room = not said.is_last and isinstance(outcome.value, Continue) and one.length(words) + turn > limit
+            one.go_on(outcome.value, words, stops=said.is_last or one.no_room, limit=limit)
 
     def close_all(self, played: Sequence[LiveEpisode]) -> None:
         """Every environment that was made is closed. One that fails there has said all that counts before: its episode stays as it is.

@@ -42,6 +42,7 @@ class LiveEpisode:
     wrote it). `begins`: the places in it where a context begins that the template wrote anew. `messages`: the conversation that the prompt
     was written from; `exchanges`: what was sampled in each turn, and the messages that followed it (None where those were not messages).
     `turn`: what there is of a turn that takes several calls to the engine; `asks_logprobs`: whether the engine's are wanted.
+    `no_room`: it was cut off before `max_turns`, for no whole turn fits in behind what the environment said.
     """
 
     prompt: Prompt
@@ -59,6 +60,7 @@ class LiveEpisode:
     turn: Answer = field(default_factory=Answer)
     finish_reason: FinishReason = "stop"
     ended: bool = False
+    no_room: bool = False
     error: str = ""
     close_error: str = ""
     rewards: dict[str, float] = field(default_factory=dict)

@@ -219,6 +219,12 @@ class ExperienceMaker:
                 f"close() of the environment failed in {metrics['episode/close_error']:.0%} of this rollout's episodes, which count all "
                 f"the same; the first: {self.episodes.first_close_error}",
             )
+        if metrics.get("episode/no_room", 0.0) >= 0.5 and "env_no_room" not in self.warnings.names:
+            self.warnings.say(
+                "env_no_room",
+                f"{metrics['episode/no_room']:.0%} of this rollout's episodes were cut off, since no whole turn fits into generate_max_len="
+                f"{self.config.generate_max_len} behind what the environment said; raise it, lower turn_max_len, or let it say less",
+            )
         if (sentence := self.tags.sentence(metrics)) and "special_tokens_unseen" not in self.warnings.names:
             self.warnings.say("special_tokens_unseen", sentence)
         alone = metrics.get("rollout/groups_of_one", 0.0)
