@@ -31,7 +31,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs site wheels gsm8k memory sequence-memory parity row-parity collectives overhead curves packing learn silent user-inputs families crosscheck engine-matrix rollout sync-speed test test-slow test-slow-core test-slow-workspace test-long test-core test-lowest test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-multi gpu-bench vs-trl phases passes clean chaos soak hangs fuzz audit
+.PHONY: help setup demo docs site wheels gsm8k memory sequence-memory parity row-parity collectives overhead curves packing learn silent user-inputs families crosscheck engine-matrix rollout sync-speed test test-slow test-slow-core test-slow-workspace test-long test-core test-lowest test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-multi gpu-bench vs-trl phases passes clean chaos soak hangs fuzz audit plan-peaks
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -70,6 +70,9 @@ chaos: $(STAMP)  ## kill ranks of a run that goes on by itself, and compare it w
 
 hangs: $(STAMP)  ## a table: ranks that hang in every phase, whether the right one is named, and after how many seconds
 	@$(BIN)/python benchmarks/hangs.py $(ARGS)
+
+plan-peaks: $(STAMP)  ## a table: what `lightrft plan` says of each phase against what small runs on this CPU hold
+	@$(BIN)/python benchmarks/plan_peaks.py $(ARGS)
 
 soak: $(STAMP)  ## 500 rollouts watched from outside: memory, descriptors and threads of each rank, and the time of a step
 	@$(BIN)/python benchmarks/soak.py $(ARGS)

@@ -95,7 +95,8 @@ def test_an_update_on_the_cpu_peaks_where_the_plan_says(settings: dict[str, Any]
     )  # fmt: skip
     plan = make_plan(config, models("small"), world=1, device=GIB, cuda=False)
     measured = measured_update(config)
-    assert plan.total("update") == pytest.approx(measured, rel=0.1)
+    engine = plan.phases["update"]["engine weights"]  # there is none here; whole runs: tests/test_plan_peaks.py
+    assert plan.total("update") - engine == pytest.approx(measured, rel=0.1)
 
 
 def measured_update(config: Config) -> int:

@@ -40,6 +40,8 @@ class DryModel:
     """Of the largest block; `rest` is what no block holds: embedding and head."""
     rest: int
     trained: int
+    largest: int
+    """Of the largest trained tensor."""
 
     @classmethod
     def of(cls, make: Callable[[], Any]) -> DryModel:
@@ -53,7 +55,8 @@ class DryModel:
         blocks = [sum(p.numel() for p in block.parameters()) for block in find_blocks(model)]
         total = sum(p.numel() for p in model.parameters())
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        return cls(make=make, total=total, block=max(blocks), rest=max(0, total - sum(blocks)), trained=trained)
+        largest = max((p.numel() for p in model.parameters() if p.requires_grad), default=0)
+        return cls(make=make, total=total, block=max(blocks), rest=max(0, total - sum(blocks)), trained=trained, largest=largest)
 
 
 @dataclass(frozen=True, kw_only=True)

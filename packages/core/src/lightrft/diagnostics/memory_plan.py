@@ -42,11 +42,14 @@ ENGINES = ("hf", *SHARING)
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """Shapes of a run's models. `kv_elements`: of one token in a KV cache; `rewards`: parameters of each reward model."""
+    """Shapes of a run's models. `kv_elements`: of one token in a KV cache; `rewards`: parameters of each reward model; `critic`: of the
+    critic, where it has others than the actor.
+    """
 
     actor: DryModel
     kv_elements: int
     has_critic: bool = False
+    critic: int | None = None
     rewards: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -114,16 +117,16 @@ class _Planner:
     cuda: bool
 
     def plan(self) -> Plan:
-        engine, asleep = self._engine(), self._asleep()
+        engine, asleep, mine = self._engine(), self._asleep(), self._held()
         phases = {"rollout": self._resident() | engine}
-        beside = asleep if self.config.enable_engine_sleep else engine
+        beside = asleep if self._sleeps else {name: size for name, size in engine.items() if name != "KV cache" or self._shares}
         phases |= {name: self._resident() | parts | beside for name, parts in self._passes().items()}
         if "reward pass" in phases and self.config.dynamic_sampling:
             phases["reward pass"] |= engine  # it stays awake until enough groups have a signal, and each try is rewarded
         awake = {"engine weights": engine["engine weights"], **asleep}
         largest = min(self.config.weight_bucket_mb * MIB, pass_bytes(self.config) * self.models.actor.total)
-        bucket = {"buckets of the sync": 2 * largest}
-        phases["sync"] = self._resident() | bucket | (awake if self.config.enable_engine_sleep else engine)
+        buckets = {"buckets of the sync": int(mine.copies * largest)}
+        phases["sync"] = self._resident() | buckets | (awake if self._sleeps else beside)
         if self.cuda and "engine, asleep" not in asleep:
             phases = {name: parts | {"CUDA": CUDA_CONTEXT} for name, parts in phases.items()}
         shown = {name: {part: size for part, size in parts.items() if size} for name, parts in phases.items()}
@@ -134,10 +137,11 @@ class _Planner:
 
     def _resident(self) -> dict[str, int]:
         config, mine = self.config, self._held()
-        found = {"weights": mine.weights, "optimizer": 0 if mine.offloaded else mine.optimizer}
+        found = {"weights": mine.weights, "optimizer": 0 if mine.offloaded else mine.optimizer, "kept by the backend": mine.always}
+        found["gradients"] = mine.gradients if mine.keeps_gradients else 0
         if self.models.has_critic:
-            critic = self._held(trained=self.models.actor.total)  # whole, also beside adapters and frozen parameters
-            found["critic"] = critic.weights + (0 if critic.offloaded else critic.optimizer)
+            critic = self._held_by_critic()
+            found["critic"] = critic.weights + critic.always + (0 if critic.offloaded else critic.optimizer)
         if config.ema_beta:
             found["average"] = FLOAT * self.models.actor.total // (1 if strategy_name(config) == "single" else self.world)
         return found if config.offload_frozen else found | self._reference() | self._rewards()
@@ -155,18 +159,27 @@ class _Planner:
         config = self.config
         found = {"optimizer": self._held().on_host}
         if self.models.has_critic:
-            found["critic's optimizer"] = self._held(trained=self.models.actor.total).on_host
+            found["critic's optimizer"] = self._held_by_critic().on_host
         if config.offload_frozen:
             found |= self._reference() | self._rewards()
         if config.engine_type in SHARING and config.enable_engine_sleep and config.engine_sleep_level == 1:
             found["engine weights, asleep"] = pass_bytes(config) * self.models.actor.total // config.engine_tp_size
         return {part: size for part, size in found.items() if size}
 
-    def _held(self, *, trained: int | None = None) -> Held:
-        """Of the actor, or of a model of its shape with so many trained parameters."""
+    def _held(self) -> Held:
         actor = self.models.actor
-        sizes = Sizes(total=actor.total, trained=trained or actor.trained, block=actor.block, rest=actor.rest)
-        return held(self.config, sizes, world=self.world, micro_batches=self._micro_batches())
+        return self._held_of(actor.total, trained=actor.trained, largest=actor.largest)
+
+    def _held_by_critic(self) -> Held:
+        """Trained whole, also beside adapters and frozen parameters."""
+        actor = self.models.actor
+        size = actor.total if self.models.critic is None else self.models.critic
+        return self._held_of(size, trained=size, largest=max(actor.largest, actor.rest // 2))
+
+    def _held_of(self, total: int, *, trained: int, largest: int) -> Held:
+        actor = self.models.actor
+        sizes = Sizes(total=total, trained=trained, block=actor.block, rest=actor.rest, largest=largest)
+        return held(self.config, sizes, world=self.world, micro_batches=self._micro_batches(), cuda=self.cuda)
 
     # passes
 
@@ -184,6 +197,7 @@ class _Planner:
         phases["update"] = brought | {
             "gradients": mine.gradients,
             "gathered": mine.gathered,
+            "sums over ranks": mine.reduce,
             "activations": int(share * found.activations),
             "backward and head": found.backward - found.activations,
         }
@@ -232,7 +246,16 @@ class _Planner:
         return {"engine weights": weights, "KV cache": self._kv(rows)}
 
     def _asleep(self) -> dict[str, int]:
-        return {"engine, asleep": ENGINE_ASLEEP} if self.config.engine_type in SHARING else {}
+        return {"engine, asleep": ENGINE_ASLEEP} if self._shares else {}
+
+    @property
+    def _shares(self) -> bool:
+        return self.config.engine_type in SHARING
+
+    @property
+    def _sleeps(self) -> bool:
+        """An engine in the trainer's own process leaves the device; on a CPU it has no other place."""
+        return self.config.enable_engine_sleep and (self.cuda or self._shares)
 
     def _kv(self, rows: int) -> int:
         tokens = rows * (self.config.prompt_max_len + self.config.generate_max_len)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from lightrft.config.schema import Config
 from lightrft.diagnostics.dry_passes import DryModel
 from lightrft.diagnostics.memory_plan import Models
 from lightrft.errors import ModelError
+from lightrft.models.critic import make_critic
 from lightrft.models.folder_check import empty_model
 from lightrft.models.freeze import freeze
 from lightrft.models.lora import add_lora
@@ -42,8 +44,7 @@ def shapes_of(config: Config) -> Models:
         )
 
         def make() -> Any:
-            with torch.device("meta"):
-                model = language_model_class(shape).from_config(shape, trust_remote_code=trust)
+            model = _on_meta(shape, trust)
             if config.lora_rank:
                 model = add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha, target_modules=config.lora_target_modules, seed=0)
             if config.freeze:
@@ -61,5 +62,12 @@ def shapes_of(config: Config) -> Models:
     text = shape.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    critic = Registry.discover().spec("advantage", config.advantage_estimator).critic
-    return Models(actor=actor, kv_elements=2 * text.num_hidden_layers * heads * width, has_critic=critic, rewards=rewards)
+    has_critic = Registry.discover().spec("advantage", config.advantage_estimator).critic
+    critic = sum(p.numel() for p in make_critic(_on_meta(deepcopy(shape), trust)).parameters()) if has_critic else None
+    kv_elements = 2 * text.num_hidden_layers * heads * width
+    return Models(actor=actor, kv_elements=kv_elements, has_critic=has_critic, critic=critic, rewards=rewards)
+
+
+def _on_meta(shape: Any, trust: bool) -> Any:
+    with torch.device("meta"):
+        return language_model_class(shape).from_config(shape, trust_remote_code=trust)
