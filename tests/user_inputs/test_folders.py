@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -208,7 +209,10 @@ CASES: dict[str, Case] = {
     "config.json without model_type": Case(config(model_type=None), ("names no model_type",)),
     "an unknown model_type": Case(config(model_type="lamma"), ("model_type 'lamma' is not known to transformers",)),
     "a field of another type": Case(config(hidden_size="large"), ("its config.json",)),
+    "answers in tuples": Case(config(return_dict=False), ("config.json has return_dict=false", "take the entry out")),
+    "what transformers does not save": Case(config(output_attentions=True), ("transformers would not save its config.json again",)),
     "negative sizes": Case(config(num_hidden_layers=-1), ("its ",)),
+    "a pipe for config.json": Case(both(removed("config.json"), lambda folder: os.mkfifo(folder / "config.json")), ("no config.json",)),
     "no config.json": Case(removed("config.json"), ("no config.json", "save_pretrained")),
     "generation_config.json is garbage": Case(text("generation_config.json", "eos: 1"), ("generation_config.json is damaged",)),
     "tokenizer.json is garbage": Case(text("tokenizer.json", "{"), ("tokenizer.json is damaged",)),
@@ -233,6 +237,9 @@ CASES: dict[str, Case] = {
     ),
     "files without their index": Case(both(sharded, removed(INDEX)), ("copy the index too",)),
     "bytes of two tensors": Case(header(twice), ("model.safetensors is damaged: ", "begins at byte", "copy it again")),
+    "a shape that is no whole number": Case(header(lambda h: h[Q_PROJ].update(shape=[64.5, 64])), ("model.safetensors is damaged",)),
+    "a negative shape": Case(header(lambda h: h[Q_PROJ].update(shape=[-64, -64])), ("model.safetensors is damaged",)),
+    "notes of a header that are no text": Case(header(lambda h: h.update(__metadata__={"format": 5})), ("model.safetensors is damaged",)),
     "bytes behind the last tensor": Case(header(lambda found: None, behind=b"more"), ("damaged: ", "its last tensor ends at")),
     "one file beside an index of others": Case(beside_its_shards, (f"{WEIGHTS} lies beside {INDEX}", "take one of the two out")),
     "JSON nested too deeply": Case(text("config.json", '{"a":' * 2000 + "1" + "}" * 2000), ("config.json is damaged: RecursionError",)),
@@ -248,6 +255,8 @@ CASES: dict[str, Case] = {
     "torch's own format, a tensor too many": Case(
         as_bin(lambda s: s | {"v_head.weight": torch.ones(1)}), ("v_head.weight", "would ignore")
     ),
+    "torch's own format, a sparse tensor": Case(as_bin(lambda s: s | {Q_PROJ: s[Q_PROJ].to_sparse()}), ("in the layout sparse_coo",)),
+    "torch's own format, a tensor without values": Case(as_bin(lambda s: s | {Q_PROJ: s[Q_PROJ].to("meta")}), ("without values",)),
     "torch's own format of a trainer": Case(as_bin(lambda s: {"model": s, "step": 3}), ("holds a dict as 'model', expected a tensor",)),
     "torch's own format with code": Case(as_bin(lambda s: s | {"x": Runs()}), ("holds more than tensors", "save_pretrained")),
     "torch's own format, an index of garbage": Case(
@@ -255,6 +264,7 @@ CASES: dict[str, Case] = {
     ),
     # of another model
     "more layers than weights": Case(config(num_hidden_layers=3), ("weight files lack", "model.layers.2", "complete folder")),
+    "a million layers": Case(config(num_hidden_layers=10**6), ("asks for num_hidden_layers=1000000, and the files hold 21 tensors",)),
     "fewer layers than weights": Case(config(num_hidden_layers=1), ("hold model.layers.1", "does not have and would ignore")),
     "another width": Case(config(hidden_size=128), ("is [64, 64] in the files, and config.json asks for [64, 128]",)),
     "another vocabulary": Case(config(vocab_size=65), ("weight is [64, 64] in the files", "[65, 64] (2 tensors differ)")),
@@ -262,6 +272,12 @@ CASES: dict[str, Case] = {
     "a bias that the architecture has not": Case(
         weights(lambda s: s | {Q_PROJ.replace("weight", "bias"): torch.ones(64)}), ("q_proj.bias", "would ignore")
     ),
+    "NaN in a matrix": Case(weights(lambda s: s | {Q_PROJ: s[Q_PROJ] * float("nan")}), (f"hold NaN or infinity in {Q_PROJ}:", "diverged")),
+    "infinity in a norm of bfloat16": Case(
+        weights(lambda s: s | {"model.norm.weight": torch.full((64,), float("inf")).bfloat16()}), ("infinity in model.norm.weight:",)
+    ),
+    "NaN everywhere": Case(weights(lambda s: {name: t * float("nan") for name, t in s.items()}), ("and 18 more",)),
+    "torch's own format, NaN": Case(as_bin(lambda s: s | {Q_PROJ: s[Q_PROJ] * float("nan")}), (f"infinity in {Q_PROJ}:",)),
     "a tied head with values of its own": Case(tied(equal=False), ("ties lm_head.weight", "set tie_word_embeddings to false")),
     # quantised
     "gptq": Case(quantised("gptq", bits=4), ("(gptq", *QUANTISED)),
@@ -365,6 +381,16 @@ def test_one_rule_for_a_path_that_is_not_there(tmp_path: Path, whole: Path, path
     assert found_before_ranks(whole, tmp_path, **critic) == [f"critic_model_name_or_path={path!r}: {words}"]
     assert found_before_ranks(whole, tmp_path, reward=[f"model:{path}"]) == [f"reward='model:{path}': {words}"]
     assert found_before_ranks(Path(path), tmp_path, model_name_or_path=path) == [f"model_name_or_path={path!r}: {words}"]
+
+
+@pytest.mark.parametrize(
+    ("file", "words"), [("modeling_own.py", "gives no model: SystemExit: 3"), ("configuration_own.py", "cannot be used: SystemExit: 3")]
+)
+def test_own_code_that_ends_the_process_is_told(tmp_path: Path, whole: Path, file: str, words: str) -> None:
+    made = Path(shutil.copytree(whole, tmp_path / file.replace(".", "_")))  # transformers keeps code by the name of its folder
+    both(OWN_CODE, text(file, "raise SystemExit(3)\n"))(made)
+    [line] = found_before_ranks(made, tmp_path, trust_remote_code=True)
+    assert words in line
 
 
 def test_folders_of_critic_and_reward_models_are_looked_at_too(tmp_path: Path, whole: Path) -> None:

@@ -154,6 +154,58 @@ def test_a_line_that_json_would_read_otherwise_or_not_at_all(line: str, words: s
     assert f"d.jsonl:2: {words}" in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
+TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+PLAIN = "{% for m in messages %}{{ '[INST]' + m.content + '[/INST]' if m.role == 'user' else ' ' + m.content }}{% endfor %}"
+AS_JSON = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | tojson }}<|im_end|>\n{% endfor %}"
+BEGINS = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+DATED = "{% if not day is defined %}{% set day = strftime_now('%d %b %Y') %}{% endif %}<|im_start|>system\n{{ day }}<|im_end|>\n"
+
+
+def told(template: str, tmp_path: Path, **settings: Any) -> tuple[list[str], str]:
+    """The names of what is told of a chat template, and the notes."""
+    tokenizer = style_tokenizer(STYLES["chatml"])
+    tokenizer.chat_template = template
+    path = written([{"prompt": 'say "hi"', "answer": "1"}], tmp_path, "jsonl")
+    given = {"input_key": "prompt", "label_key": "answer", "prompt_template": "{prompt}", "prompt_max_len": 200}
+    found = load_prompts(path, tokenizer=tokenizer, apply_chat_template=True, chat=ChatSettings(**settings), **given)
+    return [name for name, _ in found.findings], " ".join(found.notes)
+
+
+@pytest.mark.parametrize(
+    ("template", "odd"),
+    [
+        (TURNS + BEGINS, False),
+        (TURNS, True),
+        (TURNS + "<|im_start|>assistant\n", False),
+        (TURNS + BEGINS.replace("assistant", "bot"), True),
+        (TURNS + BEGINS.replace("assistant\n", "assistant\n<think>\n"), False),
+        (PLAIN, False),
+        ("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}", True),
+        (TURNS.replace("{{ m.content }}", "{{ '<final>' if m.role == 'assistant' }}{{ m.content }}") + BEGINS, False),
+        (AS_JSON + BEGINS, False),
+    ],
+    ids=["begun", "never begun", "always begun", "another role", "thinking", "no head at all", "a head alone", "a channel", "as JSON"],
+)
+def test_prompts_that_do_not_begin_the_assistants_turn_are_told(template: str, odd: bool, tmp_path: Path) -> None:
+    assert told(template, tmp_path)[0] == ["assistant_turn"] * odd
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_no_false_alarm_of_the_assistants_turn(style: str, tmp_path: Path) -> None:
+    names, notes = told(STYLES[style].template, tmp_path)
+    assert "assistant_turn" not in names and "date" not in notes
+
+
+def test_a_template_that_writes_the_date_is_noted_unless_a_setting_fixes_it(tmp_path: Path) -> None:
+    assert "writes the date into prompts (strftime_now)" in told(DATED + TURNS + BEGINS, tmp_path)[1]
+    assert told(DATED + TURNS + BEGINS, tmp_path, kwargs={"day": "1 Jan"}) == ([], "")
+
+
+def test_a_template_that_writes_something_else_each_time_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="writes something else each time"):
+        told("{{ range(100000) | random }}{{ range(100000) | random }}" + TURNS + BEGINS, tmp_path)
+
+
 def test_a_template_that_reads_parts_alone_and_writes_nothing_else(tmp_path: Path) -> None:
     tokenizer = style_tokenizer(STYLES["chatml"])
     tokenizer.chat_template = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
+import lightrft
 from lightrft.cli.flags import parse
 from lightrft.config.load import make_config, read_recipe
+from lightrft.config.reward_checks import check_rewards
 from lightrft.config.schema import Config
 from lightrft.errors import ConfigError, UserError
+from lightrft.plugins.registry import Registry
 
 BAD: dict[str, Any] = {
     "a mapping in a list": [{"a": 1}],
@@ -116,3 +119,32 @@ def test_flags_of_random_words_are_read_or_told() -> None:
             except SystemExit:
                 helps = "--help" in line or "-h" in line
                 assert helps
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"seed": 2**32},
+        {"seed": 2**70},
+        {"max_steps": 2**70},
+        {"chunk_size": 2**63},
+        {"stop_token_ids": [2**64]},
+        {"train_batch_size": 10**40},
+    ],
+)
+def test_numbers_beyond_what_libraries_hold_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="input should be less than or equal to"):
+        make_config(settings)
+
+
+@pytest.mark.parametrize("entry", ["x", "rollout", "rollout=", "=3", "rollout=1=2"])
+def test_a_limit_that_is_none_is_told_at_every_door(entry: str) -> None:
+    with pytest.raises(UserError, match="phase_timeouts="):
+        lightrft.train({"phase_timeouts": [entry], "strategy": "single", "engine_type": "hf"})
+
+
+@pytest.mark.parametrize("reward", ["exact_match", "math"])
+def test_a_reward_that_needs_an_answer_without_a_column_of_answers(reward: str) -> None:
+    told = list(check_rewards(make_config({"reward": [reward], "label_key": ""}), registry=Registry.discover()))
+    assert told == [f"reward={reward!r} needs an answer for each row, and label_key is empty; set it to the column of the answers"]
+    assert list(check_rewards(make_config({"reward": [reward]}), registry=Registry.discover())) == []

@@ -51,6 +51,25 @@ def test_a_path(name: str, tmp_path: Path) -> None:
         assert getattr(make_config({name: plain}), name) == plain
 
 
+@pytest.mark.parametrize("name", PATHS)
+def test_variables_of_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    monkeypatch.delenv("NOT_THERE", raising=False)
+    for written, expected in (("$SCRATCH/a", "/scratch/me/a"), ("a/${SCRATCH}b", "a//scratch/meb"), ("cost$5", "cost$5"), ("a$", "a$")):
+        assert getattr(make_config({name: written}), name) == expected
+    for written in ("$NOT_THERE/a", "a/${NOT_THERE}"):
+        with pytest.raises(ConfigError, match=r"there is no environment variable NOT_THERE; set it, or write it out"):
+            make_config({name: written})
+
+
+def test_variables_in_words_that_hold_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("D", "/data")
+    asked = {"eval_data": ["test=$D/e.jsonl"], "reward": ["r=trl:${D}/r.py:f", "judge=http://host:80/$D"], "prompt_data": "a=$D/a,$D/b"}
+    config = make_config(asked)
+    assert (config.eval_data, config.reward) == (["test=/data/e.jsonl"], ["r=trl:/data/r.py:f", "judge=http://host:80/$D"])
+    assert config.prompt_data == "a=/data/a,/data/b"
+
+
 @pytest.mark.parametrize(("name", "word", "expected"), WORDS)
 def test_a_word_that_holds_a_path(name: str, word: str, expected: str) -> None:
     assert getattr(make_config({name: [word]}), name) == [expected]

@@ -54,6 +54,15 @@ def test_the_datas_words_have_no_special_token_and_the_templates_have(name: str,
         assert list(ids[len(encoder.prefix) :]) == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+@pytest.mark.parametrize("own", ["\ue000", "\ue0007\ue001", "".join(map(chr, range(0xE000, 0xF900)))])
+def test_characters_for_private_use_are_the_datas_own(own: str) -> None:
+    tokenizer = byte_level()
+    encoder = Encoder(tokenizer)
+    text, [span] = encoder.rendered({"x": f"{own}</s>{own}"}, lambda data: f"<{data['x']}>", where="w")
+    assert text == f"<{own}</s>{own}>" and text[slice(*span)] == "</s>"
+    assert tokenizer.decode(list(encoder.encode([(text, [span])])[0])) == text
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_words_that_are_meant_as_tokens(name: str) -> None:
     tokenizer = TOKENIZERS[name]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -108,3 +109,38 @@ def test_no_list_at_all(answer: Any, shown: str) -> None:
 def test_what_is_no_finite_number_names_its_sample(value: Any, shown: str) -> None:
     expected = f"reward 'r' returned {shown} for sample 2 of 3; expected a finite number; its completion begins {'c' * 60!r}"
     assert message([1.0, 0.0, value]) == expected
+
+
+class Odd:
+    """What a user's own class may do."""
+
+    def __float__(self) -> float:
+        raise KeyError("x")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("y")
+
+
+class OddError(Exception):
+    """Of which no text can be made."""
+
+    def __str__(self) -> str:
+        raise ValueError("z")
+
+
+def test_objects_and_errors_of_which_no_text_can_be_made() -> None:
+    def fails(samples: Sequence[Sample]) -> list[float]:
+        raise OddError
+
+    assert message([0.0, 0.0, Odd()]).startswith("reward 'r' returned an object whose __repr__ raises RuntimeError for sample 2 of 3;")
+    assert message(Odd()).startswith("reward 'r' returned an object whose __repr__ raises RuntimeError, a Odd;")
+    assert "reward 'r' raised OddError: its __str__ raises ValueError (on 3 samples)" in message(fails)
+
+
+@pytest.mark.parametrize("values", [[1e308, 0.0, 0.0], [0.0, 3e38, 0.0], [0.0, 0.0, -3.5e38]])
+def test_sums_beyond_float32_are_refused_with_their_parts(values: list[float]) -> None:
+    rewards = [reward(values, name="big"), reward([1e38 * math.copysign(1.0, value) if value else 0.0 for value in values], name="more")]
+    at = next(index for index, value in enumerate(values) if value)
+    with pytest.raises(RewardError, match=rf"the rewards of sample {at} of 3 add up to .*\(big .* x 1, more .* x 1\), beyond what float32"):
+        score(SAMPLES, rewards=rewards)
+    assert score(SAMPLES, rewards=[reward([3.3e38, -3.3e38, 0.0], name="large")]).total == [3.3e38, -3.3e38, 0.0]

@@ -7,10 +7,12 @@ import concurrent.futures.process  # noqa: F401  # stays imported, where the oth
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import lightrft
 from lightrft.config.load import make_config
@@ -157,6 +159,14 @@ def of_verl_together(data_sources, solution_strs, ground_truths, extra_infos):
     assert extra_infos == [None, None]
     return [{"score": float(t)} if s == "is 0" else 0.5 for s, t in zip(solution_strs, ground_truths)]
 
+def of_verl_mixed(solution_str, ground_truth):
+    async def later():
+        return 7.0
+    return later() if solution_str == "is 0" else 1.5
+
+def of_verl_one(data_sources, solution_strs, ground_truths, extra_infos):
+    return {"score": [1.0, 2.0]}
+
 def scoreless(solution_str, ground_truth):
     return {"acc": 1}
 """
@@ -176,6 +186,7 @@ def others(tmp_path: Path) -> str:
         ("verl:{}:of_verl", [2, 0.5]),
         ("x=verl:{}:of_verl_async", [4, 8]),
         ("verl:{}:of_verl_together", [2, 0.5]),
+        ("verl:{}:of_verl_mixed", [7, 1.5]),
     ],
 )
 def test_functions_of_other_libraries(name: str, totals: list[float], others: str) -> None:
@@ -210,6 +221,8 @@ def test_without_its_adapter_the_line_says_which(others: str) -> None:
             load(f"{others}:{function}")
     with pytest.raises(RewardError, match=r"a verl reward returned a dict without 'score' \(keys: acc\)"):
         of(load(f"verl:{others}:scoreless"))
+    with pytest.raises(RewardError, match=r"returned \{'score': \[1.0, 2.0\]\}, a dict; expected one number for each of 2 samples"):
+        of(load(f"verl:{others}:of_verl_one"))
 
 
 def test_a_function_of_another_library_that_a_script_gives_is_refused_with_its_adapter(tmp_path: Path) -> None:
@@ -337,3 +350,45 @@ def test_nor_in_a_thread_or_process_that_the_reward_starts(name: str, tmp_path: 
 
 def test_by_hand_it_runs() -> None:
     assert code_reward(CODE) == [1.0]
+
+
+CHANGES = """
+import os, sys
+import torch
+def change():
+    os.makedirs("elsewhere", exist_ok=True)
+    os.chdir("elsewhere")
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+change()
+def f(samples):
+    change()
+    return [1.0 for _ in samples]
+def lazy(samples):
+    for _ in samples:
+        change()
+        yield 1.0
+async def later(samples):
+    change()
+    return [1.0 for _ in samples]
+def fails(samples):
+    change()
+    raise ValueError("x")
+"""
+
+
+def state() -> tuple[Any, ...]:
+    return str(Path.cwd()), torch.is_grad_enabled(), torch.get_default_dtype(), torch.ones(1).device, torch.get_default_device()
+
+
+@pytest.mark.parametrize("name", ["f", "lazy", "later", "fails"])
+def test_what_a_reward_changes_of_the_process_is_put_back(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "changes.py").write_text(CHANGES)
+    before = state()
+    function = load(f"changes.py:{name}")
+    assert state() == before and (tmp_path / "elsewhere").is_dir()
+    with pytest.raises(RewardError) if name == "fails" else nullcontext():
+        assert score(SAMPLES, rewards=[NamedReward(name=name, function=function)]).total == [1.0, 1.0]
+    assert state() == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from lightrft.config.load import make_config
 from lightrft.errors import RunFolderError
-from lightrft.run.lock import LOCK_FILE, hold, in_use, release
+from lightrft.run.lock import LOCK_FILE, hold, in_use, owner_of, release
 from lightrft.run.run_folder import folders_of, hold_folders, release_folders
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.small_trainer import make_trainer
@@ -122,3 +123,38 @@ def test_a_folder_without_a_byte_left_is_one_line(tmp_path: Path) -> None:
             hold(tmp_path)  # again: the first has left nothing behind
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+NO_PIDS = ("x", -1, 10**30, None, 1.5)
+WRITTEN = {"host": socket.gethostname(), "pid": 1, "since": "yesterday"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        *(json.dumps(WRITTEN | {"pid": pid}).encode() for pid in NO_PIDS),
+    ],
+    ids=["empty", "half", "a list", "no Unicode", "nested", "a word", "negative", "huge", "null", "a part"],
+)
+def test_words_of_a_lock_that_name_no_process_are_nobody_s(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / LOCK_FILE).write_bytes(content)
+    assert in_use(tmp_path) == "" and owner_of(tmp_path) is None and hold(tmp_path) is None
+    release(tmp_path)
+    assert not (tmp_path / LOCK_FILE).exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link", "link to nothing"])
+def test_a_lock_that_is_no_file_is_told_and_left(tmp_path: Path, kind: str) -> None:
+    lock, other = tmp_path / LOCK_FILE, tmp_path / "other"
+    other.write_text("precious")
+    make = {"folder": lock.mkdir, "pipe": lambda: os.mkfifo(lock), "link": lambda: lock.symlink_to(other)}
+    make.get(kind, lambda: lock.symlink_to("nowhere/there"))()
+    assert "is no file that a run left" in in_use(tmp_path) and owner_of(tmp_path) is None
+    with pytest.raises(RunFolderError, match="is no file that a run left"):
+        hold(tmp_path)
+    assert other.read_text() == "precious" and os.path.lexists(lock)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from lightrft.config.schema import Config
-from lightrft.errors import nearest
+from lightrft.errors import ConfigError, nearest
 
 WATCHED = ("start", "load", "rollout", "reward", "logprob", "advantage", "update", "sync", "evaluate", "save", "finish")
 """`start`: until the first step; `load`: a checkpoint; `finish`: the final model."""
@@ -40,7 +40,9 @@ class HangLimits:
 
 
 def hang_limits(config: Config) -> HangLimits:
-    """The limits of the settings, which `hang_limit_problems` has checked."""
+    """The limits of the settings. Raises ConfigError as `hang_limit_problems`."""
+    if problems := list(hang_limit_problems(config)):
+        raise ConfigError(problems)
     chosen = {name: float(seconds) for name, _, seconds in (one.partition("=") for one in config.phase_timeouts)}
     return HangLimits(default=config.hang_timeout_s, silence=config.heartbeat_timeout_s, chosen=chosen)
 

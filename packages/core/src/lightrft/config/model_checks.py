@@ -64,6 +64,8 @@ def model_values(config: Config, model_path: str | None = None) -> dict[str, Any
     if config.scratch_tokenizer != "none" and model_path is None:
         return None
     file = Path(model_path or config.model_name_or_path) / "config.json"
+    if not file.is_file():  # a pipe would be waited for
+        return None
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):  # told by those who need the folder

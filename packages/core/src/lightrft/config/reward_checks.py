@@ -18,6 +18,9 @@ REMOTE = ("reward_timeout_s", "reward_retries", "reward_concurrency", "reward_ba
 
 OF_MODELS = ("reward_shard_size", "reward_max_len")
 
+NEED_ANSWERS = ("exact_match", "math", "code")
+"""Rewards of LightRFT that fail on a sample without a label."""
+
 
 def check_rewards(config: Config, *, registry: Registry) -> Iterator[str]:
     """One line for each problem of the reward settings."""
@@ -26,6 +29,9 @@ def check_rewards(config: Config, *, registry: Registry) -> Iterator[str]:
     if config.reward_weights and len(config.reward_weights) != len(config.reward):
         rewards = f"{len(config.reward)} rewards ({', '.join(config.reward)})"
         yield f"reward_weights has {len(config.reward_weights)} numbers for {rewards}; give one each"
+    for reward in config.reward if not config.label_key else []:
+        if reward in NEED_ANSWERS:
+            yield f"reward={reward!r} needs an answer for each row, and label_key is empty; set it to the column of the answers"
     yield from _permission(config, registry)
     yield from named_alike(config.reward)
     for reward in config.reward:

@@ -20,6 +20,7 @@ from lightrft.config.value_types import (
     Positive,
     PositiveOrOff,
     RegularExpression,
+    Seed,
     Share,
     Share01,
     Sources,
@@ -373,7 +374,7 @@ class Config(BaseModel):
     )
     phase_timeouts: list[str] = _field([], "run", "other seconds for single phases, each PHASE=SECONDS (rollout=7200), 0 for no limit")
     heartbeat_timeout_s: Positive = _field(60.0, "run", "seconds without a sign of life after which a rank counts as stopped")
-    seed: CountOrOff = _field(42, "run", "of everything random")
+    seed: Seed = _field(42, "run", "of everything random")
     output_dir: PathText = _field("runs/lightrft", "run", "the run folder: configuration, metrics, plots, the model")
     overwrite_output_dir: bool = _field(False, "run", "allow a run folder that holds another run, and replace it")
     log_dir: PathText = _field("", "run", "folder of logs and plots; empty: the run folder")

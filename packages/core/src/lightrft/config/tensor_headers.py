@@ -68,8 +68,11 @@ def read_headers(file: Path) -> dict[str, TensorHeader]:
             raise ValueError(f"{file.name} is damaged: {'it is empty' if not size else f'{size} bytes, shorter than its header'}")
         try:
             header = json.loads(opened.read(length))
+            notes = header.get("__metadata__") or {}
+            if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+                raise ValueError("notes that are no text")
             found = {name: _entry(file, LENGTH + length, entry) for name, entry in header.items() if name != "__metadata__"}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{file.name} is damaged: its header is not that of a safetensors file") from error
     for name, entry in found.items():
         bits = math.prod(entry.shape) * BITS.get(entry.dtype, 0)
@@ -108,5 +111,7 @@ def _index(folder: Path) -> dict[str, str]:
 
 def _entry(file: Path, start: int, entry: dict[str, Any]) -> TensorHeader:
     begin, end = entry["data_offsets"]
-    shape = tuple(int(size) for size in entry["shape"])
-    return TensorHeader(dtype=str(entry["dtype"]), shape=shape, file=file, begin=start + int(begin), end=start + int(end))
+    shape = tuple(entry["shape"])
+    if not all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in (*shape, begin, end)):
+        raise ValueError("sizes that are no whole numbers")
+    return TensorHeader(dtype=str(entry["dtype"]), shape=shape, file=file, begin=start + begin, end=start + end)

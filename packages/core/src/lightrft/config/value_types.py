@@ -63,8 +63,11 @@ def json_object(value: Any) -> Any:
 
 
 NoBool = BeforeValidator(_no_bool)
-Count = Annotated[int, Field(ge=1), NoBool]
-CountOrOff = Annotated[int, Field(ge=0), NoBool]
+LARGEST_COUNT = 2**53
+"""Beyond it libraries overflow, and a number is no longer what other formats keep of it."""
+Count = Annotated[int, Field(ge=1, le=LARGEST_COUNT), NoBool]
+CountOrOff = Annotated[int, Field(ge=0, le=LARGEST_COUNT), NoBool]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1), NoBool]
 Number = Annotated[float, NoBool]
 Positive = Annotated[float, Field(gt=0), NoBool]
 PositiveOrOff = Annotated[float, Field(ge=0), NoBool]
@@ -77,6 +80,6 @@ PathText = Annotated[str, AfterValidator(expanded)]
 PathWord = Annotated[str, AfterValidator(expanded_word)]
 Sources = Annotated[str, BeforeValidator(_joined), AfterValidator(expanded_sources)]
 StopString = Annotated[str, Field(min_length=1)]
-TokenId = Annotated[int, Field(ge=0), NoBool]
+TokenId = Annotated[int, Field(ge=0, le=LARGEST_COUNT), NoBool]
 Decay = Annotated[float, Field(ge=0, lt=1), NoBool]
 Share01 = Annotated[float, Field(ge=0, le=1), NoBool]

@@ -72,6 +72,7 @@ class ChatTemplate:
         self._unwritten: dict[tuple[str, ...], list[int]] = {}
         self._in_parts = False
         self._in_parts = self._takes_parts()
+        self._check_steady()
         self._check_system_prompt()
         self._check_tools()
 
@@ -157,6 +158,33 @@ class ChatTemplate:
         own = begun.removeprefix(closed)
         return own.count("<think>") > own.count("</think>")
 
+    def writes_date(self) -> bool:
+        """Whether prompts have the date of the day on which they are made."""
+        if "strftime_now" not in self.source:
+            return False
+        more = dict(self._settings.kwargs) | {"strftime_now": lambda form: ANSWER}
+        try:
+            text = self._tokenizer.apply_chat_template([{"role": "user", "content": USER}], tokenize=False, **more)
+        except Exception:  # see `_probe`
+            return False
+        return ANSWER in str(text)
+
+    def begins_otherwise(self) -> str:
+        """In which way prompts end otherwise than the template begins a turn of the assistant, in words; empty where they do not."""
+        turn = [{"role": "user", "content": USER}]
+        begun, closed = self._probe(turn), self._probe(turn, begun=False)
+        whole = self._probe([*turn, {"role": "assistant", "content": ANSWER}], begun=False)
+        if not begun or ANSWER not in whole:
+            return ""
+        behind, before = (text.partition("<think")[0].partition(USER)[2] for text in (begun, whole.partition(ANSWER)[0]))
+        if before.startswith(behind):
+            rest = before.removeprefix(behind).strip()
+            missing = f"the chat template begins a turn of the assistant with {rest!r}, and has no generation prompt that writes it"
+            return missing if rest and begun == closed else ""
+        if behind.startswith(before.rstrip()):
+            return ""
+        return f"the chat template writes {behind!r} at the end of a prompt, and {before!r} where the assistant's words follow"
+
     def after_answer(self, messages: Sequence[Message], *, where: str) -> str:
         """What follows the assistant's words, where `messages` and another turn of the assistant do.
 
@@ -198,6 +226,14 @@ class ChatTemplate:
         return ""
 
     # ---- parts ---------------------------------------------------------------------------------------------------------------------------
+
+    def _check_steady(self) -> None:
+        turn = [{"role": "user", "content": USER}]
+        if self._probe(turn) != self._probe(turn):
+            raise DataError(
+                "the tokenizer's chat template writes something else each time (random numbers, or the time); ranks, engines and a resumed "
+                "run have to read the same prompts: take that out of the template"
+            )
 
     def _check_tools(self) -> None:
         turns = self.with_system([{"role": "user", "content": USER}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -247,11 +248,19 @@ class _Maker:
                 "the chat template ends prompts with an open <think>: completions, and what rewards read, begin inside it "
                 "and hold </think> alone"
             )
+        if self.chat.writes_date():
+            notes.append(
+                "the chat template writes the date into prompts (strftime_now): a run that is resumed or evaluated on another day reads "
+                "others; give what it takes instead in chat_template_kwargs, such as date_string"
+            )
         return notes
 
     def findings(self, table: Table, rows: Sequence[Mapping[str, Any]], rendered: Sequence[_Rendered]) -> list[Finding]:
         """What the rows have that the model reads otherwise than it was written, or not at all."""
         found: list[Finding] = []
+        if self.chat is not None and (odd := self.chat.begins_otherwise()):
+            text = f"{odd}: the model has to begin its turn itself, and rewards read that too; give the tokenizer another template"
+            found.append(("assistant_turn", text))
         marked = [index for index, one in enumerate(rendered) if one.spans]
         if marked:
             first = rendered[marked[0]]
@@ -324,7 +333,9 @@ class _Maker:
         unwritten = chat.unwritten(messages)
         for place, turn in enumerate(messages):
             words = turn["content"].strip() if isinstance(turn["content"], str) else ""
-            if words and (place in unwritten or (turn["role"] in ("system", "developer", "user") and words not in text)):
+            escaped = json.dumps(words, ensure_ascii=False)[1:-1]  # some templates write a turn as JSON
+            missing = words not in text and escaped not in text
+            if words and (place in unwritten or (turn["role"] in ("system", "developer", "user") and missing)):
                 self.left_out.append(f"{where}, role {turn['role']!r}")
         return _Rendered(text, spans, messages=tuple(turns_of(messages)))
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from lightrft.config.column_names import value_at
 from lightrft.config.data_sources import hub_name
+from lightrft.data.cells import python_rows
 from lightrft.data.columns import absent, names_of
 from lightrft.data.hub import INSTALL, hub_rows
 from lightrft.errors import DataError, nearest
@@ -158,10 +159,10 @@ def _read_parquet(source: Path) -> Table:
     import pyarrow.parquet
 
     try:
-        rows = pyarrow.parquet.read_table(str(source)).to_pylist()
+        table = pyarrow.parquet.read_table(str(source))
     except pyarrow.ArrowException as error:
         raise DataError(f"{source} is not a readable parquet file: {' '.join(str(error).split())}") from error
-    return Table(path=str(source), rows=rows)
+    return Table(path=str(source), rows=python_rows(table, str(source)))
 
 
 def _read_folder(source: Path) -> Table:
@@ -181,4 +182,4 @@ def _read_folder(source: Path) -> Table:
                 f"give the folder of one split, such as {source / next(iter(found))}"
             )
         found = found["train"]
-    return Table(path=str(source), rows=found.with_format("arrow")[:].to_pylist())  # images stay encoded
+    return Table(path=str(source), rows=python_rows(found.with_format("arrow")[:], str(source)))  # images stay encoded

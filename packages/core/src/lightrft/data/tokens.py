@@ -8,8 +8,10 @@ from typing import Any
 
 from lightrft.errors import DataError
 
-OPEN, CLOSE = "\ue000", "\ue001"
-"""Around the number that stands for a special token's text while a template is rendered; characters for private use."""
+PRIVATE = (range(0xE000, 0xF8FF, 2), range(0xF0000, 0xFFFFD, 2))
+"""Characters for private use: a pair that the text does not hold stands around the number of a special token's text while a template is
+rendered.
+"""
 
 
 class Encoder:
@@ -43,7 +45,8 @@ class Encoder:
         if self._interpret or not self.found_in(value):
             return text, []
         masked: list[str] = []
-        pieces = re.split(f"{OPEN}(\\d+){CLOSE}", render(self._masked(value, masked)))
+        marks = next((chr(at), chr(at + 1)) for codes in PRIVATE for at in codes if chr(at) not in text and chr(at + 1) not in text)
+        pieces = re.split(f"{marks[0]}(\\d+){marks[1]}", render(self._masked(value, masked, marks)))
         rebuilt, spans = "", []
         for at, piece in enumerate(pieces):
             word = masked[int(piece)] if at % 2 else piece
@@ -68,16 +71,16 @@ class Encoder:
 
     # ---- parts ---------------------------------------------------------------------------------------------------------------------------
 
-    def _masked(self, value: Any, masked: list[str]) -> Any:
+    def _masked(self, value: Any, masked: list[str], marks: tuple[str, str]) -> Any:
         def number(match: re.Match[str]) -> str:
             masked.append(match[0])
-            return f"{OPEN}{len(masked) - 1}{CLOSE}"
+            return f"{marks[0]}{len(masked) - 1}{marks[1]}"
 
         if isinstance(value, str):
             return self._pattern.sub(number, value) if self._pattern is not None else value
         if isinstance(value, Mapping):
-            return {key: self._masked(inner, masked) for key, inner in value.items()}
-        return [self._masked(inner, masked) for inner in value] if isinstance(value, (list, tuple)) else value
+            return {key: self._masked(inner, masked, marks) for key, inner in value.items()}
+        return [self._masked(inner, masked, marks) for inner in value] if isinstance(value, (list, tuple)) else value
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return [list(map(int, ids)) for ids in self._tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []

@@ -81,11 +81,15 @@ class SyncProbe:
         return gap_between(answers, mine, strategy=self.strategy)
 
     def _no_numbers(self) -> str:
-        lost = [w.names[0] for bucket in self.strategy.export_weights(self.actor) for w in bucket if _lost(w.tensor)]
+        lost, largest = [], 0.0
+        for weight in (w for bucket in self.strategy.export_weights(self.actor) for w in bucket if w.tensor.is_floating_point()):
+            lost += [weight.names[0]] if _lost(weight.tensor) else []
+            largest = max(largest, float(weight.tensor.abs().max())) if weight.tensor.numel() else largest
+        trained = ", and at learning_rate, with which it was trained" if self.strategy.weight_version > 1 else ""
         cause = (
             f"its weights hold NaN or infinity, first in {lost[0]} ({len(lost)} in all)"
             if lost
-            else "its weights are numbers, so look at config.json (rotary scaling, epsilons)"
+            else f"its weights are numbers, the largest {largest:.3g}, so look at config.json (rotary scaling, epsilons){trained}"
         )
         return f"the model's own log-probs of fixed prompts are NaN, whatever the engine answers: {cause}"
 

@@ -26,13 +26,18 @@ def cut_at_stop(
 
 def _first_end(tokens: list[int], stop: Sequence[str], stop_ids: set[int], at_least: int, decode: Decode) -> int | None:
     by_token = next((i + 1 for i, token in enumerate(tokens) if token in stop_ids and i >= at_least), None)
-    text = decode(tokens[:by_token]) if stop else ""
-    if not any(s in text for s in stop):
+    before = len(decode(tokens[:at_least])) if stop and at_least else 0
+
+    def held(length: int | None) -> bool:
+        """Whether a stop string ends behind what `min_new_tokens` asks for: one before it stops nothing, as on other engines."""
+        text = decode(tokens[:length])
+        return any(text.find(one, max(0, before - len(one) + 1)) >= 0 for one in stop)
+
+    if not stop or not held(by_token):
         return by_token
-    # Text only grows, so "holds a stop string" is false up to some length and true from there on.
+    # Text only grows, so this is false up to some length and true from there on.
     low, high = at_least, by_token or len(tokens)
     while low + 1 < high:
         middle = (low + high) // 2
-        held = decode(tokens[:middle])
-        low, high = (low, middle) if any(s in held for s in stop) else (middle, high)
+        low, high = (low, middle) if held(middle) else (middle, high)
     return high

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import transformers
 from transformers import AutoConfig, GenerationConfig
 
 from lightrft.config.model_folder import FLOATS, model_path_problem, plain_headers, quantised_tensor, quantised_tensors, read_json
+from lightrft.config.quantised import quantisation
 from lightrft.config.tensor_headers import TensorHeader, has_safetensors
 from lightrft.engine.quiet import no_progress_bars
 from lightrft.engine.stop_tokens import stop_tokens
@@ -31,6 +34,9 @@ MAX_NAMED = 3
 CONVERTED = "(converted)"
 COMPARED = 2**24
 """Bytes of two tensors that are compared at a time."""
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+ROW, MOST_LOOKED_AT = 2**14, 2000
+"""Bytes of a tensor, and tensors, that are looked at for NaN: 32 MiB at most, whatever the model's size."""
 
 
 def folder_problem(
@@ -71,16 +77,26 @@ def empty_model(path: str | Path, *, auto_class: Any = None, trust_remote_code: 
 def _problems(folder: Path, *, auto_class: Any, trust_remote_code: bool, tokenizer: bool) -> Iterator[str]:
     try:
         AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # of transformers, or of the repository's code: the cause is told
+    except (Exception, SystemExit) as error:  # of transformers, or of the repository's code: the cause is told
         yield _of_config(error, trust_remote_code=trust_remote_code)
+        return
+    if problem := _more_layers_than_tensors(folder):
+        yield problem
         return
     try:
         model = empty_model(folder, auto_class=auto_class, trust_remote_code=trust_remote_code)
         tensors: dict[str, torch.Tensor] = dict(model.named_parameters()) | saved_buffers(model)
-    except Exception as error:  # as above
+    except (Exception, SystemExit) as error:  # as above
         yield f"its config.json gives no model: {_words(error)}"
         return
     yield from _of_weights(folder, model, tensors)
+    if model.config.return_dict is False:
+        yield "config.json has return_dict=false, with which a model answers in tuples without names; take the entry out"
+    with tempfile.TemporaryDirectory(prefix="lightrft-config-") as there:
+        try:
+            model.config.save_pretrained(there)
+        except Exception as error:  # as above
+            yield f"transformers would not save its config.json again, as the end of a run does: {_words(error)}"
     if (folder / "generation_config.json").is_file():
         try:
             GenerationConfig.from_pretrained(folder)
@@ -93,7 +109,18 @@ def _problems(folder: Path, *, auto_class: Any, trust_remote_code: bool, tokeniz
             yield str(error)
 
 
-def _of_config(error: Exception, *, trust_remote_code: bool) -> str:
+def _more_layers_than_tensors(folder: Path) -> str:
+    """A damaged number of layers would be built one by one, for hours, before a shape is compared."""
+    config = read_json(folder / "config.json")
+    text = config.get("text_config")
+    layers = (text if isinstance(text, dict) else config).get("num_hidden_layers")
+    if not isinstance(layers, int) or not has_safetensors(folder):
+        return ""
+    number = len(plain_headers(folder, config))
+    return f"config.json asks for num_hidden_layers={layers}, and the files hold {number} tensors in all" if layers > number else ""
+
+
+def _of_config(error: BaseException, *, trust_remote_code: bool) -> str:
     text = " ".join(str(error).split())
     if "trust_remote_code" in text and not trust_remote_code:
         return "the model brings its own code; read it, then set --trust_remote_code"
@@ -106,8 +133,11 @@ def _of_config(error: Exception, *, trust_remote_code: bool) -> str:
 
 def _of_weights(folder: Path, model: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
     if has_safetensors(folder):
-        headers = plain_headers(folder, read_json(folder / "config.json"))
+        config = read_json(folder / "config.json")
+        headers = plain_headers(folder, config)
         yield from _misfits(model, tensors, headers, same=lambda one, other: _same_bytes(headers[one], headers[other]))
+        if not quantisation(config):
+            yield from _no_numbers(model, {name: partial(_first_values, header) for name, header in headers.items()})
         return
     try:
         held = torch_tensors(folder)
@@ -117,6 +147,34 @@ def _of_weights(folder: Path, model: Any, tensors: Mapping[str, torch.Tensor]) -
     headers = headers_of(held, folder)
     yield from quantised_tensors(headers)
     yield from _misfits(model, tensors, headers, same=lambda one, other: torch.equal(held[one], held[other]))
+    begins = {name: tensor[:1] if tensor.dim() > 1 else tensor for name, tensor in held.items()}
+    yield from _no_numbers(model, {name: partial(torch.Tensor.flatten, values) for name, values in begins.items()})
+
+
+def _no_numbers(model: Any, looks: Mapping[str, Callable[[], torch.Tensor]]) -> Iterator[str]:
+    """NaN or infinity at the begin of a weight, as a run that diverged leaves them: a row of each, as whole models take long to read; what
+    stands elsewhere is told at the first sync.
+    """
+    saved = saved_buffers(model)
+    names = [name for name in looks if name not in saved and not ignored_on_load(name, model)]
+    lost = [name for name in names[:MOST_LOOKED_AT] if not _finite(looks[name]())]
+    if lost:
+        yield f"its weight files hold NaN or infinity in {_listed(lost)}: the run that wrote them diverged; give an earlier checkpoint"
+
+
+def _finite(values: torch.Tensor) -> bool:
+    return not values.is_floating_point() or bool(values.isfinite().all())
+
+
+def _first_values(header: TensorHeader) -> torch.Tensor:
+    """Of the first row, or of all of a vector."""
+    dtype = DTYPES.get(header.dtype)
+    size = min(header.end - header.begin, ROW if dtype else 0)
+    if not size or dtype is None:
+        return torch.empty(0)
+    with header.file.open("rb") as opened:
+        opened.seek(header.begin)
+        return torch.frombuffer(bytearray(opened.read(size)), dtype=dtype)
 
 
 def _misfits(
@@ -213,7 +271,7 @@ def _same_bytes(one: TensorHeader, other: TensorHeader) -> bool:
     return True
 
 
-def _words(error: Exception, *, limit: int = 240) -> str:
+def _words(error: BaseException, *, limit: int = 240) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0] + " ..."
 

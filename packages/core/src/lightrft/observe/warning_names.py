@@ -7,6 +7,7 @@ from typing import Literal, get_args
 WarningName = Literal[
     "all_left_out",
     "all_truncated",
+    "assistant_turn",
     "constant_reward",
     "critic_constant",
     "critic_useless",

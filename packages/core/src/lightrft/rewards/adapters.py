@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightrft.errors import RewardError
@@ -102,14 +102,18 @@ def _verl(function: Function, samples: Sequence[Sample]) -> list[Any]:
     return [_score(answer) for answer in answers]
 
 
-def _verl_together(function: Function, samples: Sequence[Sample]) -> list[Any]:
+def _verl_together(function: Function, samples: Sequence[Sample]) -> Any:
     each = [_verl_arguments(sample) for sample in samples]
     given = {plural: [one[name] for one in each] for name, plural in PLURAL.items()}
-    return [_score(answer) for answer in settled(function(**_accepted(function, given)))]
+    answers: Any = settled(function(**_accepted(function, given)))
+    listed = hasattr(answers, "__iter__") and not isinstance(answers, (str, bytes, Mapping))
+    return [_score(answer) for answer in answers] if listed else answers  # what is no list is told by its caller
 
 
-async def _all(answers: Sequence[Awaitable[Any]]) -> list[Any]:
-    return list(await asyncio.gather(*answers))
+async def _all(answers: Sequence[Any]) -> list[Any]:
+    """What the awaitable ones come to, all at once; the others as they are."""
+    found = iter(await asyncio.gather(*(answer for answer in answers if inspect.isawaitable(answer))))
+    return [next(found) if inspect.isawaitable(answer) else answer for answer in answers]
 
 
 def _verl_arguments(sample: Sample) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from lightrft.errors import RewardError
+from lightrft.rewards.calling import put_back
 
 _DIGEST = "__lightrft_digest__"
 _OWN = str(Path(__file__).resolve().parents[1])
@@ -41,7 +42,7 @@ def import_file(path: Path, *, name: str, what: str = "reward") -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:
-        with _neighbours(source.parent):
+        with put_back(), _neighbours(source.parent):
             spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[module_name]
@@ -91,7 +92,11 @@ def said(error: BaseException) -> str:
     """An exception in one line; `sys.exit` by what was called."""
     if isinstance(error, SystemExit):
         return f"it called sys.exit({error.code!r})"
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    try:
+        words = str(error)
+    except Exception as second:  # the user's own class
+        words = f"its __str__ raises {type(second).__name__}"
+    return f"{type(error).__name__}: {' '.join(words.split())}"
 
 
 def place(error: BaseException) -> str:

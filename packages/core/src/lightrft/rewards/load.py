@@ -24,6 +24,7 @@ from lightrft.config.schema import Config
 from lightrft.errors import RewardError, nearest
 from lightrft.plugins.registry import Registry
 from lightrft.rewards.adapters import adapted, misfit, written_for
+from lightrft.rewards.calling import put_back
 from lightrft.rewards.import_file import import_failed, import_file
 from lightrft.rewards.remote import RemoteReward, RemoteSettings
 from lightrft.types import Sample
@@ -172,7 +173,8 @@ def _attribute(name: str, module: ModuleType, attribute: str) -> Any:
 
 def _import_module(name: str, place: str) -> ModuleType:
     try:
-        return importlib.import_module(place)
+        with put_back():
+            return importlib.import_module(place)
     except ModuleNotFoundError as error:
         # Only the asked module itself (or a parent) is "not found"; a module that it imports is an error inside it.
         if error.name is not None and (place == error.name or place.startswith(error.name + ".")):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from lightrft.errors import CodePermissionError, RewardError, RewardServerError
-from lightrft.rewards.calling import settled
+from lightrft.rewards.calling import put_back, settled
 from lightrft.rewards.import_file import place, said
 from lightrft.rewards.load import NamedReward
 from lightrft.rewards.route import routed
 from lightrft.types import Sample
 from lightrft.utils.permission import code_execution
+
+LARGEST = 3.4e38
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,19 +78,33 @@ def spread(values: Sequence[float | None], at: Sequence[int], *, number: int) ->
 
 
 def summed(parts: dict[str, list[float | None]], *, rewards: Sequence[NamedReward], number: int) -> Scores:
-    """The weighted sums of what counts."""
+    """The weighted sums of what counts. Raises RewardError where one is beyond what float32 holds, in which advantages are worked out."""
     weights = {reward.name: reward.weight for reward in rewards}
     rows = [[(weights[name], values[index]) for name, values in parts.items()] for index in range(number)]
-    return Scores(total=[math.fsum(weight * value for weight, value in row if value is not None) for row in rows], parts=parts)
+    total = [_sum(weight * value for weight, value in row if value is not None) for row in rows]
+    for index, value in enumerate(total):
+        if not abs(value) <= LARGEST:
+            own = ", ".join(f"{name} {values[index]!r} x {weights[name]:g}" for name, values in parts.items() if values[index] is not None)
+            raise RewardError(
+                f"the rewards of sample {index} of {number} add up to {value!r} ({own}), beyond what float32 holds; scale them"
+            )
+    return Scores(total=total, parts=parts)
+
+
+def _sum(values: Iterable[float]) -> float:
+    try:
+        return math.fsum(values)
+    except OverflowError:
+        return math.inf
 
 
 def _call(reward: NamedReward, samples: Sequence[Sample]) -> list[float | None]:
     try:
-        with code_execution(reward.may_run_code):
+        with code_execution(reward.may_run_code), put_back():
             # A list of its own: a function that sorts or pops must not disturb the next one.
             answer: Any = settled(reward.function(list(samples)))
-        if not isinstance(answer, (str, bytes, Mapping, Set)) and hasattr(answer, "__iter__"):
-            answer = list(answer)
+            if not isinstance(answer, (str, bytes, Mapping, Set)) and hasattr(answer, "__iter__"):
+                answer = list(answer)
     except (RewardServerError, CodePermissionError, KeyboardInterrupt):
         raise
     except BaseException as error:  # a task that was cancelled is no Exception either
@@ -103,17 +119,24 @@ def checked(values: Any, samples: Sequence[Sample], *, name: str) -> list[float 
     """
     wanted = f"expected one number for each of {len(samples)} samples"
     if not isinstance(values, list):
-        raise RewardError(f"reward {name!r} returned {values!r:.60}, a {type(values).__name__}; {wanted}")
+        raise RewardError(f"reward {name!r} returned {_shown(values)}, a {type(values).__name__}; {wanted}")
     if len(values) != len(samples):
         raise RewardError(f"reward {name!r} returned {len(values)} numbers; {wanted}")
     numbers = [_number(value) for value in values]
     for index, (number, value) in enumerate(zip(numbers, values, strict=True)):
         if number is None and value is not None:
             raise RewardError(
-                f"reward {name!r} returned {value!r:.60} for sample {index} of {len(samples)}; expected a finite number; "
+                f"reward {name!r} returned {_shown(value)} for sample {index} of {len(samples)}; expected a finite number; "
                 f"its completion begins {samples[index].completion[:60]!r}"
             )
     return numbers
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.60}"
+    except Exception as error:  # the user's own class
+        return f"an object whose __repr__ raises {type(error).__name__}"
 
 
 def _number(value: Any) -> float | None:
@@ -122,6 +145,6 @@ def _number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
+    except Exception:  # the user's own class may raise anything
         return None
     return number if math.isfinite(number) else None

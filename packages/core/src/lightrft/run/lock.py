@@ -50,7 +50,7 @@ def hold(folder: Path) -> Owner | None:
     """Takes the folder for this process, or returns at once where it has it. The owner that was there before and is gone, if one was.
 
     Raises:
-        RunFolderError: another process runs there, or it cannot be written.
+        RunFolderError: another process runs there, it cannot be written, or what is called `.lock` there is no file.
     """
     folder = folder.resolve()
     if folder in _held:
@@ -65,6 +65,8 @@ def _hold(folder: Path) -> Owner | None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_FILE
     while True:
+        if problem := _no_file(path):
+            raise RunFolderError(problem)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         before = _read(path)
         if not _locked(descriptor, before):
@@ -96,8 +98,10 @@ def release(folder: Path) -> None:
 def in_use(folder: Path) -> str:
     """Who runs there, in a sentence with what to do; empty where nobody does, or this process itself. Changes nothing."""
     path = folder / LOCK_FILE
-    if folder.resolve() in _held or not path.exists():
+    if folder.resolve() in _held or not os.path.lexists(path):
         return ""
+    if problem := _no_file(path):
+        return problem
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
@@ -112,6 +116,13 @@ def in_use(folder: Path) -> str:
 def owner_of(folder: Path) -> Owner | None:
     """Who holds the folder, or held it when it was killed; None where nobody does. Reads only: no lock is taken."""
     return _read(folder / LOCK_FILE)
+
+
+def _no_file(path: Path) -> str:
+    """A link may be changed by others, a folder cannot be locked so, and a pipe would be waited for."""
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+        return f"{str(path)!r} is no file that a run left (a link, a folder, a pipe or a device); take it away"
+    return ""
 
 
 def _locked(descriptor: int, before: Owner | None) -> bool:
@@ -134,10 +145,14 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 
 def _read(path: Path) -> Owner | None:
-    try:
-        return Owner(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    if not path.is_file():  # a pipe would be waited for
         return None
+    try:
+        owner = Owner(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    is_pid = isinstance(owner.pid, int) and 0 < owner.pid < 2**31
+    return owner if is_pid and isinstance(owner.host, str) and isinstance(owner.since, str) else None
 
 
 def _in_use(folder: Path, owner: Owner | None) -> str:

@@ -35,5 +35,5 @@ def rewind_logs(folder: Path, rows: Sequence[Mapping[str, float]], *, keeps_metr
 def _step(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return 0  # no line of this version's; it stays

@@ -8,6 +8,7 @@ from typing import Any
 from lightrft.config.column_names import paths
 from lightrft.config.data_sources import prompt_sources
 from lightrft.config.eval_files import eval_files
+from lightrft.config.reward_checks import NEED_ANSWERS
 from lightrft.config.reward_names import called
 from lightrft.config.schema import Config
 from lightrft.data.columns import answers_at
@@ -16,10 +17,6 @@ from lightrft.errors import ConfigError, nearest
 from lightrft.rewards.route import routed
 
 MOST_PROBLEMS = 20
-
-
-NEED_ANSWERS = ("exact_match", "math", "code")
-"""Rewards of LightRFT that fail on a sample without a label."""
 
 
 def check_file(config: Config, path: str, *, required: Sequence[str]) -> None:

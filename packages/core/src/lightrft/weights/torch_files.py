@@ -40,6 +40,9 @@ def torch_tensors(folder: Path) -> dict[str, torch.Tensor]:
         for name, tensor in held.items():
             if not isinstance(tensor, torch.Tensor):
                 raise ValueError(f"{file.name} holds a {type(tensor).__name__} as {name!r}, expected a tensor; {REMEDY}")
+            if tensor.is_meta or tensor.layout != torch.strided:
+                kind = "without values" if tensor.is_meta else f"in the layout {str(tensor.layout).removeprefix('torch.')}"
+                raise ValueError(f"{file.name} holds {name!r} {kind}, expected a plain tensor; {REMEDY}")
             found[str(name)] = tensor
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from lightrft.run.loggers.base import LoggerSetup
@@ -38,10 +39,14 @@ class TensorBoardLogger:
 
 def _without_later(path: Path, step: int) -> None:
     """The file without events of steps after `step`; gone where it has none left."""
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
     from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
-    events = [(data, Event.FromString(data)) for data in _records(path)]
+    events = []
+    with suppress(DecodeError):  # what stands behind a damaged record cannot be told apart
+        for data in _records(path):
+            events.append((data, Event.FromString(data)))
     kept = [data for data, event in events if not event.HasField("summary") or event.step <= step]
     if not any(event.HasField("summary") and event.step <= step for _, event in events):
         path.unlink()
