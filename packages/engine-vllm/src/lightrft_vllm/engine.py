@@ -41,6 +41,7 @@ from lightrft_vllm.guests import (
     snapshot,
 )
 from lightrft_vllm.loading import load_straight, loads_straight
+from lightrft_vllm.nesting import insert_missing_levels
 from lightrft_vllm.quantised import forget_what_was_made, quantisation_problems, read_made, watch_quantisation
 from lightrft_vllm.weights import WeightStream, own_names, pack_experts_again
 
@@ -75,6 +76,8 @@ class VLLMEngine(InferenceEngine):
         from vllm import LLM  # after the environment that it reads at import
 
         keep_linear_layers_plain(setup.device.type)
+        if self._reads_images:
+            insert_missing_levels()
         if any(setup.options.get(name) for name in QUANTISING):
             watch_quantisation()
         classes = snapshot(self._names.model())

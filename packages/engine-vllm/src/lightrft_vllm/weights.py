@@ -10,6 +10,7 @@ import torch
 from lightrft.errors import WeightSyncError
 from lightrft.weights.buckets import WeightBucket
 from lightrft.weights.hf_names import FileNames
+from lightrft_vllm.nesting import in_tree
 
 
 class WeightStream:
@@ -78,7 +79,7 @@ def own_names(model: torch.nn.Module, *, files: Collection[str]) -> dict[str, st
     if mapper is None:
         return {file: file for file in files}
     unfused = replace(mapper, orig_to_new_stacked={})
-    return {file: next(iter(unfused.apply_list([file])), file) for file in files}  # public in every vLLM from 0.25 on
+    return {file: in_tree(model, next(iter(unfused.apply_list([file])), file)) for file in files}  # public in every vLLM from 0.25 on
 
 
 def pack_experts_again(model: torch.nn.Module) -> None:
