@@ -2,8 +2,9 @@
 
 The lengths of answers are planned: log-normal, and one prompt in 64 runs to the limit (the engine's draw ends an answer there, so what it
 computes is real). Both arms are whole runs of the trainer on the same stream of prompts with the engine `hf`; the partial one is given
-`--max_version_lag` and `--oversample`. The first two steps of a run are not counted. A pass is the engine's model over all running answers,
-one token each: how many there are for a trained token does not depend on the machine.
+`--max_version_lag` and `--oversample`. The arms take turns, `--rounds` times each, so that other work on the machine is beside both;
+medians over rounds are compared. The first two steps of a run are not counted. A pass is the engine's model over all running answers, one
+token each: how many there are for a trained token does not depend on the machine.
 
 `--seeds N --picture FILE.png` also trains both arms with N seeds for a reward that can be learnt (the share of one digit in an answer,
 which no length changes), and draws their curves over updates and over seconds.
@@ -56,7 +57,12 @@ def main() -> int:
     tenths = statistics.quantiles(lengths.values(), n=10)
     print(f"lengths of the answers to {len(lengths)} prompts, tenths: {' '.join(f'{one:.0f}' for one in tenths)}, longest {args.longest}")
     partial = {"max_version_lag": args.lag, "oversample": args.oversample, "slice_max_len": args.slice}
-    arms = {"whole": run(some, args), "partial": run(some, args, **partial)}
+    runs: dict[str, list[dict[str, float]]] = {"whole": [], "partial": []}
+    for at in range(args.rounds):
+        for name, changes in (("whole", {}), ("partial", partial)):
+            runs[name].append(run(some, args, **changes))
+            print(f"round {at + 1}, {name:8} {runs[name][-1]['tokens_per_s']:.0f} trained tokens/s", flush=True)
+    arms = {name: {key: statistics.median(one[key] for one in found) for key in found[0]} for name, found in runs.items()}
     for name, one in arms.items():
         print(f"{name:8} {one['step_s']:.3f} s a step, of it {one['rollout_s']:.3f} s rollout; {one['tokens_per_s']:.0f} trained tokens/s")
     found = {"speedup": arms["partial"]["tokens_per_s"] / arms["whole"]["tokens_per_s"]}
@@ -68,7 +74,7 @@ def main() -> int:
     if args.seeds:
         found["curves"] = curves(some, args, partial)
     if args.json:
-        print(json.dumps({"benchmark": "longtail", "ok": good, "settings": vars(args), **arms, **found}, default=str))
+        print(json.dumps({"benchmark": "longtail", "ok": good, "settings": vars(args), **arms, **found, "rounds": runs}, default=str))
     return 0 if good else 1
 
 
@@ -80,6 +86,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sigma", type=float, default=0.6, help="of the logarithm of the lengths")
     parser.add_argument("--longest", type=int, default=256)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each arm, in turns")
     parser.add_argument("--lag", type=int, default=1)
     parser.add_argument("--oversample", type=float, default=1.5)
     parser.add_argument("--slice", type=int, default=32)
@@ -88,6 +95,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--picture", type=Path, default=Path("longtail.png"))
     parser.add_argument("--json", action="store_true", help="make the last line one JSON object")
     args = parser.parse_args()
+    if args.steps < 3 or args.rounds < 1:
+        parser.error("--steps has to be at least 3, the first two of which are not counted, --rounds at least 1")
     if args.seeds < 0 or args.learn_steps < TAIL:
         parser.error(f"--seeds has to be at least 0, --learn_steps at least {TAIL}, over which the last rewards are averaged")
     return args

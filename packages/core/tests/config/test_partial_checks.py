@@ -41,11 +41,6 @@ OUT = "leave it out, or max_version_lag and oversample"
             f"answers do not have; {OUT}",
         ),
         (
-            PARTIAL | {"environment": "mine:Environment"},
-            "environment='mine:Environment' does not go with max_version_lag=1: it makes episodes of turns, which cannot be left in the "
-            f"middle; {OUT}",
-        ),
-        (
             PARTIAL | {"reward_while_generating": True},
             "reward_while_generating=True does not go with max_version_lag=1: it rewards answers as the engine ends them, and here it ends "
             f"slices of them; {OUT}",

@@ -154,12 +154,12 @@ def episode_duplicated(patch: pytest.MonkeyPatch) -> None:
 
 def version_before(patch: pytest.MonkeyPatch) -> None:
     plain: Callable[[LiveEpisode], Conversation] = LiveEpisode.conversation
-    patch.setattr(LiveEpisode, "conversation", lambda one: replace(plain(one), version=one.version - (one.num_turns > 1)))
+    patch.setattr(LiveEpisode, "conversation", lambda one: replace(plain(one), versions=[v - (one.num_turns > 1) for v in one.versions]))
 
 
 def closed_twice(patch: pytest.MonkeyPatch) -> None:
-    plain = Episodes._close
-    patch.setattr(Episodes, "_close", lambda self, found: (plain(self, found), plain(self, found[:1])))
+    plain = Episodes.close_all
+    patch.setattr(Episodes, "close_all", lambda self, found: (plain(self, found), plain(self, found[:1])))
 
 
 def ended_twice(patch: pytest.MonkeyPatch) -> None:

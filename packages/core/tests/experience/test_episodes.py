@@ -31,7 +31,7 @@ from lightrft.testing.tiny import tiny_causal_lm, tiny_model_folder, tiny_tokeni
 from lightrft.types import Sample
 
 closed: list[str] = []
-LIMIT_S = 0.3
+LIMIT_S = 1.5
 
 
 class Counting(Environment):
@@ -74,8 +74,15 @@ class Failing(Counting):
             case "hang":
                 return asyncio.sleep(30)
             case "slow":
-                time.sleep(4 * LIMIT_S)
+                time.sleep(2 * LIMIT_S)
         return super().step(turn)
+
+
+class Needing(Counting):
+    """Cannot be made without an argument."""
+
+    def __init__(self, url: str, *, retries: int = 2) -> None:
+        self.url = url
 
 
 class Otherwise(Environment):
@@ -176,8 +183,8 @@ def test_engine_and_trainer_agree_over_all_turns(tmp_path: Path, family: dict[st
         ("garbage", r"step: ValueError: it returned 'not a step'; give Continue\(...\) or End\(...\)"),
         ("shape", "step: ValueError: Continue: text is b'bytes', a bytes, not a str"),
         ("messages", "step: DataError: the environment gave chat messages, which need a chat template"),
-        ("hang", r"step: TimeoutError: did not return within 0.3 s \(environment_timeout_s\)"),
-        ("slow", r"step: TimeoutError: did not return within 0.3 s \(environment_timeout_s\)"),
+        ("hang", r"step: TimeoutError: did not return within 1.5 s \(environment_timeout_s\)"),
+        ("slow", r"step: TimeoutError: did not return within 1.5 s \(environment_timeout_s\)"),
     ],
 )
 def test_an_environment_that_fails_ends_its_own_episode(tmp_path: Path, fails: str, error: str) -> None:
@@ -224,6 +231,11 @@ def test_a_limit_ends_an_episode_after_a_whole_turn(tmp_path: Path, settings: di
     assert batch.num_sampled.tolist() == [turns * settings["turn_max_len"]] * 2
     assert (batch.lengths - 2).max() <= 30
     assert batch.loss_mask[batch.offsets[1:] - 1].all(), "nothing of the environment follows the last turn"
+    metrics = made.metrics.reduce(None)
+    made.conclude(metrics)
+    told = [row.text for row in made.warnings.rows if row.name == "env_no_room"]
+    assert metrics["episode/no_room"] == len(told) == (settings["max_turns"] == 9)
+    assert not told or told[0].startswith("100% of this rollout's episodes were cut off, since no whole turn fits into generate_max_len=30")
 
 
 def test_an_environment_begins_with_a_prompt_of_its_own_the_same_for_a_row(tmp_path: Path) -> None:
@@ -241,6 +253,7 @@ def test_an_environment_begins_with_a_prompt_of_its_own_the_same_for_a_row(tmp_p
         ("no_such_module_here:X", "no module 'no_such_module_here' on the import path"),
         (f"{__name__}:Countin", "has no 'Countin'.*Counting"),
         (f"{__name__}:maker", "no subclass of lightrft.rollout.environment.Environment"),
+        (f"{__name__}:Needing", "is made with url; each episode makes one without arguments"),
         ("lightrft.rollout.environment:Environment", "no subclass of lightrft.rollout.environment.Environment"),
     ],
 )

@@ -19,7 +19,7 @@ from lightrft.rollout.environment import Continue, End, Environment, Turn
 from lightrft.testing.small_trainer import make_trainer, prompts
 
 ROLLOUTS, PROMPTS, SAMPLES = 10, 250, 4
-LIMIT_S = 1.0
+LIMIT_S = 3.0
 FATES = {"well": 80, "start": 3, "raise": 4, "exit": 2, "garbage": 4, "huge": 4, "slow": 1, "hang": 1, "close": 1}
 """How many of a hundred."""
 

@@ -18,8 +18,8 @@ from lightrft.data.prompts import Prompt
 from lightrft.distributed.world import World
 from lightrft.errors import EngineError
 from lightrft.experience.gap import add_gap, add_lag_weights, corrections
-from lightrft.experience.partial import PartialRollouts
-from lightrft.experience.unfinished import Answer, Group, group_of
+from lightrft.experience.partial import PartialAnswers, PartialRollouts
+from lightrft.experience.unfinished import Answer, answers_of_state, state_of
 from lightrft.observe.metrics import StepMetrics
 from lightrft.strategy.factory import get_strategy
 from lightrft.testing.batches import batch_of
@@ -70,11 +70,11 @@ def test_a_slice_without_log_probs_is_refused() -> None:
         Answer().add(Completion(token_ids=[5], finish_reason="stop", weight_version=1), asked=4, limit=4)
 
 
-def test_a_saved_group_is_the_same_group() -> None:
-    group = Group(prompt=prompts()[2], serial=7, version=3, answers=[Answer(), Answer(), Answer()])
-    group.answers[0].add(drawn([5, STOP], "stop", 3), asked=4, limit=8)
-    group.answers[1].add(Completion(token_ids=[5, 6], finish_reason="length", weight_version=4, logprobs=[-0.1, -1 / 3]), asked=2, limit=8)
-    assert group_of(group.state(2), prompts()) == group
+def test_saved_answers_are_the_same_answers() -> None:
+    answers = [Answer(), Answer(), Answer()]
+    answers[0].add(drawn([5, STOP], "stop", 3), asked=4, limit=8)
+    answers[1].add(Completion(token_ids=[5, 6], finish_reason="length", weight_version=4, logprobs=[-0.1, -1 / 3]), asked=2, limit=8)
+    assert answers_of_state(state_of(answers)) == answers
 
 
 class Planned:
@@ -102,7 +102,7 @@ class Planned:
 TOKENIZER = SimpleNamespace(batch_decode=lambda ids, **_: ["" for _ in ids])
 
 
-def step(unit: PartialRollouts, stream: list[Prompt]) -> tuple[Sampled, dict[str, float]]:
+def step(unit: PartialRollouts[Any], stream: list[Prompt]) -> tuple[Sampled, dict[str, float]]:
     """Begins as many prompts of the stream as are wanted."""
     metrics, [wanted] = StepMetrics(), unit.wanted()
     begun, stream[:] = stream[:wanted], stream[wanted:]
@@ -117,7 +117,7 @@ def test_three_steps_by_hand() -> None:
     settings = {"rollout_batch_size": 2, "n_samples_per_prompt": 1, "oversample": 2, "max_version_lag": 1, "slice_max_len": 2}
     strategy: Any = Planned(lengths)
     config = make_config(settings | {"generate_max_len": 8})
-    unit = PartialRollouts(strategy=strategy, config=config, tokenizer=TOKENIZER, prompts=list(stream))
+    unit = PartialAnswers(strategy=strategy, config=config, tokenizer=TOKENIZER, prompts=list(stream))
 
     first, metrics = step(unit, stream)  # prompts 0 and 2 end in the first slice
     assert first.group_ids.tolist() == [0, 2] and first.num_sampled.tolist() == [2, 2]
@@ -152,7 +152,7 @@ def test_weights_are_the_ratios_of_the_weights_now_and_then() -> None:
     strategy: Any = Planned([])
     strategy.weight_version = 2
     config = make_config({"oversample": 1.5, "max_version_lag": 1})
-    unit = PartialRollouts(strategy=strategy, config=config, tokenizer=TOKENIZER, prompts=[])
+    unit = PartialAnswers(strategy=strategy, config=config, tokenizer=TOKENIZER, prompts=[])
     add_gap(metrics, unit.fresh(batch), trainer)
     found = metrics.reduce(None)
     assert found["partial/ess"] == pytest.approx(4.5**2 / (4 * (4 + 0.25 + 1 + 1))) and found["partial/clipped"] == 0.25
@@ -173,7 +173,7 @@ def test_an_answer_that_goes_on_is_the_one_that_is_sampled_whole(tmp_path: Path)
         sampling_params=SamplingParams(top_k=1, max_new_tokens=11, ignore_eos=True),
         all_prompt_token_ids=[prompt.token_ids for prompt in prompts()], sleep_engine=False, logprobs=True,
     )  # fmt: skip
-    unit = PartialRollouts(strategy=strategy, config=config, tokenizer=tiny_tokenizer(ALPHABET), prompts=prompts())
+    unit = PartialAnswers(strategy=strategy, config=config, tokenizer=tiny_tokenizer(ALPHABET), prompts=prompts())
     unit._begin(prompts())
     for _ in range(4):
         unit._grow()

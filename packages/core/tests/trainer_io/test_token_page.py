@@ -26,7 +26,7 @@ def trainable(*, has_logprobs: bool) -> Trainable:
     """One episode: a prompt of 2 tokens, 2 sampled, 1 told, 1 sampled."""
     told = Conversation(
         prompt_token_ids=[3, 4], token_ids=[5, 3, 4, 6], sampled=[True, True, False, True],
-        logprobs=[-0.123456, -2.0, 0.0, -9.0] if has_logprobs else None, version=1, finish_reason="stop",
+        logprobs=[-0.123456, -2.0, 0.0, -9.0] if has_logprobs else None, versions=[1] * 4, finish_reason="stop",
     )  # fmt: skip
     batch = conversations_of([told], group_ids=[0], samples=[None])  # type: ignore[list-item]  # nobody reads it
     one, values = torch.ones(1), torch.tensor([0.0, 0.0, -1.5, float("nan"), 0.0, -3.0])

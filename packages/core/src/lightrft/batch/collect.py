@@ -61,15 +61,15 @@ def sequences_of(
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
     """A prompt and the tokens of all turns after it: `sampled` says which of them the policy drew, `logprobs` has theirs and 0 elsewhere
-    (None: the engine was not asked). All drawn from the weights `version`. `begins`: the places among `token_ids` where the model read a
-    context that was written anew, which goes on to the next such place.
+    (None: the engine was not asked), `versions` the weights that drew each (where the environment spoke, those of the turn before).
+    `begins`: the places among `token_ids` where the model read a context that was written anew, which goes on to the next such place.
     """
 
     prompt_token_ids: Sequence[int]
     token_ids: Sequence[int]
     sampled: Sequence[bool]
     logprobs: Sequence[float] | None
-    version: int
+    versions: Sequence[int]
     finish_reason: FinishReason
     begins: Sequence[int] = ()
 
@@ -81,23 +81,28 @@ def conversations_of(conversations: Sequence[Conversation], *, group_ids: Sequen
         ValueError: a prompt without tokens, after which nothing could have been predicted.
     """
     whole = [
-        Completion(token_ids=c.token_ids, finish_reason=c.finish_reason, weight_version=c.version, logprobs=c.logprobs)
+        Completion(token_ids=c.token_ids, finish_reason=c.finish_reason, weight_version=_last(c.versions), logprobs=c.logprobs)
         for c in conversations
     ]
     pairs = [(c.prompt_token_ids, completion) for c, completion in zip(conversations, whole, strict=True)]
     batch = sequences_of(pairs, group_ids=group_ids, samples=samples)
-    mask = batch.loss_mask.clone()
+    mask, versions = batch.loss_mask.clone(), batch.versions.clone()
+    versions[batch.loss_mask] = _int32(chain.from_iterable(c.versions for c in conversations))
     mask[batch.loss_mask] = torch.tensor([one for c in conversations for one in c.sampled], dtype=torch.bool)
     begins = batch.begins.clone()
     starts = zip(batch.offsets.tolist(), conversations, strict=False)
     begins[[start + len(c.prompt_token_ids) + place for start, c in starts for place in c.begins]] = True
-    return replace(batch, loss_mask=mask, begins=begins)
+    return replace(batch, loss_mask=mask, versions=versions, begins=begins)
 
 
 def answers_of(outputs: Sequence[RequestOutput]) -> Sampled:
     """The completions of engine outputs, output by output, without texts; groups are the outputs' ids."""
     pairs = [(output.prompt_token_ids, completion) for output in outputs for completion in output.completions]
     return sequences_of(pairs, group_ids=[output.id for output in outputs for _ in output.completions])
+
+
+def _last(versions: Sequence[int]) -> int:
+    return versions[-1] if versions else 0
 
 
 def _int32(numbers: Iterable[int]) -> torch.Tensor:

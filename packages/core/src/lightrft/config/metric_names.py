@@ -44,6 +44,7 @@ METRICS = (
     Metric("episode/turns", "turns", "of the model, mean over all episodes", "environment"),
     Metric("episode/env_tokens", "share", "tokens after the prompts that the environment wrote", "environment"),
     Metric("episode/contexts", "contexts", "of an episode, mean; above 1 where the template wrote turns anew", "environment"),
+    Metric("episode/no_room", "share", "episodes that no whole turn fitted into behind what the environment said: cut off", "environment"),
     Metric("episode/env_error", "share", "episodes whose environment failed or took too long; the loss leaves them out", "environment"),
     Metric("episode/close_error", "share", "episodes whose environment failed in `close`; they count all the same", "environment"),
     Metric("rollout/special_tokens", "share", "completions with special tokens beside their end, where the tokenizer has such: tags"),

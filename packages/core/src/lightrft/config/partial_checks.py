@@ -11,7 +11,6 @@ from lightrft.plugins.registry import Registry
 
 OTHERS = {
     "dynamic_sampling": "asks for further prompts by their rewards, which unfinished answers do not have",
-    "environment": "makes episodes of turns, which cannot be left in the middle",
     "reward_while_generating": "rewards answers as the engine ends them, and here it ends slices of them",
     "stop": "is looked for in what one call draws, and would be missed across two slices; use stop_token_ids",
     "min_new_tokens": "holds for one call to the engine, and an answer takes several",

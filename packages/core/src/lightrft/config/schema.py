@@ -251,7 +251,9 @@ class Config(BaseModel):
         0, "rollout", "updates that an unfinished answer may go on through (oversample), its policy loss corrected; 0 = none"
     )
     slice_max_len: CountOrOff = _field(
-        0, "rollout", "tokens that every answer grows by between two looks at how many are finished (oversample); 0 = generate_max_len / 8"
+        0,
+        "rollout",
+        "tokens that every answer, or turn, grows by between two looks at how many are finished (oversample); 0 = generate_max_len / 8",
     )
     overlong_filter: bool = _field(False, "rollout", "leave completions that generate_max_len cut off out of the loss (DAPO)")
     overlong_buffer: CountOrOff = _field(

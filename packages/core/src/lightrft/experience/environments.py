@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ def load_environment(name: str, *, registry: Registry) -> type[Environment]:
         raise EpisodeError(f"environment {name!r} is {found!r:.60}, no subclass of lightrft.rollout.environment.Environment")
     if missing := sorted(getattr(found, "__abstractmethods__", ())):
         raise EpisodeError(f"environment {name!r} does not define {', '.join(missing)}, which Environment asks for")
+    if asked := _asked_for(found):
+        raise EpisodeError(f"environment {name!r} is made with {asked}; each episode makes one without arguments")
     environment: type[Environment] = found
     return environment
 
@@ -101,6 +104,13 @@ def _may_run_code(config: Config, environment: type[Environment]) -> None:
         )
     if config.code_sandbox == "full" and (problem := lacking()):
         raise SandboxError(problem)
+
+
+def _asked_for(environment: type[Environment]) -> str:
+    """The arguments that it cannot be made without."""
+    given = inspect.signature(environment).parameters.values()
+    needed = [one for one in given if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    return ", ".join(one.name for one in needed)
 
 
 def _is_environment(value: Any) -> bool:

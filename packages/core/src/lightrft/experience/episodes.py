@@ -47,19 +47,27 @@ class Episodes:
     ) -> Sampled:
         """A rollout: `sampling.n` episodes of each prompt. The engine's log-probs are asked for the first `logprobs` prompts."""
         played = self.play(prompts, sampling, logprobs=logprobs, sleep_engine=sleep_engine)
+        self.count(played, metrics)
+        return self.columns(played)
+
+    def count(self, played: Sequence[LiveEpisode], metrics: StepMetrics) -> None:
+        """What there is to tell of episodes that have ended. Local."""
         after, own = (sum(len(one.token_ids) for one in played), sum(sum(one.sampled) for one in played))
         metrics.mean("episode/turns", float(sum(one.num_turns for one in played)), float(len(played)))
         metrics.mean("episode/env_tokens", float(after - own), float(after))
         metrics.mean("episode/contexts", float(sum(1 + len(one.begins) for one in played)), float(len(played)))
+        metrics.mean("episode/no_room", float(sum(one.no_room for one in played)), float(len(played)))
         metrics.mean("episode/env_error", float(sum(bool(one.error) for one in played)), float(len(played)))
         metrics.mean("episode/close_error", float(sum(bool(one.close_error) for one in played)), float(len(played)))
-        return conversations_of(
-            [one.conversation() for one in played], group_ids=[one.group for one in played], samples=self.samples(prompts, played)
-        )
 
-    def samples(self, prompts: Sequence[Prompt], played: Sequence[LiveEpisode]) -> list[Sample]:
+    def columns(self, played: Sequence[LiveEpisode]) -> Sampled:
+        """Episodes that have ended, in order. Local."""
+        conversations = [one.conversation() for one in played]
+        return conversations_of(conversations, group_ids=[one.group for one in played], samples=self.samples(played))
+
+    def samples(self, played: Sequence[LiveEpisode]) -> list[Sample]:
         """What reward functions see of episodes. Local."""
-        return [one.sample(prompts[one.prompt], decode=self._decode) for one in played]
+        return [one.sample(decode=self._decode) for one in played]
 
     def play(self, prompts: Sequence[Prompt], sampling: SamplingParams, *, logprobs: int = 0, sleep_engine: bool) -> list[LiveEpisode]:
         """`sampling.n` episodes of each prompt, prompt by prompt, to their ends; `sampling.max_new_tokens` bounds a whole episode.
@@ -67,32 +75,25 @@ class Episodes:
         Raises:
             EpisodeError: every episode failed in its environment, on all ranks.
         """
-        played = [
-            LiveEpisode(prompt=index, prompt_ids=prompt.token_ids, messages=prompt.messages)
-            for index, prompt in enumerate(prompts)
-            for _ in range(sampling.n)
-        ]
+        played = [new_episode(prompt, asks_logprobs=index < logprobs) for index, prompt in enumerate(prompts) for _ in range(sampling.n)]
         try:
-            self._start(prompts, played, sampling)
-            self._take_turns(prompts, played, sampling, logprobs=logprobs)
+            self.start(played)
+            agree_on_prompts(played, number=sampling.n)
+            self._take_turns(played, sampling)
         finally:
-            self._close(played)
+            self.close_all(played)
         if sleep_engine:
             self._strategy.maybe_sleep_inference_engine()
-        self._look_at_failures(played)
+        self.look_at_failures(played)
         return played
 
-    def close(self) -> None:
-        """Ends the event loop of `async` environments. Idempotent. Local."""
-        self._calls.close()
+    def start(self, played: Sequence[LiveEpisode]) -> None:
+        """Makes the environment of each, and asks it what the policy reads first. Local."""
 
-    # ---- parts ---------------------------------------------------------------------------------------------------------------------------
-
-    def _start(self, prompts: Sequence[Prompt], played: list[LiveEpisode], sampling: SamplingParams) -> None:
         def begin(one: LiveEpisode) -> Callable[[], Any]:
             def call() -> Any:
                 one.environment = self._make()
-                return one.environment.start(prompts[one.prompt].row)
+                return one.environment.start(one.prompt.row)
 
             return call
 
@@ -104,8 +105,52 @@ class Episodes:
                     one.prompt_ids, one.messages = self._prompt(outcome.value)
             except (Exception, SystemExit) as error:
                 one.fail("start", error)
-        for at in range(0, len(played), sampling.n):
-            _agree_on_prompt(played[at : at + sampling.n], own=prompts[played[at].prompt].token_ids)
+
+    def answer(self, going: Sequence[LiveEpisode], *, limit: int, turn: int) -> None:
+        """Asks the environments of these episodes what follows their last turn. `limit`: tokens of an episode, `turn`: of a turn. Local."""
+        turns = [one.last_turn(decode=self._decode, read_calls=self._writer.calls, max_turns=self._config.max_turns) for one in going]
+        calls = [lambda one=one, said=said: one.environment.step(said) for one, said in zip(going, turns, strict=True)]
+        for one, said, outcome in zip(going, turns, self._run(calls), strict=True):
+            try:
+                if outcome.error is not None:
+                    raise outcome.error
+                words = self._words(one, outcome.value, said)
+            except (Exception, SystemExit) as error:
+                one.fail("step", error)
+                continue
+            one.no_room = not said.is_last and isinstance(outcome.value, Continue) and one.length(words) + turn > limit
+            one.go_on(outcome.value, words, stops=said.is_last or one.no_room, limit=limit)
+
+    def close_all(self, played: Sequence[LiveEpisode]) -> None:
+        """Every environment that was made is closed. One that fails there has said all that counts before: its episode stays as it is.
+        Local.
+        """
+        made = [one for one in played if one.environment is not None]
+        calls = [lambda one=one: one.environment.close() for one in made]
+        for one, outcome in zip(made, self._run(calls), strict=True):
+            if outcome.error is not None:
+                one.fail_to_close(outcome.error)
+
+    def look_at_failures(self, played: Sequence[LiveEpisode]) -> None:
+        """Remembers the first errors of the run. Collective. Raises as `play`."""
+        errors, unclosed = [one.error for one in played if one.error], [one.close_error for one in played if one.close_error]
+        failed, total = self._sum(len(errors)), self._sum(len(played))
+        if failed and not self.first_error:
+            self.first_error = self._first(errors)
+        if self._sum(len(unclosed)) and not self.first_close_error:
+            self.first_close_error = self._first(unclosed)
+        if failed and failed == total:
+            raise EpisodeError(f"environment {self._config.environment!r} failed in all {total} episodes; the first: {self.first_error}")
+
+    def turn_limit(self, limit: int) -> int:
+        """Tokens that a turn may have, where an episode may have `limit`. Local."""
+        return min(self._config.turn_max_len or max(limit // self._config.max_turns, 1), limit)
+
+    def close(self) -> None:
+        """Ends the event loop of `async` environments. Idempotent. Local."""
+        self._calls.close()
+
+    # ---- parts ---------------------------------------------------------------------------------------------------------------------------
 
     def _prompt(self, start: Any) -> tuple[tuple[int, ...], Sequence[Mapping[str, Any]]]:
         """Its tokens, and the messages that they were written from, if any."""
@@ -117,50 +162,35 @@ class Episodes:
             raise ValueError(f"its prompt has {len(ids)} tokens, more than prompt_max_len={self._config.prompt_max_len}")
         return ids, () if given else start
 
-    def _take_turns(self, prompts: Sequence[Prompt], played: list[LiveEpisode], sampling: SamplingParams, *, logprobs: int) -> None:
+    def _take_turns(self, played: Sequence[LiveEpisode], sampling: SamplingParams) -> None:
         """The first turn is drawn as `n` completions of each prompt, which engines do at less cost than n prompts."""
         limit = sampling.max_new_tokens
-        turn = min(self._config.turn_max_len or max(limit // self._config.max_turns, 1), limit)
+        turn = self.turn_limit(limit)
         sampling = replace(sampling, max_new_tokens=turn, min_new_tokens=min(sampling.min_new_tokens, turn))
         firsts = played[:: sampling.n]
-        outputs = self._generate(firsts, sampling, logprobs=logprobs)
+        outputs = self._generate(firsts, sampling)
         drawn = [(output.id, completion) for output in outputs for completion in output.completions]
         for one, (group, completion) in zip(played, drawn, strict=True):
             one.group = group
             one.add_turn(completion)
-        self._answer([one for one in played if not one.ended], limit=limit, turn=turn)
+        self.answer([one for one in played if not one.ended], limit=limit, turn=turn)
         for number in range(1, self._config.max_turns):
             going = [one for one in played if not one.ended]
             if not self._sum(len(going)):
                 return
             seed = None if sampling.seed is None else sampling.seed + number * TURN_SEEDS
-            outputs = self._generate(going, replace(sampling, n=1, seed=seed), logprobs=logprobs)
+            outputs = self._generate(going, replace(sampling, n=1, seed=seed))
             for one, output in zip(going, outputs, strict=True):
                 one.add_turn(output.completions[0])
-            self._answer(going, limit=limit, turn=turn)
+            self.answer(going, limit=limit, turn=turn)
 
-    def _generate(self, episodes: Sequence[LiveEpisode], sampling: SamplingParams, *, logprobs: int) -> list[Any]:
+    def _generate(self, episodes: Sequence[LiveEpisode], sampling: SamplingParams) -> list[Any]:
         return self._strategy.gather_and_generate(
             sampling_params=sampling,
             all_prompt_token_ids=[one.context for one in episodes],
             sleep_engine=False,
-            logprobs=[one.prompt < logprobs for one in episodes],
+            logprobs=[one.asks_logprobs for one in episodes],
         )
-
-    def _answer(self, going: Sequence[LiveEpisode], *, limit: int, turn: int) -> None:
-        """Asks the environments of these episodes what follows their last turn. Local."""
-        turns = [one.last_turn(decode=self._decode, read_calls=self._writer.calls, max_turns=self._config.max_turns) for one in going]
-        calls = [lambda one=one, said=said: one.environment.step(said) for one, said in zip(going, turns, strict=True)]
-        for one, said, outcome in zip(going, turns, self._run(calls), strict=True):
-            try:
-                if outcome.error is not None:
-                    raise outcome.error
-                words = self._words(one, outcome.value, said)
-            except (Exception, SystemExit) as error:
-                one.fail("step", error)
-                continue
-            no_room = one.length(words) + turn > limit
-            one.go_on(outcome.value, words, stops=said.is_last or no_room, limit=limit)
 
     def _words(self, one: LiveEpisode, step: Step, turn: Turn) -> Words:
         """What the environment says, as tokens; nothing at an end."""
@@ -188,28 +218,10 @@ class Episodes:
             )
         return self._writer.again(one.messages, told)
 
-    def _close(self, played: Sequence[LiveEpisode]) -> None:
-        """Every environment that was made is closed. One that fails there has said all that counts before: its episode stays as it is."""
-        made = [one for one in played if one.environment is not None]
-        calls = [lambda one=one: one.environment.close() for one in made]
-        for one, outcome in zip(made, self._run(calls), strict=True):
-            if outcome.error is not None:
-                one.fail_to_close(outcome.error)
-
     def _run(self, calls: Sequence[Callable[[], Any]]) -> list[Outcome]:
         """The outcomes of calls of environments, which may run programs of the model where the settings allow it."""
         with code_execution(self._config.allow_code_execution, weak=self._config.code_sandbox == "weak"):
             return self._calls.run(calls)
-
-    def _look_at_failures(self, played: Sequence[LiveEpisode]) -> None:
-        errors, unclosed = [one.error for one in played if one.error], [one.close_error for one in played if one.close_error]
-        failed, total = self._sum(len(errors)), self._sum(len(played))
-        if failed and not self.first_error:
-            self.first_error = self._first(errors)
-        if self._sum(len(unclosed)) and not self.first_close_error:
-            self.first_close_error = self._first(unclosed)
-        if failed and failed == total:
-            raise EpisodeError(f"environment {self._config.environment!r} failed in all {total} episodes; the first: {self.first_error}")
 
     def _first(self, errors: Sequence[str]) -> str:
         """The first of all ranks, of which one has some. Collective."""
@@ -228,13 +240,18 @@ def chosen_episodes(config: Config, *, strategy: StrategyBase, tokenizer: Any) -
     return Episodes(strategy=strategy, config=config, tokenizer=tokenizer) if config.environment else None
 
 
-def _agree_on_prompt(group: Sequence[LiveEpisode], *, own: tuple[int, ...]) -> None:
-    """One prompt for all episodes of a data row: one that began otherwise than the first fails."""
-    begun = [one.prompt_ids for one in group if not one.error]
-    shared = begun[0] if begun else own
-    for one in group:
-        if not one.error and one.prompt_ids != shared:
-            one.fail(
-                "start", ValueError("its prompt is another one than that of the row's other episodes, which are compared with each other")
-            )
-        one.prompt_ids = shared
+def new_episode(prompt: Prompt, *, asks_logprobs: bool = False) -> LiveEpisode:
+    """One of this data row, before its start."""
+    return LiveEpisode(prompt=prompt, prompt_ids=prompt.token_ids, messages=prompt.messages, asks_logprobs=asks_logprobs)
+
+
+def agree_on_prompts(played: Sequence[LiveEpisode], *, number: int) -> None:
+    """One prompt for all episodes of a data row, `number` after `number` of them: one that began otherwise than the first fails."""
+    for group in (played[at : at + number] for at in range(0, len(played), number)):
+        begun = [one.prompt_ids for one in group if not one.error]
+        common = begun[0] if begun else group[0].prompt.token_ids
+        for one in group:
+            if not one.error and one.prompt_ids != common:
+                problem = "its prompt is another one than that of the row's other episodes, which are compared with each other"
+                one.fail("start", ValueError(problem))
+            one.prompt_ids = common

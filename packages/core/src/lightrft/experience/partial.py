@@ -6,10 +6,11 @@ Partial rollouts: Kimi Team 2025, "Kimi k1.5", section 2.6.2.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Generic
 
 import torch
 
@@ -21,18 +22,19 @@ from lightrft.data.prompts import Prompt
 from lightrft.distributed.collectives import gather_objects
 from lightrft.experience.samples import samples_of
 from lightrft.experience.sampling import sampling_params
-from lightrft.experience.unfinished import Answer, Group, group_of
+from lightrft.experience.unfinished import Answer, Group, Member, answers_of_state, output_of, state_of
 from lightrft.observe.metrics import StepMetrics
 from lightrft.strategy.strategy_base import StrategyBase
+from lightrft.types import Completion
 
 SLICES = 8
 """Slices of the longest answer, where the settings name no length of a slice."""
 
 
-class PartialRollouts:
-    """The prompts in flight of this rank, and their answers. `oversample` x `rollout_batch_size` prompts of all ranks are in flight.
+class PartialRollouts(ABC, Generic[Member]):
+    """The prompts in flight of this rank, and what grows of each. `oversample` x `rollout_batch_size` prompts of all ranks are in flight.
 
-    Every answer grows by a slice of tokens, which is one call to the engine with the prompt and what there is of the answer; then the
+    Each grows by a slice of tokens, which is one call to the engine with the prompt and what there is of the answer; then the
     ranks look together whether enough is finished: `rollout_batch_size` prompts, and all that were begun `max_version_lag` updates ago.
     So no token is trained that is older, and none is thrown away. The oldest finished prompts are trained; the others wait for the next
     step, finished or not.
@@ -48,7 +50,7 @@ class PartialRollouts:
         self.strategy, self.config, self.tokenizer = strategy, config, tokenizer
         self._prompts = prompts
         self._rows = {id(prompt): row for row, prompt in enumerate(prompts)}
-        self._groups: list[Group] = []
+        self._groups: list[Group[Member]] = []
         self._left = [0] * strategy.world.world_size
         self._begun = 0
         length = config.slice_max_len or math.ceil(config.generate_max_len / SLICES)
@@ -68,6 +70,7 @@ class PartialRollouts:
             slices += 1
         self.strategy.maybe_sleep_inference_engine()
         taken, unfinished = self._take()
+        self._look_at(taken, metrics)
         targets = even_targets(gather_objects(len(taken), group=self.strategy.world.group))[self.strategy.world.rank]
         to = torch.tensor([rank for rank, group in zip(targets, taken, strict=True) for _ in group.answers], dtype=torch.int64)
         batch = exchange(self._columns(taken), to, group=self.strategy.world.group)
@@ -80,13 +83,52 @@ class PartialRollouts:
 
     def state_dict(self) -> dict[str, Any]:
         """Of this rank: the prompts in flight, with their answers so far."""
-        groups = [group.state(self._rows[id(group.prompt)]) for group in self._groups]
+        groups = [
+            {"row": self._rows[id(group.prompt)], "serial": group.serial, "version": group.version, **self._state(group.answers)}
+            for group in self._groups
+        ]
         return {"begun": self._begun, "left": list(self._left), "groups": groups}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from there."""
         self._begun, self._left = state["begun"], list(state["left"])
-        self._groups = [group_of(one, self._prompts) for one in state["groups"]]
+        prompts = [self._prompts[one["row"]] for one in state["groups"]]
+        self._groups = [
+            Group(prompt=prompt, serial=one["serial"], version=one["version"], answers=self._of_state(one, prompt))
+            for one, prompt in zip(state["groups"], prompts, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Nothing goes on. Idempotent. Local."""
+
+    # ---- what grows: answers, or episodes ------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _new(self, prompts: Sequence[Prompt]) -> list[list[Member]]:
+        """Those of each prompt, begun."""
+
+    @abstractmethod
+    def _context(self, prompt: Prompt, one: Member) -> Sequence[int]:
+        """What the engine goes on from."""
+
+    @abstractmethod
+    def _add(self, grown: Sequence[Member], drawn: Sequence[Completion]) -> None:
+        """The slice that the engine drew of each. Local."""
+
+    @abstractmethod
+    def _columns(self, groups: Sequence[Group[Member]]) -> Sampled:
+        """Groups that are complete, with the version of each sampled token."""
+
+    @abstractmethod
+    def _state(self, answers: Sequence[Member]) -> dict[str, Any]:
+        """Of the answers to one prompt: plain values and tensors, copied."""
+
+    @abstractmethod
+    def _of_state(self, state: Mapping[str, Any], prompt: Prompt) -> list[Member]:
+        """The reverse of `_state`."""
+
+    def _look_at(self, taken: Sequence[Group[Member]], metrics: StepMetrics) -> None:
+        """At what this step trains, before it goes to the ranks that train it. Collective."""
 
     # ---- parts ---------------------------------------------------------------------------------------------------------------------------
 
@@ -95,8 +137,8 @@ class PartialRollouts:
         assert len(prompts) == wanted[rank], f"{len(prompts)} prompts were given to begin, {wanted[rank]} are wanted"
         first, version = self._begun + sum(wanted[:rank]), self.strategy.weight_version
         self._groups += [
-            Group(prompt=prompt, serial=first + at, version=version, answers=[Answer() for _ in range(self.config.n_samples_per_prompt)])
-            for at, prompt in enumerate(prompts)
+            Group(prompt=prompt, serial=first + at, version=version, answers=answers)
+            for at, (prompt, answers) in enumerate(zip(prompts, self._new(prompts), strict=True))
         ]
         self._begun += sum(wanted)
 
@@ -110,17 +152,16 @@ class PartialRollouts:
 
     def _grow(self) -> None:
         """Another slice of every answer that goes on. Collective."""
-        going = [(group, answer) for group in self._groups for answer in group.answers if answer.finish_reason is None]
+        going = [(group.prompt, one) for group in self._groups for one in group.answers if not one.done]
         outputs = self.strategy.gather_and_generate(
             sampling_params=self._slice,
-            all_prompt_token_ids=[[*group.prompt.token_ids, *answer.token_ids] for group, answer in going],
+            all_prompt_token_ids=[self._context(prompt, one) for prompt, one in going],
             sleep_engine=False,
             logprobs=True,
         )
-        for (_, answer), output in zip(going, outputs, strict=True):
-            answer.add(output.completions[0], asked=self._slice.max_new_tokens, limit=self.config.generate_max_len)
+        self._add([one for _, one in going], [output.completions[0] for output in outputs])
 
-    def _take(self) -> tuple[list[Group], int]:
+    def _take(self) -> tuple[list[Group[Member]], int]:
         """This rank's part of the oldest finished prompts, which leave the flight; and how many stay in it on all ranks. Collective."""
         mine = ([group.serial for group in self._groups if group.complete], len(self._groups))
         ranks = gather_objects(mine, group=self.strategy.world.group)
@@ -129,15 +170,6 @@ class PartialRollouts:
         taken = [group for group in self._groups if group.serial in chosen]
         self._groups = [group for group in self._groups if group.serial not in chosen]
         return taken, sum(self._left)
-
-    def _columns(self, groups: Sequence[Group]) -> Sampled:
-        outputs = [group.output() for group in groups]
-        batch = answers_of(outputs)
-        versions = batch.versions.clone()
-        sampled = [version for group in groups for answer in group.answers for version in answer.versions]
-        versions[batch.loss_mask] = torch.tensor(sampled, dtype=torch.int32)
-        samples = samples_of([group.prompt for group in groups], outputs, tokenizer=self.tokenizer)
-        return replace(batch, versions=versions, samples=tuple(samples))
 
     def _count(self, batch: Sampled, metrics: StepMetrics, *, slices: int, unfinished: int) -> None:
         lags = [self.strategy.weight_version - versions for versions in batch.by_sequence(batch.versions)]
@@ -152,8 +184,30 @@ class PartialRollouts:
         metrics.add("partial", {}, lambda _: {"partial/slices": float(slices), "partial/in_flight": float(unfinished)})
 
 
-def chosen_partial(config: Config, *, strategy: StrategyBase, tokenizer: Any, prompts: Sequence[Prompt]) -> PartialRollouts | None:
-    """As the settings say; None where every step waits for its answers. Raises as `PartialRollouts`."""
-    if not config.max_version_lag:
-        return None
-    return PartialRollouts(strategy=strategy, config=config, tokenizer=tokenizer, prompts=prompts)
+class PartialAnswers(PartialRollouts[Answer]):
+    """Of single answers, `n_samples_per_prompt` to each prompt."""
+
+    def _new(self, prompts: Sequence[Prompt]) -> list[list[Answer]]:
+        return [[Answer() for _ in range(self.config.n_samples_per_prompt)] for _ in prompts]
+
+    def _context(self, prompt: Prompt, one: Answer) -> Sequence[int]:
+        return [*prompt.token_ids, *one.token_ids]
+
+    def _add(self, grown: Sequence[Answer], drawn: Sequence[Completion]) -> None:
+        for answer, completion in zip(grown, drawn, strict=True):
+            answer.add(completion, asked=self._slice.max_new_tokens, limit=self.config.generate_max_len)
+
+    def _columns(self, groups: Sequence[Group[Answer]]) -> Sampled:
+        outputs = [output_of(group) for group in groups]
+        batch = answers_of(outputs)
+        versions = batch.versions.clone()
+        sampled = [version for group in groups for answer in group.answers for version in answer.versions]
+        versions[batch.loss_mask] = torch.tensor(sampled, dtype=torch.int32)
+        samples = samples_of([group.prompt for group in groups], outputs, tokenizer=self.tokenizer)
+        return replace(batch, versions=versions, samples=tuple(samples))
+
+    def _state(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        return state_of(answers)
+
+    def _of_state(self, state: Mapping[str, Any], prompt: Prompt) -> list[Answer]:
+        return answers_of_state(state)

@@ -63,10 +63,10 @@ class ExperienceMaker:
         metrics: StepMetrics | None = None,
         episodes: Episodes | None = None,
         images: PromptImages | None = None,
-        partial: PartialRollouts | None = None,
+        partial: PartialRollouts[Any] | None = None,
     ) -> None:
-        """With `episodes`, a rollout is made of episodes of several turns; with `partial`, of the answers that are finished; `images` reads
-        those of prompts.
+        """With `episodes`, a rollout is made of episodes of several turns; with `partial`, of the answers, or episodes, that are finished;
+        `images` reads those of prompts.
         """
         self.strategy = strategy
         self.config = config
@@ -100,11 +100,11 @@ class ExperienceMaker:
         completion of each prompt comes first. With episodes, everything up to the end of each of them.
         """
         number = len(prompts) if self._corrects else self.config.logprob_gap_prompts
+        if self.partial is not None:
+            return self.partial.sampled(prompts, metrics=self.metrics)
         if self.episodes is not None:
             params, sleeps = sampling_params(self.config), not self.keep_awake
             return self.episodes.sampled(prompts, params, logprobs=number, sleep_engine=sleeps, metrics=self.metrics)
-        if self.partial is not None:
-            return self.partial.sampled(prompts, metrics=self.metrics)
         read = self.images.read(prompts)
         greedy = greedy_answers(read, strategy=self.strategy, config=self.config, tokenizer=self.tokenizer) if self.greedy else None
         self._early = self._start_rewards(read) if self.config.reward_while_generating else None
@@ -219,6 +219,12 @@ class ExperienceMaker:
                 f"close() of the environment failed in {metrics['episode/close_error']:.0%} of this rollout's episodes, which count all "
                 f"the same; the first: {self.episodes.first_close_error}",
             )
+        if metrics.get("episode/no_room", 0.0) >= 0.5 and "env_no_room" not in self.warnings.names:
+            self.warnings.say(
+                "env_no_room",
+                f"{metrics['episode/no_room']:.0%} of this rollout's episodes were cut off, since no whole turn fits into generate_max_len="
+                f"{self.config.generate_max_len} behind what the environment said; raise it, lower turn_max_len, or let it say less",
+            )
         if (sentence := self.tags.sentence(metrics)) and "special_tokens_unseen" not in self.warnings.names:
             self.warnings.say("special_tokens_unseen", sentence)
         alone = metrics.get("rollout/groups_of_one", 0.0)
@@ -229,6 +235,13 @@ class ExperienceMaker:
                 f"{alone:.0%} of this rollout's prompts have a single completion, which advantage_estimator="
                 f"{self.config.advantage_estimator!r} has nothing to compare with: its advantage is 0, and it teaches nothing",
             )
+
+    def close(self) -> None:
+        """The environments of unfinished episodes are closed, and what runs them. Idempotent. Local."""
+        if self.partial is not None:
+            self.partial.close()
+        if self.episodes is not None:
+            self.episodes.close()
 
     def tokenize_fn(self, texts: Sequence[str], max_length: int, padding: bool = True) -> dict[str, Any]:
         """Token ids of texts, truncated at `max_length`: lists without padding, [B, P] tensors with it. Local."""

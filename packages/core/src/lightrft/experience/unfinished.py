@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -12,6 +12,17 @@ from lightrft.batch.stages import REASONS
 from lightrft.data.prompts import Prompt
 from lightrft.errors import EngineError
 from lightrft.types import Completion, FinishReason, RequestOutput
+
+
+class Grows(Protocol):
+    """What takes several calls to the engine."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+
+
+Member = TypeVar("Member", bound=Grows)
 
 GOES_ON = -1
 """In a saved state, in the place of a finish reason."""
@@ -28,6 +39,11 @@ class Answer:
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self.finish_reason is not None
 
     def add(self, drawn: Completion, *, asked: int, limit: int) -> None:
         """What the engine drew when it was asked for `asked` tokens at most; what goes beyond `limit` tokens of the answer is cut off.
@@ -54,42 +70,41 @@ class Answer:
 
 
 @dataclass(kw_only=True)
-class Group:
+class Group(Generic[Member]):
     """The answers to one prompt. `serial`: its place in the stream of all prompts of the run; `version`: the weights it was begun under."""
 
     prompt: Prompt
     serial: int
     version: int
-    answers: list[Answer]
+    answers: list[Member]
 
     @property
     def complete(self) -> bool:
         """Whether every answer has ended."""
-        return all(answer.finish_reason is not None for answer in self.answers)
-
-    def output(self) -> RequestOutput:
-        """As an engine would give it."""
-        completions = tuple(answer.completion() for answer in self.answers)
-        return RequestOutput(id=self.serial, prompt_token_ids=self.prompt.token_ids, completions=completions)
-
-    def state(self, row: int) -> dict[str, Any]:
-        """Plain values and tensors; `row` stands for the prompt."""
-        return {
-            "row": row,
-            "serial": self.serial,
-            "version": self.version,
-            "reasons": [GOES_ON if a.finish_reason is None else REASONS.index(a.finish_reason) for a in self.answers],
-            "lengths": [len(answer.token_ids) for answer in self.answers],
-            "token_ids": torch.tensor([token for answer in self.answers for token in answer.token_ids], dtype=torch.int32),
-            "logprobs": torch.tensor([value for answer in self.answers for value in answer.logprobs], dtype=torch.float64),
-            "versions": torch.tensor([version for answer in self.answers for version in answer.versions], dtype=torch.int32),
-        }
+        return all(answer.done for answer in self.answers)
 
 
-def group_of(state: Mapping[str, Any], prompts: Sequence[Prompt]) -> Group:
-    """The reverse of `Group.state`."""
+def output_of(group: Group[Answer]) -> RequestOutput:
+    """As an engine would give it."""
+    completions = tuple(answer.completion() for answer in group.answers)
+    return RequestOutput(id=group.serial, prompt_token_ids=group.prompt.token_ids, completions=completions)
+
+
+def state_of(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Plain values and tensors."""
+    return {
+        "reasons": [GOES_ON if a.finish_reason is None else REASONS.index(a.finish_reason) for a in answers],
+        "lengths": [len(answer.token_ids) for answer in answers],
+        "token_ids": torch.tensor([token for answer in answers for token in answer.token_ids], dtype=torch.int32),
+        "logprobs": torch.tensor([value for answer in answers for value in answer.logprobs], dtype=torch.float64),
+        "versions": torch.tensor([version for answer in answers for version in answer.versions], dtype=torch.int32),
+    }
+
+
+def answers_of_state(state: Mapping[str, Any]) -> list[Answer]:
+    """The reverse of `state_of`."""
     columns = [state[name].split(state["lengths"]) for name in ("token_ids", "logprobs", "versions")]
-    answers = [
+    return [
         Answer(
             token_ids=tokens.tolist(),
             logprobs=logprobs.tolist(),
@@ -98,4 +113,3 @@ def group_of(state: Mapping[str, Any], prompts: Sequence[Prompt]) -> Group:
         )
         for reason, tokens, logprobs, versions in zip(state["reasons"], *columns, strict=True)
     ]
-    return Group(prompt=prompts[state["row"]], serial=state["serial"], version=state["version"], answers=answers)

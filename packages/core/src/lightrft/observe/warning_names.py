@@ -16,6 +16,7 @@ WarningName = Literal[
     "entropy_collapse",
     "env_close_error",
     "env_error",
+    "env_no_room",
     "evaluation_leak",
     "first_ratio",
     "groups_of_one",

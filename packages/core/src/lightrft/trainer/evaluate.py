@@ -68,7 +68,7 @@ def evaluate(
         # The engine stays awake for the rollout that follows a sync: at sleep level 2 it would lose the weights that it has just got.
         prompts = [prompt for _, prompt in mine]
         if episodes is not None:
-            found = episodes.samples(prompts, episodes.play(prompts, sampling, sleep_engine=False))
+            found = episodes.samples(episodes.play(prompts, sampling, sleep_engine=False))
         else:
             read = (images or PromptImages(None, world=strategy.world)).read(prompts)
             outputs = strategy.gather_and_generate(sampling_params=sampling, **read.asked, sleep_engine=False)

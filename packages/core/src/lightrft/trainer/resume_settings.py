@@ -53,5 +53,7 @@ TAKES_EFFECT = (
 UNLESS = {
     "kl_coef": "kl_target",
     "rollout_batch_size": "max_version_lag", "n_samples_per_prompt": "max_version_lag", "generate_max_len": "max_version_lag",
+    "environment": "max_version_lag", "max_turns": "max_version_lag", "turn_max_len": "max_version_lag",
+    "rewritten_turns": "max_version_lag",
 }  # fmt: skip
 """A setting that belongs to the state where another one is set: an adaptive `kl_coef` has moved since; unfinished answers were begun."""

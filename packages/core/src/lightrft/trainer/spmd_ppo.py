@@ -125,6 +125,7 @@ class SPMDPPOTrainer(TrainerParts):
             except Exception as error:
                 return self.stopped(error)
             finally:
+                self.experience_maker.close()
                 release_folders(self.config)
 
     def make_experience(self) -> dict[str, float]:

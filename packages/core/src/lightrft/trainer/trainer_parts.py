@@ -25,7 +25,7 @@ from lightrft.experience.advantages import AdvantageEstimator
 from lightrft.experience.dynamic import DynamicSampling
 from lightrft.experience.episodes import chosen_episodes
 from lightrft.experience.images import PromptImages, text_of_prompts
-from lightrft.experience.partial import chosen_partial
+from lightrft.experience.partial_episodes import chosen_partial
 from lightrft.experience.pipeline import ExperienceMaker
 from lightrft.observe.metrics import StepMetrics
 from lightrft.observe.phase_clock import PHASES, PhaseClock, PhaseFunction, check_phase_names
@@ -278,6 +278,8 @@ class TrainerParts(TrainerPhases):
 
     def _make_experience_maker(self, registry: Registry) -> ExperienceMaker:
         estimator: AdvantageEstimator = registry.load("advantage", self.config.advantage_estimator)
+        episodes = chosen_episodes(self.config, strategy=self.strategy, tokenizer=self.tokenizer)
+        partial = chosen_partial(self.config, strategy=self.strategy, tokenizer=self.tokenizer, prompts=self.prompts, episodes=episodes)
         return ExperienceMaker(
             strategy=self.strategy,
             config=self.config,
@@ -291,7 +293,7 @@ class TrainerParts(TrainerPhases):
             compares_groups=self.estimator.min_samples > 1,
             warnings=self.warnings,
             metrics=self.sums,
-            episodes=chosen_episodes(self.config, strategy=self.strategy, tokenizer=self.tokenizer),
+            episodes=episodes,
             images=self.images,
-            partial=chosen_partial(self.config, strategy=self.strategy, tokenizer=self.tokenizer, prompts=self.prompts),
+            partial=partial,
         )
