@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lightrft.testing.partial_scenario import partial_folder, partial_problems, partial_run
+from lightrft.testing.partial_scenario import EPISODES, partial_folder, partial_problems, partial_run
 from lightrft.testing.spmd import run_spmd
 from lightrft.testing.turn_scenario import TURNS, cached_tokens, turn_folder
 from lightrft_vllm.engine import VLLMEngine
@@ -24,6 +24,13 @@ def test_answers_that_go_on_under_the_next_weights_are_accounted_for(tmp_path: P
     settings = {"strategy": strategy, "engine_type": "vllm", "engine_tp_size": tp}
     run_spmd(partial_run, world, str(partial_folder(tmp_path)), settings, timeout_s=TIMEOUT_S)
     assert partial_problems(tmp_path, world=world) == []
+
+
+@pytest.mark.slow
+def test_episodes_that_go_on_under_the_next_weights_are_accounted_for(tmp_path: Path) -> None:
+    settings = {"strategy": "fsdp", "engine_type": "vllm", "engine_tp_size": 2, **EPISODES}
+    run_spmd(partial_run, 2, str(partial_folder(tmp_path)), settings, timeout_s=TIMEOUT_S)
+    assert partial_problems(tmp_path, world=2) == []
 
 
 def played(folder: str) -> Any:

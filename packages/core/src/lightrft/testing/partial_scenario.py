@@ -9,9 +9,22 @@ from typing import Any
 
 from lightrft.config.load import make_config
 from lightrft.models.scratch import char_tokenizer, scratch_model
+from lightrft.rollout.environment import Continue, End, Environment, Step, Turn
 from lightrft.trainer.run import train
 
 PROMPTS, STEPS, BATCH, SAMPLES = 24, 4, 4, 2
+
+EPISODES: dict[str, Any] = {"environment": f"{__name__}:Talks", "max_turns": 3, "turn_max_len": 6}
+"""Settings with which `partial_run` plays episodes."""
+
+
+class Talks(Environment):
+    """One to three turns, as the first of them says."""
+
+    def step(self, turn: Turn) -> Step:
+        if turn.number == 0:
+            self.last = turn.token_ids[0] % 3
+        return End(reward=1.0) if turn.number == self.last else Continue(text=f"{turn.number}+{turn.number}=", info={"at": turn.number})
 
 
 def partial_folder(path: Path) -> Path:
