@@ -15,7 +15,14 @@ import pytest
 import torch
 from families import make_family
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertLMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from lightrft.config.load import make_config
 from lightrft.models.folder_check import folder_problem
@@ -391,6 +398,16 @@ def test_own_code_that_ends_the_process_is_told(tmp_path: Path, whole: Path, fil
     both(OWN_CODE, text(file, "raise SystemExit(3)\n"))(made)
     [line] = found_before_ranks(made, tmp_path, trust_remote_code=True)
     assert words in line
+
+
+@pytest.mark.parametrize("is_decoder", [False, True])
+def test_an_encoder_is_a_policy_only_as_a_decoder(tmp_path: Path, whole: Path, is_decoder: bool) -> None:
+    made = Path(shutil.copytree(whole, tmp_path / "m"))
+    (made / WEIGHTS).unlink()
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertLMHeadModel(BertConfig(vocab_size=64, pad_token_id=0, eos_token_id=1, is_decoder=is_decoder, **sizes)).save_pretrained(made)
+    found = found_before_ranks(made, tmp_path)
+    assert found == [] if is_decoder else "is that of an encoder (bert), which reads in both directions" in found[0]
 
 
 def test_folders_of_critic_and_reward_models_are_looked_at_too(tmp_path: Path, whole: Path) -> None:

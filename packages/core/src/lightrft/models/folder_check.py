@@ -32,6 +32,11 @@ from lightrft.weights.torch_files import headers_of, torch_tensors
 Shapes = dict[str, tuple[int, ...]]
 MAX_NAMED = 3
 CONVERTED = "(converted)"
+ENCODERS = (
+    "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert", "roberta",
+    "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+"""Model types that transformers loads as causal ones too, masked or not as `is_decoder` says."""
 COMPARED = 2**24
 """Bytes of two tensors that are compared at a time."""
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -89,6 +94,11 @@ def _problems(folder: Path, *, auto_class: Any, trust_remote_code: bool, tokeniz
     except (Exception, SystemExit) as error:  # as above
         yield f"its config.json gives no model: {_words(error)}"
         return
+    if auto_class is None and model.config.model_type in ENCODERS and not model.config.is_decoder:
+        yield (
+            f"config.json is that of an encoder ({model.config.model_type}), which reads in both directions and generates no text; give a "
+            "decoder, or set is_decoder to true where it was trained as one"
+        )
     yield from _of_weights(folder, model, tensors)
     if model.config.return_dict is False:
         yield "config.json has return_dict=false, with which a model answers in tuples without names; take the entry out"
