@@ -96,6 +96,7 @@ docs: $(STAMP)  ## bring the generated pages and tables of docs up to date
 	@$(BIN)/python tools/kit_table.py
 	@$(BIN)/python tools/flag_table.py
 	@$(BIN)/python tools/site_pages.py
+	@$(BIN)/python tools/docstring_share.py
 
 site: $(STAMP)  ## the documentation site, in build/site; every warning and every dead link is an error
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --group docs

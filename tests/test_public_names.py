@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import docstring_share
 import lightrft
 from lightrft.testing.tiny import tiny_model_folder
 
@@ -34,6 +35,15 @@ def test_the_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     test = doctest.DocTestParser().get_doctest(text, {}, name, None, 0)
     told: list[str] = []
     assert doctest.DocTestRunner(verbose=False).run(test, out=told.append).failed == 0, "".join(told)
+
+
+def test_the_fraction_with_a_docstring_does_not_fall(capsys: pytest.CaptureFixture[str]) -> None:
+    """Functions without one are methods whose contract is their base class's, and the commands, whose help is a constant."""
+    docstring_share.main()
+    print(capsys.readouterr().out)
+    have = docstring_share.found()
+    assert all(have[kind][0] == have[kind][1] for kind in ("modules", "classes", "names of lightrft with an example"))
+    assert have["functions"][0] / have["functions"][1] > 0.89
 
 
 def test_all_of_them_are_on_the_page_of_the_python_interface() -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lightrft.config import Config, add_arguments, make_config
     from lightrft.experience.score_given import score
     from lightrft.models.load import load_tokenizer
-    from lightrft.rollout.environment import Continue, End, Environment
+    from lightrft.rollout.environment import Continue, End, Environment, ToolCall, Turn
     from lightrft.rollout.gymnasium_texts import GymnasiumTexts
     from lightrft.rollout.openenv_texts import OpenEnvTexts
     from lightrft.rollout.python_tool import PythonTool
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from lightrft.types import Sample
 
 __all__ = [
-    "Config", "Continue", "End", "Environment", "GymnasiumTexts", "OpenEnvTexts", "PythonTool", "SPMDPPOTrainer", "Sample", "ToolCalls",
+    "Config", "Continue", "End", "Environment", "GymnasiumTexts", "OpenEnvTexts", "PythonTool", "SPMDPPOTrainer", "Sample",
+    "ToolCall", "ToolCalls", "Turn",
     "__version__",
     "add_arguments", "build_actor", "build_critic", "build_ema_model", "build_initial_model", "build_rewards", "build_scheduler",
     "count_updates", "evaluate", "generate", "get_strategy", "launch", "load_tokenizer", "make_config", "open_run", "read_eval_sets",
@@ -56,6 +57,8 @@ PUBLIC = {
     "Environment": "lightrft.rollout.environment",
     "Continue": "lightrft.rollout.environment",
     "End": "lightrft.rollout.environment",
+    "Turn": "lightrft.rollout.environment",
+    "ToolCall": "lightrft.rollout.environment",
     "ToolCalls": "lightrft.rollout.tool_calls",
     "PythonTool": "lightrft.rollout.python_tool",
     "GymnasiumTexts": "lightrft.rollout.gymnasium_texts",

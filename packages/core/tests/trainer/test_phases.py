@@ -79,5 +79,8 @@ def test_calls_of_a_step_add_up_and_a_phase_may_give_its_own_time(tmp_path: Path
     found = clock.close()
     assert 0.04 <= found["time/rollout_s"] <= found["time/step_s"] and found["time/sync_s"] == 5.0
     assert clock.metrics == {"time/sync_s": 5.0, "x": 1.0} and "tokens/rollout" not in found
+    assert list(clock.ranks[0]) == ["rollout", "sync"] and clock.ranks[0]["sync"][1] == 5.0
+    (begin, took), (later, _) = clock.ranks[0].values()
+    assert begin >= 0 and took == found["time/rollout_s"] and later >= begin + took
     clock.start()
     assert clock.close().keys() == {"time/step_s"}, "a new step begins with nothing"

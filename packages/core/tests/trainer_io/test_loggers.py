@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from lightrft.config import make_config
-from lightrft.run.loggers import LoggerSetup
+from lightrft.errors import UserError
+from lightrft.run.loggers import LoggerSetup, prometheus
+from lightrft.run.loggers.base import SAMPLE_COLUMNS
 from lightrft.run.loggers.console import HEADER_EVERY, ConsoleLogger
 from lightrft.run.loggers.jsonl import JsonlLogger
 
@@ -150,6 +153,80 @@ def test_wandb_offline_keeps_what_was_logged_and_a_resumed_run_is_the_same(tmp_p
     assert len(files) == 2 and len(ids) == 1 and ids == {f"run-{(tmp_path / 'wandb-id.txt').read_text()}"}
     kept = b"".join(path.read_bytes() for path in files)
     assert b"0.125" in kept and b"0.25" in kept and b"eval.jsonl" in kept, kept[-900:]
+
+
+SAMPLES = [
+    {"step": 1, "prompt": "1 + 1 =", "completion": "2", "answer": 2, "reward": 1.0, "num_tokens": 1, "finish_reason": "stop", "tokens": {}},
+    {"step": 1, "prompt": "1 + 1 =", "completion": "eleven", "answer": None, "reward": 0.0, "num_tokens": 3, "finish_reason": "length"},
+]
+
+
+def test_wandb_has_a_table_of_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="the extra lightrft[wandb] is not installed")
+    from lightrft.run.loggers.wandb import WandbLogger
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(setup(tmp_path))
+    logger.log(1, {"rollout/reward": 0.5})
+    logger.log_samples(1, SAMPLES)
+    logger.log(2, {"rollout/reward": 0.75})
+    logger.close()
+    (table,) = (
+        json.loads(path.read_text()) for path in (tmp_path / "wandb").glob("offline-run-*/files/media/table/samples_1_*.table.json")
+    )
+    assert table["columns"] == [*SAMPLE_COLUMNS]
+    assert table["data"] == [["1 + 1 =", "2", "2", 1.0, 1, "stop"], ["1 + 1 =", "eleven", "", 0.0, 3, "length"]]
+
+
+def test_trackio_has_a_table_of_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    pytest.importorskip("trackio", reason="the extra lightrft[trackio] is not installed")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    from lightrft.run.loggers.trackio import TrackioLogger
+
+    logger = TrackioLogger(setup(tmp_path))
+    logger.log(1, {"rollout/reward": 0.5})
+    logger.log_samples(1, SAMPLES)
+    logger.close()
+    kept = SQLiteStorage.get_logs("lightrft", f"lightrft-{(tmp_path / 'trackio-id.txt').read_text()}")
+    (table,) = (row["samples"] for row in kept if "samples" in row)
+    assert [row["completion"] for row in table["_value"]] == ["2", "eleven"]
+
+
+def test_prometheus_has_the_latest_of_each_metric_in_a_file_and_where_it_is_asked_for_on_loopback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(prometheus.PORT, "0")
+    logger = prometheus.PrometheusLogger(setup(tmp_path))
+    logger.log(0, {"eval/reward": 0.25})
+    logger.log(1, {"rollout/reward": 0.5, "train/grad_norm": float("nan"), "reward/a-b": 1.0, "reward/a_b": float("inf")})
+    text = (tmp_path / prometheus.FILE_NAME).read_text()
+    with urllib.request.urlopen(f"http://127.0.0.1:{logger.port}/metrics", timeout=10) as answer:
+        assert answer.read().decode() == text and answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    logger.close()
+    values = dict(line.split(" ") for line in text.splitlines() if not line.startswith("#"))
+    assert values == {
+        'lightrft_eval_reward{run="lightrft",metric="eval/reward"}': "0.25",
+        'lightrft_reward_a_b{run="lightrft",metric="reward/a-b"}': "1.0",
+        'lightrft_reward_a_b{run="lightrft",metric="reward/a_b"}': "+Inf",
+        'lightrft_rollout_reward{run="lightrft",metric="rollout/reward"}': "0.5",
+        'lightrft_step{run="lightrft",metric="step"}': "1.0",
+        'lightrft_train_grad_norm{run="lightrft",metric="train/grad_norm"}': "NaN",
+    }
+    assert text.count("# TYPE lightrft_reward_a_b gauge") == 1
+
+
+def test_prometheus_without_a_port_listens_on_none_and_a_port_that_cannot_be_had_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(prometheus.PORT, raising=False)
+    assert prometheus.PrometheusLogger(setup(tmp_path)).port is None
+    for port in ("many", "70000"):
+        monkeypatch.setenv(prometheus.PORT, port)
+        with pytest.raises(UserError, match=f"^LIGHTRFT_PROMETHEUS_PORT='{port}': this port of 127.0.0.1 cannot be had: .*; give another"):
+            prometheus.PrometheusLogger(setup(tmp_path))
 
 
 def test_trackio_keeps_every_step_of_a_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

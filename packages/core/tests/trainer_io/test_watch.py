@@ -65,6 +65,16 @@ def test_a_checkpoint_that_was_just_saved_is_a_sign_of_life(folder: Path) -> Non
     assert pulse(read_run(folder), now=NOW + 100).state == "running"
 
 
+def test_each_rank_has_its_own_line_of_phases(folder: Path) -> None:
+    ranks = [{"rollout": [0.0, 6.0], "<b>": [6.0, 4.0]}, {"rollout": [0.0, 2.0], "<b>": [6.0, 4.0]}]
+    (folder / "phases.json").write_text(json.dumps({"step": 3, "ranks": ranks}))
+    page = watch_page(read_run(folder), pulse(read_run(folder), now=NOW), every_s=5)
+    assert page.count("<b>rank ") == 2 and "Rollout 3, 10 s from the begin" in page and "<i style='left:0.00%;width:20.00%;" in page
+    assert "&lt;b&gt;: 4 s, from 6 s on" in page and "<span>6 s</span>" in page
+    (folder / "phases.json").write_text('{"step": 3, "ra')
+    assert "each phase as long as on its slowest rank" in watch_page(read_run(folder), pulse(read_run(folder), now=NOW), every_s=5)
+
+
 def test_without_two_rollouts_nothing_can_be_told(folder: Path) -> None:
     (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, **TOOK}) + "\n")
     found = pulse(read_run(folder), now=time.time() + 5000)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lightrft.distributed.collectives import ReduceOp, all_reduce
+from lightrft.distributed.collectives import all_reduce, gather_rows
 from lightrft.distributed.world import World
 from lightrft.errors import nearest
 from lightrft.observe.compiler import graphs_made
@@ -32,6 +32,9 @@ class PhaseClock:
         self.world = world
         self.metrics: dict[str, float] = {}
         self._running: list[str] = []
+        self.ranks: list[dict[str, tuple[float, float]]] = []
+        """Of the last step that was closed, of each rank: where each phase first began and how long it took, in seconds."""
+        self._begins: dict[str, float] = {}
         self._seconds: dict[str, float] = {}
         self._tokens: dict[str, float] = {}
         self._memory_gib: dict[str, float] = {}
@@ -39,7 +42,7 @@ class PhaseClock:
 
     def start(self) -> None:
         """A new step: nothing measured yet."""
-        for store in (self.metrics, self._seconds, self._tokens, self._memory_gib):
+        for store in (self.metrics, self._begins, self._seconds, self._tokens, self._memory_gib):
             store.clear()
         self._start = time.perf_counter()
 
@@ -66,6 +69,7 @@ class PhaseClock:
             if isinstance(result, Mapping):
                 self.metrics.update(result)
                 seconds = float(result.get(f"time/{name}_s", seconds))
+            self._begins.setdefault(name, start - self._start)
             self._seconds[name] = self._seconds.get(name, 0.0) + seconds
             self._memory_gib[name] = max(self._memory_gib.get(name, 0.0), self.world.memory.gib())
             return result
@@ -74,22 +78,28 @@ class PhaseClock:
 
     def close(self) -> dict[str, float]:
         """The step's `time/NAME_s` and `time/step_s`, `memory/NAME_gib` (of the slowest and the fullest rank), `tokens/NAME` (of all
-        ranks) and, where blocks are compiled, `compile/graphs`. One reduction for the largest and one for the sums. Collective: every rank
-        has run the same phases.
+        ranks) and, where blocks are compiled, `compile/graphs`. One message gathers the times and one sums the tokens. Collective: every
+        rank has run the same phases.
         """
         step_s = time.perf_counter() - self._start
         largest = {f"time/{name}_s": value for name, value in self._seconds.items()} | {"time/step_s": step_s}
         largest |= {f"memory/{name}_gib": value for name, value in self._memory_gib.items()}
         if (graphs := graphs_made()) is not None:
             largest["compile/graphs"] = float(graphs)
-        sums = {f"tokens/{name}": self._tokens[name] for name in sorted(self._tokens)}
-        return self._reduced(largest, "max") | self._reduced(sums, "sum")
+        row = torch.tensor([*largest.values(), *(self._begins[name] for name in self._seconds)], dtype=torch.float64)
+        rows = gather_rows(row, group=self.world.group)
+        self.ranks = [
+            {name: (rank[len(largest) + place], rank[place]) for place, name in enumerate(self._seconds)} for rank in rows.tolist()
+        ]
+        return dict(zip(largest, rows.amax(0).tolist(), strict=False)) | self._summed()
 
-    def _reduced(self, values: Mapping[str, float], op: ReduceOp) -> dict[str, float]:
-        if not values:
+    def _summed(self) -> dict[str, float]:
+        names = sorted(self._tokens)
+        if not names:
             return {}
-        row = all_reduce(torch.tensor(list(values.values()), dtype=torch.float64), op=op, group=self.world.group, device=self.world.device)
-        return dict(zip(values, row.tolist(), strict=True))
+        row = torch.tensor([self._tokens[name] for name in names], dtype=torch.float64)
+        sums = all_reduce(row, op="sum", group=self.world.group, device=self.world.device)
+        return {f"tokens/{name}": value for name, value in zip(names, sums.tolist(), strict=True)}
 
 
 def check_phase_names(functions: Mapping[str, PhaseFunction]) -> None:

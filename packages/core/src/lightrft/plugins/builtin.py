@@ -36,7 +36,7 @@ HF_CAPABILITIES = frozenset(
         Capability.ADAPTERS,
     }
 )
-"""TENSOR_PARALLEL: one leader serves a group of any size; the model itself is not cut."""
+"""TENSOR_PARALLEL: one leader serves a group of any size; the model itself is not sharded."""
 
 
 def _advantage(name: str, summary: str, *, file: str = "", **facts: Any) -> AdvantageSpec:
@@ -183,6 +183,11 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
             target="lightrft.run.loggers.swanlab:SwanlabLogger",
             runtime=Runtime(distributions=("swanlab",), versions=">=0.10,<1", extra="swanlab"),
             summary="SwanLab, also offline (SWANLAB_MODE)",
+        ),
+        LoggerSpec(
+            name="prometheus",
+            target="lightrft.run.loggers.prometheus:PrometheusLogger",
+            summary="metrics.prom for a textfile collector; a port on loopback with LIGHTRFT_PROMETHEUS_PORT",
         ),
         LoggerSpec(name="jsonl", target="lightrft.run.loggers.jsonl:JsonlLogger", summary="metrics.jsonl in the log folder"),
     ]

@@ -16,7 +16,14 @@ Start = Sequence[int] | Sequence[Mapping[str, Any]] | None
 
 @dataclass(frozen=True, kw_only=True)
 class ToolCall:
-    """One call of a tool, as it was read from a turn. `problem`: why it cannot be read; `name` and `arguments` are empty then."""
+    """One call of a tool, as it was read from a turn. `problem`: why it cannot be read; `name` and `arguments` are empty then.
+
+    Example::
+
+        >>> import lightrft
+        >>> lightrft.ToolCall(name="add", arguments={"a": 1, "b": 2}).problem
+        ''
+    """
 
     name: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -28,7 +35,17 @@ class Turn:
     """What the policy said: T sampled `token_ids`, their `text` without special tokens, and `raw_text` with them.
 
     `number` counts from 0. `is_last`: no turn can follow (`max_turns`); a `Continue` ends the episode. `finish_reason` is `length` where
-    `turn_max_len` cut the turn off. `calls`: those of the environment's `tools()`, in order, in the format of the chat template.
+    `turn_max_len` truncated the turn. `calls`: those of the environment's `tools()`, in order, in the format of the chat template.
+
+    Example::
+
+        >>> import lightrft
+        >>> class Echo(lightrft.Environment):
+        ...     def step(self, turn: lightrft.Turn):
+        ...         return lightrft.End() if turn.is_last else lightrft.Continue(text=turn.text)
+        >>> turn = lightrft.Turn(number=0, token_ids=(3,), text="a", raw_text="a", finish_reason="stop", is_last=False)
+        >>> Echo().step(turn).text
+        'a'
     """
 
     number: int

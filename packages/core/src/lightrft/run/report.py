@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,7 @@ from lightrft.run.loggers import Logger, LoggerSetup
 from lightrft.run.metric_rows import MetricRows
 from lightrft.run.plots import plot_curves, plot_lengths, plot_rewards
 from lightrft.run.rewind import rewind_logs
-from lightrft.run.rollout_log import append_distributions, append_samples
+from lightrft.run.rollout_log import append_distributions, append_samples, write_phases
 from lightrft.run.run_folder import UNVERIFIED_FILE, log_folder, write_engine, write_summary, write_unverified
 from lightrft.run.token_rows import TextOf
 from lightrft.strategy.strategy_base import StrategyBase
@@ -54,7 +54,7 @@ class RunReport:
         self.started = time.time()
 
     def start(self, metrics: Mapping[str, float]) -> None:
-        """Step 0: the first proof of the engine's weights, and the evaluation before training."""
+        """Step 0: the first verification of the engine's weights, and the evaluation before training."""
         if self.strategy.is_rank_0 and self.strategy.inference_engine is not None:
             write_engine(self.config, self.strategy.inference_engine.arguments)
             self._tell_unverified(self.strategy.unverified_weights)
@@ -67,9 +67,17 @@ class RunReport:
         self._log(step, metrics)
         self.after = _parts(metrics) or self.after
         if self.config.save_samples and self.strategy.is_rank_0:
-            append_samples(log_folder(self.config), step, experience, number=self.config.save_samples, text_of=self._text_of)
+            rows = append_samples(log_folder(self.config), step, experience, number=self.config.save_samples, text_of=self._text_of)
+            for logger in self.loggers:
+                if hasattr(logger, "log_samples"):
+                    logger.log_samples(step, rows)
         if self.config.plot_every and (step % self.config.plot_every == 0 or step == 1):
             self._plot(step, experience)
+
+    def phases(self, step: int, ranks: Sequence[Mapping[str, tuple[float, float]]]) -> None:
+        """Where each phase of this step began on each rank, and how long it took. Local."""
+        if self.strategy.is_rank_0:
+            write_phases(log_folder(self.config), step, ranks)
 
     def finish(
         self,
@@ -114,7 +122,7 @@ class RunReport:
         return summary
 
     def _tell_unverified(self, names: list[str]) -> None:
-        """Once, and in the run folder: what reaches the engine without a proof of its own."""
+        """Once, and in the run folder: what reaches the engine without a check of its own."""
         if not names:
             return
         write_unverified(self.config, names)

@@ -13,7 +13,7 @@ from lightrft.run.pictures import small_copies
 from lightrft.run.token_rows import TextOf, token_rows
 from lightrft.types import Sample
 
-SAMPLES_FILE, DISTRIBUTIONS_FILE = "samples.jsonl", "distributions.jsonl"
+SAMPLES_FILE, DISTRIBUTIONS_FILE, PHASES_FILE = "samples.jsonl", "distributions.jsonl", "phases.json"
 TEXT_CHARS = 8000
 """Of a longer prompt or completion the end is kept, where the answer stands."""
 
@@ -27,14 +27,15 @@ def chosen(rewards: Sequence[float], number: int) -> list[int]:
     return [ordered[place] for place in dict.fromkeys(places) if 0 <= place <= last][:number]
 
 
-def append_samples(folder: Path, step: int, experience: Trainable, *, number: int, text_of: TextOf) -> None:
-    """Lines of `samples.jsonl`: `number` of this rank's completions, as texts and token by token."""
+def append_samples(folder: Path, step: int, experience: Trainable, *, number: int, text_of: TextOf) -> list[dict[str, Any]]:
+    """Lines of `samples.jsonl`: `number` of this rank's completions, as texts and token by token. Returns them."""
     rewards = experience.rewards.tolist()
     rows = [
         _row(step, experience.samples[place], rewards[place]) | {"tokens": token_rows(experience, place, text_of=text_of)}
         for place in chosen(rewards, number)
     ]
     _append(folder / SAMPLES_FILE, rows)
+    return rows
 
 
 def append_distributions(folder: Path, step: int, *, lengths: Sequence[int], rewards: Sequence[float]) -> None:
@@ -43,6 +44,13 @@ def append_distributions(folder: Path, step: int, *, lengths: Sequence[int], rew
     for name, values in (("lengths", Counter(lengths)), ("rewards", Counter(round(value, 6) for value in rewards))):
         counts[name] = sorted([value, number] for value, number in values.items())
     _append(folder / DISTRIBUTIONS_FILE, [counts])
+
+
+def write_phases(folder: Path, step: int, ranks: Sequence[Mapping[str, tuple[float, float]]]) -> None:
+    """`phases.json`, of the last rollout alone: where each phase of each rank began and how long it took, in seconds."""
+    temporary = folder / f".{PHASES_FILE}.tmp"
+    temporary.write_text(json.dumps({"step": step, "ranks": ranks}), encoding="utf-8")
+    temporary.replace(folder / PHASES_FILE)
 
 
 def _row(step: int, sample: Sample, reward: float) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class RunData:
     samples: list[Row]
     evaluation: list[Row]
     distributions: list[Row]
+    phases: Row
     checkpoints: list[str]
     unreadable: list[str]
 
@@ -70,6 +71,7 @@ def read_run(folder: Path) -> RunData:
         samples=_lines(logs / "samples.jsonl", unreadable),
         evaluation=_lines(evaluations[-1], unreadable) if evaluations else [],
         distributions=_lines(logs / "distributions.jsonl", unreadable),
+        phases=_object(logs / "phases.json", unreadable),
         checkpoints=[one.folder.name for one in saved_in(folder)],
         unreadable=unreadable,
     )

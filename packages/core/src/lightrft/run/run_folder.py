@@ -39,6 +39,7 @@ OWN_LOGS = (
     WARNINGS_FILE,
     "samples.jsonl",
     "distributions.jsonl",
+    "phases.json",
     "eval_samples-*.jsonl",
     "tensorboard",
     "wandb-id.txt",
@@ -48,6 +49,7 @@ OWN_LOGS = (
     "mlflow-artifacts",
     "swanlab-id.txt",
     "swanlab",
+    "metrics.prom",
 )
 """What a run writes into its folder and its log folder, and what an overwriting run removes; `data/` stays: the demo puts it there
 before.
@@ -111,7 +113,7 @@ def write_engine(config: Config, arguments: Mapping[str, Any]) -> None:
 
 
 def write_unverified(config: Config, names: Sequence[str]) -> None:
-    """The weights whose arrival in the engine no checksum proves, a list of names, into the run folder. For rank 0 alone."""
+    """The weights whose arrival in the engine no checksum verifies, a list of names, into the run folder. For rank 0 alone."""
     _write(Path(config.output_dir) / UNVERIFIED_FILE, json.dumps(list(names), indent=2) + "\n")
 
 

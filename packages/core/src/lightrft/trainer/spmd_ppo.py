@@ -201,6 +201,7 @@ class SPMDPPOTrainer(TrainerParts):
             self.metrics["rollout/tokens_per_s"] = self.metrics["tokens/rollout"] / self.metrics["time/rollout_s"]
         self.warn(*self.monitors.observe(self.metrics), *self.learning.observe(self.metrics, told=self.warnings.names))
         self.report.step(self.step, self.metrics, self.experience)
+        self.report.phases(self.step, self.clock.ranks)
         self.early_stop.observe(self.step, self.metrics)
         self.early_stop.asked = call_back(self.callbacks, self, self.strategy)
         self.saver.mark(self.step, value=latest_value(self.metrics, self.config.best_metric))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from lightrft.config.schema import Config
 
@@ -36,6 +36,12 @@ class Logger(Protocol):
         """Takes the metrics of one step. Must not keep or change `metrics`."""
         ...
 
+    def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Takes the completions of one rollout that `samples.jsonl` keeps (`save_samples`), with its keys; after `log` of the same step.
+        A logger may lack this method.
+        """
+        ...
+
     def rewind(self, step: int) -> None:
         """Takes out what was logged of later steps: a run that was stopped goes on after `step` and will log them again. Called at most
         once, before the first `log`. A logger may lack this method; the run then says that its later steps come twice.
@@ -45,6 +51,15 @@ class Logger(Protocol):
     def close(self) -> None:
         """Writes out what is left; called once, also after an error in the run."""
         ...
+
+
+SAMPLE_COLUMNS = ("prompt", "completion", "answer", "reward", "num_tokens", "finish_reason")
+"""Of a table of samples."""
+
+
+def sample_table(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """The values of `SAMPLE_COLUMNS` of each row. An answer is text: a column of a table has one type."""
+    return [["" if row[name] is None else str(row[name]) if name == "answer" else row[name] for name in SAMPLE_COLUMNS] for row in rows]
 
 
 def run_name(setup: LoggerSetup) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from lightrft.run.loggers.base import LoggerSetup, kept_id, run_name, say_it_keeps
+from lightrft.run.loggers.base import SAMPLE_COLUMNS, LoggerSetup, kept_id, run_name, sample_table, say_it_keeps
 
 ID_FILE = "trackio-id.txt"
 """In the log folder: a run that is resumed goes on as the same one."""
@@ -29,6 +30,13 @@ class TrackioLogger:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)
+
+    def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A table `samples` of each rollout."""
+        import trackio
+
+        table = trackio.Table(columns=[*SAMPLE_COLUMNS], data=sample_table(rows))
+        self._run.log({"samples": table}, step=step)
 
     def rewind(self, step: int) -> None:
         say_it_keeps("trackio", step)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from lightrft.run.loggers.base import LoggerSetup, kept_id, run_name
+from lightrft.run.loggers.base import SAMPLE_COLUMNS, LoggerSetup, kept_id, run_name, sample_table
 
 ID_FILE = "wandb-id.txt"
 """In the log folder: a run that is resumed goes on as the same one."""
@@ -28,6 +29,13 @@ class WandbLogger:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)
+
+    def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A table `samples` of each rollout."""
+        import wandb
+
+        table = wandb.Table(columns=[*SAMPLE_COLUMNS], data=sample_table(rows))
+        self._run.log({"samples": table}, step=step)
 
     def rewind(self, step: int) -> None:
         """wandb takes no step twice, and cannot take one back: of steps that the stopped run has logged, its values stay."""
