@@ -8,6 +8,7 @@ from typing import Any
 
 from lightrft.config.checks import NEEDS
 from lightrft.config.schema import PLUGINS, Config
+from lightrft.config.value_types import LARGEST_COUNT
 from lightrft.trainer.resume_settings import BELONG_TO_STATE, OF_NO_CONSEQUENCE, UNLESS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/reference/settings.md"
@@ -63,7 +64,7 @@ def type_of(schema: dict[str, Any]) -> str:
     if schema.get("type") == "array":
         return f"list of {type_of(schema.get('items', {}))}"
     bounds = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    limits = [f"{word} {schema[key]:g}" for key, word in bounds.items() if key in schema]
+    limits = [f"{word} {schema[key]:g}" for key, word in bounds.items() if key in schema and schema[key] < LARGEST_COUNT]
     return " ".join([WORDS.get(schema.get("type", ""), "anything"), " and ".join(limits)]).strip()
 
 
