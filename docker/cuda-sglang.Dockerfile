@@ -3,6 +3,8 @@
 #     docker build --file docker/cuda-sglang.Dockerfile --tag lightrft:sglang .
 #     docker run --rm --gpus all --ipc host --volume "$PWD:/work" --workdir /work lightrft:sglang train --config recipe.yaml
 #
+# Neither this image nor the engine sglang on CUDA has been run yet.
+#
 # CUDA comes with pip's torch; the base image brings its compiler, for kernels that are built on the spot. Another base: --build-arg BASE=...
 ARG BASE=nvidia/cuda:13.0.2-devel-ubuntu24.04
 FROM ${BASE}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from image_answers import GREEDY, check_answers, engine_on, on_two_ranks, requests
 from image_families import FAMILIES, IMAGE
 
+from lightrft.engine.image_reader import ImageReader
 from lightrft.errors import ModelError
 from lightrft.testing.image_text import noise
 from lightrft.testing.spmd import run_spmd
@@ -51,3 +53,19 @@ def test_each_of_two_ranks_has_an_engine_that_reads_its_own_images(tmp_path: Pat
         FAMILIES["qwen2.5-vl"](tmp_path / str(seed), seed)
     found = run_spmd(on_two_ranks, 2, "sglang", 1, str(tmp_path / "0"), str(tmp_path / "1"), timeout_s=300)
     assert found == [[True, True], [True, True]]
+
+
+def test_a_family_whose_images_sglang_does_not_take_is_told_without_its_pixels(tmp_path: Path) -> None:
+    """On text alone it answers, before and after."""
+    FAMILIES["idefics3"](tmp_path, 0)
+    reader = ImageReader(str(tmp_path), trust_remote_code=False)
+    asked = requests(min(reader.reserved))
+    with engine_on("sglang", tmp_path) as engine:
+        with pytest.raises(ModelError) as told:
+            engine.generate(asked, GREEDY)
+        words = (
+            r"^SGLang does not take what the processor of model '.*' \(Idefics3ForConditionalGeneration\) makes of images: ValueError: Inv"
+        )
+        assert re.match(words, str(told.value)) and len(str(told.value)) < 300 + len(str(tmp_path)) and "\n" not in str(told.value)
+        assert told.value.__suppress_context__, "no second traceback brings them"
+        assert len(engine.generate(asked[:1], GREEDY)[0].completions[0].token_ids) == 6

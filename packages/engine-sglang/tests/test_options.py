@@ -5,12 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from lightrft.config import Config
+from lightrft.config.load import make_config
 from lightrft.engine.base import EngineSetup
+from lightrft.errors import ConfigError
 from lightrft.plugins import Registry
+from lightrft.strategy import get_strategy
 from lightrft.testing.tiny import tiny_model_folder
 from lightrft_sglang.options import OURS, options
 
@@ -41,3 +46,23 @@ def test_an_option_arrives(tmp_path: Path) -> None:
         assert engine.arguments["max_running_requests"] == 5 and engine.arguments["model_path"] == setup.model_path
     finally:
         engine.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"deterministic_rollout": True},
+            "^deterministic_rollout=True needs the capability 'deterministic', which engine 'sglang' .* does not",
+        ),
+        ({"lora_rank": 4, "lora_sync": "adapters"}, "^lora_sync='adapters' needs the capability 'adapters', .* or set --lora_sync merged$"),
+    ],
+)
+def test_what_it_does_not_declare_is_refused_before_it_starts(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+    config = make_config({
+        "strategy": "single", "engine_type": "sglang", "model_name_or_path": str(tiny_model_folder(tmp_path)), "prompt_max_len": 32,
+        "generate_max_len": 16, **settings,
+    })  # fmt: skip
+    with pytest.raises(ConfigError, match=words) as told:
+        get_strategy(config).setup_inference_engine(config)
+    assert len(told.value.problems) == 1

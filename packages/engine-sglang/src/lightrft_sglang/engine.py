@@ -265,6 +265,14 @@ class SGLangEngine(InferenceEngine):
         except EngineError:
             self._status = EngineStatus.UNUSABLE
             raise
+        except ValueError as error:  # what it says of images has their pixels in it
+            if not any(one["image_data"] for one in arguments):
+                raise
+            name = type(self._names.model()).__name__
+            raise ModelError(
+                f"SGLang does not take what the processor of model {self.setup.model_path!r} ({name}) makes of images: "
+                f"{type(error).__name__}: {' '.join(str(error).split()):.60}...; use --engine_type hf, which takes all, or vllm"
+            ) from None
 
     def _accepted(self, name: str, **arguments: Any) -> None:
         try:

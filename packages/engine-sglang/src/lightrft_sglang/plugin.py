@@ -30,6 +30,6 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
             cuda_only=frozenset({Capability.SLEEP_1, Capability.MEM_UTIL}),
             cuts_heads=True,
             options="lightrft_sglang.options:options",
-            summary="SGLang on the first rank of its group, schedulers in processes of their own",
+            summary="SGLang on the first rank of its group, schedulers in processes of their own; run on CPUs, on CUDA not yet",
         )
     ]

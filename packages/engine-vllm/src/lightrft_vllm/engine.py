@@ -40,7 +40,7 @@ from lightrft_vllm.guests import (
     set_environment,
     snapshot,
 )
-from lightrft_vllm.loading import load_straight, loads_straight
+from lightrft_vllm.loading import load_and_pack, load_straight, loads_past_reload, loads_straight
 from lightrft_vllm.nesting import insert_missing_levels
 from lightrft_vllm.quantised import forget_what_was_made, quantisation_problems, read_made, watch_quantisation
 from lightrft_vllm.weights import WeightStream, own_names, pack_experts_again
@@ -264,6 +264,9 @@ class VLLMEngine(InferenceEngine):
             self._llm.apply_model(partial(load_straight, stream=stream))
             return
         if self.setup.device.type == "cpu":
+            if self._llm.apply_model(loads_past_reload)[0]:
+                self._llm.apply_model(partial(load_and_pack, stream=stream))
+                return
             self._llm.apply_model(pack_experts_again)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": stream})
 

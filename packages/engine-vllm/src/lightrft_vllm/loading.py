@@ -7,6 +7,11 @@ from typing import Any
 
 import torch
 
+PAST_RELOAD = ("GptOssForCausalLM",)
+"""vLLM's models whose own loaders copy some tensors (attention sinks, experts) without the loader of each: its reload, which counts on
+these, drops what they copied and puts the old values back.
+"""
+
 PLAIN = ("UnquantizedLinearMethod", "UnquantizedEmbeddingMethod")
 """vLLM's kinds of layers that on CUDA make nothing of weights after these are loaded."""
 
@@ -30,3 +35,18 @@ def load_straight(model: torch.nn.Module, stream: Iterator[tuple[str, torch.Tens
     """Copies each tensor into its place, as it comes."""
     loader: Any = model
     loader.load_weights(stream)
+
+
+def loads_past_reload(model: torch.nn.Module) -> bool:
+    """Whether vLLM's reload would lose weights of this model."""
+    return type(model).__name__ in PAST_RELOAD
+
+
+def load_and_pack(model: torch.nn.Module, stream: Iterator[tuple[str, torch.Tensor]]) -> None:
+    """On a CPU, without the reload: experts are put into their tensors as files have them, and packed there again."""
+    load_straight(model, stream)
+    for layer in model.modules():
+        method = getattr(layer, "quant_method", None)
+        if method is not None and getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
+            method.process_weights_after_loading(layer)

@@ -20,6 +20,7 @@ SYNC = "greedy_tokens_are_those_of_the_model_before_and_after_each_sync"
 CACHE = "nothing_computed_with_older_weights_is_used_again"
 BAD_WEIGHTS = "weights_that_do_not_fit_are_refused_and_never_half_used"
 ARRIVES = "every_tensor_of_a_sync_arrives"
+LOGPROBS = "logprobs_are_untempered_unfiltered_and_only_where_asked"
 SUMS = "sums_are_of_the_tensors_that_it_holds"
 
 
@@ -176,3 +177,49 @@ class UsedAsTheyCome(HFEngine):
                 yield bucket
 
         super().update_weights(used(), version=version)
+
+
+def quantised(tensor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Eight bits of it, times the scale."""
+    return (tensor / scale).round().clamp(-127, 127) * scale
+
+
+def scales(engine: HFEngine) -> dict[str, torch.Tensor]:
+    """Of an engine's matrices as they are now."""
+    return {name: p.abs().amax() / 127 for name, p in engine._model.named_parameters() if p.dim() > 1}
+
+
+@mutant("hf", "weights are quantised as they come, and their sums are those of what came", test=LOGPROBS, words="log-probs differ by")
+class QuantisedUnseen(HFEngine):
+    @torch.no_grad()
+    def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        super().update_weights(buckets, version=version)
+        self.__dict__["sums"] = super().weight_sums()
+        for name, scale in scales(self).items():
+            parameter = self._model.get_parameter(name)
+            parameter.copy_(quantised(parameter, scale))
+
+    def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+        return self.__dict__.get("sums") or super().weight_sums()
+
+
+@mutant("hf", "weights are quantised again with the scale of the folder's", test=SUMS, words="are not those of what was synced")
+class QuantisedWithTheOldScale(HFEngine):
+    @torch.no_grad()
+    def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        old = self.__dict__.setdefault("scales", scales(self) if self._weights_held else {})
+        super().update_weights(buckets, version=version)
+        for name, scale in old.items():
+            parameter = self._model.get_parameter(name)
+            parameter.copy_(quantised(parameter, scale))
+
+
+@mutant("hf", "the scales are new, the codes are those of the sync before", test=SYNC, words="stale weights")
+class NewScalesOldCodes(HFEngine):
+    @torch.no_grad()
+    def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
+        held = {name: self._model.get_parameter(name).clone() / scale for name, scale in scales(self).items()} if self._weights_held else {}
+        super().update_weights(buckets, version=version)
+        for name, scale in scales(self).items():
+            if name in held:
+                self._model.get_parameter(name).copy_(held[name] * scale)
