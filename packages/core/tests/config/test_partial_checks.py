@@ -24,6 +24,10 @@ OUT = "leave it out, or max_version_lag and oversample"
             "max_version_lag=1 lets answers go on in later steps, and with oversample=1 each step needs all that it starts; set "
             "oversample (1.5, at most 2), or leave max_version_lag out",
         ),
+        (
+            PARTIAL | {"max_version_lag": 10**9},
+            "max_version_lag=1000000000 is more than 64: set the number of updates that an answer may take, 1 to 4 as a rule",
+        ),
         (PARTIAL | {"temperature": 0.5}, f"temperature=0.5 does not go with max_version_lag=1: {PLAIN}; {OUT}"),
         (PARTIAL | {"top_k": 5}, f"top_k=5 does not go with max_version_lag=1: {PLAIN}; {OUT}"),
         (

@@ -17,6 +17,9 @@ OTHERS = {
 }
 """Settings that do not go with it, with the reason."""
 
+LARGEST_LAG = 64
+"""Each lag is a metric of its own, and weights of so many updates ago say little about the present ones."""
+
 FILTERS = ("temperature", "top_p", "top_k", "min_p")
 
 
@@ -36,6 +39,8 @@ def partial_problems(config: Config, registry: Registry) -> Iterator[str]:
             f"max_version_lag={lag} lets answers go on in later steps, and with oversample=1 each step needs all that it starts; "
             "set oversample (1.5, at most 2), or leave max_version_lag out"
         )
+    if lag > LARGEST_LAG:
+        yield f"max_version_lag={lag} is more than {LARGEST_LAG}: set the number of updates that an answer may take, 1 to 4 as a rule"
     out = "leave it out, or max_version_lag and oversample"
     for name, why in OTHERS.items():
         if is_given(config, name):
