@@ -86,7 +86,7 @@ def test_a_rank_that_hangs_in_generate_ends_the_run_and_says_where(recipe: Path,
     assert "time.sleep(1000)" in done.stderr, "the stack of the thread that hangs"
     assert done.stderr.rstrip().splitlines()[-1] == (
         "EngineError: engine 'hf' on rank 1 did not return from generate within 10 s (generate_timeout_s), "
-        "2 prompts outstanding (requests 2 to 3); raise it if they need longer, 0 = no limit"
+        "2 prompts outstanding (requests 2 to 3); raise it if they need longer, 0 = no limit (docs: troubleshooting#the-engine-fails)"
     )
 
 
@@ -103,4 +103,4 @@ def test_a_rank_that_raises_ends_the_run_and_is_named_first(phase: str, recipe: 
     told = [line for line in done.stderr.splitlines() if line.startswith("rank ")]
     assert told and told[0].startswith(f"rank {rank} failed in "), done.stderr
     assert done.stderr.count("Traceback (most recent call last)") == 1
-    assert done.stderr.rstrip().endswith(f"ZeroDivisionError: planted in {name}")
+    assert done.stderr.rstrip().endswith(f"ZeroDivisionError: planted in {name} (docs: troubleshooting#a-rank-fails)")

@@ -16,7 +16,7 @@ from lightrft.strategy.factory import get_strategy
 from lightrft.testing import run_spmd
 from lightrft.testing.architectures import SMALL, make_model
 from lightrft.testing.parity import GRADIENT_STEP
-from lightrft.testing.workload import Row, count, cut, largest_difference, ragged_rows
+from lightrft.testing.workload import Row, count, largest_difference, ragged_rows, split_rows
 
 TEMPERATURE = 0.7
 BACKENDS: dict[str, dict[str, Any]] = {
@@ -61,7 +61,7 @@ def _gradients(strategy: Any, kind: str, chunk_size: int) -> dict[str, torch.Ten
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     model, optimizer = strategy.prepare_trainable(model, optimizer=GRADIENT_STEP)
     rows = ragged_rows(0)
-    mine = cut(rows, world_size=2, num_micro=3)[strategy.world.rank]
+    mine = split_rows(rows, world_size=2, num_micro=3)[strategy.world.rank]
     micros = mine if strategy.world.world_size > 1 else [rows]
     loss = _logit_loss if chunk_size == LOGITS else partial(_column_loss, chunk_size or None)
     strategy.accumulate(micros, lambda micro: loss(model, micro) / count(rows), model, optimizer)

@@ -17,7 +17,7 @@ from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, StrategyBa
 from lightrft.testing.batches import batch_of
 from lightrft.testing.spmd import run_spmd
 from lightrft.testing.tiny import tiny_causal_lm
-from lightrft.trainer.invariance import BOUND, Cut, Models, Tensors, difference, gradients
+from lightrft.trainer.invariance import BOUND, Models, Split, Tensors, difference, gradients
 
 BY_TOKEN = ("old_logprobs", "reference_logprobs", "corrections", "values")
 SIZES = (3, 1, 4, 2)
@@ -98,33 +98,35 @@ def models(strategy: StrategyBase, *, critic: bool) -> Models:
 
 @dataclass(frozen=True)
 class Measured:
-    """The gradients of the first cut, and how far those of each other cut are from them."""
+    """The gradients of the first split, and how far those of each other split are from them."""
 
     gradients: Tensors
-    differences: dict[Cut, float]
+    differences: dict[Split, float]
 
 
-def measure(backend: dict[str, Any], shown: list[Cut]) -> dict[str, Measured]:
+def measure(backend: dict[str, Any], shown: list[Split]) -> dict[str, Measured]:
     """Every case, on this rank."""
     strategy = get_strategy(make_config({**backend, "max_norm": 0.0, "engine_type": "hf"}))
     found: dict[str, Measured] = {}
     for name, changes in CASES.items():
         config = make_config({**backend, "max_norm": 0.0, "generate_max_len": 16, **changes})
         made = models(strategy, critic=config.advantage_estimator == "gae")
-        first, *others = [gradients(rollout(), cut, strategy=strategy, config=config, models=made) for cut in shown]
-        found[name] = Measured(first, {cut: difference(other, first) for cut, other in zip(shown[1:], others, strict=True)})
+        first, *others = [gradients(rollout(), split, strategy=strategy, config=config, models=made) for split in shown]
+        found[name] = Measured(first, {split: difference(other, first) for split, other in zip(shown[1:], others, strict=True)})
     strategy.shutdown()
     return found
 
 
 @pytest.fixture(scope="module")
 def one_process() -> dict[str, Measured]:
-    return measure({"strategy": "single"}, [Cut("even", 10), Cut("even", 1), Cut("even", 2), Cut("even", 4)])
+    return measure({"strategy": "single"}, [Split("even", 10), Split("even", 1), Split("even", 2), Split("even", 4)])
 
 
 @pytest.fixture(scope="module")
 def two_ranks() -> list[dict[str, Measured]]:
-    return run_spmd(measure, 2, {"fsdp": True}, [Cut("even", 4), Cut("even", 2), Cut("dealt", 1), Cut("one rank", 4)], timeout_s=300.0)
+    return run_spmd(
+        measure, 2, {"fsdp": True}, [Split("even", 4), Split("even", 2), Split("dealt", 1), Split("one rank", 4)], timeout_s=300.0
+    )
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -7,6 +7,11 @@ import re
 from pathlib import Path
 from typing import get_args
 
+import pytest
+
+from lightrft import errors
+from lightrft.cli import show
+from lightrft.distributed.failure import describe
 from lightrft.observe.warning_names import WarningName, printed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,6 +64,21 @@ def test_settings_that_the_page_names_exist() -> None:
 def test_a_printed_warning_ends_with_its_section() -> None:
     assert printed("no_gradient", "nothing is learned") == "WARNING: nothing is learned (docs: troubleshooting#no_gradient)"
     assert printed("of_my_own", "look at this") == "WARNING: look at this"
+
+
+def test_each_kind_of_error_has_a_section() -> None:
+    kinds = {error for error in vars(errors).values() if isinstance(error, type) and issubclass(error, errors.LightRFTError)}
+    headings = {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^### (.*)$", PAGE, re.MULTILINE)}
+    assert len(kinds) > 20 and not {error.__name__: error.section for error in kinds if error.section not in headings}
+
+
+def test_what_is_printed_of_an_error_ends_with_its_section(capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = ValueError("from without")
+    damaged.__cause__ = errors.CheckpointError("'x' is damaged: y")
+    assert describe(damaged, rank=0).text().endswith(" (docs: troubleshooting#a-resume-is-refused)")
+    assert describe(ZeroDivisionError(), rank=0).text().endswith(" (docs: troubleshooting#a-rank-fails)")
+    show.error(errors.ConfigError(["a", "b"]))
+    assert capsys.readouterr().err == "error: a\nerror: b (docs: troubleshooting#settings-flags-and-files)\n"
 
 
 def stands_in(quote: str, text: str) -> bool:

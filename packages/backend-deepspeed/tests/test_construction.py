@@ -19,7 +19,7 @@ from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.testing.workload import SETTINGS, full_parameters, largest_difference, train
 from lightrft.weights.safetensors_reader import WeightFiles
 from lightrft_deepspeed import settings
-from lightrft_deepspeed.construct import cut
+from lightrft_deepspeed.construct import shard_empty
 from lightrft_deepspeed.fragments import trained
 
 FROZEN = "model.layers.0.mlp.up_proj.weight"
@@ -98,7 +98,7 @@ def peaks(folder: Path) -> dict[str, int]:
     strategy.prepare_trainable(tiny_causal_lm(layers=1), optimizer=SETTINGS)  # what DeepSpeed sets up once
     told = strategy.describe()["deepspeed"]
     empty = open_causal_lm(folder, dtype=torch.float32).model
-    cutting = peak_bytes(lambda: cut(empty, settings=told, dtype=torch.float32, device=strategy.world.device))
+    cutting = peak_bytes(lambda: shard_empty(empty, settings=told, dtype=torch.float32, device=strategy.world.device))
     watched, kept, preparing = Watched(folder), [], []
     for _ in range(3):  # on a busy machine the threads of gloo give buffers back late: what is held in every run is held
         opened = open_causal_lm(folder, dtype=torch.float32)
@@ -117,7 +117,7 @@ SMALL = 100_000
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_no_rank_holds_the_whole_model_at_any_moment(tmp_path: Path, world_size: int) -> None:
-    """While it is cut: the parts so far and one parameter. Then DeepSpeed puts them in one piece and makes room for gradients."""
+    """While it is sharded: the parts so far and one parameter. Then DeepSpeed puts them in one piece and makes room for gradients."""
     source = tiny_causal_lm(seed=2, layers=8, hidden=128, vocab_size=67)
     source.save_pretrained(tmp_path)
     whole = sum(p.numel() for p in source.parameters()) * 4

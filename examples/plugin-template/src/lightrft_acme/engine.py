@@ -56,16 +56,16 @@ class AcmeEngine(InferenceEngine):
         room = min(sampling.max_new_tokens, self.setup.max_model_len - start)
         ids = torch.tensor([list(request.prompt_token_ids)] * sampling.n, device=self.setup.device)
         logprobs, running = [], torch.ones(sampling.n, dtype=torch.bool)
-        while running.any() and ids.shape[1] < start + room:  # rows that have ended grow on until the last one has; `_cut` cuts them
+        while running.any() and ids.shape[1] < start + room:  # rows that have ended grow on until the last one has; `_end` ends them
             logits = self._model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1].float().cpu()
             tokens = _draw(logits, sampling, generator)
             logprobs.append(logits.log_softmax(-1).gather(-1, tokens[:, None]))  # of the model as it is: no temperature, no filter
             ids = torch.cat([ids, tokens[:, None].to(ids.device)], dim=-1)
             running &= torch.tensor([token not in stops for token in tokens.tolist()])
         rows = zip(ids[:, start:].tolist(), torch.cat(logprobs, dim=-1).tolist(), strict=True)
-        return tuple(self._cut(tokens, values if request.logprobs else None, stops) for tokens, values in rows)
+        return tuple(self._end(tokens, values if request.logprobs else None, stops) for tokens, values in rows)
 
-    def _cut(self, tokens: list[int], logprobs: list[float] | None, stops: set[int]) -> Completion:
+    def _end(self, tokens: list[int], logprobs: list[float] | None, stops: set[int]) -> Completion:
         end = next((i + 1 for i, token in enumerate(tokens) if token in stops), None)
         reason: FinishReason = "length" if end is None else "stop"
         kept = logprobs[:end] if logprobs is not None else None

@@ -1,4 +1,4 @@
-"""Makes a ZeRO-3 model of a model without values. Each parameter is cut while it is empty; then each rank reads its own part."""
+"""Makes a ZeRO-3 model of a model without values. Each parameter is sharded while it is empty; then each rank reads its own part."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightrft_deepspeed.fragments import Fragment, frozen, set_masters
 from lightrft_deepspeed.runtime import deepspeed
 
 
-def cut(model: torch.nn.Module, *, settings: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
+def shard_empty(model: torch.nn.Module, *, settings: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
     """In place: parameters on the meta device become ZeRO-3's, one after the other, tied ones once. `fill` gives them values.
 
     What `deepspeed.zero.Init(module=...)` does, but for its broadcast of each parameter from rank 0: there is nothing to send.
@@ -26,7 +26,7 @@ def cut(model: torch.nn.Module, *, settings: dict[str, Any], dtype: torch.dtype,
         init._convert_to_deepspeed_param(parameter)
         zero: Any = parameter
         zero.partition()
-    for buffer in model.buffers():  # DeepSpeed moves no model that it finds cut
+    for buffer in model.buffers():  # DeepSpeed moves no model that it finds sharded
         buffer.data = buffer.data.to(device)
 
 

@@ -21,7 +21,7 @@ class Fragment:
     begin: int
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The fragment's part of a tensor that is cut as `master` is, such as a moment; shares its memory."""
+        """The fragment's part of a tensor that is sharded as `master` is, such as a moment; shares its memory."""
         return tensor.detach().view(-1)[self.begin : self.begin + self.length]
 
 
@@ -78,7 +78,7 @@ def masters_to_parameters(engine: Any) -> None:
 
 
 def _of_flat_groups(engine: Any, names: dict[int, str]) -> Iterator[Fragment]:
-    """Stages 1 and 2: the parameters of a group one after the other, filled up at the end, cut into one equal part for each rank."""
+    """Stages 1 and 2: the parameters of a group one after the other, padded at the end, split into one equal part for each rank."""
     zero = engine.optimizer
     groups = zero.bf16_groups if _is_bf16_optimizer(zero) else zero.bit16_groups  # in order: round_robin_gradients is off
     for master, parameters in zip(masters(engine), groups, strict=True):
@@ -92,7 +92,7 @@ def _of_flat_groups(engine: Any, names: dict[int, str]) -> Iterator[Fragment]:
 
 
 def _of_stage_3(engine: Any, names: dict[int, str]) -> Iterator[Fragment]:
-    """Each parameter is cut by itself; this rank's parts follow one another."""
+    """Each parameter is sharded by itself; this rank's parts follow one another."""
     for master, parameters in zip(masters(engine), engine.optimizer.fp16_groups, strict=True):
         begin = 0
         for p in parameters:

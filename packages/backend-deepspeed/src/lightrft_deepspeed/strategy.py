@@ -22,7 +22,7 @@ from lightrft.weights.buckets import WeightBucket
 from lightrft.weights.lora_merge import is_adapter
 from lightrft.weights.safetensors_reader import WeightFiles
 from lightrft_deepspeed import state
-from lightrft_deepspeed.construct import cut, fill
+from lightrft_deepspeed.construct import fill, shard_empty
 from lightrft_deepspeed.export import export, export_masters
 from lightrft_deepspeed.fragments import set_masters
 from lightrft_deepspeed.runtime import DeepSpeedEngine, forget_groups, make_ready, start_engine
@@ -61,7 +61,7 @@ class DeepspeedStrategy(StrategyBase):
     ) -> tuple[torch.nn.Module, Optimizer]:
         if weights is not None and self.config.zero_stage == 3:
             make_ready(self.world)
-            cut(model, settings=self._settings(), dtype=self._dtype, device=self.world.device)
+            shard_empty(model, settings=self._settings(), dtype=self._dtype, device=self.world.device)
             engine, optimizer = self._start(model, settings)
             fill(engine, weights)
             return engine, optimizer

@@ -20,7 +20,7 @@ from lightrft_fsdp.shards import cut_as, local
 
 
 def keep_float32(model: torch.nn.Module) -> None:
-    """From now on `p.grad` of every trained parameter of a model that `shard` cut is float32, whatever the parameter's dtype."""
+    """From now on `p.grad` of every trained parameter of a model that `shard` has sharded is float32, whatever the parameter's dtype."""
     known: set[Parameter] = set()
     for module in reversed(list(sharded_modules(model))):  # an inner one before the one around it: parameters belong to the innermost
         assert isinstance(module, torch.nn.Module)

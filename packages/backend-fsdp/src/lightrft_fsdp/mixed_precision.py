@@ -21,9 +21,9 @@ MASTER = "master"
 
 
 class MixedPrecisionAdamW(torch.optim.Optimizer):
-    """AdamW over the trained parameters of a model that `shard` cut and that has its float32 values.
+    """AdamW over the trained parameters of a model that `shard` has sharded and that has its float32 values.
 
-    Rounds the model's parameters to bfloat16, in place, and keeps its float32 values as `state[parameter]["master"]`, cut as the
+    Rounds the model's parameters to bfloat16, in place, and keeps its float32 values as `state[parameter]["master"]`, sharded as the
     parameter is. The moments, made by the first step, have the names that torch's AdamW gives them.
     """
 

@@ -47,7 +47,7 @@ def to_host(optimizer: Optimizer) -> None:
 
 @torch.no_grad()
 def to_device(optimizer: Optimizer) -> Arrival:
-    """The reverse: the shard becomes part of a tensor that is cut as its parameter is.
+    """The reverse: the shard becomes part of a tensor that is sharded as its parameter is.
 
     With CUDA the copies run on a stream of their own beside what is computed meanwhile; whoever reads the state waits for them first.
     """

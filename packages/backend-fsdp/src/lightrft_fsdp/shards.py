@@ -12,7 +12,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def cut_as(parameter: torch.Tensor, shard: torch.Tensor) -> DTensor:
-    """`shard`, of any dtype, as part of a tensor that is cut over the ranks as `parameter` is. They share memory."""
+    """`shard`, of any dtype, as part of a tensor that is sharded over the ranks as `parameter` is. They share memory."""
     assert isinstance(parameter, DTensor)
     return DTensor.from_local(
         shard, parameter.device_mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride()

@@ -7,11 +7,15 @@ from difflib import get_close_matches
 
 
 class LightRFTError(Exception):
-    """Base of everything that this library raises on purpose."""
+    """Base of everything that this library raises on purpose. `section`: that of docs/troubleshooting.md which is about it."""
+
+    section: str = "a-rank-fails"
 
 
 class UserError(LightRFTError):
     """Something that the user gave is wrong; commands print it without a traceback and exit with 2."""
+
+    section = "settings-flags-and-files"
 
 
 class ConfigError(UserError):
@@ -24,6 +28,8 @@ class ConfigError(UserError):
 
 class PluginError(UserError):
     """A plugin that was asked for cannot be had."""
+
+    section = "an-engine-or-a-strategy-is-missing"
 
 
 class PluginNotInstalledError(PluginError):
@@ -49,9 +55,13 @@ class PluginConflictError(PluginError):
 class CapabilityError(UserError):
     """The chosen plugin does not declare what a setting needs."""
 
+    section = "a-plugin-cannot-do-it"
+
 
 class DataError(UserError):
     """A data file, a column or a row is not usable. One line, whatever stands in the names that it quotes."""
+
+    section = "a-row-cannot-be-read"
 
     def __init__(self, text: str) -> None:
         super().__init__(text.replace("\r", "\\r").replace("\n", "\\n"))
@@ -60,12 +70,16 @@ class DataError(UserError):
 class ModelError(UserError):
     """A model folder or tokenizer is missing or incomplete."""
 
+    section = "a-model-cannot-be-read"
+
 
 class RewardError(UserError):
     """A reward function raised or returned something that is not one finite number for each sample.
 
     `retried`: it was asked several times before, so asking again is no use.
     """
+
+    section = "a-reward-fails"
 
     retried: bool = False
 
@@ -87,49 +101,87 @@ class SandboxError(RewardError):
 class EpisodeError(UserError):
     """The environment of a run cannot be loaded, or failed in every episode of a rollout."""
 
+    section = "an-environment-fails"
+
 
 class RunFolderError(UserError):
     """The output folder cannot be written to or holds another run."""
+
+    section = "the-folder-is-in-use"
 
 
 class CheckpointError(UserError):
     """A checkpoint is missing, incomplete or of another model."""
 
+    section = "a-resume-is-refused"
+
 
 class StoppedByWarning(UserError):
     """The run gave a warning, and `on_warning` says to stop then."""
+
+    section = "stopped-by-a-warning"
 
 
 class StrategyStateError(LightRFTError):
     """The call is not allowed now: no engine set up, or a step while the optimizer is offloaded."""
 
+    section = "calls-in-the-wrong-order"
+
+
+class DeviceMemoryError(LightRFTError):
+    """A phase ran out of the device's memory."""
+
+    section = "out-of-memory"
+
 
 class EngineError(LightRFTError):
     """The inference engine failed."""
+
+    section = "the-engine-fails"
 
 
 class EngineStateError(EngineError):
     """The call is not allowed in the engine's present state."""
 
+    section = "calls-in-the-wrong-order"
+
 
 class WeightSyncError(EngineError):
     """The engine does not hold the actor's weights after a sync, or refused them."""
+
+    section = "a-sync-that-is-not-verified"
 
 
 class MismatchError(EngineError):
     """Engine and trainer disagree on log-probabilities beyond the threshold."""
 
+    section = "the-log-prob-gap"
+
 
 class ImageError(LightRFTError):
     """Images of prompts do not reach the trainer or the engine as they should."""
+
+    section = "images-do-not-arrive"
 
 
 class HangError(LightRFTError):
     """A rank has not moved for longer than its phase's limit; the message names it."""
 
+    section = "the-run-hangs"
+
 
 class PeerError(LightRFTError):
     """Another rank failed in a step that all ranks take together; the message carries its error."""
+
+
+def see(section: str) -> str:
+    """The end of a printed error: where the documentation says more.
+
+    Example:
+        >>> see(CheckpointError.section)
+        '(docs: troubleshooting#a-resume-is-refused)'
+    """
+    return f"(docs: troubleshooting#{section})"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

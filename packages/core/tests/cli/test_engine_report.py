@@ -41,7 +41,8 @@ def test_a_row_for_each_set(recipe: Path, tmp_path: Path) -> None:
         assert 0 <= row["measured"]["gap"] <= row["measured"]["gap_max"] < 1e-5, "the engine hf is the trainer's own model"
         assert row["measured"]["ess"] == pytest.approx(1.0, abs=1e-4)
     assert quantised["rc"] == 2 and quantised["measured"]["gap"] is None and found["ok"] is False
-    refused = "error: engine_args={'quantization': 'fp8'} has no effect: engine 'hf' has no library with options; leave engine_args out"
+    refused = "error: engine_args={'quantization': 'fp8'} has no effect: engine 'hf' has no library with options; leave engine_args out "
+    refused += "(docs: troubleshooting#settings-flags-and-files)"
     assert quantised["said"] == [refused] and f"    {refused}" in done.stdout
     assert not (tmp_path / "mine").exists(), "the recipe's own folder is left alone"
 

@@ -99,7 +99,7 @@ def test_a_user_error_in_a_rank_is_one_line_and_exit_2(tmp_path: Path, capfd: py
     result = launch(plain(tmp_path, body), nproc_per_node=2)
     assert result.exit_code == 2
     assert result.cause is not None and result.cause.rank == 1
-    assert capfd.readouterr().err == "error: reward 'x' gave NaN for sample 3\n"
+    assert capfd.readouterr().err == "error: reward 'x' gave NaN for sample 3 (docs: troubleshooting#a-reward-fails)\n"
 
 
 def test_a_user_error_shows_its_traceback_when_asked(

@@ -122,7 +122,7 @@ def test_check_invariance_prints_how_far_cuts_lie_apart(tmp_path: Path) -> None:
     sizes = ["--generate_max_len", "8", "--prompt_max_len", "64", "--n_samples_per_prompt", "3", "--nproc-per-node", "1", "--json"]
     done = lightrft("check-invariance", *words, *sizes, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "the update does not depend on the cut" in done.stdout
+    assert "the update does not depend on the split" in done.stdout
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["invariant"] and len(found["cuts"]) == 3
+    assert found["invariant"] and len(found["splits"]) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "model"], "nothing is written"

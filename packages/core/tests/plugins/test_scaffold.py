@@ -133,4 +133,4 @@ def test_the_command_refuses_with_one_line_and_code_2(tmp_path):
     assert command("rocket", folder=tmp_path).returncode == 0
     done = command("rocket", folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: 'rocket' exists; choose another name, or another place with --dir\n"
+    assert done.stderr.startswith("error: 'rocket' exists; choose another name, or another place with --dir (docs: ")

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightrft.testing import fake_strategy, spmd, spmd_rank, tiny, workload
 from lightrft.testing.tiny import ALPHABET, Family, tiny_causal_lm, tiny_model_folder, tiny_tokenizer
-from lightrft.testing.workload import cut, ragged_rows
+from lightrft.testing.workload import ragged_rows, split_rows
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama"])
@@ -67,7 +67,7 @@ def test_a_vocabulary_too_small_for_the_alphabet_is_refused(tmp_path: Path) -> N
 
 def test_batches_are_cut_unevenly_and_lose_no_row() -> None:
     rows = ragged_rows(1)
-    parts = cut(rows, world_size=4, num_micro=3)
+    parts = split_rows(rows, world_size=4, num_micro=3)
     assert sorted(id(row) for rank in parts for micro in rank for row in micro) == sorted(map(id, rows))
     assert len({sum(row.num_counted for micro in rank for row in micro) for rank in parts}) == 4
     assert any(not micro for rank in parts for micro in rank)

@@ -11,7 +11,7 @@ from lightrft.experience import scorer
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.tiny import tiny_model_folder
 from lightrft.trainer import update
-from lightrft.trainer.invariance import cuts, rows_of_rank
+from lightrft.trainer.invariance import rows_of_rank, splits
 from lightrft.trainer.invariance_command import check_invariance
 
 
@@ -32,8 +32,8 @@ def run(folder: Path, **changes: Any) -> dict[str, Any]:
 def test_an_honest_update(tmp_path: Path, changes: dict[str, Any]) -> None:
     found = run(tmp_path, **changes)
     assert found["invariant"] and found["completions"] == 15
-    assert [row["micro_train_batch_size"] for row in found["cuts"]] == [8, 1, 2, 4]
-    assert 0 < max(row["difference"] for row in found["cuts"]) <= 5e-6
+    assert [row["micro_train_batch_size"] for row in found["splits"]] == [8, 1, 2, 4]
+    assert 0 < max(row["difference"] for row in found["splits"]) <= 5e-6
 
 
 def test_a_mean_of_micro_batches_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +43,7 @@ def test_a_mean_of_micro_batches_is_seen(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(update, "token_weights", local)
     found = run(tmp_path)
     assert not found["invariant"]
-    assert max(row["difference"] for row in found["cuts"]) > 0.1
+    assert max(row["difference"] for row in found["splits"]) > 0.1
 
 
 @pytest.mark.parametrize("old", ["of the update", "of other micro-batches"])
@@ -64,7 +64,7 @@ def test_old_log_probs_that_are_not_the_update_s_own_are_seen(tmp_path: Path, mo
 
 def test_every_spread_deals_out_every_group_once() -> None:
     groups = torch.tensor([0, 0, 1, 2, 2, 2])
-    for cut in cuts(make_config({}), world_size=2):
+    for cut in splits(make_config({}), world_size=2):
         ranks = [rows_of_rank(groups, cut.spread, rank=rank, world_size=2).tolist() for rank in range(2)]
         assert sorted([*ranks[0], *ranks[1]]) == list(range(6))
     assert rows_of_rank(groups, "one rank", rank=1, world_size=2).tolist() == []

@@ -40,7 +40,7 @@ FLUSH_TRIES, FLUSH_PAUSE_S = 200, 0.02
 class SGLangEngine(InferenceEngine):
     """See `InferenceEngine`. Prompts and completions are token ids; text is made on our side, only to look for stop strings.
 
-    Sleep needs CUDA and torch_memory_saver; SGLang has no kernels for per-request seeds on every backend, so `seed` is not promised.
+    Sleep needs CUDA and torch_memory_saver; SGLang has no kernels for per-request seeds on every backend, so `seed` is not declared.
     """
 
     def __init__(self, setup: EngineSetup) -> None:

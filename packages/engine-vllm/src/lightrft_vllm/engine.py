@@ -321,7 +321,7 @@ class VLLMEngine(InferenceEngine):
         if setup.device.type == "cuda":
             return arguments | {"gpu_memory_utilization": setup.mem_util, "enable_sleep_mode": True}
         own_size = {} if os.environ.get("VLLM_CPU_KVCACHE_SPACE") else {"kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}
-        # A prompt that is cut over two forwards ends in vLLM 0.32 with an error where its request has a seed: a generator on the CPU cannot
+        # A prompt split over two forwards ends in vLLM 0.32 with an error where its request has a seed: a generator on the CPU cannot
         # be set back by the draw that is thrown away.
         whole_prompts = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(CPU_BATCH_TOKENS, setup.max_model_len)}
         if not has_plain_cache(self._names.model()):  # vLLM keeps recurrent states for its prefix cache only where it may divide prompts

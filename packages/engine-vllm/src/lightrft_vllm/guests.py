@@ -158,7 +158,7 @@ def no_bars(device_type: str) -> Iterator[None]:
 
 def keep_linear_layers_plain(device_type: str) -> None:
     """Before an engine is built on a CPU, for the whole process, as syncs build its layers again: their weights stay tensors that can be
-    read and proved. vLLM 0.32 hands them to oneDNN, which packs them and drops the originals, of a tied output layer a second copy.
+    read and verified. vLLM 0.32 hands them to oneDNN, which packs them and drops the originals, of a tied output layer a second copy.
     """
     if device_type == "cpu":
         from vllm import _custom_ops

@@ -59,8 +59,8 @@ def read_made(model: torch.nn.Module) -> dict[str, OwnSum]:
     for name, layer in model.named_modules():
         for parameter, made in getattr(layer, MADE, {}).items():
             codes = getattr(layer, parameter)
-            proved = made is not None and _held(codes, scale_of(layer, parameter)) == made.held
-            found[f"{name}.{parameter}"] = made.loaded if proved else OwnSum(1, 0, codes.numel())
+            verified = made is not None and _held(codes, scale_of(layer, parameter)) == made.held
+            found[f"{name}.{parameter}"] = made.loaded if verified else OwnSum(1, 0, codes.numel())
     return found
 
 

@@ -50,7 +50,7 @@ def to_vllm(sampling: SamplingParams, requests: Sequence[Request], *, eos_token_
     stops = sorted({*sampling.stop_token_ids, *(() if sampling.ignore_eos else eos_token_ids)})
     return [
         VLLMSamplingParams(
-            # greedy draws are all alike, and vLLM refuses to make them twice
+            # greedy draws are all the same, and vLLM refuses to make them twice
             n=1 if sampling.temperature == 0 else sampling.n,
             temperature=sampling.temperature,
             top_p=sampling.top_p,

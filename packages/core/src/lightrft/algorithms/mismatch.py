@@ -33,7 +33,7 @@ def mismatch_sums(difference: torch.Tensor, *, cap: float, log_weight: torch.Ten
 
 
 def mismatch_metrics(sums: torch.Tensor) -> dict[str, float]:
-    """Means over tokens, and Kish's effective sample size (sum w)^2 / (N sum w^2), 1 where all weights are alike."""
+    """Means over tokens, and Kish's effective sample size (sum w)^2 / (N sum w^2), 1 where all weights are equal."""
     tokens, absolute, k3, weight, squared, clipped = sums.tolist()
     return {
         "rollout/logprob_gap": absolute / tokens,

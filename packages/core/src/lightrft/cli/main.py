@@ -27,7 +27,7 @@ DEMO = (
     "tools to call a function, with gridworld to walk to a field. Defaults: strategy fsdp, engine hf, seed 0."
 )
 BISECT = "Finds out why engine and trainer disagree on log-probs: the settings of a run, its model, engine and strategy."
-INVARIANCE = "Cuts one recorded rollout over ranks and micro-batches several ways, and prints how far the updates of a recipe lie apart."
+INVARIANCE = "Splits one recorded rollout over ranks and micro-batches several ways, and prints how far the updates of a recipe lie apart."
 PLUGINS = "Lists what is installed, and why a part of it does not work."
 NEW_PLUGIN = "Begins a plugin of yours: a distribution with one plugin of each kind and its tests, in a new folder NAME."
 SCORE = "Tries rewards on completions that exist: rows of prompt, completion and answer; no model, no GPU."
@@ -199,7 +199,9 @@ def prove_resume(context: typer.Context) -> None:
         sys.exit(1)
 
 
-@app.command("check-invariance", context_settings=PASS, help=INVARIANCE, short_help="Does a recipe's update depend on how a batch is cut?")
+@app.command(
+    "check-invariance", context_settings=PASS, help=INVARIANCE, short_help="Does a recipe's update depend on how a batch is split?"
+)
 def check_invariance(context: typer.Context) -> None:
     from lightrft.cli.flags import parse
     from lightrft.cli.start import run_command

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightrft.errors import UserError
+from lightrft.errors import UserError, see
 
 if TYPE_CHECKING:
     from lightrft.plugins.registry import PluginEntry
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lightrft.run.compare import Comparison
 
 WIDE = 200
-"""Columns where stdout is no terminal, so that no cell is cut."""
+"""Columns where stdout is no terminal, so that no cell is truncated."""
 
 STATE_STYLE = {"ok": "green", "broken": "red", "other api": "yellow", "no runtime": "yellow", "conflict": "red"}
 
@@ -30,8 +30,8 @@ DEMO_FILES = {
 
 
 def error(problem: UserError) -> None:
-    """One line on stderr for each problem."""
-    for line in str(problem).splitlines():
+    """One line on stderr for each problem; the last ends with the section of the documentation that is about such."""
+    for line in f"{problem} {see(problem.section)}".splitlines():
         print(f"error: {line}", file=sys.stderr)
 
 
@@ -149,7 +149,7 @@ def evaluation(metrics: Mapping[str, Any]) -> None:
 
 
 def samples(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Completions with their prompts and rewards, cut to a line each."""
+    """Completions with their prompts and rewards, truncated to a line each."""
     cells = []
     for kind, rows in found.items():
         for row in rows:
@@ -185,18 +185,18 @@ def verdict(found: Mapping[str, Any]) -> None:
 
 def invariance(found: Mapping[str, Any]) -> None:
     """The result of `lightrft check-invariance`."""
-    cells = [(row["ranks"], str(row["micro_train_batch_size"]), f"{row['difference']:.1e}") for row in found["cuts"]]
+    cells = [(row["ranks"], str(row["micro_train_batch_size"]), f"{row['difference']:.1e}") for row in found["splits"]]
     table(("groups over ranks", "micro_train_batch_size", "difference"), cells)
     batch = f"{found['completions']} completions, {found['tokens']} tokens, world size {found['world_size']}"
     algorithm = f"{found['advantage_estimator']}, {found['policy_loss']}, {found['loss_aggregation']}"
-    verdict = "the update does not depend on the cut" if found["invariant"] else "THE UPDATE DEPENDS ON THE CUT"
+    verdict = "the update does not depend on the split" if found["invariant"] else "THE UPDATE DEPENDS ON THE SPLIT"
     first = "the first step is on its own policy" if found["on_policy"] else "THE FIRST STEP IS NOT ON ITS OWN POLICY"
     print(f"{first}: log-ratios up to {found['first_ratio_error']:.1e}, {found['first_clip_fraction']:.1%} of the tokens clipped")
     print(f"{algorithm}; {batch}\n{verdict}: gradients differ by at most {_largest(found):.1e} of the largest, bound {found['bound']:.0e}")
 
 
 def _largest(found: Mapping[str, Any]) -> float:
-    return max(float(row["difference"]) for row in found["cuts"])
+    return max(float(row["difference"]) for row in found["splits"])
 
 
 def training(summary: Mapping[str, Any]) -> None:

@@ -79,11 +79,13 @@ METRICS = (
     Metric("partial/ess", "share", "effective sample size of the weights by which tokens of all versions are corrected", "max_version_lag"),
     Metric("partial/clipped", "share", "trained tokens whose weight is beyond the bounds", "max_version_lag"),
     Metric("sync/mib", "MiB", "of weights that the last sync sent to each engine"),
-    Metric("verify/gap", "nats per token", "engine against trainer on the fixed prompts of the sync's proof, mean", "verify_sync_every"),
+    Metric(
+        "verify/gap", "nats per token", "engine against trainer on the fixed prompts of the sync's verification, mean", "verify_sync_every"
+    ),
     Metric("verify/gap_max", "nats", "the largest difference there", "verify_sync_every"),
     Metric("verify/image_trainer", "share", "prompts in which another image moves the trainer's log-probs", "images_key"),
     Metric("verify/image_engine", "share", "prompts in which it moves the engine's answer", "images_key"),
-    Metric("rollout/image_tokens", "share", "completions cut before a token that stands for an image", "images_key"),
+    Metric("rollout/image_tokens", "share", "completions truncated before a token that stands for an image", "images_key"),
     Metric("train/loss", "", "loss of an optimizer step, mean over the rollout's steps"),
     Metric("train/kl", "nats per token", "KL to the initial model, by `kl_estimator`", "kl_coef"),
     Metric("train/kl_coef", "", "coefficient of the KL", "kl_target"),
@@ -118,7 +120,7 @@ METRICS = (
     Metric("eval/SET/NAME", "", "any of the evaluation's metrics of one set, where `eval_data` names several", "eval_data"),
     Metric("eval/NAME", "reward", "mean of one reward over them", "eval_data"),
     Metric("time/step_s", "s", "the whole step, of the slowest rank"),
-    Metric("time/verify_s", "s", "the proof of a sync; not in time/sync_s", "verify_sync_every"),
+    Metric("time/verify_s", "s", "the verification of a sync; not in time/sync_s", "verify_sync_every"),
     Metric("time/save_s", "s", "the checkpoint before this step", "save_every"),
     Metric("time/PHASE_s", "s", "one phase, of the slowest rank: rollout, reward, logprob, advantage, update, sync, evaluate"),
     Metric(

@@ -34,7 +34,7 @@ def engine_fit(config: Config, spec: EngineSpec, *, device_type: str | None, mod
         return
     yield from _stops(config, shape)
     if spec.cuts_heads:
-        yield from _cut(config.engine_tp_size, shape, spec.name)
+        yield from _divides(config.engine_tp_size, shape, spec.name)
     if device_type == "cpu":
         yield from _sizes(shape, spec)
     name = "eval_max_len" if config.eval_max_len > config.generate_max_len else "generate_max_len"
@@ -134,12 +134,12 @@ def _stretched(values: dict[str, Any]) -> bool:
     return kind not in ("default", None)
 
 
-def _cut(ranks: int, shape: ModelShape, engine: str) -> Iterator[str]:
+def _divides(ranks: int, shape: ModelShape, engine: str) -> Iterator[str]:
     if shape.heads is None or shape.kv_heads is None:
         return
     if shape.heads % ranks:
         possible = ", ".join(str(n) for n in range(1, shape.heads + 1) if shape.heads % n == 0 and _fits(n, shape.kv_heads))
-        what = f"does not divide the model's {shape.heads} attention heads, which engine {engine!r} cuts"
+        what = f"does not divide the model's {shape.heads} attention heads, which engine {engine!r} shards"
         yield f"engine_tp_size={ranks} {what}; possible: {possible}"
     elif not _fits(ranks, shape.kv_heads):
         what = f"and the model's {shape.kv_heads} key-value heads do not divide one another, which engine {engine!r} needs"

@@ -108,8 +108,8 @@ class Config(BaseModel):
     verify_sync_every: CountOrOff = _field(
         10,
         "engine",
-        "prove that the engine holds the actor: checksums at every sync where it can give them, fixed prompts at the first and every so "
-        "many rollouts; 0 = no proof",
+        "verify that the engine holds the actor: checksums at every sync where it can give them, fixed prompts at the first and every so "
+        "many rollouts; 0 = none",
     )
     logprob_gap_prompts: CountOrOff = _field(
         2, "engine", "prompts per rank and rollout whose log-probs the engine is asked for; 0 = no check"

@@ -36,8 +36,8 @@ def _joined(value: Any) -> Any:
     # a recipe lists what a command line writes with commas
     if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
         return value
-    if len(value) > 1 and (cut := [word for word in value if "," in word]):
-        raise PydanticCustomError("comma", "a path of a list may hold no comma, as {path} does; rename it", {"path": repr(cut[0])})
+    if len(value) > 1 and (split := [word for word in value if "," in word]):
+        raise PydanticCustomError("comma", "a path of a list may hold no comma, as {path} does; rename it", {"path": repr(split[0])})
     return ",".join(value)
 
 

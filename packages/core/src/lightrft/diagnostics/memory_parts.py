@@ -114,15 +114,15 @@ def _deepspeed(config: Config, sizes: Sizes, world: int, adds_up: bool, cuda: bo
     part = world if stage >= 1 else 1
     on_host = config.adam_offload
     has_masters = config.bf16 or stage >= 1
-    cut = 0 if on_host else trained // (world if stage >= 2 else 1)
+    kept = 0 if on_host else trained // (world if stage >= 2 else 1)
     whole = stage < 3
     bucket = REDUCE_BUCKET * (size if stage == 2 else FLOAT)
     flat = FLOAT * (sizes.largest if stage == 0 else sizes.trained // part)  # what the optimizer takes at a time, off CUDA
     return Held(
         weights=size * sizes.total // (1 if whole else world),
         optimizer=0 if on_host else (3 if has_masters else 2) * trained // part,
-        gradients=cut if adds_up or not whole else 0,
-        step_gradients=min(cut, trained // part),
+        gradients=kept if adds_up or not whole else 0,
+        step_gradients=min(kept, trained // part),
         scratch=0 if on_host else trained // part if cuda else 2 * flat,
         gathered=0 if whole else size * (sizes.rest + 2 * sizes.block),
         each=0.0 if on_host or not whole else FLOAT / (world if stage >= 2 else 1),

@@ -51,7 +51,7 @@ Finding = tuple[Cause, str] | None
 
 @dataclass
 class Bisector:
-    """`actor` is prepared and its engine set up, with proofs at each sync switched off: a broken one has to get as far as to be asked.
+    """`actor` is prepared and its engine set up, with the checks of each sync switched off: a broken one has to get as far as to be asked.
 
     `nudge` changes the actor's weights (collective): an engine that kept older ones shows only then. `prompts` are the same on every rank
     and of different lengths. Methods are collective.

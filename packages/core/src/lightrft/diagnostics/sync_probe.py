@@ -46,7 +46,7 @@ class SyncProbe:
         self.bound = bound_for(strategy.engine_dtype, device_type=strategy.world.device.type)
         self._seconds = 0.0
 
-    def due(self, step: int) -> bool:
+    def is_scheduled(self, step: int) -> bool:
         """At the first sync (step 0), at the first with weights that were trained, and every `verify_sync_every` steps."""
         return step <= 1 or step % self.config.verify_sync_every == 0
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NoReturn
 
-from lightrft.errors import PeerError, UserError
+from lightrft.errors import HangError, LightRFTError, PeerError, UserError, see
 
 FAILURE_DIR = "LIGHTRFT_FAILURE_DIR"
 """Environment variable with the folder in which the launcher looks for the ranks' reports."""
@@ -40,7 +40,7 @@ LOST_PEER = ("connection closed by peer", "connection reset by peer", "gloo/tran
 
 @dataclass(frozen=True, kw_only=True)
 class RankFailure:
-    """One rank's end. `where` is the function that failed, `traceback` is empty where the rank left no report."""
+    """One rank's end. `where` is the function that failed, `traceback` is empty where the rank left no report; `section` as of an error."""
 
     rank: int
     time_ns: int
@@ -48,6 +48,7 @@ class RankFailure:
     message: str
     where: str = ""
     traceback: str = ""
+    section: str = LightRFTError.section
 
     @property
     def exit_code(self) -> int:
@@ -55,7 +56,12 @@ class RankFailure:
         return USER_ERROR_EXIT if self.kind == "user" else ERROR_EXIT
 
     def text(self, *, with_traceback: bool = False) -> str:
-        """What the user reads: `error: ...` lines for a user error, else the rank, where it was, and its traceback."""
+        """What the user reads: `error: ...` lines for a user error, else the rank, where it was, and its traceback; at its end,
+        where the documentation says more.
+        """
+        return f"{self._text(with_traceback=with_traceback)} {see(self.section)}"
+
+    def _text(self, *, with_traceback: bool) -> str:
         if self.kind == "user" and not with_traceback:
             return "\n".join(f"error: {line}" for line in self.message.splitlines())
         if self.kind == "hung":
@@ -93,7 +99,8 @@ def leave(code: int) -> NoReturn:
 def leave_hung(error: Exception, *, where: str, rank: int) -> NoReturn:
     """Ends this process from a thread beside the one that hangs: reports the error and where every other thread is."""
     message = f"{type(error).__name__}: {error}"
-    _report(RankFailure(rank=rank, time_ns=time.time_ns(), kind="error", message=message, where=where, traceback=f"{stacks()}{message}\n"))
+    text, section = f"{stacks()}{message}\n", _section(error)
+    _report(RankFailure(rank=rank, time_ns=time.time_ns(), kind="error", message=message, where=where, traceback=text, section=section))
     leave(HUNG_EXIT)
 
 
@@ -107,7 +114,7 @@ def leave_lost(message: str, *, rank: int) -> NoReturn:
 def report_hang(error: Exception, *, rank: int, told_by: int, stacks: str) -> None:
     """Reports for all ranks that `rank` holds them up, which it may not be able to say itself. The process goes on."""
     message = f"{error} (told by rank {told_by})"
-    _report(RankFailure(rank=rank, time_ns=time.time_ns(), kind="hung", message=message, traceback=stacks))
+    _report(RankFailure(rank=rank, time_ns=time.time_ns(), kind="hung", message=message, traceback=stacks, section=HangError.section))
 
 
 def describe(error: BaseException, *, rank: int) -> RankFailure:
@@ -123,6 +130,7 @@ def describe(error: BaseException, *, rank: int) -> RankFailure:
         message=text if isinstance(error, (UserError, PeerError)) else f"{type(error).__name__}: {text}",
         where=_where(steps),
         traceback="".join(traceback.format_exception(type(error), error, steps)),
+        section=_section(error),
     )
 
 
@@ -158,6 +166,14 @@ def _kind(error: BaseException) -> Kind:
             return "user"
         link = link.__cause__
     return "error"
+
+
+def _section(error: BaseException) -> str:
+    """That of the first error of ours in the chain of causes."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, LightRFTError):
+        link = link.__cause__
+    return LightRFTError.section if link is None else link.section
 
 
 def stacks() -> str:

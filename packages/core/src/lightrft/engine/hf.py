@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer
 from lightrft.engine.adapted import Adapted
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
-from lightrft.engine.hf_generate import Cut, cut_by, generate
+from lightrft.engine.hf_generate import Truncate, generate, truncate_by
 from lightrft.engine.model_facts import model_facts
 from lightrft.engine.quiet import no_progress_bars
 from lightrft.engine.request_images import RequestImages
@@ -72,7 +72,7 @@ class HFEngine(InferenceEngine):
             version=self._version,
             report=self.report,
             finished=self.finished,
-            cut=self._cut(sampling),
+            truncate=self._truncate(sampling),
             read_images=self._images.read,
         )
 
@@ -144,10 +144,10 @@ class HFEngine(InferenceEngine):
         self._model = None
         self._status = EngineStatus.UNUSABLE
 
-    def _cut(self, sampling: SamplingParams) -> Cut:
+    def _truncate(self, sampling: SamplingParams) -> Truncate:
         if self._tokenizer is None and sampling.stop:
             self._tokenizer = AutoTokenizer.from_pretrained(self.setup.model_path, trust_remote_code=self.setup.trust_remote_code)
-        return cut_by(self._tokenizer, sampling)
+        return truncate_by(self._tokenizer, sampling)
 
     def _bring_weights(self) -> None:
         if self._weights_held:

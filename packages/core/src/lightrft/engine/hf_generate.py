@@ -15,12 +15,12 @@ from lightrft.engine.progress import Finished, Report, unread, unwatched
 from lightrft.engine.stop_text import cut_at_stop
 from lightrft.types import Completion, FinishReason, Request, RequestOutput, SamplingParams
 
-Cut = Callable[[Completion], Completion]
+Truncate = Callable[[Completion], Completion]
 ReadImages = Callable[[Request], PromptWithImages]
 
 
 def unchanged(completion: Completion) -> Completion:
-    """Where there is nothing to cut."""
+    """Where there is nothing to truncate."""
     return completion
 
 
@@ -29,8 +29,8 @@ def text_alone(request: Request) -> PromptWithImages:
     raise ValueError(f"request {request.id} has {len(request.images)} images, and text alone is read here")
 
 
-def cut_by(tokenizer: Any, sampling: SamplingParams) -> Cut:
-    """Cuts completions at the stop strings of `sampling`, found in this tokenizer's text."""
+def truncate_by(tokenizer: Any, sampling: SamplingParams) -> Truncate:
+    """Truncates completions at the stop strings of `sampling`, found in this tokenizer's text."""
     if not sampling.stop:
         return unchanged
 
@@ -54,11 +54,11 @@ def generate(
     version: int,
     report: Report = unwatched,
     finished: Finished = unread,
-    cut: Cut = unchanged,
+    truncate: Truncate = unchanged,
     read_images: ReadImages = text_alone,
 ) -> list[RequestOutput]:
     """Completions of each request, in order (see `InferenceEngine.generate`). `batch_size` bounds the prompts in one forward pass;
-    a prompt with images, which `read_images` makes the model's input, has one of its own. Completions run to their end and are then `cut`,
+    a prompt with images, which `read_images` makes the model's input, has one of its own. Completions run to their end; then `truncate`,
     for stop strings.
 
     Sample k of a request is drawn by inverting the cumulative distribution at uniforms that depend on (request.seed, k, position) only, so
@@ -69,7 +69,7 @@ def generate(
     for some in _batches(requests, batch_size):
         pictured = read_images(some[0]) if some[0].images else None
         batch = _Batch(model, some, sampling, sorted(stops), pad_token_id, max_model_len, pictured)
-        ended = [replace(o, completions=tuple(map(cut, o.completions))) for o in batch.run(version, report)]
+        ended = [replace(o, completions=tuple(map(truncate, o.completions))) for o in batch.run(version, report)]
         for output in ended:
             finished(output)
             outputs[output.id] = output

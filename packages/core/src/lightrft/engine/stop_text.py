@@ -1,4 +1,4 @@
-"""Cuts a completion that ran on past its stop string or stop token. For engines that do not look for these themselves."""
+"""Truncates a completion that ran on past its stop string or stop token. For engines that do not look for these themselves."""
 
 from __future__ import annotations
 

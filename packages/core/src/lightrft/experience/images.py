@@ -104,7 +104,7 @@ class PromptImages:
         return self._reader.read(request.prompt_token_ids, request.images, where=f"request {request.id}")
 
     def without_reserved(self, outputs: Sequence[RequestOutput]) -> tuple[list[RequestOutput], int]:
-        """Completions end before a token that the model would take for a place of an image; also, how many were cut there."""
+        """Completions end before a token that the model would take for a place of an image; also, how many were truncated there."""
         if self._reader is None:
             return list(outputs), 0
         found = [replace(output, completions=tuple(self._cut(one) for one in output.completions)) for output in outputs]

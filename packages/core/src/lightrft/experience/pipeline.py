@@ -276,7 +276,7 @@ class ExperienceMaker:
         return score(samples, rewards=of_functions(self.rewards), reward_key=self.config.reward_key, names=names)
 
     def _without_reserved(self, outputs: Sequence[RequestOutput]) -> Sequence[RequestOutput]:
-        """Counts the completions that are cut."""
+        """Counts the completions that are truncated."""
         if self.images.blank is None:
             return outputs
         kept, number = self.images.without_reserved(outputs)

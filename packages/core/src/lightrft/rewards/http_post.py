@@ -59,7 +59,7 @@ def post(url: str, content: bytes, *, headers: Mapping[str, str], timeout_s: flo
         connection.request("POST", target, body=content, headers=dict(headers))
         response = connection.getresponse()
         body = response.read(max_bytes + 1)
-        if late.is_set():  # a connection that was cut may look like a reply that ended
+        if late.is_set():  # a connection that was closed may look like a reply that ended
             raise TimeoutError
         if len(body) > max_bytes:
             raise HttpFault(f"its reply is longer than {max_bytes} bytes")

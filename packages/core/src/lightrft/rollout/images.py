@@ -137,7 +137,7 @@ def _file(source: Any) -> Any:
 def _rgb(image: Any) -> Any:
     from PIL import Image
 
-    if image.mode.startswith("I"):  # 16 bits of grey, in 16 or 32: Pillow's own conversion cuts all above 255 off
+    if image.mode.startswith("I"):  # 16 bits of grey, in 16 or 32: Pillow's own conversion clips all above 255
         image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")

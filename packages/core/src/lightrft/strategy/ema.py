@@ -20,7 +20,7 @@ from lightrft.weights.safetensors_reader import WeightFiles
 
 
 def prepare(model: nn.Module, *, world: World, weights: WeightFiles | None) -> nn.Module:
-    """In float32, also under `bf16`: the small moves of an average are lost in bfloat16. Cut over all ranks. Collective."""
+    """In float32, also under `bf16`: the small moves of an average are lost in bfloat16. Sharded over all ranks. Collective."""
     model = model.requires_grad_(False).eval().float()
     if world.group is None:
         if weights is not None:
@@ -105,7 +105,7 @@ def _held(parameter: torch.Tensor) -> tuple[torch.Tensor, int]:
     if not isinstance(parameter, DTensor):
         return parameter.detach().view(-1), 0
     local = parameter.to_local().detach()
-    rows = -(-parameter.shape[0] // parameter.device_mesh.size())  # as torch.chunk cuts
+    rows = -(-parameter.shape[0] // parameter.device_mesh.size())  # as torch.chunk splits
     return local.view(-1), parameter.device_mesh.get_local_rank() * rows * parameter.shape[1:].numel()
 
 

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 
 class Rest:
-    """Of one model, a plain one or one that `fully_shard` cut. From now on its parameters lie in host memory, pinned where there is CUDA.
+    """Of one model, a plain one or one of `fully_shard`. From now on its parameters lie in host memory, pinned where there is CUDA.
 
     `begin` copies them to the device and `end` takes the copies away; the values in host memory stay, so nothing travels back, and what is
     written to the copies is lost. Pairs of calls may be nested: the outermost one counts. A forward pass outside of any is one by itself.

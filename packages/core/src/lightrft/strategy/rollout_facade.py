@@ -201,7 +201,7 @@ class EngineSide(ABC):
 
     @property
     def engine_gives_sums(self) -> bool:
-        """Whether syncs can be proved by checksums of the engine's own tensors. Not collective."""
+        """Whether syncs can be verified by checksums of the engine's own tensors. Not collective."""
         return self._engine().gives_sums
 
     def wakeup_inference_engine(self) -> None:

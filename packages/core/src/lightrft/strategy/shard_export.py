@@ -60,7 +60,7 @@ def _gather(items: Sequence[Item], dtype: torch.dtype | None) -> Iterator[Item]:
 def _padded_shard(parameter: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     """This rank's rows, cast first (half the bytes), padded to the number of rows of the first rank.
 
-    `fully_shard` cuts as torch.chunk does: all ranks but the last ones hold ceil(rows / ranks).
+    `fully_shard` splits as torch.chunk does: all ranks but the last ones hold ceil(rows / ranks).
     """
     assert isinstance(parameter, DTensor) and parameter.placements == (Shard(0),), parameter
     local = parameter.to_local().detach().to(dtype or parameter.dtype).reshape(-1)

@@ -41,7 +41,7 @@ class StrategyBase(StrategyHooks, EngineSide, FrozenSide):
 
     Contract of the update: `backward` takes this rank's *share* of the loss, already divided by the global denominator (such as the number
     of completion tokens over all ranks and micro-batches of the step). The gradient of a step is the plain sum of all shares, over
-    micro-batches and ranks, so it does not depend on how the batch was cut.
+    micro-batches and ranks, so it does not depend on how the batch was split.
     """
 
     def __init__(self, config: Config, *, spec: StrategySpec, registry: Registry) -> None:
@@ -141,7 +141,7 @@ class StrategyBase(StrategyHooks, EngineSide, FrozenSide):
         return self._prepare_trainable(model.eval(), optimizer, weights)
 
     def prepare_ema_model(self, model: torch.nn.Module, *, weights: WeightFiles | None = None) -> torch.nn.Module:
-        """Makes the model that will hold a moving average (`move_ema_model`): frozen, float32 also under `bf16`, cut over all ranks.
+        """Makes the model that will hold a moving average (`move_ema_model`): frozen, float32 also under `bf16`, sharded over all ranks.
 
         It has the actor's start as its values: the same files, or `weights` (see `prepare_model`). It is for saving, not for forward
         passes in the loop; `save_ema_model` and `save_model` take it.

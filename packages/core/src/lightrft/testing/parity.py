@@ -27,7 +27,7 @@ any backend.
 
 @dataclass(frozen=True)
 class Case:
-    """How the batch of each step is cut. Rows and counted tokens differ from rank to rank in all of them."""
+    """How the batch of each step is split. Rows and counted tokens differ from rank to rank in all of them."""
 
     name: str
     num_micro: int

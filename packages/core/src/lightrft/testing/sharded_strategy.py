@@ -1,4 +1,4 @@
-"""The smallest strategy of several ranks. Whole parameters on each, optimizer state cut over all of them, plain torch.
+"""The smallest strategy of several ranks. Whole parameters on each, optimizer state sharded over all of them, plain torch.
 
 Stage 1 of ZeRO (Rajbhandari et al. 2020, section 5.1), without its speed: the kit's own subject where ranks matter.
 """
@@ -27,7 +27,7 @@ SHARDED_STRATEGY = StrategySpec(
     name="sharded",
     target="lightrft.testing.sharded_strategy:ShardedStrategy",
     capabilities=frozenset({Capability.MULTI_RANK, Capability.OPTIMIZER_OFFLOAD, Capability.SHARDED_FROZEN, Capability.FROZEN_OFFLOAD}),
-    summary="optimizer state cut over the ranks, plain torch",
+    summary="optimizer state sharded over the ranks, plain torch",
 )
 
 

@@ -1,4 +1,4 @@
-"""What backends train on when they are compared. Ragged rows, a token-weighted loss, batches cut unevenly over the ranks."""
+"""What backends train on when they are compared. Ragged rows, a token-weighted loss, batches split unevenly over the ranks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ragged_rows(step: int, *, num_rows: int = 12, vocab_size: int = 64) -> list[
     return rows
 
 
-def cut(rows: Sequence[Row], *, world_size: int, num_micro: int) -> list[list[list[Row]]]:
+def split_rows(rows: Sequence[Row], *, world_size: int, num_micro: int) -> list[list[list[Row]]]:
     """For each rank its `num_micro` micro-batches: uneven over ranks and micro-batches, some of them empty."""
     per_rank: list[list[Row]] = [[] for _ in range(world_size)]
     for i, row in enumerate(rows):
@@ -80,7 +80,7 @@ def accumulate(
     """
     rows = ragged_rows(step)
     num_micro = num_micro or (1, 3, 2, 4, 1)[step % 5]
-    parts = cut(rows, world_size=num_ranks_with_rows or strategy.world.world_size, num_micro=num_micro)
+    parts = split_rows(rows, world_size=num_ranks_with_rows or strategy.world.world_size, num_micro=num_micro)
     mine = parts[strategy.world.rank] if strategy.world.rank < len(parts) else [[] for _ in range(num_micro)]
     if not always_final:
         strategy.accumulate([micro for micro in mine if micro], lambda micro: loss_sum(model, micro) / count(rows), model, optimizer)

@@ -20,7 +20,7 @@ from lightrft.config.schema import Config
 from lightrft.data.columns import answers_at
 from lightrft.data.prompts import Prompt, PromptSet
 from lightrft.data.rows import load_rows
-from lightrft.engine.hf_generate import cut_by, generate
+from lightrft.engine.hf_generate import generate, truncate_by
 from lightrft.engine.quiet import no_progress_bars, without_deepspeed
 from lightrft.engine.stop_tokens import folder_stop_tokens
 from lightrft.errors import DataError, ModelError
@@ -173,7 +173,7 @@ def greedy_reward(
         batch_size=config.sft_batch_size,
         max_model_len=config.prompt_max_len + sampling.max_new_tokens,
         version=0,
-        cut=cut_by(tokenizer, sampling),
+        truncate=truncate_by(tokenizer, sampling),
         read_images=images.of_request,
     )
     samples = samples_of(prompts, outputs, tokenizer=tokenizer, pictures=read.pictures)

@@ -25,7 +25,7 @@ def bisect(config: Config, *, registry: Registry | None = None) -> dict[str, Any
     """The verdict as plain data, the same on every rank. Every rank of the world calls it; nothing is written."""
     strategy = get_strategy(config, registry=registry)
     admit(config, strategy, mode="bisect")
-    # A proof at the sync would end the search before it has begun.
+    # A check at the sync would end the search before it has begun.
     strategy.setup_inference_engine(config.model_copy(update={"verify_sync_every": 0}), engine_type=config.engine_type)
     tokenizer = load_tokenizer(config.model_name_or_path, trust_remote_code=config.trust_remote_code)
     prompts = read_prompts(config, config.prompt_data, tokenizer=tokenizer, strategy=strategy, limit=NUM_PROMPTS).prompts

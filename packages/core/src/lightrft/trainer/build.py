@@ -267,5 +267,5 @@ def _adamw(config: Config, learning_rate: float) -> AdamWSettings:
 def _open(config: Config, strategy: StrategyBase, model_path: str, dtype: torch.dtype) -> Opened:
     opened = open_causal_lm(model_path, dtype=dtype, trust_remote_code=config.trust_remote_code)
     if opened.whole_because:
-        strategy.print(f"{model_path}: every rank loads the whole model before it is cut, because {opened.whole_because}")
+        strategy.print(f"{model_path}: every rank loads the whole model before it is sharded, because {opened.whole_because}")
     return opened

@@ -35,7 +35,7 @@ in float32.
 
 
 @dataclass(frozen=True)
-class Cut:
+class Split:
     """`spread`: groups in order, a share for each rank; dealt out one by one from the last rank on; or all to the first rank, as one
     process has them. `micro`: completions in one forward and backward.
     """
@@ -46,28 +46,28 @@ class Cut:
 
 @dataclass(frozen=True)
 class Models:
-    """How each cut gets a fresh actor and, where the estimator has one, a critic; collective."""
+    """How each split gets a fresh actor and, where the estimator has one, a critic; collective."""
 
     actor: Make
     critic: Make | None = None
 
 
-def cuts(config: Config, *, world_size: int) -> list[Cut]:
+def splits(config: Config, *, world_size: int) -> list[Split]:
     """The first is what the others are compared with."""
     spreads: tuple[Spread, ...] = ("even", "dealt", "one rank") if world_size > 1 else ("even",)
     sizes = dict.fromkeys([config.micro_train_batch_size, *MICRO_SIZES])
-    return [Cut(spread, size) for spread in spreads for size in sizes]
+    return [Split(spread, size) for spread in spreads for size in sizes]
 
 
-def gradients(batch: Scored, cut: Cut, *, strategy: StrategyBase, config: Config, models: Models) -> Tensors:
+def gradients(batch: Scored, split: Split, *, strategy: StrategyBase, config: Config, models: Models) -> Tensors:
     """The gradient of one step over `batch` (the same on every rank), full, under `actor/NAME` and `critic/NAME`. Collective.
 
-    Advantages are made anew in each cut. The strategy's `max_norm` is 0.
+    Advantages are made anew in each split. The strategy's `max_norm` is 0.
     """
     total = len(batch) * strategy.world.world_size
-    config = config.model_copy(update={"micro_train_batch_size": cut.micro, "train_batch_size": total, "max_epochs": 1})
+    config = config.model_copy(update={"micro_train_batch_size": split.micro, "train_batch_size": total, "max_epochs": 1})
     registry = strategy.registry
-    places = rows_of_rank(batch.group_ids, cut.spread, rank=strategy.world.rank, world_size=strategy.world.world_size)
+    places = rows_of_rank(batch.group_ids, split.spread, rank=strategy.world.rank, world_size=strategy.world.world_size)
     rows = _advantages(strategy, config).run(batch.select(places), kl_coef=config.kl_coef)
 
     def policy(actor: torch.nn.Module, optimizer: Optimizer) -> None:

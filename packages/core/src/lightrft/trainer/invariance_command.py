@@ -24,7 +24,7 @@ from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.base_model import prepare_base_model
 from lightrft.trainer.build import build_actor, build_critic, build_initial_model, read_prompts
-from lightrft.trainer.invariance import Models, cuts, difference, first_step, gradients
+from lightrft.trainer.invariance import Models, difference, first_step, gradients, splits
 from lightrft.trainer.run import admit, share_base_model
 from lightrft.types import Sample
 
@@ -67,7 +67,7 @@ def check_invariance(config: Config, *, registry: Registry | None = None) -> dic
         "completions": len(batch),
         "tokens": int(batch.num_sampled.sum()),
         "bound": bound,
-        "cuts": rows,
+        "splits": rows,
         "invariant": all(row["difference"] <= bound for row in rows),
         "first_ratio_error": on_policy["train/first_ratio_error"],
         "first_clip_fraction": on_policy["train/clip_fraction"],
@@ -78,13 +78,13 @@ def check_invariance(config: Config, *, registry: Registry | None = None) -> dic
 
 
 def _rows(batch: Scored, *, config: Config, strategy: StrategyBase, models: Models) -> list[dict[str, Any]]:
-    """Each cut and its distance from the first one."""
-    first, *others = cuts(config, world_size=strategy.world.world_size)
+    """Each split and its distance from the first one."""
+    first, *others = splits(config, world_size=strategy.world.world_size)
     expected = gradients(batch, first, strategy=strategy, config=config, models=models)
     rows = [{"ranks": first.spread, "micro_train_batch_size": first.micro, "difference": 0.0}]
-    for cut in others:
-        found = gradients(batch, cut, strategy=strategy, config=config, models=models)
-        rows.append({"ranks": cut.spread, "micro_train_batch_size": cut.micro, "difference": difference(found, expected)})
+    for split in others:
+        found = gradients(batch, split, strategy=strategy, config=config, models=models)
+        rows.append({"ranks": split.spread, "micro_train_batch_size": split.micro, "difference": difference(found, expected)})
     return rows
 
 

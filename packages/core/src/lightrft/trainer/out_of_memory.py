@@ -12,7 +12,7 @@ from lightrft.config.schema import Config
 from lightrft.diagnostics.memory_plan import GIB, cheapest, make_plan
 from lightrft.distributed.device_use import who_holds
 from lightrft.distributed.world import World
-from lightrft.errors import LightRFTError
+from lightrft.errors import DeviceMemoryError
 from lightrft.trainer.plan_models import shapes_of
 
 PLANNED = {
@@ -30,7 +30,7 @@ ROOM = 0.9
 
 
 def telling(name: str, method: Callable[..., Any], *, config: Config, world: World) -> Callable[..., Any]:
-    """`method` as phase `name`, whose lack of memory is a LightRFTError in words; the error of torch is chained."""
+    """`method` as phase `name`, whose lack of memory is a DeviceMemoryError in words; the error of torch is chained."""
 
     @wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -39,7 +39,7 @@ def telling(name: str, method: Callable[..., Any], *, config: Config, world: Wor
         except torch.OutOfMemoryError as error:
             asked = " ".join(str(error).split()).partition(". ")[0].rstrip(".") + "."
             where = f" {who_holds(world.device)}." if world.device.type == "cuda" else ""
-            raise LightRFTError(
+            raise DeviceMemoryError(
                 f"rank {world.rank} ran out of memory in phase {name!r}: {asked}{where} {planned(name, config=config, world=world)}"
             ) from error
 

@@ -51,7 +51,7 @@ def load_reward_model(folder: ModelFolder, *, config: Config, strategy: Strategy
         auto_class=AutoModelForSequenceClassification,
     )
     if opened.whole_because:
-        strategy.print(f"{folder.path}: every rank loads the whole model before it is cut, because {opened.whole_because}")
+        strategy.print(f"{folder.path}: every rank loads the whole model before it is sharded, because {opened.whole_because}")
     check_labels(opened.model.config, name=folder.name)
     model = strategy.prepare_model(opened.model, shard_size=config.reward_shard_size or None, weights=opened.weights)
     return wrapped(model, name=folder.name, tokenizer=tokenizer, config=config, strategy=strategy)

@@ -29,7 +29,7 @@ from lightrft.trainer.early_stop import Callback, call_back
 from lightrft.trainer.evaluate import EvalSets
 from lightrft.trainer.reward_models import unseen_images
 from lightrft.trainer.saver import EMA_MODEL, StopRun, latest_value
-from lightrft.trainer.steps import bound_in_words, due
+from lightrft.trainer.steps import bound_in_words, is_scheduled
 from lightrft.trainer.trainer_parts import RunModels, TrainerParts
 
 OF_A_SYNC = ("time/sync_s", "sync/mib")
@@ -206,7 +206,7 @@ class SPMDPPOTrainer(TrainerParts):
         self.early_stop.asked = call_back(self.callbacks, self, self.strategy)
         self.saver.mark(self.step, value=latest_value(self.metrics, self.config.best_metric))
         last = self.step if self.early_stop.reason else self.num_steps
-        if due(self.step, every=self.config.save_every, last=last) or self.saver.is_late():
+        if is_scheduled(self.step, every=self.config.save_every, last=last) or self.saver.is_late():
             self.saver.save()
         self.saver.stop_if_asked()
         self.warnings.stop_if_asked()
@@ -254,4 +254,4 @@ class SPMDPPOTrainer(TrainerParts):
     @property
     def evaluation_due(self) -> bool:
         """Whether this step ends with an evaluation."""
-        return bool(self.eval_prompts) and (self.step == self.num_steps or due(self.step, every=self.config.eval_every))
+        return bool(self.eval_prompts) and (self.step == self.num_steps or is_scheduled(self.step, every=self.config.eval_every))

@@ -41,6 +41,6 @@ def _of_episodes(config: Config, num_prompts: int) -> int:
     return config.num_episodes * -(-num_prompts // config.rollout_batch_size)
 
 
-def due(step: int, *, every: int, last: int = 0) -> bool:
+def is_scheduled(step: int, *, every: int, last: int = 0) -> bool:
     """Whether step `step`, counted from 1, is due for what happens every so many steps (0: never) and, with `last`, after the last one."""
     return every > 0 and (step % every == 0 or step == last)

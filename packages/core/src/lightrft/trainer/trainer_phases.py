@@ -75,13 +75,13 @@ class TrainerPhases:
         return self.learner.run(experience, step=self.step, seed=self.update_seed, rollout=self.metrics)
 
     def sync(self) -> dict[str, float]:
-        """Gives the engine the actor's weights and, where it is due, proves by fixed prompts that it has them. Collective.
+        """Gives the engine the actor's weights and, where that is scheduled, verifies by fixed prompts that it has them. Collective.
 
         Raises:
             WeightSyncError: it does not, on all ranks.
             ImageError: images do not reach the trainer or the engine, on all ranks.
         """
-        probe = self.probe if self.probe is not None and self.probe.due(self.step if self.synced else 0) else None
+        probe = self.probe if self.probe is not None and self.probe.is_scheduled(self.step if self.synced else 0) else None
         if probe is not None and (self.synced or not self.config.resume_from):  # a resumed run's engine is new: nothing is cached
             probe.before_sync()
         self.synced = True

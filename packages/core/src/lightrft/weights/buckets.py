@@ -57,7 +57,7 @@ def everything(name: str) -> bool:
 
 
 def in_buckets(items: Iterable[tuple[T, int]], *, max_bytes: int) -> Iterator[list[T]]:
-    """Cuts (item, bytes) pairs into lists of at most `max_bytes`, in order; an item larger than that has a list of its own."""
+    """Splits (item, bytes) pairs into lists of at most `max_bytes`, in order; an item larger than that has a list of its own."""
     bucket: list[T] = []
     held = 0
     for item, size in items:

@@ -1,4 +1,4 @@
-"""The weights that an engine's own tensor holds, fused with others or sharded over ranks. Learnt, and proved, on those of the folder."""
+"""The weights that an engine's own tensor holds, fused with others or sharded over ranks. Learnt, and verified, on those of the folder."""
 
 from __future__ import annotations
 

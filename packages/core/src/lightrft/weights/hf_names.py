@@ -26,7 +26,7 @@ class FileNames:
         self._model: Any = None
 
     def convert(self, bucket: WeightBucket) -> WeightBucket:
-        """The same values; views of the tensors where they are cut."""
+        """The same values; views of the tensors where they are split."""
         return [converted for weight in bucket for converted in self._convert(weight)]
 
     def module_shapes(self) -> dict[str, tuple[int, ...]]:

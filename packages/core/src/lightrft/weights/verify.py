@@ -67,11 +67,11 @@ class SentChecksums:
 
     def unverified(self, held: Mapping[tuple[str, ...], WeightSum]) -> list[str]:
         """What was sent and the engine gives no sum for, by first names."""
-        proven = {self._index[name] for names in held for name in names if name in self._index}
+        verified = {self._index[name] for names in held for name in names if name in self._index}
         first: dict[int, str] = {}
         for name, part in self._index.items():
             first.setdefault(part, name)
-        return [name for part, name in first.items() if part not in proven]
+        return [name for part, name in first.items() if part not in verified]
 
 
 def over_group(found: list[Mapping[tuple[str, ...], WeightSum]]) -> dict[tuple[str, ...], WeightSum]:

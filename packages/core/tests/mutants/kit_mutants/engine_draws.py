@@ -272,7 +272,7 @@ class TemperatureUpTo1(HFEngine):
         return super().generate(requests, replace(sampling, temperature=min(sampling.temperature, 1.0)))
 
 
-@mutant("fake engine", "n is cut to 500", test="draws_follow_the_tempered_distribution", words="n=600 completions, found 500")
+@mutant("fake engine", "n is limited to 500", test="draws_follow_the_tempered_distribution", words="n=600 completions, found 500")
 class NIsCut(FakeEngine):
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
         return super().generate(requests, replace(sampling, n=min(sampling.n, 500)))

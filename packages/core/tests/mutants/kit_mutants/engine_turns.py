@@ -65,7 +65,7 @@ class TurnsInTheOrderOfTheFirst(Remembers):
         return [replace(output, completions=outputs[at].completions) for output, at in zip(outputs, order, strict=True)]
 
 
-@mutant("fake engine", "two conversations that begin alike go on as one", test=TURN, words="that is the answer to conversation")
+@mutant("fake engine", "two conversations of one beginning go on as one", test=TURN, words="that is the answer to conversation")
 class ConversationsDuplicated(Remembers):
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
         known = [self._begun(request) for request in requests]

@@ -89,7 +89,7 @@ class GathersInReverse(ShardedStrategy):
         return {**found, "number": found["number"][::-1]} if isinstance(found, dict) and "number" in found else found
 
 
-@mutant("sharded", "ragged rows are cut to the shortest", test=GATHER, words="gathered rows are")
+@mutant("sharded", "ragged rows are truncated to the shortest", test=GATHER, words="gathered rows are")
 class RaggedRowsAreCut(ShardedStrategy):
     def all_gather(self, data: Any) -> Any:
         if isinstance(data, dict) and "rows" in data:

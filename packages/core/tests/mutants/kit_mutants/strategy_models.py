@@ -39,7 +39,7 @@ class AnyReduction(FakeStrategy):
 
 @mutant(
     "fake strategy",
-    "a mean of integers is cut to an integer",
+    "a mean of integers is rounded down to an integer",
     test="all_reduce_gives_mean_sum_max_and_min",
     words="the mean of integer tensors",
 )

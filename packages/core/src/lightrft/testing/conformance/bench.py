@@ -84,7 +84,7 @@ class StrategyBench:
 
 
 class LineModel(torch.nn.Module):
-    """y = w x, with w = 2. A list of one layer, so that a backend that cuts blocks finds one."""
+    """y = w x, with w = 2. A list of one layer, so that a backend that shards blocks finds one."""
 
     def __init__(self) -> None:
         super().__init__()
