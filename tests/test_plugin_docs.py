@@ -1,4 +1,4 @@
-"""docs/plugin-author.md is what the code says. Its tables, its messages, its commands."""
+"""The pages about plugins are what the code says. Its tables, its messages, its commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from lightrft.plugins.api import API_VERSION, problem_with_api
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.testing.conformance import requirements
 
-TEXT = plugin_tables.PAGE.read_text(encoding="utf-8")
+PAGES = [page.read_text(encoding="utf-8") for page in plugin_tables.PAGES]
+TEXT = "".join(PAGES)
 
 
 def rows(name: str) -> list[list[str]]:
@@ -22,19 +23,19 @@ def rows(name: str) -> list[list[str]]:
 
 
 def test_its_tables_are_up_to_date():
-    assert plugin_tables.brought_up_to_date(TEXT) == TEXT, "run `make docs`"
+    assert plugin_tables.brought_up_to_date(PAGES) == PAGES, "run `make docs`"
 
 
 def test_a_stale_table_would_be_found():
-    stale = TEXT.replace("| `backward` |", "| `backwards` |", 1)
-    assert stale != TEXT
-    assert plugin_tables.brought_up_to_date(stale) == TEXT
+    stale = [page.replace("| `backward` |", "| `backwards` |", 1) for page in PAGES]
+    assert stale != PAGES
+    assert plugin_tables.brought_up_to_date(stale) == PAGES
 
 
 @pytest.mark.parametrize("change", [("table: kinds", "table: kind"), ("<!-- table: api numbers -->", "")])
 def test_a_table_that_nobody_makes_or_that_is_missing_is_an_error(change):
-    with pytest.raises(ValueError, match=r"plugin-author.md has the tables .*, the code makes "):
-        plugin_tables.brought_up_to_date(TEXT.replace(*change))
+    with pytest.raises(ValueError, match=r"the pages about plugins have the tables .*, the code makes "):
+        plugin_tables.brought_up_to_date([page.replace(*change) for page in PAGES])
 
 
 @pytest.mark.parametrize(("name", "contract"), [("strategy requirements", StrategyBase), ("engine requirements", InferenceEngine)])

@@ -18,7 +18,7 @@ GUIDE = {"lightrft.strategy.get_strategy", "lightrft.utils.add_arguments"}
 CONTRACTS = ("plugins", "config", "distributed", "engine", "strategy", "types", "errors", "weights", "testing")
 CONTRACTS_OF_PARTS = ("algorithms.inputs", "rollout.environment", "run.loggers")
 """Both as docs/plugin-author.md lists them; `weights` are its helpers, `testing` is the kit."""
-PLUGIN_PAGES = ("plugin-author.md", "conformance-kit.md")
+PLUGIN_PAGES = ("plugin-author.md", "reference/plugin-contracts.md", "conformance-kit.md")
 
 
 def sources() -> dict[str, str]:

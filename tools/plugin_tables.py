@@ -1,4 +1,4 @@
-"""The tables of docs/plugin-author.md. Written from the code: `make docs` brings them up to date, a test says when they are not.
+"""The tables of the pages about plugins. Written from the code: `make docs` brings them up to date, a test says when they are not.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
 """
@@ -22,7 +22,8 @@ from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.testing.conformance import EngineConformance, Requirement, StrategyConformance, requirements
 from lightrft.testing.conformance.requirement import CHECKS
 
-PAGE = Path(__file__).resolve().parent.parent / "docs/plugin-author.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGES = (DOCS / "plugin-author.md", DOCS / "reference/plugin-contracts.md")
 MARKED = re.compile(r"(<!-- table: ([a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -149,23 +150,23 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
-def brought_up_to_date(text: str) -> str:
-    """The page with its tables as the code has them now.
+def brought_up_to_date(pages: Sequence[str]) -> list[str]:
+    """The texts of the pages with their tables as the code has them now.
 
     Raises:
-        ValueError: a table that nobody makes, or one that the page lacks.
+        ValueError: a table that nobody makes, one that the pages lack, or one that stands twice.
     """
-    named = [name for _, name, _ in MARKED.findall(text)]
+    named = [name for text in pages for _, name, _ in MARKED.findall(text)]
     if sorted(named) != sorted(TABLES):
-        raise ValueError(f"{PAGE.name} has the tables {sorted(named)}, the code makes {sorted(TABLES)}")
-    return MARKED.sub(lambda found: found[1] + "\n".join(TABLES[found[2]]()) + "\n" + found[3], text)
+        raise ValueError(f"the pages about plugins have the tables {sorted(named)}, the code makes {sorted(TABLES)}")
+    return [MARKED.sub(lambda found: found[1] + "\n".join(TABLES[found[2]]()) + "\n" + found[3], text) for text in pages]
 
 
 def main() -> None:
-    before = PAGE.read_text(encoding="utf-8")
-    after = brought_up_to_date(before)
-    PAGE.write_text(after, encoding="utf-8")
-    print(f"{PAGE.name}: {'as it was' if after == before else 'tables brought up to date'}", file=sys.stderr)
+    before = [page.read_text(encoding="utf-8") for page in PAGES]
+    for page, old, new in zip(PAGES, before, brought_up_to_date(before), strict=True):
+        page.write_text(new, encoding="utf-8")
+        print(f"{page.name}: {'as it was' if new == old else 'tables brought up to date'}", file=sys.stderr)
 
 
 if __name__ == "__main__":
