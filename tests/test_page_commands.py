@@ -1,4 +1,4 @@
-"""Commands that the pages show: subcommands, make targets, scripts and flags that exist. *Get started* is run whole elsewhere (`test_site.py`)."""
+"""What the pages show exists: subcommands, make targets, scripts, flags. *Get started* is run whole, in `test_site.py`."""
 
 from __future__ import annotations
 

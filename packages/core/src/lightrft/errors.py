@@ -107,7 +107,7 @@ class EpisodeError(UserError):
 class RunFolderError(UserError):
     """The output folder cannot be written to or holds another run."""
 
-    section = "the-folder-is-in-use"
+    section = "a-folder-of-a-run"
 
 
 class CheckpointError(UserError):
