@@ -23,9 +23,10 @@ from lightrft.rewards.adapters import adapted
 from lightrft.rewards.code import code_reward
 from lightrft.rewards.load import NamedReward, RewardFunction, load_rewards, rewards_of
 from lightrft.rewards.score import Scores, not_applicable, score
-from lightrft.rewards.trial import loading_problems
+from lightrft.rewards.trial import loading_problems, tried_apart
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.small_trainer import make_trainer
+from lightrft.trainer.data_checks import columns_asked_for
 from lightrft.types import Sample
 
 ROWS: list[dict[str, Any]] = [{"prompt": "1+1", "answer": "2", "level": 3}, {"prompt": "2+2", "answer": "4"}]
@@ -268,6 +269,20 @@ def test_what_another_library_does_not_give_is_told(tmp_path: Path) -> None:
         load(f"verl:{tmp_path / 'r.py'}:f")
     with pytest.raises(RewardError, match="it takes 'answr', and is given 'answer', 'level', 'completion_ids', 'prompts', 'completions'"):
         of(load(f"trl:{tmp_path / 'r.py'}:g"))
+
+
+@pytest.mark.parametrize("parameter", ["solution", "solution=None", "prompts", "completion_ids", "answer", "**rest"])
+def test_a_column_that_a_function_of_trl_takes_is_looked_for_before_ranks_start(parameter: str, tmp_path: Path) -> None:
+    (tmp_path / "r.py").write_text(f"def f(completions, {parameter}): ...\n")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "answer": "1"}\n{"prompt": "b", "answer": "2", "level": 1}\n')
+    reward = f"trl:{tmp_path / 'r.py'}:f"
+    config = make_config({"reward": [reward], "prompt_data": str(tmp_path / "rows.jsonl")})
+    columns = columns_asked_for(config, training=True)
+    file = tmp_path / "rows.jsonl"
+    line = f"reward {reward!r} takes 'solution', and {file} has the columns prompt, answer, level; rename one, or give a default"
+    expected = [line] if parameter == "solution" else []
+    assert loading_problems(config, registry=Registry.discover(), columns=columns) == expected == tried_apart(config, columns=columns)
+    assert columns_asked_for(config.model_copy(update={"reward": [reward.removeprefix("trl:")]}), training=True) == {}
 
 
 def test_a_task_that_was_cancelled_is_a_reward_that_failed() -> None:

@@ -67,4 +67,8 @@ def checked(values: Mapping[str, Any], *, problems: list[str], mode: Mode, world
 def _problems(config: Config, mode: Mode, world_size: int, typed: Collection[str]) -> list[str]:
     """What speaks against the job; rewards are loaded where nothing else does, in a process of their own."""
     found = preflight_problems(config, mode=mode, registry=Registry.discover(), world_size=world_size, typed=typed)
-    return found or (tried_apart(config) if mode in ("train", "eval") and not under_torchrun() else [])
+    if found or mode not in ("train", "eval") or under_torchrun():
+        return found
+    from lightrft.trainer.data_checks import columns_asked_for  # which reads data
+
+    return tried_apart(config, columns=columns_asked_for(config, training=mode == "train"))

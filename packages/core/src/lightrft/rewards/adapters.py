@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lightrft.errors import RewardError
@@ -21,6 +22,8 @@ from lightrft.types import Sample
 Function = Callable[..., Any]
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 TRL, VERL = "trl", "verl"
+GIVEN = ("prompt", "prompts", "completion", "completions")
+"""Columns that a function of TRL's does not get as they stand in the rows."""
 PLURAL = {"data_source": "data_sources", "solution_str": "solution_strs", "ground_truth": "ground_truths", "extra_info": "extra_infos"}
 """What verl's functions are given for one sample, and for all together."""
 
@@ -29,10 +32,10 @@ def adapted(function: Function, *, adapter: str, input_key: str) -> Callable[[Se
     """A function of another library as one of ours. `input_key` is the column of the prompts.
 
     Raises:
-        RewardError: it takes what that library does not give (of `trl` known once there are rows).
+        RewardError: it takes what that library does not give (of `trl` known once there are rows: see `OfTrl.lacking`).
     """
     if adapter == TRL:
-        return lambda samples: _trl(function, samples, input_key=input_key)
+        return OfTrl(function=function, input_key=input_key)
     assert adapter == VERL, adapter
     together = "solution_strs" in _parameters(function)
     _accepted(function, dict.fromkeys(PLURAL.values() if together else PLURAL))
@@ -74,20 +77,33 @@ def misfit(function: Function) -> str:
     return ""
 
 
-def _trl(function: Function, samples: Sequence[Sample], *, input_key: str) -> list[Any]:
-    prompts = [_prompt(sample, input_key) for sample in samples]
-    columns: dict[str, list[Any]] = {
-        name: [sample.row.get(name) for sample in samples]
-        for name in dict.fromkeys(name for sample in samples for name in sample.row)
-        if name not in (input_key, "prompt", "prompts", "completion", "completions")
-    }
-    completions: list[Any] = [
-        sample.completion if isinstance(prompt, str) else [{"role": "assistant", "content": sample.completion}]
-        for prompt, sample in zip(prompts, samples, strict=True)
-    ]
-    columns["completion_ids"] = [list(sample.token_ids) for sample in samples]
-    found: list[Any] = settled(function(**_accepted(function, {**columns, "prompts": prompts, "completions": completions})))
-    return found
+@dataclass(frozen=True, kw_only=True)
+class OfTrl:
+    """A reward function of TRL as one of ours. `input_key` is the column of the prompts."""
+
+    function: Function
+    input_key: str
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Any]:
+        prompts = [_prompt(sample, self.input_key) for sample in samples]
+        columns: dict[str, list[Any]] = {
+            name: [sample.row.get(name) for sample in samples]
+            for name in dict.fromkeys(name for sample in samples for name in sample.row)
+            if name not in (self.input_key, *GIVEN)
+        }
+        completions: list[Any] = [
+            sample.completion if isinstance(prompt, str) else [{"role": "assistant", "content": sample.completion}]
+            for prompt, sample in zip(prompts, samples, strict=True)
+        ]
+        columns["completion_ids"] = [list(sample.token_ids) for sample in samples]
+        given = {**columns, "prompts": prompts, "completions": completions}
+        found: list[Any] = settled(self.function(**_accepted(self.function, given)))
+        return found
+
+    def lacking(self, columns: Collection[str]) -> list[str]:
+        """The parameters that rows of these columns leave without a value."""
+        there = {*columns, "completion_ids", "prompts", "completions"} - {self.input_key, "prompt", "completion"}
+        return _lacking(self.function, there)
 
 
 def _prompt(sample: Sample, input_key: str) -> Any:
@@ -142,12 +158,17 @@ def _accepted(function: Function, arguments: dict[str, Any]) -> dict[str, Any]:
         RewardError: it needs another.
     """
     parameters = _parameters(function)
-    lacking = [n for n, one in parameters.items() if n not in arguments and one.default is one.empty and one.kind in NAMED]
-    if lacking:
+    if lacking := _lacking(function, arguments):
         raise RewardError(f"it takes {', '.join(map(repr, lacking))}, and is given {', '.join(map(repr, arguments))}")
     if not parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         return arguments
     return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def _lacking(function: Function, given: Collection[str]) -> list[str]:
+    """The parameters without a default that are not given."""
+    named = [(name, one) for name, one in _parameters(function).items() if one.kind in NAMED and one.default is one.empty]
+    return [name for name, _ in named if name not in given]
 
 
 def _parameters(function: Function) -> Mapping[str, inspect.Parameter]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from lightrft.config.column_names import paths
@@ -11,9 +12,9 @@ from lightrft.config.eval_files import eval_files
 from lightrft.config.reward_checks import NEED_ANSWERS
 from lightrft.config.reward_names import called
 from lightrft.config.schema import Config
-from lightrft.data.columns import answers_at
+from lightrft.data.columns import answers_at, names_of
 from lightrft.data.rows import Table, load_table
-from lightrft.errors import ConfigError, nearest
+from lightrft.errors import ConfigError, DataError, nearest
 from lightrft.rewards.route import routed
 
 MOST_PROBLEMS = 20
@@ -66,6 +67,20 @@ def check_data(config: Config, *, training: bool) -> None:
     tables = [load_table(path, required=[config.input_key], known=known) for path in [*files, *eval_files(config.eval_data).values()]]
     if config.reward_key:
         raise_first(_routes(config, tables))
+
+
+def columns_asked_for(config: Config, *, training: bool) -> dict[str, list[str]]:
+    """The names of the columns of each data file, where a reward of the settings takes columns by their names; else nothing. Local.
+
+    A file that cannot be read is left out: `check_file` tells it.
+    """
+    if not any(reward.startswith("trl:") for reward in config.reward):
+        return {}
+    found = {}
+    for path in [*(prompt_sources(config.prompt_data).values() if training else ()), *eval_files(config.eval_data).values()]:
+        with suppress(DataError):
+            found[path] = names_of(load_table(path, required=[]).rows)
+    return found
 
 
 def _routes(config: Config, tables: list[Table]) -> list[str]:

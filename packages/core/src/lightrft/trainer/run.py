@@ -29,6 +29,7 @@ from lightrft.strategy.factory import get_strategy
 from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.trainer.base_model import prepare_base_model
 from lightrft.trainer.build import build_trainer, read_eval_sets
+from lightrft.trainer.data_checks import columns_asked_for
 from lightrft.trainer.early_stop import Callback
 from lightrft.trainer.evaluate import evaluate as evaluate_sets
 from lightrft.trainer.evaluate import write_rows
@@ -157,7 +158,8 @@ def admit(config: Config, strategy: StrategyBase, *, mode: Mode, rewards: bool =
 
     together(world, "checking the settings", look, rank_0_only=True)
     if mode in ("train", "eval"):
-        together(world, "loading the rewards", lambda: raise_all(loading_problems(config, registry=registry)))
+        columns = columns_asked_for(config, training=mode == "train")
+        together(world, "loading the rewards", lambda: raise_all(loading_problems(config, registry=registry, columns=columns)))
         if config.environment:
             together(world, "loading the environment", lambda: check_environment(config, registry=registry))
         together(world, "reading the prompts", lambda: check_prompts(config, registry=registry, training=mode == "train"), rank_0_only=True)
