@@ -36,7 +36,7 @@ def loading_problems(
     """One line for each reward that cannot be loaded in this process, or takes a column that a file of `columns` does not have.
     `about_to` is told each name before.
     """
-    problems = []
+    problems: list[str] = []
     for name in functions_of(config):
         about_to(name)
         try:
@@ -49,7 +49,9 @@ def loading_problems(
 
 def _columns_lacking(name: str, function: RewardFunction, columns: Columns) -> Iterator[str]:
     """Of a function written for TRL, which takes columns by their names."""
-    for file, names in columns.items() if isinstance(function, OfTrl) else ():
+    if not isinstance(function, OfTrl):
+        return
+    for file, names in columns.items():
         if lacking := function.lacking(names):
             takes = ", ".join(map(repr, lacking))
             yield f"reward {name!r} takes {takes}, and {file} has the columns {', '.join(names)}; rename one, or give a default"
