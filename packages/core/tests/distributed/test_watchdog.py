@@ -54,7 +54,7 @@ def test_a_block_that_hangs_ends_the_process_with_all_stacks(capsys: pytest.Capt
         run_spmd(wait_for_ever, 1, timeout_s=60)
     lines = capsys.readouterr().out.splitlines()
     assert "[rank 4] rank 4 failed in waiting:" in lines
-    assert lines[-1] == "[rank 4] EngineError: it was late"
+    assert lines[-1] == "[rank 4] EngineError: it was late (docs: troubleshooting#the-engine-fails)"
     heads = [line for line in lines if line.endswith(", most recent call last:")]
     assert heads[-1] == "[rank 4] MainThread, most recent call last:"
     assert "[rank 4] idle-helper, most recent call last:" in heads
