@@ -17,7 +17,7 @@ BLOCK = re.compile(r"^([ ]*)```python\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 GUIDE = {"lightrft.strategy.get_strategy", "lightrft.utils.add_arguments"}
 CONTRACTS = ("plugins", "config", "distributed", "engine", "strategy", "types", "errors", "weights", "testing")
 CONTRACTS_OF_PARTS = ("algorithms.inputs", "rollout.environment", "run.loggers")
-"""Both as docs/plugin-author.md lists them; `weights` are its helpers, `testing` is the kit."""
+"""Both as the pages about plugins list them; `weights` are its helpers, `testing` is the kit."""
 PLUGIN_PAGES = ("plugin-author.md", "reference/plugin-contracts.md", "conformance-kit.md")
 
 
@@ -77,6 +77,6 @@ def test_what_counts_as_deep() -> None:
     assert "examples/train.py" in SOURCES and "docs/how-to/environments.md block 1" in SOURCES
 
 
-def test_the_plugin_page_lists_the_contracts() -> None:
-    page = (ROOT / "docs/plugin-author.md").read_text(encoding="utf-8")
+def test_the_plugin_pages_list_the_contracts() -> None:
+    page = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in PLUGIN_PAGES[:2])
     assert all(re.search(rf"`(lightrft)?\.?{re.escape(one)}\b", page) for one in (*CONTRACTS, *CONTRACTS_OF_PARTS))
