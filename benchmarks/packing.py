@@ -1,7 +1,7 @@
 """Packed rows against padded ones: tokens that are computed for nothing, the time of an update, and how even the work of ranks is.
 
-Lengths are log-normal (shown). Both kinds of rows make the same optimizer step of the same model, in turn; times are ratios in one run.
-The ranks' work is that of the plan: what `balance` deals out to 4 ranks, in tokens and their attention.
+Lengths are log-normal (shown). Both kinds of rows make the same optimizer step of the same model, in turn, in one thread on CPUs; times are
+ratios in one run. The ranks' work is that of the plan: what `balance` deals out to 4 ranks, in tokens and their attention.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ RANKS = 4
 def main() -> int:
     """Returns 1 where a bound is missed."""
     args = arguments()
+    torch.set_num_threads(1)  # the seconds of a process count the threads that wait for each other, too
     batch = rollout(args.sequences, args, seed=0)
     lengths = sorted(batch.lengths.tolist())
     tenths = [lengths[min(len(lengths) * k // 10, len(lengths) - 1)] for k in range(11)]
