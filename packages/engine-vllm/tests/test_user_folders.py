@@ -10,7 +10,7 @@ import pytest
 import torch
 from families import engine_gap
 from transformers import AutoModelForCausalLM
-from user_inputs.test_folders import CASES, TAKEN
+from user_inputs.folder_cases import CASES, TAKEN
 
 from lightrft.config.load import make_config
 from lightrft.models.load import open_causal_lm
