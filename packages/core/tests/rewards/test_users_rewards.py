@@ -19,7 +19,7 @@ from lightrft.config.load import make_config
 from lightrft.config.reward_checks import check_rewards
 from lightrft.errors import CodePermissionError, ConfigError, RewardError
 from lightrft.plugins.registry import Registry
-from lightrft.rewards.adapters import adapted
+from lightrft.rewards.adapters import OfTrl, adapted
 from lightrft.rewards.code import code_reward
 from lightrft.rewards.load import NamedReward, RewardFunction, load_rewards, rewards_of
 from lightrft.rewards.score import Scores, not_applicable, score
@@ -269,6 +269,15 @@ def test_what_another_library_does_not_give_is_told(tmp_path: Path) -> None:
         load(f"verl:{tmp_path / 'r.py'}:f")
     with pytest.raises(RewardError, match="it takes 'answr', and is given 'answer', 'level', 'completion_ids', 'prompts', 'completions'"):
         of(load(f"trl:{tmp_path / 'r.py'}:g"))
+
+
+def test_the_column_of_prompts_keeps_its_own_name_beside_prompts() -> None:
+    def f(prompts: list[str], completions: list[str], question: list[str]) -> list[float]:
+        return [float(prompt == asked) for prompt, asked in zip(prompts, question, strict=True)]
+
+    given = adapted(f, adapter="trl", input_key="question")
+    assert given([Sample(prompt="<user>1 + 1", completion="2", row={"question": "1 + 1"})]) == [1.0]
+    assert isinstance(given, OfTrl) and given.lacking(["question"]) == [] and given.lacking(["prompt"]) == ["question"]
 
 
 @pytest.mark.parametrize("parameter", ["solution", "solution=None", "prompts", "completion_ids", "answer", "**rest"])

@@ -89,7 +89,7 @@ class OfTrl:
         columns: dict[str, list[Any]] = {
             name: [sample.row.get(name) for sample in samples]
             for name in dict.fromkeys(name for sample in samples for name in sample.row)
-            if name not in (self.input_key, *GIVEN)
+            if name not in GIVEN
         }
         completions: list[Any] = [
             sample.completion if isinstance(prompt, str) else [{"role": "assistant", "content": sample.completion}]
@@ -102,8 +102,7 @@ class OfTrl:
 
     def lacking(self, columns: Collection[str]) -> list[str]:
         """The parameters that rows of these columns leave without a value."""
-        there = {*columns, "completion_ids", "prompts", "completions"} - {self.input_key, "prompt", "completion"}
-        return _lacking(self.function, there)
+        return _lacking(self.function, {*columns} - {*GIVEN} | {"completion_ids", "prompts", "completions"})
 
 
 def _prompt(sample: Sample, input_key: str) -> Any:
