@@ -189,7 +189,12 @@ def scales(engine: HFEngine) -> dict[str, torch.Tensor]:
     return {name: p.abs().amax() / 127 for name, p in engine._model.named_parameters() if p.dim() > 1}
 
 
-@mutant("hf", "weights are quantised as they come, and their sums are those of what came", test=LOGPROBS, words="log-probs differ by")
+@mutant(
+    "hf",
+    "weights are quantised as they come, and their sums are those of what came",
+    test="every_tensor_of_a_sync_arrives",
+    words="does not change what the engine samples from",
+)
 class QuantisedUnseen(HFEngine):
     @torch.no_grad()
     def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:

@@ -88,10 +88,10 @@ class Turns(EngineKit, kit=True):
 
     def _hint(self, bench: EngineBench, talk: Talk, talks: Sequence[Talk], answer: list[int]) -> str:
         """Of what the answer is one, where that can be told."""
-        if answer == bench.greedy_before(talk.token_ids):
-            return "the weights before the last sync answer so"
         if talk.drawn and answer == talk.drawn[-1]:
             return "that is its turn before, once more"
+        if answer == bench.greedy_before(talk.token_ids):
+            return "the weights before the last sync answer so"
         other = next((one for one in talks if one.name != talk.name and answer == bench.greedy(one.token_ids)), None)
         if other is not None:
             return f"that is the answer to conversation {other.name}"
