@@ -87,18 +87,16 @@ class Turns(EngineKit, kit=True):
         return found
 
     def _hint(self, bench: EngineBench, talk: Talk, talks: Sequence[Talk], answer: list[int]) -> str:
-        """Of what the answer is one, where that can be told."""
-        if talk.drawn and answer == talk.drawn[-1]:
-            return "that is its turn before, once more"
-        if answer == bench.greedy_before(talk.token_ids):
-            return "the weights before the last sync answer so"
+        """All that the answer is one of: a short one may be several."""
         other = next((one for one in talks if one.name != talk.name and answer == bench.greedy(one.token_ids)), None)
-        if other is not None:
-            return f"that is the answer to conversation {other.name}"
         own = [*talk.token_ids[: BEGINNINGS[talk.name // 2]], *(token for turn in talk.drawn for token in turn)]
-        if talk.drawn and answer == bench.greedy(own):
-            return "the tokens between its own turns are lost"
-        return "of some token before it something else was computed"
+        found = {
+            "the weights before the last sync answer so": answer == bench.greedy_before(talk.token_ids),
+            "that is its turn before, once more": bool(talk.drawn) and answer == talk.drawn[-1],
+            f"that is the answer to conversation {other.name if other else ''}": other is not None,
+            "the tokens between its own turns are lost": bool(talk.drawn) and answer == bench.greedy(own),
+        }
+        return ", or ".join(hint for hint, holds in found.items() if holds) or "of some token before it something else was computed"
 
     def _drawn(self, bench: EngineBench, talks: Sequence[Talk]) -> None:
         """Two samples of another turn, with log-probs where the engine has such."""
