@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,8 @@ FILM = "<|vision_start|><|video_pad|><|vision_end|>"
 def folder(tmp_path: Path) -> Path:
     for name in ("a.png", "b.png", "a.gif"):
         noise(len(name)).save(tmp_path / name)
+    (tmp_path / "secret.png").symlink_to("/etc/passwd")
+    (tmp_path / "loop.png").symlink_to("loop.png")
     return tmp_path
 
 
@@ -103,8 +106,10 @@ def test_templates_are_around_text_and_images(folder: Path) -> None:
 def test_bytes_base64_and_what_datasets_keeps(folder: Path) -> None:
     data = (folder / "a.png").read_bytes()
     uri = "data:image/png;base64," + base64.b64encode(data).decode()
-    [encoded] = load(folder, {"prompt": "a", "images": [uri]}).prompts
-    assert encoded.images == (data,)
+    broken = "DATA:image/png;base64,\n" + "\n".join(textwrap.wrap(uri.partition(",")[2], 76))
+    for one in (uri, broken):
+        [encoded] = load(folder, {"prompt": "a", "images": [one]}).prompts
+        assert encoded.images == (data,)
     rows = [{"prompt": "a", "answer": "1", "images": [{"bytes": data, "path": None}, {"bytes": None, "path": "b.png"}]}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "rows.parquet")
     [kept] = read(folder / "rows.parquet").prompts
@@ -132,6 +137,12 @@ def test_a_folder_of_datasets_keeps_its_images_encoded(folder: Path) -> None:
         ({"images": [5]}, "column 'images' holds 5, which names no image; give a path, a data URI"),
         ({"images": ["data:image/png;base64,?"]}, "a data URI that cannot be read"),
         ({"images": [{"caption": "x"}]}, "which names no image"),
+        ({"images": [[[0.0, 1.0]]]}, r"column 'images' holds \[\[0.0, 1.0\]\], which names no image"),
+        ({"images": ["secret.png"]}, "names 'secret.png', outside of '.*'; set images_folder to a folder that holds it"),
+        ({"images": ["loop.png"]}, "names 'loop.png', which is no path: .*loop"),
+        ({"images": ["a\0.png"]}, r"names 'a\\x00.png', which is no path: 'embedded null byte'"),
+        ({"images": ["~nobody-here/a.png"]}, "names '~nobody-here/a.png', which is no path: "),
+        ({"images": ["iVBORw0KGgo" * 500]}, "which is no path: .*; base64 begins with 'data:image/png;base64,'"),
         ({"prompt": "<image><image>", "images": ["a.png"]}, "the prompt shows more images than the 1 that the row has"),
         ({"prompt": "<image>", "images": ["a.png", "b.png"]}, "the prompt shows 1 of the row's 2 images; write <image> for each"),
         ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "the prompt shows more images than the 0 that the row has"),

@@ -61,6 +61,14 @@ def test_sixteen_bits_are_scaled(deep: int, expected: int) -> None:
     assert pixel(image) == pixel(encoded(image)) == (expected, expected, expected)
 
 
+@pytest.mark.parametrize(("white", "kind"), [(1.0, "floats"), (255.0, "floats"), (255, "integers"), (65535, "integers")])
+def test_pixels_of_32_bits_which_would_be_black_or_not_as_their_maker_meant_are_refused(white: float, kind: str) -> None:
+    image = Image.new("F" if kind == "floats" else "I", (2, 2), white)
+    for source in (image, encoded(image, "TIFF")):
+        with pytest.raises(ValueError, match=f"here: no image that can be read: its pixels are {kind} of 32 bits, and nothing says which"):
+            rgb_image(source, where="here")
+
+
 def test_the_camera_s_turn_is_undone_and_of_an_animation_the_first_frame_counts() -> None:
     image = Image.new("RGB", (2, 1), RED)
     image.putpixel((1, 0), BLUE)
@@ -83,11 +91,16 @@ def gigantic() -> bytes:
 def test_what_cannot_be_read_is_told_in_one_line(tmp_path: Path) -> None:
     whole = encoded(Image.frombytes("RGB", (64, 64), bytes(range(256)) * 48), "JPEG")
     (tmp_path / "torn.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.png").write_bytes(b"")
     for source, words in [
         (tmp_path / "absent.png", r"here \(.*absent.png\): no image that can be read: .*No such file"),
         (tmp_path / "torn.jpg", r"here \(.*torn.jpg\): no image that can be read: .*truncated"),
-        (b"no image", "here: no image that can be read: cannot identify image file"),
-        (gigantic(), r"here: no image that can be read: it has 8000 x 8001 pixels, and at most 64000000 are read; make it smaller"),
+        (b"no image", "here: no image that can be read: Pillow finds no image in its 8 bytes, which begin with b'no image'"),
+        (tmp_path / "empty.png", r"here \(.*empty.png\): no image that can be read: it is empty"),
+        (Image.new("RGB", (0, 5)), "here: no image that can be read: it has 0 x 5 pixels, and 1 to 64000000 are read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "here: .*it is PostScript, a program, which is not run"),
+        (torch.zeros(4, 4, 3).numpy(), r"here: .*found ndarray; bring a PIL image, .*; PIL.Image.fromarray makes one of uint8 \[height, w"),
+        (gigantic(), r"here: no image that can be read: it has 8000 x 8001 pixels, and 1 to 64000000 are read; make it smaller"),
         (7, "here: no image that can be read: found int; bring a PIL image, a path, or the bytes of an image's file"),
     ]:
         with pytest.raises(ValueError, match=words) as caught:

@@ -48,7 +48,7 @@ def test_what_is_no_video_is_told_in_one_line(tmp_path: Path, monkeypatch: pytes
     for source, words in [
         ((), "here: a video of no frames; give one or more of one size"),
         ((small, Image.new("RGB", (2, 2))), r"here: a video of frames of 2 sizes, \[\(2, 2\), \(4, 2\)\]"),
-        ((small, b"torn"), "here, frame 1: no image that can be read: cannot identify image file"),
+        ((small, b"torn"), "here, frame 1: no image that can be read: Pillow finds no image in its 4 bytes"),
         (torch.zeros(3, 2, 4), r"here: a video of shape \[3, 2, 4\], torch.float32; give uint8 of \[frames, height, width, 3\]"),
         (
             str(tmp_path / "film.mp4"),

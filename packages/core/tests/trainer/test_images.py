@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 import re
@@ -23,6 +25,7 @@ from lightrft.plugins.registry import Registry
 from lightrft.testing.image_text import IMAGE_ID, SIDE, image_rows, noise, tiny_image_folder, tiny_image_model
 from lightrft.testing.tiny import tiny_model_folder
 from lightrft.trainer.base_model import prepare_base_model
+from lightrft.trainer.given import write_rows
 from lightrft.types import Completion, RequestOutput, Sample
 
 Image: Any = pytest.importorskip("PIL.Image", reason="images are Pillow's")
@@ -168,6 +171,27 @@ def test_a_damaged_file_is_named_with_its_row(folder: Path) -> None:
     (folder / "pictures" / "1-0.png").write_bytes(b"\x89PNG no more")
     with pytest.raises(DataError, match=r"rows.jsonl:2, image 0 \(.*1-0.png\): no image that can be read"):
         lightrft.train(lightrft.make_config(settings(folder)), rewards=[lambda samples: [1.0] * len(samples)])
+
+
+def test_what_the_processor_refuses_is_told_with_row_file_and_size(folder: Path) -> None:
+    Image.new("RGB", (500, 1)).save(folder / "pictures" / "1-0.png")
+    words = r"rows.jsonl:2 \(1-0.png\): the model's processor refuses its images \(pixels: 500 x 1\): ValueError: absolute aspect ratio"
+    with pytest.raises(DataError, match=words):
+        lightrft.train(lightrft.make_config(settings(folder)), rewards=[lambda samples: [1.0] * len(samples)])
+
+
+def test_images_in_memory_are_kept_as_they_are_read(tmp_path: Path) -> None:
+    picture = Image.new("CMYK", (2, 1), (0, 255, 255, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.info["exif"] = exif.tobytes()
+    write_rows(tmp_path / "rows.jsonl", [{"images": picture}])
+    uri = json.loads((tmp_path / "rows.jsonl").read_text())["images"]
+    kept = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    assert (kept.mode, kept.size, kept.getpixel((0, 0))) == ("RGB", (1, 2), (255, 0, 0))
+    for value, words in [(Image.new("F", (2, 2), 1.0), "its pixels are floats of 32 bits"), (object(), "a object is no JSON")]:
+        with pytest.raises(DataError, match=f"row 1 of rows holds what is no JSON .*{words}"):
+            write_rows(tmp_path / "rows.jsonl", [{}, {"images": [value]}])
 
 
 def test_large_images_are_made_smaller(folder: Path) -> None:

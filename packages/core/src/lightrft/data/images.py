@@ -17,6 +17,9 @@ from lightrft.types import Video
 MARKS = {"image": "<image>", "video": "<video>"}
 """What stands for an image, or a video, in the text of a prompt."""
 
+LONGEST_PATH = 255
+"""Characters; what is longer is likely an image."""
+
 FORMS = "a path, a data URI (base64), bytes, or a struct with 'bytes' or 'path', as `datasets` keeps images"
 
 
@@ -73,7 +76,7 @@ def image_source(value: Any, *, folder: Path, where: str) -> Any:
     if isinstance(value, (bytes, bytearray)):
         return bytes(value)
     if isinstance(value, str):
-        return _decoded(value, where=where) if value.startswith("data:") else _file(value, folder=folder, where=where)
+        return _decoded(value, where=where) if value[:5].lower() == "data:" else _file(value, folder=folder, where=where)
     if type(value).__module__.startswith("PIL."):
         return value
     raise DataError(f"{where} holds {value!r:.60}, which names no image; give {FORMS}")
@@ -169,7 +172,7 @@ def _decoded(uri: str, *, where: str) -> bytes:
     try:
         if not comma or not head.endswith(";base64"):
             raise ValueError("it does not begin with 'data:...;base64,'")
-        return base64.b64decode(body, validate=True)
+        return base64.b64decode("".join(body.split()), validate=True)  # encoders break lines
     except (binascii.Error, ValueError) as error:
         raise DataError(f"{where} holds {uri!r:.40}, a data URI that cannot be read: {error}") from None
 
@@ -177,9 +180,14 @@ def _decoded(uri: str, *, where: str) -> bytes:
 def _file(text: str, *, folder: Path, where: str) -> str:
     if "://" in text and not text.startswith("file://"):
         raise DataError(f"{where} names {text!r:.80}, an address on the network; a run reads files only: download it beside the data")
-    path = (folder / Path(text.removeprefix("file://")).expanduser()).resolve()
+    try:
+        path = (folder / Path(text.removeprefix("file://")).expanduser()).resolve()
+        there = path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name too long, a null in it, an unknown home
+        hint = "; base64 begins with 'data:image/png;base64,'" if len(text) > LONGEST_PATH else ""
+        raise DataError(f"{where} names {text!r:.80}, which is no path: {str(error)[:80]!r}{hint}") from None
     if not path.is_relative_to(folder.resolve()):
         raise DataError(f"{where} names {text!r:.80}, outside of {str(folder)!r}; set images_folder to a folder that holds it")
-    if not path.is_file():
+    if not there:
         raise DataError(f"{where} names {text!r:.80}, and there is no file {str(path)!r}")
     return str(path)

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-from lightrft.types import Video
+from lightrft.types import Video, frames_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class ImageReader:
         `images` are PIL images in RGB and videos of such frames, each kind in the order of its tokens; `where` names the prompt in errors.
 
         Raises:
-            ValueError: as `check_count`.
+            ValueError: as `check_count`; or the processor refuses them.
         """
         self.check_count(token_ids, images, where=where)
         videos = [list(one.frames) for one in images if isinstance(one, Video)]
@@ -80,7 +80,12 @@ class ImageReader:
         if len(videos) < len(images):
             given["images"] = [[one for one in images if not isinstance(one, Video)]]
         text = self._between.join(places[token] for token in token_ids if token in places)
-        made = self._processor(**given, text=[text], add_special_tokens=False, return_tensors="pt")
+        try:
+            made = self._processor(**given, text=[text], add_special_tokens=False, return_tensors="pt")
+        except Exception as error:  # a library's own, of any kind
+            sizes = ", ".join("{} x {}".format(*frames_of(one)[0].size) for one in images[:MANY])
+            reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+            raise ValueError(f"{where}: the model's processor refuses its images (pixels: {sizes}): {reason}") from error
         row = made["input_ids"]
         pieces = iter(_pieces(row[0].tolist(), self._between_id))
         own = row.shape[1]  # stands for a token of the prompt in `source`, which has places in `row`
@@ -100,6 +105,9 @@ class ImageReader:
 
 
 _TEXT = ("input_ids", "attention_mask")
+MANY = 8
+"""Images whose sizes an error says."""
+
 BLANK_SIDE = 56
 """Pixels; processors that want more make it larger."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from lightrft.distributed.world import World
 from lightrft.engine.image_reader import ImageReader, PromptWithImages
 from lightrft.errors import DataError
 from lightrft.rollout.images import read_picture
-from lightrft.types import Completion, Request, RequestOutput, Video, each_frame
+from lightrft.types import Completion, Request, RequestOutput, Video, each_frame, sources_of
 
 Read = tuple[Sequence[int], ImageInputs | None]
 """A prompt's token ids, with all tokens of its images, and what the models are given of them."""
@@ -134,10 +135,11 @@ class PromptImages:
 
     def _read(self, prompt: Prompt, pictures: tuple[Any, ...]) -> Read:
         assert self._reader is not None
+        names = [Path(source).name for one in prompt.images for source in sources_of(one) if isinstance(source, str)]
         try:
-            made = self._reader.read(prompt.token_ids, pictures, where=prompt.where)
+            made = self._reader.read(prompt.token_ids, pictures, where=f"{prompt.where} ({', '.join(names)})" if names else prompt.where)
         except ValueError as error:
-            raise DataError(f"{prompt.where}: the model's processor refuses its images: {error}") from error
+            raise DataError(str(error)) from error
         if self._longest and len(made.token_ids) > self._longest:
             raise DataError(
                 f"{prompt.where}: the prompt has {len(made.token_ids)} tokens with those of its images, more than prompt_max_len="

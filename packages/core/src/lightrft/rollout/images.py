@@ -27,19 +27,20 @@ def rgb_image(source: Any, *, where: str) -> Any:
     `source` is a PIL image, a path, or the bytes of an image's file; `where` names it in errors.
 
     Raises:
-        ValueError: anything else; a file that is missing, broken or cut off; more than `MAX_PIXELS`; Pillow is not installed.
+        ValueError: anything else; a file that is missing, broken or cut off; pixels of 32 bits, or none, or more than `MAX_PIXELS`;
+            Pillow is not installed.
     """
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
         raise ValueError(f"{where}: images are read by Pillow, which is not installed; pip install 'lightrft[vision]'") from error
     name = f" ({os.fspath(source)})" if isinstance(source, (str, os.PathLike)) else ""
     try:
         image = source if isinstance(source, Image.Image) else Image.open(_file(source))
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"it has {width} x {height} pixels, and at most {MAX_PIXELS} are read; make it smaller")
+        _check_pixels(image)
         return _rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError:
+        raise ValueError(f"{where}{name}: no image that can be read: {_unknown(source)}") from None
     except (*TORN, Image.DecompressionBombError) as error:
         raise ValueError(f"{where}{name}: no image that can be read: {' '.join(str(error).split()):.200}") from error
 
@@ -114,12 +115,12 @@ def _of_array(source: Any, *, where: str) -> Iterable[Any]:
 
 
 def as_data_uri(image: Any) -> str:
-    """A PIL image, or the bytes of an image's file, as text. Raises TypeError for anything else."""
+    """A PIL image as `rgb_image` reads it, or the bytes of an image's file, as text. Raises as that, and TypeError for anything else."""
     if isinstance(image, (bytes, bytearray)):
         data = bytes(image)
     elif type(image).__module__.startswith("PIL."):
         file = io.BytesIO()
-        image.save(file, "PNG")
+        rgb_image(image, where="an image").save(file, "PNG")
         data = file.getvalue()
     else:
         raise TypeError(f"a {type(image).__name__} is no JSON, and no image")
@@ -131,7 +132,27 @@ def _file(source: Any) -> Any:
         return io.BytesIO(source)
     if isinstance(source, (str, os.PathLike)):
         return source
-    raise TypeError(f"found {type(source).__name__}; bring a PIL image, a path, or the bytes of an image's file")
+    made = "; PIL.Image.fromarray makes one of uint8 [height, width, 3]" if hasattr(source, "shape") else ""
+    raise TypeError(f"found {type(source).__name__}; bring a PIL image, a path, or the bytes of an image's file{made}")
+
+
+def _check_pixels(image: Any) -> None:
+    width, height = image.size
+    if not 0 < width * height <= MAX_PIXELS:
+        raise ValueError(f"it has {width} x {height} pixels, and 1 to {MAX_PIXELS} are read; make it {'smaller' if width else 'larger'}")
+    # Pillow would take 255 for white in both: what goes from 0 to 1 became black. Of 16 bits, its older readers make 32 in two formats.
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        kind = "floats" if image.mode == "F" else "integers"
+        raise ValueError(f"its pixels are {kind} of 32 bits, and nothing says which of them is white; bring 8 or 16 bits")
+    if image.format == "EPS":
+        raise ValueError("it is PostScript, a program, which is not run here; bring PNG or JPEG")
+
+
+def _unknown(source: Any) -> str:
+    """Of a file in which Pillow finds nothing: how long it is, and what its begin says."""
+    with open(source, "rb") if isinstance(source, (str, os.PathLike)) else io.BytesIO(source) as file:
+        first, size = file.read(16), file.seek(0, os.SEEK_END)
+    return f"Pillow finds no image in its {size} bytes, which begin with {first!r}" if first else "it is empty"
 
 
 def _rgb(image: Any) -> Any:
