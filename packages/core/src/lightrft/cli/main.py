@@ -75,6 +75,17 @@ app = typer.Typer(
 
 def run() -> None:
     """The console entry. Exit codes: 0, 2 for a user error, else 1 (or 128 + a signal)."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return _run()
+    from lightrft.distributed.rank_exit import exit_rank
+
+    try:
+        _run()
+    except SystemExit as left:  # as typer ends, whatever came
+        exit_rank(left.code if isinstance(left.code, int) else int(left.code is not None))
+
+
+def _run() -> None:
     words = sys.argv[1:]
     if TRACEBACK_FLAG in words:
         os.environ[TRACEBACK_VARIABLE] = "1"

@@ -7,15 +7,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lightrft.config.load import make_config, read_recipe
 from lightrft.config.schema import Config
 from lightrft.distributed.failure import reporting_failures
 from lightrft.distributed.launch import follow_launcher
+from lightrft.distributed.rank_exit import exit_rank
 
 
-def main() -> None:
+def main() -> NoReturn:
     """One rank, from its command line to its end."""
     follow_launcher()
     if os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty():
@@ -29,6 +30,7 @@ def main() -> None:
         summary = work(make_config(read_recipe(given.config)), mode=given.mode)
         if os.environ.get("RANK", "0") == "0":
             given.summary.write_text(json.dumps(summary), encoding="utf-8")
+    exit_rank(0)
 
 
 def work(config: Config, *, mode: str) -> dict[str, Any]:
