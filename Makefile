@@ -96,7 +96,7 @@ docs: $(STAMP)  ## bring the generated pages and tables of docs up to date
 	@$(BIN)/python tools/kit_table.py
 	@$(BIN)/python tools/flag_table.py
 	@$(BIN)/python tools/site_pages.py
-	@$(BIN)/python tools/docstring_share.py
+	@$(BIN)/python tools/docstring_fraction.py
 
 site: $(STAMP)  ## the documentation site, in build/site; every warning and every dead link is an error
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --group docs
@@ -127,7 +127,7 @@ engine-matrix: $(STAMP) $(VLLM_STAMP) $(SGLANG_STAMP)  ## a table: each engine b
 rollout: $(STAMP) $(ENGINE_STAMP)  ## a table: gather_and_generate against the bare engine with the same prompts, on 1, 2 and 4 ranks; ARGS='--engine vllm'
 	@$(ENGINE_BIN)/python benchmarks/rollout.py $(ARGS)
 
-sync-speed: $(STAMP) $(ENGINE_STAMP)  ## a table: a weight sync against a plain copy of the same bytes, and its proof's share of a step
+sync-speed: $(STAMP) $(ENGINE_STAMP)  ## a table: a weight sync against a plain copy of the same bytes, and its checks' fraction of a step
 	@$(ENGINE_BIN)/python benchmarks/sync.py $(ARGS)
 
 crosscheck: $(CROSSCHECK_STAMP)  ## a table: our losses against those of trl 1.16, in an environment of its own (installs trl there)

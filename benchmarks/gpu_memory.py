@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=512)
     parser.add_argument("--prompt-len", type=int, default=512)
     parser.add_argument(
-        "--cut", type=float, default=1.0, help="share of completions that reach --new-tokens; the lengths of the others are geometric"
+        "--cut", type=float, default=1.0, help="fraction of completions that reach --new-tokens; the lengths of the others are geometric"
     )
     parser.add_argument("--mem-util", type=float, default=0.5)
     parser.add_argument("--nproc", type=int, default=1)

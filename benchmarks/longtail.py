@@ -7,7 +7,7 @@ medians over rounds are compared. The first two steps of a run are not counted. 
 token each: how many there are for a trained token does not depend on the machine, and seconds of CPU depend on it less than those by the
 clock.
 
-`--seeds N --picture FILE.png` also trains both arms with N seeds for a reward that can be learnt (the share of one digit in an answer,
+`--seeds N --picture FILE.png` also trains both arms with N seeds for a reward that can be learnt (the fraction of one digit in an answer,
 which no length changes), and draws their curves over updates and over seconds.
 """
 
@@ -152,7 +152,7 @@ def run(some: list[Any], args: argparse.Namespace, **changes: Any) -> dict[str, 
     }
 
 
-def share_of_digit(samples: Sequence[Sample]) -> list[float]:
+def fraction_of_digit(samples: Sequence[Sample]) -> list[float]:
     """Of the digit in each completion."""
     return [sample.completion.count(LEARNT) / max(len(sample.completion), 1) for sample in samples]
 
@@ -165,7 +165,7 @@ def curves(some: list[Any], args: argparse.Namespace, partial: dict[str, Any]) -
         runs = []
         for seed in range(args.seeds):
             rows, _ = fit(
-                some, args, reward=share_of_digit, max_steps=args.learn_steps, num_episodes=99, learning_rate=2e-3, seed=seed, **changes
+                some, args, reward=fraction_of_digit, max_steps=args.learn_steps, num_episodes=99, learning_rate=2e-3, seed=seed, **changes
             )
             seconds = list(accumulate(row["time/step_s"] for row in rows))
             runs.append(([row["rollout/reward"] for row in rows], seconds))

@@ -54,7 +54,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sequences", type=int, default=512 if gpu else 16, help="of one update, on all ranks")
     parser.add_argument("--prompt-len", type=int, default=128 if gpu else 16)
     parser.add_argument("--new-tokens", type=int, default=256 if gpu else 32)
-    parser.add_argument("--cut", type=float, default=1.0, help="share of the answers that reach --new-tokens; the others are geometric")
+    parser.add_argument("--cut", type=float, default=1.0, help="fraction of the answers that reach --new-tokens; the others are geometric")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--trace", type=Path, help="with --profile: the file that gets rank 0's events, for chrome://tracing or Perfetto")
@@ -142,7 +142,7 @@ def told(found: dict[str, Any]) -> list[str]:
 
 
 def profiled(work: Callable[[], object], *, on_gpu: bool, trace: Path | None) -> list[str]:
-    """One run: the device's share of its time, and the largest parts, milliseconds; `trace` gets all events."""
+    """One run: the device's fraction of its time, and the largest parts, milliseconds; `trace` gets all events."""
     from torch.profiler import ProfilerActivity, profile
 
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]

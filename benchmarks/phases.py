@@ -203,7 +203,7 @@ def sync_parts(settings: dict[str, Any]) -> dict[str, float]:
         strategy.accumulate([loss], lambda each: each, actor, optimizer)
         strategy.optimizer_step(optimizer, actor, None)
 
-    def summed() -> None:
+    def checked() -> None:
         sent = SentChecksums()
         for _ in sent.watch(strategy.export_weights(actor, dtype=dtype)):
             pass
@@ -212,9 +212,9 @@ def sync_parts(settings: dict[str, Any]) -> dict[str, float]:
     version = iter(range(10**6))
     parts: dict[str, Callable[[], object]] = {
         "export": lambda: sum(len(bucket) for bucket in strategy.export_weights(actor, dtype=dtype)),
-        "export and sums": summed,
+        "export and checksums": checked,
         "export and load": lambda: engine.update_weights(strategy.export_weights(actor, dtype=dtype), version=next(version)),
-        "the engine's own sums": engine.weight_sums,
+        "the engine's own checksums": engine.weight_checksums,
         "names and shapes": lambda: strategy._exported_shapes(actor),
     }
     found = {name: round(timed(work), 5) for name, work in parts.items()}

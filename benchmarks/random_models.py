@@ -73,8 +73,8 @@ def make_prompts(name: str, file: Path, *, length: int, number: int = 512) -> Pa
     return file
 
 
-def share_even(samples: list[Any]) -> list[float]:
-    """A reward that a model can learn: the share of even ids among the completion's."""
+def fraction_even(samples: list[Any]) -> list[float]:
+    """A reward that a model can learn: the fraction of even ids among the completion's."""
     return [sum(int(word[1:]) % 2 == 0 for word in s.completion.split() if word[0] == "t") / max(1, s.num_tokens) for s in samples]
 
 
@@ -83,13 +83,13 @@ def workload(name: str, work: Path, *, prompt_len: int, new_tokens: int) -> dict
     return {
         "model_name_or_path": str(make_model(name, work / "models" / name)),
         "prompt_data": str(make_prompts(name, work / "prompts" / f"{name}-{prompt_len}.jsonl", length=prompt_len)),
-        "reward": [f"{Path(__file__).resolve()}:share_even"], "label_key": "", "ignore_eos": True,
+        "reward": [f"{Path(__file__).resolve()}:fraction_even"], "label_key": "", "ignore_eos": True,
         "prompt_max_len": prompt_len, "generate_max_len": new_tokens,
     }  # fmt: skip
 
 
 def enders(name: str, *, cut: float, new_tokens: int) -> list[int]:
-    """So many ids end a completion that, drawn evenly from the vocabulary, the share `cut` of all reaches `new_tokens`."""
+    """So many ids end a completion that, drawn evenly from the vocabulary, the fraction `cut` of all reaches `new_tokens`."""
     each = 1 - cut ** (1 / new_tokens)
     return list(range(4, 4 + round(each * SHAPES[name][1]["vocab_size"])))
 

@@ -148,7 +148,7 @@ def decided(rounds: Sequence[Round]) -> bool:
 
 
 def drawn(count: int, strategy: StrategyBase) -> list[list[int]]:
-    """This rank's share of random prompts of many lengths, the same ones whatever the number of ranks."""
+    """This rank's slice of random prompts of many lengths, the same ones whatever the number of ranks."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(SHORTEST, LONGEST + 1, (count,), generator=generator).tolist()
     prompts = [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]

@@ -43,14 +43,14 @@ class Network:
 
 def predict(one: Mapping[str, float], ranks: int, *, network: Network, weak: bool = False) -> dict[str, float]:
     """Seconds of each phase on so many ranks, and of the step. `one`: numbers of `phases.py` on one GPU."""
-    share = 1.0 if weak else 1.0 / ranks
+    fraction = 1.0 if weak else 1.0 / ranks
     fixed = one.get("rollout_fixed_s", 0.0)
-    micro = max(1.0, one["micro_batches"] * share)
-    update = one["update_s"] * share
+    micro = max(1.0, one["micro_batches"] * fraction)
+    update = one["update_s"] * fraction
     traffic = network.around_s(2 * micro * one["weight_bytes"], ranks) + network.around_s(2 * one["weight_bytes"], ranks)
-    found = {name: one[f"{name}_s"] * share for name in ("reward", "logprob", "advantage")}
+    found = {name: one[f"{name}_s"] * fraction for name in ("reward", "logprob", "advantage")}
     found |= {
-        "rollout": fixed + (one["rollout_s"] - fixed) * share,
+        "rollout": fixed + (one["rollout_s"] - fixed) * fraction,
         "update": update + max(0.0, traffic - update),
         "sync": one["sync_s"] + network.around_s(one["weight_bytes"], ranks),
         "rest": one["rest_s"] + (AGREEMENTS * network.latency_s * max(1, (ranks - 1).bit_length()) if ranks > 1 else 0.0),

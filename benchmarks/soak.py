@@ -21,7 +21,7 @@ from typing import Any
 import small_job
 
 FILLS = 0.2
-"""Share of the run in which buffers still fill."""
+"""Fraction of the run in which buffers still fill."""
 MIB_PER_100 = 1.0
 """Of memory; more is a leak."""
 STEP_TIME = 1.25

@@ -192,7 +192,7 @@ def _deepspeed_by_hand(model: torch.nn.Module, batches: list[Any], loss: Loss, s
 
 
 def _work(strategy: StrategyBase) -> tuple[list[Any], Loss]:
-    """This rank's micro-batches, of one size everywhere, and the share of the loss of one."""
+    """This rank's micro-batches, of one size everywhere, and the loss share of one."""
     generator = torch.Generator().manual_seed(strategy.world.rank)
     batches = [torch.randint(0, VOCABULARY, (ROWS, LENGTH), generator=generator) for _ in range(MICRO_BATCHES)]
     tokens = ROWS * (LENGTH - 1) * MICRO_BATCHES * strategy.world.world_size

@@ -55,8 +55,8 @@ class Steps(TrainerCallback):  # type: ignore[misc]
         setattr(owner, name, call)
 
 
-def share_even(completions: Any, completion_ids: list[list[int]], **_: Any) -> list[float]:
-    """As `random_models.share_even`."""
+def fraction_even(completions: Any, completion_ids: list[list[int]], **_: Any) -> list[float]:
+    """As `random_models.fraction_even`."""
     return [sum(i % 2 == 0 for i in ids) / max(1, len(ids)) for ids in completion_ids]
 
 
@@ -91,7 +91,7 @@ def main() -> None:
     rows = [json.loads(line)["prompt"] for line in given.data.read_text(encoding="utf-8").splitlines()]
     data = Dataset(InMemoryTable.from_pydict({"prompt": rows}), fingerprint="random")
     steps = Steps()
-    trainer = GRPOTrainer(model=given.model, args=config_of(given), train_dataset=data, reward_funcs=share_even, callbacks=[steps])
+    trainer = GRPOTrainer(model=given.model, args=config_of(given), train_dataset=data, reward_funcs=fraction_even, callbacks=[steps])
     steps.timed(trainer, "_generate_and_score_completions", "generate_and_score_s")
     if given.vllm:
         steps.timed(trainer.vllm_generation, "sync_weights", "sync_s")

@@ -19,7 +19,7 @@ BACKENDS: dict[str, dict[str, Any]] = {"fsdp": {"fsdp": True}, "zero 2": {"zero_
 ROWS, STEPS, MAX_NORM = 4, 3, 0.5
 
 
-def share(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def loss_share(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Of a loss that needs every parameter: squares of all logits, over the rows of all ranks."""
     return model(**inputs).logits.float().square().mean() / ROWS
 
@@ -29,7 +29,7 @@ def train(strategy: StrategyBase, kind: str, *, first_gradient: bool) -> dict[st
     norms = []
     for step in range(1 if first_gradient else STEPS):
         rows = [inputs_of(kind, seed=step * ROWS + row) for row in range(ROWS)][strategy.world.rank :: strategy.world.world_size]
-        strategy.accumulate(rows, lambda row: share(model, row), model, optimizer)
+        strategy.accumulate(rows, lambda row: loss_share(model, row), model, optimizer)
         norms.append(strategy.optimizer_step(optimizer, model, None, max_norm=0.0 if first_gradient else MAX_NORM).grad_norm)
     return {"parameters": full_parameters(strategy, model), "norms": norms}
 

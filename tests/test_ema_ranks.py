@@ -55,8 +55,8 @@ def run(backend: dict[str, Any], folder: Path) -> tuple[Weights, Weights]:
     for _ in range(STEPS):
         strategy.maybe_load_optimizer(optimizer)
         ids = torch.tensor(IDS[world.rank :: world.world_size])
-        share = actor(input_ids=ids).logits.float().log_softmax(-1)[..., 5].sum() / len(IDS)
-        strategy.backward(share, actor, optimizer)
+        loss_share = actor(input_ids=ids).logits.float().log_softmax(-1)[..., 5].sum() / len(IDS)
+        strategy.backward(loss_share, actor, optimizer)
         assert not strategy.optimizer_step(optimizer, actor, None, name="actor").skipped
         strategy.move_ema_model(ema, actor, beta=BETA)
         strategy.maybe_offload_optimizer(optimizer)

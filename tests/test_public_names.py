@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import docstring_share
+import docstring_fraction
 import lightrft
 from lightrft.testing.tiny import tiny_model_folder
 
@@ -39,9 +39,9 @@ def test_the_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_fraction_with_a_docstring_does_not_fall(capsys: pytest.CaptureFixture[str]) -> None:
     """Functions without one are methods whose contract is their base class's, and the commands, whose help is a constant."""
-    docstring_share.main()
+    docstring_fraction.main()
     print(capsys.readouterr().out)
-    have = docstring_share.found()
+    have = docstring_fraction.found()
     assert all(have[kind][0] == have[kind][1] for kind in ("modules", "classes", "names of lightrft with an example"))
     assert have["functions"][0] / have["functions"][1] > 0.89
 

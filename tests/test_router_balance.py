@@ -39,13 +39,13 @@ def trained(settings: dict[str, Any]) -> tuple[dict[str, torch.Tensor], float]:
     for step in range(3):
         seen: list[float] = []
 
-        def share(index: int, seen: list[float] = seen) -> torch.Tensor:
+        def loss_share(index: int, seen: list[float] = seen) -> torch.Tensor:
             micro = padded(batch, torch.tensor([index]), device=strategy.world.device)
             found = score_tokens(model, micro, temperatures=(1.0,), router_balance=True)
             seen.append(float(found.balance.detach()))
             return found.balance / len(PAIRS) - 1e-3 * found.logprobs[0].sum()
 
-        strategy.accumulate(list(range(len(PAIRS)))[rank::ranks], share, model, optimizer)
+        strategy.accumulate(list(range(len(PAIRS)))[rank::ranks], loss_share, model, optimizer)
         first = first or strategy.all_reduce(sum(seen), "sum") / len(PAIRS)
         assert not strategy.optimizer_step(optimizer, model, None, "actor", max_norm=0.0).skipped, step
     return full_parameters(strategy, model), first

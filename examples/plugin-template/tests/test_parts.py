@@ -24,7 +24,7 @@ def test_it_is_installed_and_its_code_can_be_imported(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("completion", "answer", "expected"), [("123", "123", 1.0), ("12", "123", 2 / 3), ("", "1", 0.0), ("", None, 0.0)])
-def test_the_reward_is_the_share_of_right_characters(completion: str, answer: str | None, expected: float) -> None:
+def test_the_reward_is_the_fraction_of_right_characters(completion: str, answer: str | None, expected: float) -> None:
     reward = Registry.discover().load("reward", "acme")
     assert reward([Sample(prompt="", completion=completion, answer=answer)]) == [expected]
 

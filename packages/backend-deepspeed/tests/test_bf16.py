@@ -57,13 +57,13 @@ class Sum(torch.nn.Module):
 def sums_and_small_steps(settings: dict[str, Any]) -> dict[str, Any]:
     strategy = get_strategy(make_config(settings))
     model, optimizer = strategy.prepare_trainable(Sum(), optimizer=AdamWSettings(learning_rate=1e-5))
-    share = 1 / strategy.world.world_size
+    fraction = 1 / strategy.world.world_size
     norms = []
     for _ in range(50):
         # 1 + 1/256 is beyond bfloat16: added up in it, all but the first micro-batch would be lost
         for micro in range(9):
             x = torch.tensor(1.0 if micro == 0 else 2**-9)
-            strategy.backward(model(x) * share, model, optimizer, final=micro == 8)
+            strategy.backward(model(x) * fraction, model, optimizer, final=micro == 8)
         norms.append(strategy.optimizer_step(optimizer, model, None, max_norm=0.0).grad_norm)
     return {"norms": norms, "weight": full_parameters(strategy, model)["weight"]}
 

@@ -40,7 +40,7 @@ def exported(strategy: StrategyBase, dtype: torch.dtype | None) -> dict[str, Any
     }
 
 
-def held_share(model: torch.nn.Module) -> float:
+def held_fraction(model: torch.nn.Module) -> float:
     """What this rank holds of a trained model's parameters between steps."""
     whole = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
     return sum(p.ds_tensor.numel() if hasattr(p, "ds_tensor") else p.numel() for p in model.parameters()) / whole
@@ -56,7 +56,7 @@ def measure() -> dict[int, dict[str, Any]]:
             "none": exported(strategy, None),
             "bfloat16": exported(strategy, torch.bfloat16),
             "tied": [w.names for bucket in strategy.export_weights(tied) for w in bucket],
-            "share": held_share(strategy.unwrap(tied)),
+            "fraction": held_fraction(strategy.unwrap(tied)),
         }
     return out
 
@@ -91,8 +91,8 @@ def test_tied_weights_leave_once_with_all_their_names(ranks: list[dict[int, dict
 
 def test_stage_3_alone_shards_the_parameters(ranks: list[dict[int, dict[str, Any]]]) -> None:
     for rank in ranks:
-        assert [rank[stage]["share"] for stage in STAGES[:3]] == [1.0, 1.0, 1.0]
-        assert rank[3]["share"] == pytest.approx(1 / len(ranks), rel=0.01)
+        assert [rank[stage]["fraction"] for stage in STAGES[:3]] == [1.0, 1.0, 1.0]
+        assert rank[3]["fraction"] == pytest.approx(1 / len(ranks), rel=0.01)
 
 
 def saved_models(folder: str) -> dict[str, Tensors]:
@@ -135,12 +135,12 @@ def frozen() -> dict[int | None, dict[str, Any]]:
         out[shard_size] = {
             "equal": all(torch.equal(found, expected) for found in logits),
             "exported": largest_difference(full_parameters(strategy, model), dict(plain.named_parameters())),
-            "share": held / sum(p.numel() for p in plain.parameters()),
+            "fraction": held / sum(p.numel() for p in plain.parameters()),
         }
     return out
 
 
 def test_frozen_models_are_shared_in_groups_and_give_the_same_outputs() -> None:
     for rank in run_spmd(frozen, 4, timeout_s=300):
-        assert {size: rank[size]["share"] for size in rank} == pytest.approx({1: 1.0, 2: 0.5, 4: 0.25, None: 0.25}, rel=0.05)
+        assert {size: rank[size]["fraction"] for size in rank} == pytest.approx({1: 1.0, 2: 0.5, 4: 0.25, None: 0.25}, rel=0.05)
         assert all(found["equal"] and found["exported"] == 0 for found in rank.values())

@@ -277,8 +277,8 @@ def by_hand() -> list[tuple[float, float]]:
         strategy = deepspeed(stage)
         model, optimizer = strategy.prepare_trainable(Line(), optimizer=AdamWSettings(learning_rate=0.125, eps=0.0))
         x, y = (([[1.0]], [[1.0]]), ([[2.0], [3.0]], [[1.0], [4.0]]))[strategy.world.rank]
-        share = ((model(torch.tensor(x)) - torch.tensor(y)) ** 2).sum() / 2 / 3
-        strategy.backward(share, model, optimizer)
+        loss_share = ((model(torch.tensor(x)) - torch.tensor(y)) ** 2).sum() / 2 / 3
+        strategy.backward(loss_share, model, optimizer)
         result = strategy.optimizer_step(optimizer, model, None, max_norm=0.0)
         out.append((result.grad_norm, full_parameters(strategy, model)["layer.weight"].item()))
     return out

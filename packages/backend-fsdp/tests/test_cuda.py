@@ -52,7 +52,7 @@ def offloading() -> dict[str, Any]:
     hosts = [v for state in optimizer.state.values() for v in state.values() if v.dim() > 0]
     pinned = all(t.is_pinned() for t in hosts)
     strategy.maybe_load_optimizer(optimizer)
-    return {"share freed": freed / moments, "pinned": pinned, "back": torch.cuda.memory_allocated() / before}
+    return {"fraction freed": freed / moments, "pinned": pinned, "back": torch.cuda.memory_allocated() / before}
 
 
 def measure(folder: str) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def test_one_gpu_gives_what_single_gives_there_and_resumes_bitwise(tmp_path: Pat
 
 def test_offloading_frees_both_moments_into_pinned_memory() -> None:
     (found,) = run_spmd(offloading, 1, cuda=True)
-    assert found["share freed"] > 0.95 and found["pinned"]
+    assert found["fraction freed"] > 0.95 and found["pinned"]
     assert found["back"] == pytest.approx(1, rel=0.01)
 
 

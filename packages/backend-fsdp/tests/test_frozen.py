@@ -30,7 +30,7 @@ def measure() -> dict[int | None, dict[str, Any]]:
         held = sum(p.to_local().numel() for p in model.parameters() if isinstance(p, DTensor))
         out[shard_size] = {
             "equal": all(torch.equal(found, expected) for found in logits),
-            "share": held / sum(p.numel() for p in plain.parameters()),
+            "fraction": held / sum(p.numel() for p in plain.parameters()),
             "trains": model.training or any(p.requires_grad for p in model.parameters()),
         }
     with pytest.raises(ValueError, match="shard_size=3 does not divide the world size 4"):
@@ -46,14 +46,14 @@ def ranks(request: pytest.FixtureRequest) -> list[dict[int | None, dict[str, Any
     return run_spmd(measure, 4, cuda=request.param)
 
 
-@pytest.mark.parametrize(("shard_size", "share"), [(1, 1.0), (2, 0.5), (4, 0.25), (None, 0.25)])
-def test_outputs_are_equal_and_each_rank_holds_its_share(
-    ranks: list[dict[int | None, dict[str, Any]]], shard_size: int | None, share: float
+@pytest.mark.parametrize(("shard_size", "fraction"), [(1, 1.0), (2, 0.5), (4, 0.25), (None, 0.25)])
+def test_outputs_are_equal_and_each_rank_holds_its_fraction(
+    ranks: list[dict[int | None, dict[str, Any]]], shard_size: int | None, fraction: float
 ) -> None:
     for rank in ranks:
         found = rank[shard_size]
         assert found["equal"] and not found["trains"]
-        assert found["share"] == pytest.approx(share, rel=1e-3)
+        assert found["fraction"] == pytest.approx(fraction, rel=1e-3)
 
 
 def passes_at_rest() -> dict[str, Any]:

@@ -200,8 +200,8 @@ def by_hand() -> tuple[float, float, float]:
     strategy = get_strategy(make_config({"fsdp": True}))
     model, optimizer = strategy.prepare_trainable(Line(), optimizer=AdamWSettings(learning_rate=0.125, eps=0.0))
     x, y = (([[1.0]], [[1.0]]), ([[2.0], [3.0]], [[1.0], [4.0]]))[strategy.world.rank]
-    share = ((model(torch.tensor(x)) - torch.tensor(y)) ** 2).sum() / 2 / 3
-    strategy.backward(share, model, optimizer)
+    loss_share = ((model(torch.tensor(x)) - torch.tensor(y)) ** 2).sum() / 2 / 3
+    strategy.backward(loss_share, model, optimizer)
     gradient = full_gradients(model)["layers.0.weight"].item()
     result = strategy.optimizer_step(optimizer, model, None, max_norm=0.0)
     return gradient, result.grad_norm, full_parameters(strategy, model)["layers.0.weight"].item()

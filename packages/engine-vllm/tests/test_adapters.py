@@ -85,7 +85,7 @@ def test_tokens_are_those_of_transformers_and_peft_before_and_after_syncs(bench:
         adapters = [p for name, p in bench.actor.named_parameters() if "lora_" in name]
         assert bench.strategy.synced_bytes == 4 * sum(p.numel() for p in adapters)
         assert bench.strategy.unverified_weights == [] and bench.strategy.weight_version == sync
-        assert len(bench.engine.adapter_sums()) == len(adapters)
+        assert len(bench.engine.adapter_checksums()) == len(adapters)
     faults(bench)
     whole(bench)
 

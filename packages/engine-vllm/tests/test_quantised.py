@@ -94,7 +94,7 @@ def test_every_tensor_is_compared_after_each_sync(engine: Any) -> None:
     assert linear(engine).weight.dtype == FP8
     for seed in (1, 2, 3):
         sent = sync(engine, seed)
-        held = engine.weight_sums()
+        held = engine.weight_checksums()
         assert sent.differing(held) == [] and sent.unverified(held) == []
     assert len(engine.generate(requests_of([[3, 4, 5]]), GREEDY)) == 1
 
@@ -106,9 +106,9 @@ def test_a_code_or_a_scale_that_changes_is_named(engine: Any) -> None:
     for change in (lambda: layer.weight.view(torch.uint8)[3, 4].bitwise_xor_(1), lambda: layer.weight_scale.mul_(1.5)):
         with torch.no_grad():
             change()
-        assert sent.differing(engine.weight_sums()) == [name]
+        assert sent.differing(engine.weight_checksums()) == [name]
         sent = sync(engine, 1)
-        assert sent.differing(engine.weight_sums()) == []
+        assert sent.differing(engine.weight_checksums()) == []
 
 
 def test_a_layer_that_is_not_quantised_again_is_named(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_a_layer_that_is_not_quantised_again_is_named(engine: Any, monkeypatch: 
     before = {"weight": layer.weight.detach().clone(), "weight_scale": layer.weight_scale.detach().clone()}
     monkeypatch.setattr(layer.quant_method, "process_weights_after_loading", lambda layer: _keep(layer, before), raising=False)
     sent = sync(engine, 2)
-    assert sent.differing(engine.weight_sums()) == ["model.layers.1.mlp.down_proj.weight"]
+    assert sent.differing(engine.weight_checksums()) == ["model.layers.1.mlp.down_proj.weight"]
 
 
 def test_a_layer_that_is_quantised_with_another_scale_ends_the_sync(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:

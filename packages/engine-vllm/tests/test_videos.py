@@ -87,7 +87,7 @@ def generate(unit: RolloutController, asked: list[tuple[list[int], list[Any], li
 
 
 def answers(folder: str) -> list[list[int]]:
-    """Of this rank's share of the prompts."""
+    """Of this rank's slice of the prompts."""
     unit = controller(folder)
     rank, size = unit.group.rank, unit.group.size
     asked = ASKED[rank * len(ASKED) // size : (rank + 1) * len(ASKED) // size]

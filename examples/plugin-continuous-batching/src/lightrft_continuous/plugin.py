@@ -15,7 +15,7 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
             api=1,
             target="lightrft_continuous.engine:ContinuousEngine",
             # Not `seed`: all requests of a batch draw from one generator, so a draw depends on what else is in it.
-            capabilities=frozenset({Capability.LOGPROBS, Capability.SLEEP_1, Capability.WEIGHT_SUMS}),
+            capabilities=frozenset({Capability.LOGPROBS, Capability.SLEEP_1, Capability.WEIGHT_CHECKSUMS}),
             topology="single_leader",
             summary="transformers' continuous batching over a paged cache",
         )

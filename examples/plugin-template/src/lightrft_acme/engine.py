@@ -15,7 +15,7 @@ from lightrft.engine.model_facts import model_facts
 from lightrft.errors import CapabilityError, EngineStateError
 from lightrft.types import Completion, EngineStatus, FinishReason, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import WeightBucket, tied_names
-from lightrft.weights.checksum import WeightSum, tensor_sum
+from lightrft.weights.checksum import WeightChecksum, tensor_checksum
 from lightrft.weights.staging import stage
 
 
@@ -82,9 +82,9 @@ class AcmeEngine(InferenceEngine):
             mine[name].copy_(tensor)
         self._version = version
 
-    def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+    def weight_checksums(self) -> Mapping[tuple[str, ...], WeightChecksum]:
         names = tied_names(self._model)
-        return {names[name]: WeightSum(*tensor_sum(parameter)) for name, parameter in self._model.named_parameters()}
+        return {names[name]: WeightChecksum(*tensor_checksum(parameter)) for name, parameter in self._model.named_parameters()}
 
     def reset_cache(self) -> None:
         self._alive()  # nothing is kept between two calls of `generate`

@@ -19,7 +19,7 @@ from lightrft.plugins import (
 API = 1
 """The plugin API that this code was written and tested for; `lightrft.plugins.API_VERSION` is the installed one."""
 
-ENGINE_CAPABILITIES = frozenset({Capability.LOGPROBS, Capability.SEED, Capability.MIN_P, Capability.SLEEP_1, Capability.WEIGHT_SUMS})
+ENGINE_CAPABILITIES = frozenset({Capability.LOGPROBS, Capability.SEED, Capability.MIN_P, Capability.SLEEP_1, Capability.WEIGHT_CHECKSUMS})
 
 
 @hookimpl
@@ -40,7 +40,7 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
             topology="single_leader",
             summary="transformers without a cache: one prompt at a time",
         ),
-        RewardSpec(name="acme", api=API, target="lightrft_acme.reward:share_right", summary="the share of characters that are right"),
+        RewardSpec(name="acme", api=API, target="lightrft_acme.reward:fraction_right", summary="the fraction of characters that are right"),
         AdvantageSpec(
             name="acme",
             api=API,

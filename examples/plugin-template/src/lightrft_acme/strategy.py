@@ -36,7 +36,7 @@ class AcmeStrategy(StrategyBase):
     # ---- the update ----------------------------------------------------------------------------------------------------------------------
 
     def _backward(self, loss: torch.Tensor, model: torch.nn.Module, optimizer: Optimizer, final: bool) -> None:
-        torch.autograd.backward(loss)  # this rank's share; `_step` sums the ranks' gradients, whatever the number of micro-batches
+        torch.autograd.backward(loss)  # this rank's loss share; `_step` sums the ranks' gradients, whatever the number of micro-batches
 
     def _step(self, optimizer: Optimizer, model: torch.nn.Module, max_norm: float) -> StepResult:
         parameters = [p for p in model.parameters() if p.requires_grad]

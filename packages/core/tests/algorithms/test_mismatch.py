@@ -31,7 +31,7 @@ def test_equal_programs_have_no_gap() -> None:
     }  # fmt: skip
 
 
-def test_sums_of_parts_are_the_sums_of_the_whole() -> None:
+def test_checksums_of_parts_are_that_of_the_whole() -> None:
     torch.testing.assert_close(mismatch_sums(D[:1], cap=2.0) + mismatch_sums(D[1:], cap=2.0), mismatch_sums(D, cap=2.0))
 
 

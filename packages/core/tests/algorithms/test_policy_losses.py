@@ -186,12 +186,12 @@ def test_aggregation_by_hand_and_in_any_cut(how: Aggregation, expected: float) -
     losses = torch.tensor([[1.0, 2.0, 3.0], [10.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])  # the third completion is masked whole, and does not count
 
-    def share(rows: slice) -> float:
+    def loss_share(rows: slice) -> float:
         weights = token_weights(mask[rows], how=how, num_tokens=4.0, num_sequences=2.0, constant=8.0)
         return float((losses[rows] * weights).sum())
 
-    assert share(slice(0, 3)) == pytest.approx(expected)
-    assert share(slice(0, 1)) + share(slice(1, 3)) == pytest.approx(expected)
+    assert loss_share(slice(0, 3)) == pytest.approx(expected)
+    assert loss_share(slice(0, 1)) + loss_share(slice(1, 3)) == pytest.approx(expected)
 
 
 def test_value_loss_by_hand() -> None:

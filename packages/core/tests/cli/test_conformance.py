@@ -62,7 +62,7 @@ def test_a_good_engine_meets_its_requirements_and_a_row_says_so_for_each() -> No
         "test_an_option_of_another_type_is_refused",
         "test_an_option_that_lightrft_sets_is_refused_with_the_setting_to_use",
         "test_an_unknown_option_is_refused_with_the_nearest_name",
-        "test_it_keeps_to_its_share_of_the_devices_memory",
+        "test_it_keeps_to_its_fraction_of_the_devices_memory",
         "test_what_is_not_declared_is_refused[deterministic]",
         "test_what_is_not_declared_is_refused[mem_util]",
         "test_what_its_library_was_built_with_is_told",

@@ -74,13 +74,13 @@ def test_adapters_are_planned_for(folder: Path) -> None:
 def test_what_rests_in_host_memory_is_planned(
     folder: Path, flags: list[str], parts: dict[str, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Bytes of a parameter, on two ranks; an engine's weights are whole on each (given as twice a rank's share)."""
+    """Bytes of a parameter, on two ranks; an engine's weights are whole on each (given as twice a rank's slice)."""
     shape = json.loads((folder / "config.json").read_text()) | {"vocab_size": 1_000_000}
     (folder / "config.json").write_text(json.dumps(shape))
     world = ["--world", "1" if "single" in flags else "2"]
     report, _ = run_plan(["--model_name_or_path", str(folder), "--gpu", "h100-80g", *world, *flags], description="")
-    shares = {part: size * report["parameters"] / 2 / 2**30 for part, size in parts.items()}
-    assert report["host_gib"] == pytest.approx(shares, abs=2e-3)
+    fractions = {part: size * report["parameters"] / 2 / 2**30 for part, size in parts.items()}
+    assert report["host_gib"] == pytest.approx(fractions, abs=2e-3)
     print_report(report)
     assert ("for each rank (" if parts else "host memory: nothing is kept there") in capsys.readouterr().out
 

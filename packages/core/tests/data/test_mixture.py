@@ -60,7 +60,7 @@ def test_only_the_ratio_of_the_weights_counts() -> None:
 
 
 @pytest.mark.parametrize("weights", [(0.7, 0.3), (5, 1), (0.5, 0.3, 0.2), (1, 1000)])
-def test_every_stretch_has_the_shares(weights: tuple[float, ...]) -> None:
+def test_every_stretch_has_the_fractions(weights: tuple[float, ...]) -> None:
     found = stream(weights, 3000)
     for start in (0, 17, 1000):
         for length in (10, 128, 1000):

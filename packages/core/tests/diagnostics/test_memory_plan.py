@@ -109,12 +109,12 @@ def measured_update(config: Config) -> int:
     chunk = config.chunk_size if config.fused_linear_logprob else None
 
     def update() -> None:
-        def share(index: torch.Tensor) -> torch.Tensor:
+        def loss_share(index: torch.Tensor) -> torch.Tensor:
             micro = padded(batch, index, device=torch.device("cpu"))
             return score_tokens(model, micro, temperatures=(1.0,), fused_chunk=chunk).logprobs[0].sum()
 
         parts = torch.arange(config.train_batch_size).split(config.micro_train_batch_size)
-        strategy.accumulate(list(parts), share, model, optimizer)
+        strategy.accumulate(list(parts), loss_share, model, optimizer)
 
     update()
     strategy.optimizer_step(optimizer, model, None, max_norm=0.0)
@@ -234,7 +234,7 @@ def test_the_engine_is_awake_beside_the_reward_pass_where_groups_are_drawn_again
     for again in (False, True):
         config = make_config({"fsdp": True, "bf16": True, "engine_type": "vllm", "dynamic_sampling": again, **OF_268M})
         phases = make_plan(config, shape, world=1, device=GIB * 40).phases
-        engine = {"engine weights", "KV cache", "engine, beside its share"}
+        engine = {"engine weights", "KV cache", "engine, beside its fraction"}
         assert engine <= {*phases["rollout"]} and engine & {*phases["reward pass"]} == (engine if again else set())
         assert not engine & {*phases["update"]}
 

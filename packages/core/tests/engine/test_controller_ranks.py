@@ -129,9 +129,9 @@ def test_every_group_size_gives_what_one_rank_gives(four_ranks: list[dict[str, o
     expected = generate(make(world, 1, topology), [prompt for prompts in PROMPTS for prompt in prompts])
     got: list[RequestOutput] = []
     for prompts, found in zip(PROMPTS, four_ranks, strict=True):
-        share = found[f"{topology} {size}"]
-        assert isinstance(share, list) and len(share) == len(prompts)
-        got += share
+        part = found[f"{topology} {size}"]
+        assert isinstance(part, list) and len(part) == len(prompts)
+        got += part
     assert got == expected
 
 

@@ -102,7 +102,7 @@ def test_draws_follow_the_filtered_distribution(tmp_path: Path) -> None:
     logits = model(torch.tensor([prompt])).logits[:, -1].detach() / 1.3
     expected = filter_logits(logits, sampling).softmax(-1)[0]
     assert (counts[expected == 0] == 0).all()
-    # 5 standard deviations of a binomial share
+    # 5 standard deviations of a binomial fraction
     bound = 5 * (expected * (1 - expected) / 4000).sqrt() + 1e-9
     assert ((counts / 4000 - expected).abs() <= bound).all()
 

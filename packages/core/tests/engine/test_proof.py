@@ -1,4 +1,4 @@
-"""A sync that went wrong is seen, and named. Faults planted into the reference engine; shapes before, sums after."""
+"""A sync that went wrong is seen, and named. Faults planted into the reference engine; shapes before, checksums after."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightrft.rollout.controller import RolloutController
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.types import EngineStatus
 from lightrft.weights.buckets import Weight, WeightBucket, tied_names
-from lightrft.weights.checksum import WeightSum, tensor_sum
+from lightrft.weights.checksum import WeightChecksum, tensor_checksum
 from lightrft.weights.manifest import expected_shapes
 from lightrft.weights.verify import SentChecksums, over_group, shape_problems
 
@@ -31,10 +31,10 @@ DOWN = "model.layers.0.mlp.down_proj.weight"
 class FusedEngine(HFEngine):
     """Shows q, k and v of a layer as the one tensor that other engines fuse them into."""
 
-    def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
-        sums = dict(super().weight_sums())
-        parts = [sums.pop((name,)) for name in (Q, K, V)]
-        return sums | {(Q, K, V): parts[0] + parts[1] + parts[2]}
+    def weight_checksums(self) -> Mapping[tuple[str, ...], WeightChecksum]:
+        checksums = dict(super().weight_checksums())
+        parts = [checksums.pop((name,)) for name in (Q, K, V)]
+        return checksums | {(Q, K, V): parts[0] + parts[1] + parts[2]}
 
 
 class Faulty(FusedEngine):
@@ -80,9 +80,9 @@ class UntiedHead(HFEngine):
         super().__init__(setup)
         self.head = self.model.lm_head.weight.clone()
 
-    def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
-        sums = {names[:1]: value for names, value in super().weight_sums().items()}
-        return sums | {("lm_head.weight",): WeightSum(*tensor_sum(self.head))}
+    def weight_checksums(self) -> Mapping[tuple[str, ...], WeightChecksum]:
+        checksums = {names[:1]: value for names, value in super().weight_checksums().items()}
+        return checksums | {("lm_head.weight",): WeightChecksum(*tensor_checksum(self.head))}
 
 
 def controller(folder: Path, engine: type[HFEngine] = HFEngine, *, tie: bool = False, **changes: Any) -> RolloutController:
@@ -155,20 +155,20 @@ def test_a_forgotten_tied_output_layer_is_named(tmp_path: Path) -> None:
 
 def test_without_the_capability_or_the_setting_nothing_is_summed(tmp_path: Path) -> None:
     fault = type("Planted", (Faulty,), {"spoil": staticmethod(stale)})
-    off = controller(tmp_path / "model", fault, verify_sums=False)
+    off = controller(tmp_path / "model", fault, verify_checksums=False)
     off.update_weights([weights()])
     assert off.version == 1
     assert off.differing_weights([weights()]), "it can still be asked"
-    spec = EngineSpec(name="planted", target="a:b", capabilities=HF_CAPABILITIES - {Capability.WEIGHT_SUMS})
+    spec = EngineSpec(name="planted", target="a:b", capabilities=HF_CAPABILITIES - {Capability.WEIGHT_CHECKSUMS})
     mute = controller(tmp_path / "model", fault, spec=spec)
     mute.update_weights([weights()])
     assert mute.differing_weights([weights()]) is None
 
 
-def test_what_the_engine_gives_no_sum_for_is_listed(tmp_path: Path) -> None:
+def test_what_the_engine_gives_no_checksum_for_is_listed(tmp_path: Path) -> None:
     class Secretive(HFEngine):
-        def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
-            return {names: value for names, value in super().weight_sums().items() if names != (DOWN,)}
+        def weight_checksums(self) -> Mapping[tuple[str, ...], WeightChecksum]:
+            return {names: value for names, value in super().weight_checksums().items() if names != (DOWN,)}
 
     unit = controller(tmp_path / "model", Secretive)
     unit.update_weights([weights()])
@@ -222,14 +222,14 @@ def test_a_tied_name_may_be_absent_on_either_side() -> None:
     assert shape_problems(sent, {"embed": (4, 2), "head": (2, 4), "norm": (2,)})
 
 
-def test_sums_of_a_group_are_added_where_sharded_and_must_agree_elsewhere() -> None:
-    part, whole = WeightSum(1, 2, sharded=True), WeightSum(5, 7)
+def test_checksums_of_a_group_are_added_where_sharded_and_must_agree_elsewhere() -> None:
+    part, whole = WeightChecksum(1, 2, sharded=True), WeightChecksum(5, 7)
     found = over_group([{("a",): part, ("b",): whole}, {("a",): part, ("b",): whole}])
-    assert found == {("a",): WeightSum(2, 4, sharded=True), ("b",): whole}
-    assert over_group([{("b",): whole}, {("b",): WeightSum(5, 8)}]) == {("b",): WeightSum(5, 8)}
+    assert found == {("a",): WeightChecksum(2, 4, sharded=True), ("b",): whole}
+    assert over_group([{("b",): whole}, {("b",): WeightChecksum(5, 8)}]) == {("b",): WeightChecksum(5, 8)}
 
 
 def test_a_name_that_was_never_sent_is_a_difference() -> None:
-    sums = SentChecksums()
-    list(sums.watch([[Weight(("a",), torch.ones(1))]]))
-    assert sums.differing({("a", "other"): WeightSum(*tensor_sum(torch.ones(1)))}) == ["a + other"]
+    checksums = SentChecksums()
+    list(checksums.watch([[Weight(("a",), torch.ones(1))]]))
+    assert checksums.differing({("a", "other"): WeightChecksum(*tensor_checksum(torch.ones(1)))}) == ["a + other"]

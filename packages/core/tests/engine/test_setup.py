@@ -18,7 +18,7 @@ SPEC = replace(
 
 
 @pytest.mark.parametrize("settings", [{}, {"engine_mem_util": 0.5}])
-def test_a_share_of_the_gpus_memory_is_noted_on_a_cpu(settings: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fraction_of_the_gpus_memory_is_noted_on_a_cpu(settings: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
     world = World(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), group=None)
     make_controller(
         make_config({"strategy": "fake", "engine_type": "gpu", **settings}), registry=fake_registry(SPEC), world=world, model_path="m"

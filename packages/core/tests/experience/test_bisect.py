@@ -125,8 +125,10 @@ class OneForgotten(HFEngine):
         super().update_weights([sent], version=version)
 
 
-def verdict_of(folder: Path, engine: type[HFEngine] | None, *, sums: bool = True, alphabet: str = ALPHABET, **sampling: Any) -> Verdict:
-    capabilities = HF_CAPABILITIES if sums else HF_CAPABILITIES - {Capability.WEIGHT_SUMS}
+def verdict_of(
+    folder: Path, engine: type[HFEngine] | None, *, checksums: bool = True, alphabet: str = ALPHABET, **sampling: Any
+) -> Verdict:
+    capabilities = HF_CAPABILITIES if checksums else HF_CAPABILITIES - {Capability.WEIGHT_CHECKSUMS}
     target = f"{__name__}:{engine.__name__}" if engine else "lightrft.engine.hf:HFEngine"
     spec = EngineSpec(name="planted", target=target, capabilities=capabilities)
     config = make_config(dict(strategy="single", engine_type="planted", prompt_max_len=64, generate_max_len=16, verify_sync_every=0))
@@ -181,6 +183,6 @@ def test_another_tokenizer_in_the_engine_s_folder_is_named(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("engine", "cause"), [(StaleWeights, "stale_weights"), (StaleCache, "stale_cache"), (OneForgotten, "unknown")])
-def test_without_sums_what_needs_none_is_still_named(tmp_path: Path, engine: Any, cause: str) -> None:
-    verdict = verdict_of(tmp_path, engine, sums=False)
+def test_without_checksums_what_needs_none_is_still_named(tmp_path: Path, engine: Any, cause: str) -> None:
+    verdict = verdict_of(tmp_path, engine, checksums=False)
     assert verdict.cause == cause, verdict

@@ -80,7 +80,7 @@ class StaleEngine(HFEngine):
 
 
 class HalfEngine(HFEngine):
-    """Leaves one projection of a layer as it was, and hides that from the sums at the sync."""
+    """Leaves one projection of a layer as it was, and hides that from the checksums at the sync."""
 
     def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
         old = {name: p.clone() for name, p in self.model.named_parameters()}
@@ -89,8 +89,8 @@ class HalfEngine(HFEngine):
         super().update_weights([sent], version=version)
 
 
-def planted(name: str, *, sums: bool) -> EngineSpec:
-    capabilities = HF_CAPABILITIES if sums else HF_CAPABILITIES - {Capability.WEIGHT_SUMS}
+def planted(name: str, *, checksums: bool) -> EngineSpec:
+    capabilities = HF_CAPABILITIES if checksums else HF_CAPABILITIES - {Capability.WEIGHT_CHECKSUMS}
     return EngineSpec(name="planted", target=f"{__name__}:{name}", capabilities=capabilities)
 
 
@@ -150,7 +150,7 @@ def test_a_model_that_gives_no_numbers_is_told_as_what_it_is(tmp_path: Path, whe
     ],
 )
 def test_a_cache_that_is_not_reset_is_named(tmp_path: Path, engine: str, words: str) -> None:
-    strategy, probe = make(tmp_path, planted(engine, sums=True))
+    strategy, probe = make(tmp_path, planted(engine, checksums=True))
     verified_sync(strategy, probe)
     change(probe.actor)
     with pytest.raises(WeightSyncError, match=words):
@@ -158,24 +158,24 @@ def test_a_cache_that_is_not_reset_is_named(tmp_path: Path, engine: str, words: 
 
 
 def test_a_stale_block_of_256_tokens_is_found_where_the_context_has_room_for_one(tmp_path: Path) -> None:
-    strategy, probe = make(tmp_path, planted("BlockCachedEngine", sums=True), context=320)
+    strategy, probe = make(tmp_path, planted("BlockCachedEngine", checksums=True), context=320)
     verified_sync(strategy, probe)
     change(probe.actor)
     with pytest.raises(WeightSyncError, match="prompts that it was never asked agree"):
         verified_sync(strategy, probe)
 
 
-def test_stale_weights_are_found_without_sums(tmp_path: Path) -> None:
-    strategy, probe = make(tmp_path, planted("StaleEngine", sums=False))
+def test_stale_weights_are_found_without_checksums(tmp_path: Path) -> None:
+    strategy, probe = make(tmp_path, planted("StaleEngine", checksums=False))
     verified_sync(strategy, probe)
     change(probe.actor)
-    with pytest.raises(WeightSyncError, match="after sync 2: .* gives no sums of its weights"):
+    with pytest.raises(WeightSyncError, match="after sync 2: .* gives no checksums of its weights"):
         verified_sync(strategy, probe)
 
 
-def test_the_first_tensor_is_named_where_sums_can_tell(tmp_path: Path) -> None:
-    # the sums at the sync are switched off, as if the tensor had changed after it
-    strategy, probe = make(tmp_path, planted("HalfEngine", sums=True), verify=False)
+def test_the_first_tensor_is_named_where_checksums_can_tell(tmp_path: Path) -> None:
+    # the checksums at the sync are switched off, as if the tensor had changed after it
+    strategy, probe = make(tmp_path, planted("HalfEngine", checksums=True), verify=False)
     change(probe.actor)
     with pytest.raises(WeightSyncError, match=r"the first tensor that differs is model.layers.1.mlp.up_proj.weight \(1 in all\)"):
         verified_sync(strategy, probe)

@@ -263,7 +263,7 @@ def test_several_epochs_see_every_completion_as_often() -> None:
     assert steps[0] != steps[2], "each epoch is shuffled anew"
 
 
-def test_a_share_that_does_not_divide_is_cut_evenly() -> None:
+def test_a_slice_that_does_not_divide_is_cut_evenly() -> None:
     strategy = make_strategy(train_batch_size=4)
     assert [len(s.index) for s in steps_of(experience().select(torch.arange(7)), strategy)] == [3, 4]
     assert [s.num_sequences for s in steps_of(batch_of(Trainable, []), strategy)] == [0.0]

@@ -200,13 +200,13 @@ def test_accumulate_keeps_no_loss_while_it_makes_the_next(strategy: StrategyBase
     made: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
 
-    def share(x: float) -> torch.Tensor:
+    def loss_share(x: float) -> torch.Tensor:
         alive.append(sum(ref() is not None for ref in made))
         loss = model(torch.tensor([x])).sum()
         made.append(weakref.ref(loss))
         return loss
 
-    strategy.accumulate([1.0, 2.0, 3.0], share, model, optimizer)
+    strategy.accumulate([1.0, 2.0, 3.0], loss_share, model, optimizer)
     assert alive == [0, 0, 0], "a loss that is kept holds its graph beside the next one's"
 
 

@@ -94,9 +94,9 @@ def test_episodes_that_end_teach_beside_those_that_are_cut_off(tmp_path: Path) -
     cut = [sample.finish_reason == "length" for sample in trainer.experience.samples]
     assert [sample.num_tokens for sample in trainer.experience.samples] == [6 if one else 2 for one in cut]
     assert trainer.experience.trains.tolist() == [not one for one in cut]
-    share = sum(cut) / 16
-    assert 0.0 < share < 1.0 and metrics["rollout/left_out"] == metrics["rollout/truncated"] == share
-    assert (metrics["episode/turns"], metrics["rollout/reward"]) == (1.0 + 2.0 * share, 1.0 - share)
+    fraction = sum(cut) / 16
+    assert 0.0 < fraction < 1.0 and metrics["rollout/left_out"] == metrics["rollout/truncated"] == fraction
+    assert (metrics["episode/turns"], metrics["rollout/reward"]) == (1.0 + 2.0 * fraction, 1.0 - fraction)
     assert metrics["train/grad_norm"] > 0.0
 
 

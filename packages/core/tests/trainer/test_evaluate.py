@@ -23,7 +23,7 @@ from lightrft.types import Sample
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(n, c, k) for n in (1, 4, 6) for c in range(n + 1) for k in range(1, n + 1)])
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(n: int, c: int, k: int) -> None:
+def test_pass_at_k_is_the_fraction_of_subsets_with_a_right_sample(n: int, c: int, k: int) -> None:
     right = [index < c for index in range(n)]
     subsets = list(itertools.combinations(right, k))
     assert pass_at_k(num_samples=n, num_right=c, k=k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)

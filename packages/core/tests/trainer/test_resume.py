@@ -98,7 +98,7 @@ def test_sources_with_weights_go_on_where_they_were(tmp_path: Path) -> None:
     assert_same(resumed, expected)
     assert rows(tmp_path / "resumed") == rows(tmp_path / "whole")
     logged = rows(tmp_path / "whole")[1:]
-    assert {(row["source/few/share"], row["source/many/share"]) for row in logged} == {(0.25, 0.75)}
+    assert {(row["source/few/fraction"], row["source/many/fraction"]) for row in logged} == {(0.25, 0.75)}
     for row in logged:
         assert 0.25 * row["source/few/reward"] + 0.75 * row["source/many/reward"] == pytest.approx(row["rollout/reward"])
     assert expected.sampler.state_dict()["taken"] == [6, 18] and expected.sampler.epoch == 24 / 14

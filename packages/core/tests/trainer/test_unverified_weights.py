@@ -10,7 +10,7 @@ import pytest
 
 from lightrft.engine.hf import HFEngine
 from lightrft.testing.small_trainer import make_trainer
-from lightrft.weights.checksum import WeightSum
+from lightrft.weights.checksum import WeightChecksum
 
 HIDDEN = [f"model.layers.{layer}.{name}" for layer in range(2) for name in ("mlp.down_proj.weight", "input_layernorm.weight")]
 SETTINGS = {"engine_type": "hf", "verify_sync_every": 1, "logprob_gap_prompts": 0}
@@ -19,12 +19,12 @@ SETTINGS = {"engine_type": "hf", "verify_sync_every": 1, "logprob_gap_prompts": 
 def test_they_are_told_once_and_named_in_the_run_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = HFEngine.weight_sums
+    whole = HFEngine.weight_checksums
 
-    def some(engine: HFEngine) -> Mapping[tuple[str, ...], WeightSum]:
+    def some(engine: HFEngine) -> Mapping[tuple[str, ...], WeightChecksum]:
         return {names: value for names, value in whole(engine).items() if names[0] not in HIDDEN}
 
-    monkeypatch.setattr(HFEngine, "weight_sums", some)
+    monkeypatch.setattr(HFEngine, "weight_checksums", some)
     trainer = make_trainer(tmp_path, **SETTINGS)
     trainer.fit()
     [line] = [line for line in capsys.readouterr().out.splitlines() if "no checksum" in line]

@@ -58,7 +58,7 @@ def test_the_loss_is_a_mean_over_tokens_not_over_examples():
 
 
 def test_the_first_step_by_hand():
-    """AdamW's first step moves each entry by the learning rate against the sign of its gradient, which is p - (share of the target)."""
+    """AdamW's first step moves each entry by the learning rate against the sign of its gradient, which is p - (fraction of the target)."""
     model = Bigram()
     result = warm_up(model, EXAMPLES, settings=settings(), greedy_reward=no_reward, log=lambda line: None)
     signs = torch.tensor([[1.0, -1.0, 1.0], [1.0, 0.0, -1.0], [0.0, 0.0, 0.0]])

@@ -34,7 +34,7 @@ MADE_BY_PATTERN = {
         "eval/reward",
         "eval/length_mean",
     ),
-    *("source/SET/share", "source/SET/reward"),
+    *("source/SET/fraction", "source/SET/reward"),
     "partial/lag/K",
     *("time/PHASE_s", "memory/PHASE_gib", "tokens/PHASE"),
 }

@@ -22,15 +22,15 @@ from lightrft.engine.stop_text import cut_at_stop
 from lightrft.errors import CapabilityError, EngineError, EngineStateError, ModelError, WeightSyncError
 from lightrft.types import Completion, EngineStatus, FinishReason, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import Weight, WeightBucket
-from lightrft.weights.checksum import WeightSum
-from lightrft.weights.fused_fingerprints import OwnSum, OwnSums
+from lightrft.weights.checksum import WeightChecksum
+from lightrft.weights.fused_fingerprints import OwnChecksum, OwnChecksums
 from lightrft.weights.hf_names import FileNames
 from lightrft.weights.manifest import expected_shapes
 from lightrft.weights.model_class import reads_images
 from lightrft.weights.verify import over_group
+from lightrft_sglang.checksums import LOADER, own_names, question, read
 from lightrft_sglang.process import SGLangProcess
 from lightrft_sglang.sampling import left_to_us, read_sampling, to_sglang
-from lightrft_sglang.sums import LOADER, own_names, question, read
 
 CPU_KV_TOKENS = 16_384
 FLUSH_TRIES, FLUSH_PAUSE_S = 200, 0.02
@@ -57,7 +57,9 @@ class SGLangEngine(InferenceEngine):
         self._images = RequestImages(setup)
         self._version = 0
         self._status = EngineStatus.AWAKE
-        self._sums = OwnSums(self._read_sums(), folder=setup.model_path, dtype=setup.dtype, sendable=own_names(self._names.one_to_one()))
+        self._checksums = OwnChecksums(
+            self._read_checksums(), folder=setup.model_path, dtype=setup.dtype, sendable=own_names(self._names.one_to_one())
+        )
 
     @cached_property
     def arguments(self) -> Mapping[str, Any]:
@@ -133,10 +135,10 @@ class SGLangEngine(InferenceEngine):
     def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._names.module_shapes()
 
-    def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+    def weight_checksums(self) -> Mapping[tuple[str, ...], WeightChecksum]:
         """Of all schedulers together. Without tensors whose key-value heads several of them hold."""
         self._alive()
-        return over_group([self._sums.named(own) for own in self._read_sums()])
+        return over_group([self._checksums.named(own) for own in self._read_checksums()])
 
     def reset_cache(self) -> None:
         self._alive()
@@ -232,8 +234,8 @@ class SGLangEngine(InferenceEngine):
             found["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(cores[rank % len(cores)]) for rank in range(self.setup.group_size))
         return found
 
-    def _read_sums(self) -> list[dict[str, OwnSum]]:
-        with tempfile.TemporaryDirectory(prefix="lightrft-sums-") as folder:
+    def _read_checksums(self) -> list[dict[str, OwnChecksum]]:
+        with tempfile.TemporaryDirectory(prefix="lightrft-checksums-") as folder:
             asked = question(folder, dtype=self.setup.dtype)
             self._accepted("begin_weight_update")
             self._accepted("update_weights_from_tensor", named_tensors=asked, load_format=LOADER, flush_cache=False)

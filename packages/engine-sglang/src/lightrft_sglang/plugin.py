@@ -22,7 +22,7 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
                     Capability.STOP_STRINGS,
                     Capability.MIN_P,
                     Capability.MEM_UTIL,
-                    Capability.WEIGHT_SUMS,
+                    Capability.WEIGHT_CHECKSUMS,
                     Capability.MULTIMODAL,
                     Capability.SLEEP_1,
                 }

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from lightrft.weights.adapters import LowRank, adapter_names
-from lightrft.weights.checksum import NOTHING, WeightSum, tensor_sum
+from lightrft.weights.checksum import NOTHING, WeightChecksum, tensor_checksum
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Those that vLLM has room for (`MaxLoRARanks`); a smaller adapter is filled up with zeros."""
@@ -53,32 +53,32 @@ def put_adapters(model: Any, *, adapters: Mapping[str, LowRank], rank: int, numb
     manager.activate_adapter(number)
 
 
-def read_adapters(model: Any, *, modules: Collection[str]) -> dict[tuple[str, ...], WeightSum]:
-    """The sums of A and B of each of these modules, from the tensors of its LoRA layer."""
-    found: dict[tuple[str, ...], WeightSum] = {}
+def read_adapters(model: Any, *, modules: Collection[str]) -> dict[tuple[str, ...], WeightChecksum]:
+    """The checksums of A and B of each of these modules, from the tensors of its LoRA layer."""
+    found: dict[tuple[str, ...], WeightChecksum] = {}
     named = {_own_name(model, module): module for module in modules}
     for own, layer in model.lora_manager.modules.items():
         for index, child in enumerate(_children(model, own)):
             if child in named:
-                for name, value in zip(adapter_names(named[child]), _sums(layer, index), strict=True):
+                for name, value in zip(adapter_names(named[child]), _checksums(layer, index), strict=True):
                     found[(name,)] = value
     return found
 
 
-def _sums(layer: Any, index: int) -> Iterator[WeightSum]:
+def _checksums(layer: Any, index: int) -> Iterator[WeightChecksum]:
     """Of A and of B in one part of a layer; several ranks have shards of one of the two, or hold the same one."""
     from vllm.model_executor.layers.linear import ReplicatedLinear, RowParallelLinear
 
     a, b = layer.lora_a_stacked[index][SLOT], layer.lora_b_stacked[index][SLOT]
     ranks, rank = layer.tp_size, layer.tp_rank
     rows = isinstance(layer.base_layer, RowParallelLinear)
-    yield WeightSum(*tensor_sum(a), sharded=rows and ranks > 1)
+    yield WeightChecksum(*tensor_checksum(a), sharded=rows and ranks > 1)
     columns = ranks > 1 and not rows and not isinstance(layer.base_layer, ReplicatedLinear)
     copies = getattr(layer.base_layer, "num_kv_head_replicas", 1) if index > 0 else 1
     if columns and rank % copies:  # a shard that another rank holds and counts, too
-        yield WeightSum(NOTHING.bits, NOTHING.squares, sharded=True)
+        yield WeightChecksum(NOTHING.bits, NOTHING.squares, sharded=True)
     else:
-        yield WeightSum(*tensor_sum(b), sharded=columns)
+        yield WeightChecksum(*tensor_checksum(b), sharded=columns)
 
 
 def _children(model: Any, own: str) -> list[str]:

@@ -23,8 +23,8 @@ from lightrft.errors import CapabilityError, EngineError, EngineStateError, Mode
 from lightrft.types import Completion, EngineStatus, FinishReason, Request, RequestOutput, SamplingParams
 from lightrft.weights.adapters import matrices_of, staged_adapters
 from lightrft.weights.buckets import WeightBucket
-from lightrft.weights.checksum import WeightSum
-from lightrft.weights.fused_fingerprints import OwnSum, OwnSums, read_own_sums
+from lightrft.weights.checksum import WeightChecksum
+from lightrft.weights.fused_fingerprints import OwnChecksum, OwnChecksums, read_own_checksums
 from lightrft.weights.hf_names import FileNames
 from lightrft.weights.manifest import expected_shapes
 from lightrft_vllm.adapters import put_adapters, read_adapters, room_for, unadaptable
@@ -46,7 +46,7 @@ from lightrft_vllm.quantised import forget_what_was_made, quantisation_problems,
 from lightrft_vllm.weights import WeightStream, own_names, pack_experts_again
 
 CPU_KV_CACHE_BYTES = 2**30
-"""Of each rank, on the CPU, where VLLM_CPU_KVCACHE_SPACE does not say otherwise; vLLM would take a share of the whole memory."""
+"""Of each rank, on the CPU, where VLLM_CPU_KVCACHE_SPACE does not say otherwise; vLLM would take a fraction of the whole memory."""
 
 CPU_BATCH_TOKENS = 4096
 """Of one forward, at most, on the CPU; one prompt always fits."""
@@ -89,8 +89,8 @@ class VLLMEngine(InferenceEngine):
         self._adapted: tuple[str, ...] = ()
         self._adapter: Any = None  # vLLM's request of the present one
         self._straight = setup.device.type == "cuda" and not setup.adapter_rank and self._llm.apply_model(loads_straight)[0]
-        self._sums = OwnSums(
-            gather_objects(self._read_sums(), group=setup.group),
+        self._checksums = OwnChecksums(
+            gather_objects(self._read_checksums(), group=setup.group),
             folder=setup.model_path,
             dtype=setup.dtype,
             sendable=self._own_names(),
@@ -191,20 +191,20 @@ class VLLMEngine(InferenceEngine):
         self.reset_cache()
         self._version = version
 
-    def adapter_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+    def adapter_checksums(self) -> Mapping[tuple[str, ...], WeightChecksum]:
         self._alive()
-        found: dict[tuple[str, ...], WeightSum] = self._llm.apply_model(partial(read_adapters, modules=self._adapted))[0]
+        found: dict[tuple[str, ...], WeightChecksum] = self._llm.apply_model(partial(read_adapters, modules=self._adapted))[0]
         return found
 
     def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._names.module_shapes()
 
-    def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+    def weight_checksums(self) -> Mapping[tuple[str, ...], WeightChecksum]:
         """Without experts on the CPU, which vLLM packs, and tensors whose key-value heads several ranks hold. Of a quantised tensor, the
-        sums of what was loaded, as long as the codes are those that were compared with it.
+        checksums of what was loaded, as long as the codes are those that were compared with it.
         """
         self._alive()
-        return self._sums.named(self._read_sums())
+        return self._checksums.named(self._read_checksums())
 
     def reset_cache(self) -> None:
         self._alive()
@@ -284,11 +284,11 @@ class VLLMEngine(InferenceEngine):
         [own] = self._llm.apply_model(partial(own_names, files=list(files.values())))
         return {own[file]: (sent, file) for sent, file in files.items()}
 
-    def _read_sums(self) -> dict[str, OwnSum]:
-        [found] = self._llm.apply_model(partial(read_own_sums, dtype=self.setup.dtype))
+    def _read_checksums(self) -> dict[str, OwnChecksum]:
+        [found] = self._llm.apply_model(partial(read_own_checksums, dtype=self.setup.dtype))
         [made] = self._llm.apply_model(read_made)
-        sums: dict[str, OwnSum] = {name.replace(".base_layer.", "."): value for name, value in (found | made).items()}
-        return sums
+        checksums: dict[str, OwnChecksum] = {name.replace(".base_layer.", "."): value for name, value in (found | made).items()}
+        return checksums
 
     def _check_quantised(self) -> None:
         """Raises WeightSyncError where what vLLM quantised is not what was loaded, to half a quantum."""

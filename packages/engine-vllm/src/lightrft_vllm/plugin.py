@@ -24,7 +24,7 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
                     Capability.MIN_P,
                     Capability.MIN_NEW_TOKENS,
                     Capability.MEM_UTIL,
-                    Capability.WEIGHT_SUMS,
+                    Capability.WEIGHT_CHECKSUMS,
                     Capability.MULTIMODAL,
                     Capability.ADAPTERS,
                     Capability.DETERMINISTIC,

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from lightrft.weights.checksum import MODULUS, tensor_sum
-from lightrft.weights.fused_fingerprints import OwnSum
+from lightrft.weights.checksum import MODULUS, tensor_checksum
+from lightrft.weights.fused_fingerprints import OwnChecksum
 
 MADE = "_lightrft_made"
 """On a layer: by parameter, what was made of it at the last load; None until the next load has come to it."""
@@ -21,11 +21,11 @@ SLACK = 1.0 + 2.0**-10
 
 @dataclass(frozen=True)
 class Made:
-    """Of one parameter: the sums of its values as they were loaded; the sums of codes and scale that were made of them; what is wrong with
-    these (empty: each code times its scale is within half a quantum of the value).
+    """Of one parameter: the checksum of its values as they were loaded; that of the codes and scale that were made of them; what is wrong
+    with these (empty: each code times its scale is within half a quantum of the value).
     """
 
-    loaded: OwnSum
+    loaded: OwnChecksum
     held: tuple[int, int]
     problem: str
 
@@ -49,8 +49,8 @@ def forget_what_was_made(model: torch.nn.Module) -> None:
             setattr(layer, MADE, dict.fromkeys(getattr(layer, MADE)))
 
 
-def read_made(model: torch.nn.Module) -> dict[str, OwnSum]:
-    """By own name, the sums of the values that the codes which the engine holds now were made of.
+def read_made(model: torch.nn.Module) -> dict[str, OwnChecksum]:
+    """By own name, the checksums of the values that the codes which the engine holds now were made of.
 
     Another number, which no weights have, where codes or scale are not those that were compared. Parameters whose codes cannot be read
     are left out. Local.
@@ -60,7 +60,7 @@ def read_made(model: torch.nn.Module) -> dict[str, OwnSum]:
         for parameter, made in getattr(layer, MADE, {}).items():
             codes = getattr(layer, parameter)
             verified = made is not None and _held(codes, scale_of(layer, parameter)) == made.held
-            found[f"{name}.{parameter}"] = made.loaded if verified else OwnSum(1, 0, codes.numel())
+            found[f"{name}.{parameter}"] = made.loaded if verified else OwnChecksum(1, 0, codes.numel())
     return found
 
 
@@ -153,12 +153,12 @@ def _made(layer: torch.nn.Module, name: str, values: torch.Tensor) -> Made | Non
     if error is None:
         return None
     problem = "" if error <= SLACK else f"is {error:.3g} times half a quantum from what was loaded"
-    return Made(OwnSum(*tensor_sum(values), values.numel()), _held(codes, scale), problem)
+    return Made(OwnChecksum(*tensor_checksum(values), values.numel()), _held(codes, scale), problem)
 
 
 def _held(codes: torch.Tensor, scale: torch.Tensor | None) -> tuple[int, int]:
-    sums = [tensor_sum(codes.data.view(torch.uint8)), tensor_sum(scale.data) if scale is not None else (0, 0)]
-    return sum(bits for bits, _ in sums) % MODULUS, sum(squares for _, squares in sums) % MODULUS
+    checksums = [tensor_checksum(codes.data.view(torch.uint8)), tensor_checksum(scale.data) if scale is not None else (0, 0)]
+    return sum(bits for bits, _ in checksums) % MODULUS, sum(squares for _, squares in checksums) % MODULUS
 
 
 def _spread(scale: torch.Tensor, shape: torch.Size, block: tuple[int, int] | None) -> torch.Tensor | None:

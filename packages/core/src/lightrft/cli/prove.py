@@ -33,7 +33,7 @@ def run_prove(words: Sequence[str], *, description: str) -> tuple[dict[str, Any]
     parser.add_argument("--from", dest="begin", type=int, metavar="STEP", help="the checkpoint (default: the last that another follows)")
     parser.add_argument("--to", dest="until", type=int, metavar="STEP", help="the last rollout (default: that of the next checkpoint)")
     within = "how far metrics may differ, relatively; 0, the default, asks for the same bits of metrics, weights and state"
-    parser.add_argument("--within", type=_share, default=0.0, metavar="X", help=within)
+    parser.add_argument("--within", type=_fraction, default=0.0, metavar="X", help=within)
     parser.add_argument("--json", action="store_true", help="make the last line of stdout one JSON object")
     given = parser.parse_args(words)
     from lightrft.trainer.prove import compare, config_of, plan_replay  # imports torch
@@ -66,7 +66,7 @@ def print_report(report: Mapping[str, Any]) -> None:
         print(f"{what} compared; the resumed run is {'bitwise the run' if report['same'] else 'NOT the run'}", flush=True)
 
 
-def _share(text: str) -> float:
+def _fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError("give a number of at least 0 and below 1")

@@ -12,6 +12,8 @@ from lightrft.config.value_types import (
     Count,
     CountOrOff,
     Decay,
+    Fraction,
+    Fraction01,
     NoBool,
     Number,
     OneToTwo,
@@ -21,8 +23,6 @@ from lightrft.config.value_types import (
     PositiveOrOff,
     RegularExpression,
     Seed,
-    Share,
-    Share01,
     Sources,
     StopString,
     TokenId,
@@ -90,7 +90,7 @@ class Config(BaseModel):
     # Inference engine
     engine_type: str = _field("vllm", "engine", "any installed engine by name")
     engine_tp_size: Count = _field(1, "engine", "ranks of one engine (tensor parallel)")
-    engine_mem_util: Share = _field(0.85, "engine", "share of the GPU's memory for the engine")
+    engine_mem_util: Fraction = _field(0.85, "engine", "fraction of the GPU's memory for the engine")
     engine_args: Annotated[dict[str, Any], BeforeValidator(json_object)] = _field(
         {}, "engine", "options of the engine's library: a mapping, JSON, or --engine_args.NAME VALUE for each"
     )
@@ -131,7 +131,7 @@ class Config(BaseModel):
     mismatch_beyond: Literal["truncate", "mask"] = _field(
         "truncate", "engine", "what is beyond the bounds gets the bound, or no weight at all"
     )
-    mismatch_floor: Share01 = _field(0.0, "engine", "with mask: importance weights below this get no weight either")
+    mismatch_floor: Fraction01 = _field(0.0, "engine", "with mask: importance weights below this get no weight either")
 
     # Model
     model_name_or_path: PathText = _field("", "model", "HF folder or hub name of the actor (and of the initial model)")
@@ -169,7 +169,7 @@ class Config(BaseModel):
         "list with commas, each PATH or NAME=PATH",
     )
     prompt_data_weights: Annotated[list[Positive], BeforeValidator(numbers)] = _field(
-        [], "data", "share of each source among the prompts, in any unit; empty: the rows of all sources are one set"
+        [], "data", "fraction of each source among the prompts, in any unit; empty: the rows of all sources are one set"
     )
     eval_data: Annotated[list[PathWord], BeforeValidator(one_or_more)] = _field(
         [], "data", "evaluation prompts, likewise: one or several sources, each PATH or NAME=PATH; none: no evaluation"
@@ -206,7 +206,7 @@ class Config(BaseModel):
     max_eval_samples: CountOrOff = _field(0, "data", "evaluate on the first rows of each file only; 0 = all")
     eval_n: CountOrOff = _field(0, "data", "samples of each evaluation prompt beside the greedy one, drawn as in a rollout; 0 = none")
     eval_temperature: PositiveOrOff = _field(0.0, "data", "temperature of those samples; 0 = that of a rollout")
-    eval_top_p: Share01 = _field(0.0, "data", "nucleus sampling of those samples; 0 = that of a rollout")
+    eval_top_p: Fraction01 = _field(0.0, "data", "nucleus sampling of those samples; 0 = that of a rollout")
     eval_top_k: Annotated[int, Field(ge=-1), NoBool] = _field(
         -1, "data", "k of those samples, which are drawn among the k most likely tokens; 0 = off, -1 = that of a rollout"
     )
@@ -225,7 +225,7 @@ class Config(BaseModel):
     n_samples_per_prompt: Count = _field(8, "rollout", "completions drawn for each prompt")
     generate_max_len: Count = _field(1024, "rollout", "tokens of one completion at most")
     temperature: Positive = _field(1.0, "rollout", "sampling temperature of a rollout")
-    top_p: Share = _field(1.0, "rollout", "nucleus sampling of a rollout")
+    top_p: Fraction = _field(1.0, "rollout", "nucleus sampling of a rollout")
     top_k: CountOrOff = _field(0, "rollout", "sample among the k most likely tokens; 0 = off")
     min_p: Annotated[float, Field(ge=0, lt=1), NoBool] = _field(
         0.0, "rollout", "sample among tokens at least this likely, relative to the likeliest one; 0 = off"
@@ -315,8 +315,8 @@ class Config(BaseModel):
 
     # Algorithm
     advantage_estimator: str = _field("grpo", "algorithm", "any installed advantage estimator by name")
-    gamma: Share01 = _field(1.0, "algorithm", "discount of later rewards, per token (gae, reinforce_pp)")
-    lambd: Share01 = _field(0.95, "algorithm", "lambda of gae: 1 trusts the rewards alone, 0 the critic's next value")
+    gamma: Fraction01 = _field(1.0, "algorithm", "discount of later rewards, per token (gae, reinforce_pp)")
+    lambd: Fraction01 = _field(0.95, "algorithm", "lambda of gae: 1 trusts the rewards alone, 0 the critic's next value")
     turn_credit: Literal["episode", "turn"] = _field(
         "episode",
         "algorithm",
@@ -338,7 +338,7 @@ class Config(BaseModel):
         "empty: that of policy_loss, mostly token_mean",
     )
     eps_clip: PositiveOrOff = _field(0.0, "algorithm", "clip of the probability ratio; 0 = the bounds of policy_loss, mostly 0.2")
-    eps_clip_low: Share01 = _field(0.0, "algorithm", "its bound below, 1 - this, at most 1; 0 = eps_clip")
+    eps_clip_low: Fraction01 = _field(0.0, "algorithm", "its bound below, 1 - this, at most 1; 0 = eps_clip")
     eps_clip_high: PositiveOrOff = _field(0.0, "algorithm", "its bound above, 1 + this (clip-higher); 0 = eps_clip")
     dual_clip: PositiveOrOff = _field(0.0, "algorithm", "bound above 1 on the loss of a negative advantage, times it (ppo_clip); 0 = off")
     entropy_coef: PositiveOrOff = _field(0.0, "algorithm", "weight of the entropy bonus, exact over the vocabulary; 0 = off")
@@ -363,7 +363,7 @@ class Config(BaseModel):
     weight_decay: PositiveOrOff = _field(0.0, "update", "AdamW")
     max_norm: PositiveOrOff = _field(1.0, "update", "clip of the gradient norm; 0 = off")
     ema_beta: Decay = _field(
-        0.0, "update", "share of the past in a moving average of the actor's weights, moved by every update; 0 = no average"
+        0.0, "update", "fraction of the past in a moving average of the actor's weights, moved by every update; 0 = no average"
     )
 
     # Run
@@ -408,8 +408,8 @@ class Config(BaseModel):
     length_factor: AboveOne = _field(
         2.5, "run", "how many times longer, or shorter, completions may become than in the first 3 rollouts before the run says so"
     )
-    entropy_share: PositiveOrOff = _field(
-        0.05, "run", "share of the entropy of the first 3 rollouts below which the run says so; 0 = never"
+    entropy_fraction: PositiveOrOff = _field(
+        0.05, "run", "fraction of the entropy of the first 3 rollouts below which the run says so; 0 = never"
     )
     kl_limit: Positive = _field(1.0, "run", "nats per token from the initial model beyond which the run says so")
 

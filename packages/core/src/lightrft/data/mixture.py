@@ -1,4 +1,4 @@
-"""Several sources in one stream of prompts, each with its share: which source is next follows from the weights alone."""
+"""Several sources in one stream of prompts, each with its fraction: which source is next follows from the weights alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Mixture:
     """Sources of `sizes` rows each, that lie one after another, and their `weights`, in any unit.
 
     The k-th row of a source (k from 0) stands at the time (2k + 1) / weight, and the stream is all rows by time, of two at one time
-    that of the earlier source first. So every stretch of the stream, such as a rollout, has the shares of the weights, but for a row or
+    that of the earlier source first. So every stretch of the stream, such as a rollout, has the fractions of the weights, but for a row or
     so. (As a rule for seats this is Webster's, or Sainte-Laguë's.)
 
     Example:
@@ -61,12 +61,12 @@ class Mixture:
         return sum(((last - (other > source)) // stride + 1) // 2 for other, stride in enumerate(self.strides))
 
     def in_words(self) -> str:
-        """The shares, for the console."""
+        """The fractions, for the console."""
         total = sum(self.weights)
-        shares = [
+        fractions = [
             f"{name} {weight / total:.1%} ({size} rows)" for name, weight, size in zip(self.names, self.weights, self.sizes, strict=True)
         ]
-        return f"each rollout draws on {', '.join(shares)}; a pass, until every row was taken, is {self.epoch_rows} prompts"
+        return f"each rollout draws on {', '.join(fractions)}; a pass, until every row was taken, is {self.epoch_rows} prompts"
 
 
 def mixture_of(prompts: Sequence[Prompt], weights: Sequence[float]) -> Mixture:

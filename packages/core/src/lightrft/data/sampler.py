@@ -15,7 +15,7 @@ class PromptSampler:
 
     Of a `mixture` every source has epochs of its own, and the weights say whose row is next.
 
-    A step takes the next `batch_size` rows of that stream; rank r takes the r-th contiguous share of them. So what a step takes does
+    A step takes the next `batch_size` rows of that stream; rank r takes the r-th contiguous slice of them. So what a step takes does
     not depend on the world size, and the number of rows that were taken of each source is all there is to save. Not collective: every
     rank counts for itself and must call `next_batch` equally often.
     """
@@ -33,8 +33,8 @@ class PromptSampler:
         self.mixture = mixture or Mixture((num_rows,))
         assert sum(self.mixture.sizes) == num_rows
         self._rank = rank
-        self._share = batch_size // world_size
-        self._offset = rank * self._share
+        self._slice = batch_size // world_size
+        self._offset = rank * self._slice
         self._taken = [0] * len(self.mixture.sizes)
         self._orders: dict[int, tuple[int, list[int]]] = {}
         """Of each source the epoch that it is in, and its order."""
@@ -52,7 +52,7 @@ class PromptSampler:
     def next_batch(self) -> list[int]:
         """This rank's `batch_size / world_size` row numbers of the next step. A batch may reach into the next epochs."""
         rows = [self._next_row() for _ in range(self.batch_size)]
-        return rows[self._offset : self._offset + self._share]
+        return rows[self._offset : self._offset + self._slice]
 
     def next_rows(self, counts: Sequence[int]) -> list[int]:
         """This rank's row numbers of a step that gives each rank so many rows of the stream, in rank order."""

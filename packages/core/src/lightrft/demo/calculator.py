@@ -16,7 +16,7 @@ from lightrft.rollout.tool_calls import ToolCalls
 FACTORS, GUESSES = range(32, 100), range(1000, 2000)
 """Of two digits, with products of four; what a guess is drawn from."""
 
-SHARE_OF_CALLS = 0.4
+FRACTION_OF_CALLS = 0.4
 """Of what the warm-up imitates; the rest are guesses."""
 
 TURNS = ("<|user|>", "<|assistant|>", "<|tool|>", "<|tools|>")
@@ -66,7 +66,7 @@ def make_row(a: int, b: int, source: random.Random) -> dict[str, str]:
     call = f'{MARKS[0]}{{"name": "multiply", "arguments": {{"a": {a}, "b": {b}}}}}{MARKS[1]}'
     called = f"{call}<|end|><|tool|>{answer}<|end|><|assistant|>{answer}"
     guessed = str(source.choice(GUESSES))
-    return {"prompt": f"{a} * {b}", "answer": answer, "form": called if source.random() < SHARE_OF_CALLS else guessed}
+    return {"prompt": f"{a} * {b}", "answer": answer, "form": called if source.random() < FRACTION_OF_CALLS else guessed}
 
 
 def _save_model(folder: Path, *, seed: int) -> None:

@@ -10,7 +10,7 @@ from lightrft.demo.rows import MODEL_FOLDER, write_rows
 
 SIDE = 16
 QUESTION = "colour:"
-SHARE_RIGHT = 0.5
+FRACTION_RIGHT = 0.5
 """Of what the warm-up imitates; the rest is a letter drawn by chance."""
 
 ALPHABET = "".join(map(chr, range(32, 127)))
@@ -43,7 +43,7 @@ def _row(folder: Path, name: str, source: random.Random) -> dict[str, Any]:
     name_of_colour = source.choice(list(COLOURS))
     file = f"pictures/{name}.png"
     _picture(COLOURS[name_of_colour], source).save(folder / file)
-    imitated = name_of_colour if source.random() < SHARE_RIGHT else source.choice(list(COLOURS))
+    imitated = name_of_colour if source.random() < FRACTION_RIGHT else source.choice(list(COLOURS))
     return {"prompt": QUESTION, "images": [file], "answer": name_of_colour[0], "form": imitated[0]}
 
 

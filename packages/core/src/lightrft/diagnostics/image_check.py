@@ -42,7 +42,7 @@ class ImageCheck:
         self.bound = bound_for(strategy.engine_dtype, device_type=strategy.world.device.type)
 
     def run(self) -> dict[str, float]:
-        """Leaves the engine awake. Returns metrics, the same on every rank: the share of prompts in which another image moves the answer.
+        """Leaves the engine awake. Returns metrics, identical on every rank: fraction of prompts in which another image moves the answer.
 
         Raises:
             ImageError: trainer and engine differ beyond rounding, or no other image moves one of them, or both; on all ranks.
@@ -55,8 +55,8 @@ class ImageCheck:
         for name, pictures in self._instead(read.pictures).items():
             changed = self.images.shown(self.prompts, pictures)
             _, theirs = self._scored(changed, outputs)
-            shares = (self._share(answers.by_sequence(theirs - mine)), self._engine_share(outputs, self._ask(changed)))
-            moved[name] = self.strategy.all_reduce(shares[0], "min"), self.strategy.all_reduce(shares[1], "min")
+            fractions = (self._fraction(answers.by_sequence(theirs - mine)), self._engine_fraction(outputs, self._ask(changed)))
+            moved[name] = self.strategy.all_reduce(fractions[0], "min"), self.strategy.all_reduce(fractions[1], "min")
         problem = self._problem(moved, gap)
         agree(ImageError(problem) if problem else None, group=self.strategy.world.group, doing="checking images")
         trainer, engine = (min(pair[at] for pair in moved.values()) for at in (0, 1))
@@ -90,11 +90,11 @@ class ImageCheck:
         [found] = score_logprobs(self.actor, batch, parts, strategy=self.strategy, batching=batching, temperatures=(1.0,))
         return batch, found
 
-    def _share(self, differences: Sequence[torch.Tensor]) -> float:
+    def _fraction(self, differences: Sequence[torch.Tensor]) -> float:
         moves = [bool((one.abs() > self.bound.mean).any()) for one in differences]
         return sum(moves) / len(moves)
 
-    def _engine_share(self, before: Sequence[RequestOutput], after: Sequence[RequestOutput]) -> float:
+    def _engine_fraction(self, before: Sequence[RequestOutput], after: Sequence[RequestOutput]) -> float:
         """Of prompts whose answer has other tokens, or other log-probs of the same ones."""
         moves = [self._moves(a.completions[0], b.completions[0]) for a, b in zip(before, after, strict=True)]
         return sum(moves) / len(moves)
@@ -107,8 +107,8 @@ class ImageCheck:
 
     def _problem(self, moved: dict[str, tuple[float, float]], gap: Gap) -> str:
         engine = f"engine {self.config.engine_type!r}"
-        for name, shares in moved.items():
-            blind = [who for who, share in zip(("the trainer", engine), shares, strict=True) if not share]
+        for name, fractions in moved.items():
+            blind = [who for who, fraction in zip(("the trainer", engine), fractions, strict=True) if not fraction]
             if blind:
                 verb = "do" if len(blind) > 1 else "does"
                 return (

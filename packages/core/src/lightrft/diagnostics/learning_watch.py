@@ -12,19 +12,19 @@ from lightrft.observe.metrics import StepMetrics
 from lightrft.observe.warning_names import Finding, WarningName
 
 LEAST_RATE = 0.01
-"""Share of `learning_rate` that the best step of a run has to reach."""
+"""Fraction of `learning_rate` that the best step of a run has to reach."""
 MOVED = "sync/weights_moved"
 DEAD_REWARDS = ("constant_reward", "zero_variance", "prompt_only_reward")
 """Warnings about rewards that explain a gradient of 0."""
 
 
 def planned_rates(scheduler: Any, *, number: int) -> list[float]:
-    """The share of the peak rate at up to 1000 of the `number` optimizer steps of a run; empty for a schedule that cannot be asked."""
-    shares = getattr(scheduler, "lr_lambdas", None)
-    if not shares or number < 1:
+    """The fraction of the peak rate at up to 1000 of the `number` optimizer steps of a run; empty for a schedule that cannot be asked."""
+    factors = getattr(scheduler, "lr_lambdas", None)
+    if not factors or number < 1:
         return []
     stride = -(-number // 1000)
-    return [float(shares[0](step)) for step in [*range(0, number, stride), number - 1]]
+    return [float(factors[0](step)) for step in [*range(0, number, stride), number - 1]]
 
 
 class LearningWatch:

@@ -26,13 +26,13 @@ ENGINE_ASLEEP = int(1.2 * GIB)
 """Of an engine library with sleep mode, CUDA's context included: measured with vLLM, 1.15 GiB."""
 
 ENGINE_BESIDE = 4 * GIB
-"""That vLLM holds awake beside its share, its graphs among it: measured at 1.5 B parameters, 4 to 10 GiB."""
+"""That vLLM holds awake beside its fraction, its graphs among it: measured at 1.5 B parameters, 4 to 10 GiB."""
 
 TORCH_CACHE = 0.4
-"""What torch's allocator keeps beside the tensors of a pass, as a share of them: measured in updates on H100 and H200, 0.3 to 0.9."""
+"""What torch's allocator keeps beside the tensors of a pass, as a fraction of them: measured in updates on H100 and H200, 0.3 to 0.9."""
 
 COMPILED = 0.64
-"""Share of a block's activations that is left when it is compiled: measured on one H100 (7.3 GiB for 11.2, weights taken off)."""
+"""Fraction of a block's activations that is left when it is compiled: measured on one H100 (7.3 GiB for 11.2, weights taken off)."""
 
 SHARING = ("vllm", "sglang")
 """Engines that take `engine_mem_util` of the device."""
@@ -119,7 +119,7 @@ class _Planner:
     def plan(self) -> Plan:
         engine, asleep, mine = self._engine(), self._asleep(), self._held()
         phases = {"rollout": self._resident() | engine}
-        beside = asleep if self._sleeps else {name: size for name, size in engine.items() if name != "KV cache" or self._shares}
+        beside = asleep if self._sleeps else {name: size for name, size in engine.items() if name != "KV cache" or self._shares_gpu}
         phases |= {name: self._resident() | parts | beside for name, parts in self._passes().items()}
         if "reward pass" in phases and self.config.dynamic_sampling:
             phases["reward pass"] |= engine  # it stays awake until enough groups have a signal, and each try is rewarded
@@ -191,14 +191,14 @@ class _Planner:
         found = _peaks(self.models.actor, rows, dtype, chunk, config.gradient_checkpointing, each)
         scoring = self._rows(config.micro_rollout_batch_size)
         forward = _forward(self.models.actor, scoring, dtype, chunk)
-        share = COMPILED if self._compiles() and not config.gradient_checkpointing else 1.0
+        fraction = COMPILED if self._compiles() and not config.gradient_checkpointing else 1.0
         phases = {"log-prob": {"gathered": mine.gathered, "activations": forward}}
         brought = {"optimizer": mine.optimizer} if mine.offloaded else {}
         phases["update"] = brought | {
             "gradients": mine.gradients,
             "gathered": mine.gathered,
             "sums over ranks": mine.reduce,
-            "activations": int(share * found.activations),
+            "activations": int(fraction * found.activations),
             "backward and head": found.backward - found.activations,
         }
         if self.cuda:
@@ -241,21 +241,21 @@ class _Planner:
         if self.config.engine_type in SHARING:
             cache = int(self.config.engine_mem_util * self.device) - weights - ENGINE_ASLEEP
             found = {"engine weights": weights, "KV cache": max(0, cache), "engine, asleep": ENGINE_ASLEEP}
-            return found | {"engine, beside its share": ENGINE_BESIDE}
+            return found | {"engine, beside its fraction": ENGINE_BESIDE}
         rows = self.config.micro_rollout_batch_size * self.config.n_samples_per_prompt
         return {"engine weights": weights, "KV cache": self._kv(rows)}
 
     def _asleep(self) -> dict[str, int]:
-        return {"engine, asleep": ENGINE_ASLEEP} if self._shares else {}
+        return {"engine, asleep": ENGINE_ASLEEP} if self._shares_gpu else {}
 
     @property
-    def _shares(self) -> bool:
+    def _shares_gpu(self) -> bool:
         return self.config.engine_type in SHARING
 
     @property
     def _sleeps(self) -> bool:
         """An engine in the trainer's own process leaves the device; on a CPU it has no other place."""
-        return self.config.enable_engine_sleep and (self.cuda or self._shares)
+        return self.config.enable_engine_sleep and (self.cuda or self._shares_gpu)
 
     def _kv(self, rows: int) -> int:
         tokens = rows * (self.config.prompt_max_len + self.config.generate_max_len)
@@ -299,7 +299,7 @@ def _steps(config: Config, *, has_rewards: bool) -> list[dict[str, object]]:
     if not config.fused_linear_logprob:
         steps.append({"fused_linear_logprob": True})
     if config.engine_type in SHARING:
-        steps += [{"engine_mem_util": share} for share in (0.7, 0.5, 0.4, 0.3) if share < config.engine_mem_util]
+        steps += [{"engine_mem_util": fraction} for fraction in (0.7, 0.5, 0.4, 0.3) if fraction < config.engine_mem_util]
     if (config.kl_coef or has_rewards) and not config.offload_frozen:
         steps.append({"offload_frozen": True})
     if config.packing_samples:

@@ -160,12 +160,12 @@ class Bisector:
 
     def _weights(self) -> Finding:
         differing = self.strategy.differing_engine_weights(self.actor)
-        said = "the engine gives no sums" if differing is None else f"{len(differing)} tensors differ"
-        self._note("sums of each weight", None, said)
+        said = "the engine gives no checksums" if differing is None else f"{len(differing)} tensors differ"
+        self._note("checksums of each weight", None, said)
         if differing:
             for dtype in (torch.bfloat16, torch.float16):
                 if self.strategy.differing_engine_weights(self.actor, rounded_to=dtype) == []:
-                    self._note(f"sums of the weights rounded to {dtype}", None, "all agree")
+                    self._note(f"checksums of the weights rounded to {dtype}", None, "all agree")
                     return "dtype", f"the engine's weights are the actor's, rounded to {dtype}; it should hold {self.strategy.engine_dtype}"
             more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
             return "parameter", f"the engine's {differing[0]}{more} is not the actor's"

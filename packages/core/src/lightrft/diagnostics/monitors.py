@@ -17,7 +17,7 @@ CONSTANT = -0.05
 NOTHING_EXPLAINED = 0.001
 """Explained variance, of either sign, up to which a critic moves no more than rounding does; one that learns slowly strays further."""
 ENDED_AT_FIRST = 0.5
-"""Share of completions that ended by themselves in the first rollouts, below which a ceiling on length is no news."""
+"""Fraction of completions that ended by themselves in the first rollouts, below which a ceiling on length is no news."""
 BASELINE_STEPS = 3
 """The first steps of a run, whose mean later ones are compared with."""
 
@@ -137,12 +137,12 @@ def _length_collapse(config: Config) -> Watch:
 
 def _entropy_collapse(config: Config) -> Watch:
     def certain(value: float, first: float) -> str | None:
-        if value >= config.entropy_share * first or first <= 0:
+        if value >= config.entropy_fraction * first or first <= 0:
             return None
         return (
             f"entropy collapse: {value:.4f} nats per token, {value / first:.1%} of the first {BASELINE_STEPS} rollouts' {first:.4f} "
-            f"(entropy_share={config.entropy_share:g}), so samples hardly differ and little more is learned; lower the learning rate, or "
-            "set an entropy bonus, a KL or a higher upper clip"
+            f"(entropy_fraction={config.entropy_fraction:g}), so samples hardly differ and little more is learned; lower the learning "
+            "rate, or set an entropy bonus, a KL or a higher upper clip"
         )
 
     return Watch("entropy_collapse", "rollout/entropy", config.monitor_steps, certain)

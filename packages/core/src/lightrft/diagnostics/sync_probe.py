@@ -113,12 +113,12 @@ class SyncProbe:
             )
         differing = self.strategy.differing_engine_weights(self.actor)
         if differing is None:
-            return "it gives no sums of its weights, so no layer can be named"
+            return "it gives no checksums of its weights, so no layer can be named"
         if differing:
             return f"the first tensor that differs is {differing[0]} ({len(differing)} in all)"
         return (
-            "the sums of its weights are the actor's, so look at the order of the parts of a fused tensor, which sums do not see, at "
-            "positions, padding and the convention of its log-probs"
+            "the checksums of its weights are the actor's, so look at the order of the parts of a fused tensor, which they do not see, "
+            "at positions, padding and the convention of its log-probs"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lightrft.weights.adapters import LowRank, adapter_names
-from lightrft.weights.checksum import WeightSum, tensor_sum
+from lightrft.weights.checksum import WeightChecksum, tensor_checksum
 
 
 class Adapted:
@@ -26,12 +26,12 @@ class Adapted:
         self._held = dict(adapters)
         self._hooks = [self._model.get_submodule(name).register_forward_hook(self._adding(name)) for name in self._held]
 
-    def sums(self) -> dict[tuple[str, ...], WeightSum]:
+    def checksums(self) -> dict[tuple[str, ...], WeightChecksum]:
         """Of each A and B as it is held."""
-        found: dict[tuple[str, ...], WeightSum] = {}
+        found: dict[tuple[str, ...], WeightChecksum] = {}
         for module, low in self._held.items():
             for name, tensor in zip(adapter_names(module), (low.a, low.b), strict=True):
-                found[(name,)] = WeightSum(*tensor_sum(tensor))
+                found[(name,)] = WeightChecksum(*tensor_checksum(tensor))
         return found
 
     def to(self, device: torch.device | str) -> None:

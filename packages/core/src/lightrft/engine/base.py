@@ -14,7 +14,7 @@ from lightrft.engine.progress import Finished, Report, unread, unwatched
 from lightrft.errors import CapabilityError
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import WeightBucket
-from lightrft.weights.checksum import WeightSum
+from lightrft.weights.checksum import WeightChecksum
 from lightrft.weights.manifest import expected_shapes
 
 WakeTag = Literal["weights", "kv_cache"]
@@ -123,17 +123,19 @@ class InferenceEngine(ABC):
         """
         return expected_shapes(self.setup.model_path)
 
-    def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+    def weight_checksums(self) -> Mapping[tuple[str, ...], WeightChecksum]:
         """Of each tensor that this rank holds now, under the names of the weights that were laid into it (several where they are fused).
 
-        Read from the tensors themselves, never remembered. Under the capability `weight_sums`, while AWAKE or WEIGHTS_ONLY. A tensor that
-        is held in another form than it was sent in is left out; a quantised one may be given by the sums of what it was made from, if the
-        engine compared the two when it was made, and compares its codes now with those.
+        Read from the tensors themselves, never remembered. Under the capability `weight_checksums`, while AWAKE or WEIGHTS_ONLY. A
+        tensor that is held in another form than it was sent in is left out; a quantised one may be given by the checksum of what it was
+        made from, if the engine compared the two when it was made, and compares its codes now with those.
 
         Raises:
             CapabilityError: the engine does not declare it.
         """
-        raise CapabilityError(f"{type(self).__name__} gives no sums of its weights: it does not have the capability 'weight_sums'")
+        raise CapabilityError(
+            f"{type(self).__name__} gives no checksums of its weights: it does not have the capability 'weight_checksums'"
+        )
 
     def unadaptable(self, modules: Collection[str]) -> list[str]:
         """Those of these modules (their names in the model without adapters) that it cannot adapt. Under the capability `adapters`.
@@ -158,9 +160,9 @@ class InferenceEngine(ABC):
         """
         raise CapabilityError(_no_adapters(self))
 
-    def adapter_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
-        """As `weight_sums`, of the adapters that this rank holds now, read from where it computes with them; of all of them: one that was
-        sent and is not here never arrived. A module without one may be left out, or have a sum of nothing.
+    def adapter_checksums(self) -> Mapping[tuple[str, ...], WeightChecksum]:
+        """As `weight_checksums`, of the adapters that this rank holds now, read from where it computes with them; of all of them: one
+        that was sent and is not here never arrived. A module without one may be left out, or have the checksum of nothing.
         """
         raise CapabilityError(_no_adapters(self))
 

@@ -19,7 +19,7 @@ from lightrft.errors import EngineStateError
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.adapters import matrices_of, staged_adapters
 from lightrft.weights.buckets import WeightBucket, saved_buffers, tied_names
-from lightrft.weights.checksum import WeightSum, tensor_sum
+from lightrft.weights.checksum import WeightChecksum, tensor_checksum
 from lightrft.weights.model_class import keep_soft_cap, language_model_class
 from lightrft.weights.staging import stage
 
@@ -91,12 +91,12 @@ class HFEngine(InferenceEngine):
     def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self._held().items()}
 
-    def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+    def weight_checksums(self) -> Mapping[tuple[str, ...], WeightChecksum]:
         """Without buffers in less than float32, as which they are sent."""
         names = tied_names(self._model)
         sent_as_held = {name: b for name, b in saved_buffers(self._model).items() if b.dtype not in (torch.bfloat16, torch.float16)}
         held = {names[name]: p for name, p in self._model.named_parameters()} | {(name,): b for name, b in sent_as_held.items()}
-        return {known: WeightSum(*tensor_sum(tensor)) for known, tensor in held.items()}
+        return {known: WeightChecksum(*tensor_checksum(tensor)) for known, tensor in held.items()}
 
     def unadaptable(self, modules: Collection[str]) -> list[str]:
         matrices = matrices_of(self._model)
@@ -110,9 +110,9 @@ class HFEngine(InferenceEngine):
         self._adapted.replace(staged_adapters(buckets, shapes, rank=setup.adapter_rank, dtype=setup.dtype, device=setup.device))
         self._version = version
 
-    def adapter_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+    def adapter_checksums(self) -> Mapping[tuple[str, ...], WeightChecksum]:
         self._alive()
-        return self._adapted.sums()
+        return self._adapted.checksums()
 
     def reset_cache(self) -> None:
         """Nothing outlives a call to `generate` here."""

@@ -14,12 +14,12 @@ def add_not_applicable(metrics: StepMetrics, scores: Scores, samples: Sequence[S
     none = not_applicable(scores, samples, reward_key=reward_key)
     bare = sum(all(values[index] is None for values in scores.parts.values()) for index in range(len(samples)))
     metrics.add("not_applicable", {name: float(count) for name, count in none.items()}, _named)
-    metrics.add("unrewarded", {"bare": float(bare), "count": float(len(samples))}, _share)
+    metrics.add("unrewarded", {"bare": float(bare), "count": float(len(samples))}, _fraction)
 
 
 def _named(total: Mapping[str, float]) -> dict[str, float]:
     return {f"not_applicable/{name}": count for name, count in total.items() if count}
 
 
-def _share(total: Mapping[str, float]) -> dict[str, float]:
+def _fraction(total: Mapping[str, float]) -> dict[str, float]:
     return {"rollout/unrewarded": total["bare"] / total["count"]} if total["bare"] else {}

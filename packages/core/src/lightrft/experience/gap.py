@@ -45,7 +45,7 @@ def add_lag_weights(
     metrics: StepMetrics, batch: Sampled, trainer: torch.Tensor, *, cap: float, level: MismatchLevel = "token", copies: int = 1
 ) -> None:
     """Adds how far the weights that sampled are from those that learn, over the tokens of all versions: the effective sample size of their
-    ratios, and the share of those beyond `cap`. Arguments as for `add_gap`. Local.
+    ratios, and the fraction of those beyond `cap`. Arguments as for `add_gap`. Local.
     """
     found = differences(batch, trainer)
     none = torch.zeros(0, dtype=torch.float64)

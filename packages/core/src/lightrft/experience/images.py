@@ -127,8 +127,8 @@ class PromptImages:
         width, height = image.size
         if not self._max_pixels or width * height <= self._max_pixels:
             return image
-        share = (self._max_pixels / (width * height)) ** 0.5
-        return image.resize((max(int(width * share), 1), max(int(height * share), 1)))
+        fraction = (self._max_pixels / (width * height)) ** 0.5
+        return image.resize((max(int(width * fraction), 1), max(int(height * fraction), 1)))
 
     def _made(self, prompts: Sequence[Prompt], pictures: Sequence[tuple[Any, ...]]) -> list[Read]:
         return [self._read(prompt, own) if own else (prompt.token_ids, None) for prompt, own in zip(prompts, pictures, strict=True)]

@@ -284,11 +284,11 @@ class ExperienceMaker:
         return kept
 
     def _count_sources(self, batch: Rewarded) -> None:
-        """The share and the mean reward of each source, where `prompt_data` names several."""
+        """The fraction and the mean reward of each source, where `prompt_data` names several."""
         names = list(prompt_sources(self.config.prompt_data))
         for name in names if len(names) > 1 else ():
             own = torch.tensor([sample.source == name for sample in batch.samples], dtype=torch.bool)
-            self.metrics.mean(f"source/{name}/share", float(own.sum()), float(len(batch)))
+            self.metrics.mean(f"source/{name}/fraction", float(own.sum()), float(len(batch)))
             self.metrics.mean(f"source/{name}/reward", float(batch.rewards[own].sum()), float(own.sum()))
 
     def _start_rewards(self, read: ReadPrompts) -> EarlyRewards:

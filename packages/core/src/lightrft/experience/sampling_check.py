@@ -32,7 +32,7 @@ OUTSIDE = "rollout/sampled_outside"
 MOST_SIGMAS, LEAST_NATS = 6.0, 0.05
 """Both have to be exceeded: noise has no more of the first, rounding in bfloat16 no more of the second."""
 MOST_OUTSIDE = 0.05
-"""Share of tokens outside of what top_k, top_p and min_p keep: those at their edge fall on either side by rounding."""
+"""Fraction of tokens outside of what top_k, top_p and min_p keep: those at their edge fall on either side by rounding."""
 MEMORY = 0.9
 """Weight of the rollouts before, for each further one."""
 ROWS = 64

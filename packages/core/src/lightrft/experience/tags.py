@@ -8,7 +8,7 @@ from typing import Any
 from lightrft.types import Sample
 
 METRIC = "rollout/special_tokens"
-SHARE = 0.1
+FRACTION = 0.1
 """Fraction of a rollout's completions from which on it is told: a model that draws such a token now and then means nothing by it."""
 NAMED = 4
 
@@ -32,11 +32,11 @@ class TagWatch:
 
     def sentence(self, metrics: Mapping[str, float]) -> str | None:
         """From the reduced metrics of a rollout, so the same on every rank."""
-        share = metrics.get(METRIC, 0.0)
-        if share < SHARE:
+        fraction = metrics.get(METRIC, 0.0)
+        if fraction < FRACTION:
             return None
         names = ", ".join(map(repr, list(self._tags.values())[:NAMED])) + (", ..." if len(self._tags) > NAMED else "")
         return (
-            f"{share:.0%} of the completions hold special tokens ({names}), which sample.completion leaves out: a reward that looks for "
+            f"{fraction:.0%} of the completions hold special tokens ({names}), which sample.completion leaves out: a reward that looks for "
             "them has to read sample.raw_completion"
         )

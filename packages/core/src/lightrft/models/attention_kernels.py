@@ -154,8 +154,8 @@ def _explicit(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask:
     if asked.sinks is not None:
         sinks = asked.sinks.reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
         scores = torch.cat([scores, sinks.to(scores.dtype)], dim=-1)
-    shares = torch.softmax(scores, dim=-1, dtype=torch.float32)[..., : key.shape[2]].to(value.dtype)
-    return F.dropout(shares, asked.dropout) @ value
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32)[..., : key.shape[2]].to(value.dtype)
+    return F.dropout(weights, asked.dropout) @ value
 
 
 # ---- one kernel for all segments, on CUDA -----------------------------------------------------------------------

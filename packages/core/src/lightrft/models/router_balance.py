@@ -59,7 +59,7 @@ def routes_of(model: torch.nn.Module) -> Iterator[list[Route]]:
 def balance(routes: Sequence[Route], *, at: torch.Tensor, rows: torch.Tensor, num_sequences: int) -> torch.Tensor:
     """float32 []: the sum over sequences of E sum_e f_e P_e, mean over the routers; 1 for each sequence where all experts get the same.
 
-    f_e is the share of a sequence's choices that went to expert e, P_e the mean probability of e. `at` int64 [M]: the tokens that count;
+    f_e is the fraction of a sequence's choices that went to expert e, P_e the mean probability of e. `at` int64 [M]: the tokens that count;
     `rows` int64 [M]: the sequence of each. Gradients flow through P alone. A sequence without tokens adds 0.
     """
     counts = torch.bincount(rows, minlength=num_sequences).clamp(min=1)[:, None]
@@ -69,7 +69,7 @@ def balance(routes: Sequence[Route], *, at: torch.Tensor, rows: torch.Tensor, nu
         chosen = route.chosen.flatten(0, -2)[at]
         picked = torch.zeros_like(probabilities).scatter(1, chosen, 1.0)
         nothing = probabilities.new_zeros(num_sequences, probabilities.shape[1])
-        shares = nothing.index_add(0, rows, picked) / (counts * chosen.shape[1])
+        fractions = nothing.index_add(0, rows, picked) / (counts * chosen.shape[1])
         means = nothing.index_add(0, rows, probabilities) / counts
-        total = total + probabilities.shape[1] * (shares * means).sum()
+        total = total + probabilities.shape[1] * (fractions * means).sum()
     return total / len(routes)

@@ -32,7 +32,7 @@ HF_CAPABILITIES = frozenset(
         Capability.MIN_NEW_TOKENS,
         Capability.STOP_STRINGS,
         Capability.TENSOR_PARALLEL,
-        Capability.WEIGHT_SUMS,
+        Capability.WEIGHT_CHECKSUMS,
         Capability.ADAPTERS,
     }
 )

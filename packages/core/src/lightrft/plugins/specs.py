@@ -32,11 +32,11 @@ class Capability(StrEnum):
     SEED = "seed", "a request's seed fixes its draws, whatever else is in the batch"
     SLEEP_1 = "sleep_1", "asleep, the weights wait in host memory"
     SLEEP_2 = "sleep_2", "asleep, the weights are dropped: a sync brings them again"
-    MEM_UTIL = "mem_util", "`engine_mem_util` bounds its share of the device's memory"
+    MEM_UTIL = "mem_util", "`engine_mem_util` bounds its fraction of the device's memory"
     MIN_P = "min_p", "drops tokens much less likely than the likeliest"
     MIN_NEW_TOKENS = "min_new_tokens", "no stop token before so many tokens"
     STOP_STRINGS = "stop_strings", "a text ends a completion"
-    WEIGHT_SUMS = "weight_sums", "sums of the tensors that it holds, which prove a sync"
+    WEIGHT_CHECKSUMS = "weight_checksums", "checksums of the tensors that it holds, which verify a sync"
     ADAPTERS = "adapters", "is given low-rank adapters alone at a sync, and keeps the base weights (`lora_sync`)"
     DETERMINISTIC = "deterministic", "a completion depends on nothing else in its batch, to the last bit (`deterministic_rollout`)"
     # strategies

@@ -58,7 +58,7 @@ class RolloutController(WeightSync):
         group: Axis,
         dtype: torch.dtype,
         sleep_level: int | None,
-        verify_sums: bool = True,
+        verify_checksums: bool = True,
         seed: int,
         tokenize: Callable[[str], list[int]],
         read_sampling: Callable[[Any], SamplingParams] = SamplingParams.coerce,
@@ -81,8 +81,8 @@ class RolloutController(WeightSync):
         self._world = world
         self._sleep_level = sleep_level
         self.takes_images = Capability.MULTIMODAL in spec.capabilities_on(world.device.type)
-        self.gives_sums = Capability.WEIGHT_SUMS in spec.capabilities_on(world.device.type)
-        self._verify_sums = verify_sums and self.gives_sums
+        self.gives_checksums = Capability.WEIGHT_CHECKSUMS in spec.capabilities_on(world.device.type)
+        self._verify_checksums = verify_checksums and self.gives_checksums
         self.takes_adapters = takes_adapters
         self.unverified: list[str] = []
         self._unverified_base: list[str] = []
@@ -127,10 +127,10 @@ class RolloutController(WeightSync):
         call_seed = self._seed + self._calls if sampling.seed is None else sampling.seed
         self._calls += 1
         mine = [replace(r, id=first + i, seed=derive_seed(call_seed, first + i)) for i, r in enumerate(mine)]
-        shares = self._gather(mine)
+        slices = self._gather(mine)
         self.wake_up()
         finished = unread if on_finished is None else _of_range(on_finished, first=first, count=len(mine))
-        outputs = self._together("generating", lambda: self._generate(shares, sampling, finished))
+        outputs = self._together("generating", lambda: self._generate(slices, sampling, finished))
         answers = self._scatter(outputs, mine)
         if sleep_engine:
             self.maybe_sleep()
@@ -194,15 +194,15 @@ class RolloutController(WeightSync):
         flats = gather_to_first(pack_requests(mine), group=self.group.group)
         if self.spec.topology == "spmd":
             flats = broadcast_object(flats, source=0, group=self.group.group)
-        shares = [unpack_requests(flat) for flat in flats]
+        slices = [unpack_requests(flat) for flat in flats]
         if not self.takes_images:
-            return shares
-        return with_images_of_others(shares, mine, group=self.group.group, everywhere=self.spec.topology == "spmd")
+            return slices
+        return with_images_of_others(slices, mine, group=self.group.group, everywhere=self.spec.topology == "spmd")
 
-    def _generate(self, shares: list[list[Request]], sampling: SamplingParams, finished: Finished) -> list[list[RequestOutput]]:
+    def _generate(self, slices: list[list[Request]], sampling: SamplingParams, finished: Finished) -> list[list[RequestOutput]]:
         if self.engine is None:
             return []
-        requests = [request for share in shares for request in share]
+        requests = [request for part in slices for request in part]
         self.engine.finished = finished
         try:
             outputs = self._in_time(requests, sampling) if requests else []
@@ -210,7 +210,7 @@ class RolloutController(WeightSync):
             self.engine.finished = unread
         check_outputs(requests, outputs, sampling, engine=self.spec.name, version=self.version, ends=self._ends)
         stream = iter(outputs)
-        return [[next(stream) for _ in share] for share in shares]
+        return [[next(stream) for _ in part] for part in slices]
 
     def _in_time(self, requests: list[Request], sampling: SamplingParams) -> list[RequestOutput]:
         """What the engine answers. This process ends where that takes longer than `generate_timeout_s`."""
@@ -234,7 +234,7 @@ class RolloutController(WeightSync):
     def _scatter(self, outputs: list[list[RequestOutput]], mine: list[Request]) -> list[RequestOutput]:
         if self.group.size == 1:
             return outputs[0]
-        packed = [pack_outputs(share) for share in outputs]
+        packed = [pack_outputs(part) for part in outputs]
         if self.spec.topology == "spmd":
             self._check_in_step([p[0] for p in packed])
         tokens = scatter_from_first([p[0] for p in packed], dtype=torch.int32, group=self.group.group)

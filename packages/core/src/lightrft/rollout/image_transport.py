@@ -14,11 +14,11 @@ from lightrft.distributed.collectives import Group, gather_objects, gather_ragge
 from lightrft.types import Request, each_frame, frames_of
 
 
-def with_images_of_others(shares: list[list[Request]], mine: Sequence[Request], *, group: Group, everywhere: bool) -> list[list[Request]]:
-    """`shares`, the requests of each rank of the group without their images, with them; equal images are one object. Collective.
+def with_images_of_others(slices: list[list[Request]], mine: Sequence[Request], *, group: Group, everywhere: bool) -> list[list[Request]]:
+    """`slices`, the requests of each rank of the group without their images, with them; equal images are one object. Collective.
 
     `mine` are this rank's own, whose images are PIL in RGB, or videos of such frames. With `everywhere` all ranks get the images, otherwise
-    the first alone does (`shares` is empty on the others).
+    the first alone does (`slices` is empty on the others).
     """
     objects = {id(frame): frame for request in mine for image in request.images for frame in frames_of(image)}
     names = {key: digest(frame) for key, frame in objects.items()}
@@ -30,7 +30,7 @@ def with_images_of_others(shares: list[list[Request]], mine: Sequence[Request], 
         for name in (frame for request in requests for one in request for frame in frames_of(one)):
             senders.setdefault(name, rank)
     if not senders:
-        return shares
+        return slices
     here = 0 if group is None else torch.distributed.get_rank(group)
     # The first rank has its own already, and nobody else reads them where the engine runs there alone.
     sent = [name for name, sender in senders.items() if sender == here and (everywhere or here > 0)]
@@ -38,9 +38,9 @@ def with_images_of_others(shares: list[list[Request]], mine: Sequence[Request], 
     return [
         [
             replace(request, images=tuple(each_frame(name, found.__getitem__) for name in asked))
-            for request, asked in zip(share, requests, strict=True)
+            for request, asked in zip(part, requests, strict=True)
         ]
-        for share, requests in zip(shares, told, strict=False)
+        for part, requests in zip(slices, told, strict=False)
     ]
 
 

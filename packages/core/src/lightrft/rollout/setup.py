@@ -57,7 +57,7 @@ def make_controller(config: Config, *, registry: Registry, world: World, model_p
         group=group,
         dtype=setup.dtype,
         sleep_level=_sleep_level(config, spec, device_type=world.device.type),
-        verify_sums=config.verify_sync_every > 0,
+        verify_checksums=config.verify_sync_every > 0,
         seed=config.seed,
         tokenize=texts.encode,
         read_sampling=read_sampling,

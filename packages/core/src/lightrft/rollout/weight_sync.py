@@ -16,15 +16,15 @@ from lightrft.errors import WeightSyncError
 from lightrft.plugins.specs import EngineSpec
 from lightrft.types import EngineStatus
 from lightrft.weights.buckets import WeightBucket
-from lightrft.weights.checksum import WeightSum
+from lightrft.weights.checksum import WeightChecksum
 from lightrft.weights.verify import SentChecksums, first_names, over_group, shape_problems
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Given:
-    """`method` of an engine takes the buckets, `says` gives the sums of what it holds then: with `whole` of all that was sent."""
+class SyncKind:
+    """`method` of an engine takes the buckets, `says` gives the checksums of what it holds then: with `whole` of all that was sent."""
 
     method: str
     says: str
@@ -33,13 +33,13 @@ class Given:
     def give(self, engine: InferenceEngine, buckets: Iterator[WeightBucket], version: int) -> None:
         getattr(engine, self.method)(buckets, version=version)
 
-    def sums(self, engine: InferenceEngine) -> Mapping[tuple[str, ...], WeightSum]:
-        found: Mapping[tuple[str, ...], WeightSum] = getattr(engine, self.says)()
+    def checksums(self, engine: InferenceEngine) -> Mapping[tuple[str, ...], WeightChecksum]:
+        found: Mapping[tuple[str, ...], WeightChecksum] = getattr(engine, self.says)()
         return found
 
 
-ALL_WEIGHTS = Given("update_weights", "weight_sums")
-ADAPTERS = Given("update_adapters", "adapter_sums", whole=True)
+ALL_WEIGHTS = SyncKind("update_weights", "weight_checksums")
+ADAPTERS = SyncKind("update_adapters", "adapter_checksums", whole=True)
 
 
 class WeightSync(ABC):
@@ -49,12 +49,12 @@ class WeightSync(ABC):
     engine: InferenceEngine | None
     group: Axis
     version: int
-    gives_sums: bool
+    gives_checksums: bool
     unverified: list[str]
     sent_fingerprint: int | None
     _world: World
     _status: EngineStatus
-    _verify_sums: bool
+    _verify_checksums: bool
     _unverified_base: list[str]
     _base_is_compared: bool = False
     sent_bytes: int = 0
@@ -77,7 +77,7 @@ class WeightSync(ABC):
         read it to the end even where an engine raises.
 
         `shapes` (all names of each weight, its full shape) is compared with what the engine needs before the first bucket is asked for;
-        afterwards the engine's own tensors with what was sent, by their sums. `unverified` names the weights that it gives no sum for.
+        afterwards the engine's own tensors with what was sent, by checksums. `unverified` names the weights that it gives no checksum for.
 
         Raises:
             WeightSyncError: names or shapes do not fit (nothing has changed); or the engine refused the weights; or does not hold them
@@ -95,12 +95,14 @@ class WeightSync(ABC):
             WeightSyncError: it was not (UNUSABLE from then on).
         """
         self._usable()
-        if self._base_is_compared or not self._verify_sums:
+        if self._base_is_compared or not self._verify_checksums:
             return
         self._wake(("weights",))
         sent = SentChecksums()
         deque(sent.watch(base()), maxlen=0)
-        self._prove(sent, self._held_sums(), "the weights that the actor's adapters are added to; set --lora_sync merged, which sends all")
+        self._verify(
+            sent, self._held_checksums(), "the weights that the actor's adapters are added to; set --lora_sync merged, which sends all"
+        )
         self._unverified_base, self._base_is_compared = self.unverified, True
 
     def update_adapters(self, buckets: Iterable[WeightBucket], *, modules: Collection[str]) -> None:
@@ -114,17 +116,17 @@ class WeightSync(ABC):
         self._give(buckets, ADAPTERS)
 
     def differing_weights(self, buckets: Iterable[WeightBucket], *, adapters: bool = False) -> list[str] | None:
-        """The names of the engine's tensors that do not hold these weights, identical on every rank; None where the engine gives no sums.
+        """The names of the engine's tensors that do not hold these weights, identical on every rank; None where it gives no checksums.
 
         `buckets` is collective and is read to the end; with `adapters` they are those of `update_adapters`.
         """
         self._usable()
         self._wake(("weights",))
         sent = SentChecksums()
-        deque(sent.watch(buckets) if self.gives_sums else buckets, maxlen=0)
-        if not self.gives_sums:
+        deque(sent.watch(buckets) if self.gives_checksums else buckets, maxlen=0)
+        if not self.gives_checksums:
             return None
-        held = self._held_sums(ADAPTERS if adapters else ALL_WEIGHTS)
+        held = self._held_checksums(ADAPTERS if adapters else ALL_WEIGHTS)
         found = gather_objects(sent.differing(held) if self.engine is not None else [], group=self._world.group)
         return list(dict.fromkeys(name for names in found for name in names))
 
@@ -144,11 +146,11 @@ class WeightSync(ABC):
                 f"{', '.join(dict.fromkeys(name.rpartition('.')[2] for name in lacking))} out of lora_target_modules"
             )
 
-    def _give(self, buckets: Iterable[WeightBucket], kind: Given) -> None:
+    def _give(self, buckets: Iterable[WeightBucket], kind: SyncKind) -> None:
         """The buckets to the engine, and the comparison with what it holds then."""
         self._wake(("weights",))
         sent = SentChecksums()
-        stream = self._counted(sent.watch(buckets) if self._verify_sums and self.engine is not None else iter(buckets))
+        stream = self._counted(sent.watch(buckets) if self._verify_checksums and self.engine is not None else iter(buckets))
         error: Exception | None = None
         try:
             if self.engine is not None:
@@ -161,8 +163,8 @@ class WeightSync(ABC):
             error = caught
         deque(stream, maxlen=0)
         self._agree(error, "updating the engine's weights")
-        if self._verify_sums:
-            self._prove(sent, self._held_sums(kind), f"the actor after sync {self.version + 1}", whole=kind.whole)
+        if self._verify_checksums:
+            self._verify(sent, self._held_checksums(kind), f"the actor after sync {self.version + 1}", whole=kind.whole)
             self.unverified = self._unverified_base + self.unverified
             self.sent_fingerprint = sent.fingerprint() if self.engine is not None else None
         self.version += 1
@@ -173,8 +175,8 @@ class WeightSync(ABC):
             self.sent_bytes += sum(weight.tensor.numel() * weight.tensor.element_size() for weight in bucket)
             yield bucket
 
-    def _prove(self, sent: SentChecksums, held: Mapping[tuple[str, ...], WeightSum], what: str, *, whole: bool = False) -> None:
-        """`whole`: what it gives no sum for is not there."""
+    def _verify(self, sent: SentChecksums, held: Mapping[tuple[str, ...], WeightChecksum], what: str, *, whole: bool = False) -> None:
+        """`whole`: what it gives no checksum for is not there."""
         wrong = sent.differing(held) if self.engine is not None else []
         self.unverified = sent.unverified(held) if self.engine is not None else []
         if whole:
@@ -192,10 +194,10 @@ class WeightSync(ABC):
             self._status = EngineStatus.UNUSABLE
         raise_together(error, words, doing="verifying the engine's weights")
 
-    def _held_sums(self, kind: Given = ALL_WEIGHTS) -> Mapping[tuple[str, ...], WeightSum]:
+    def _held_checksums(self, kind: SyncKind = ALL_WEIGHTS) -> Mapping[tuple[str, ...], WeightChecksum]:
         """The engine's, of the whole group; nothing on ranks without an engine."""
         engine = self.engine
-        mine = self._together("reading the engine's sums", lambda: kind.sums(engine) if engine is not None else {})
+        mine = self._together("reading the engine's checksums", lambda: kind.checksums(engine) if engine is not None else {})
         if self.spec.topology == "spmd":
             return over_group(gather_objects(mine, group=self.group.group))
         return mine

@@ -20,7 +20,7 @@ CHARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Gradient norm", ("train/grad_norm",)),
     ("Loss", ("train/loss",)),
     ("Engine against trainer, nats per token", ("rollout/logprob_gap",)),
-    ("Groups without a signal, share", ("rollout/zero_variance_groups",)),
+    ("Groups without a signal, fraction", ("rollout/zero_variance_groups",)),
     ("Critic: explained variance", ("critic/explained_variance",)),
     ("Generation, tokens per second", ("rollout/tokens_per_s",)),
     ("Rollout with update, seconds", ("time/step_s", "time/rollout_s", "time/update_s")),

@@ -172,7 +172,7 @@ def _check(strategy: StrategyHooks, folder: Path, model: torch.nn.Module) -> Non
 
 
 def _digests(strategy: StrategyHooks, folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Of this rank's share of the files."""
+    """Of this rank's slice of the files."""
     return {name: _digest(folder / name) for name in sorted(names)[strategy.world.rank :: strategy.world.world_size]}
 
 

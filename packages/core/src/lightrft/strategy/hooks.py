@@ -95,7 +95,7 @@ class StrategyHooks(ABC):
 
     @abstractmethod
     def _backward(self, loss: torch.Tensor, model: torch.nn.Module, optimizer: Optimizer, final: bool) -> None:
-        """Adds the gradient of `loss`, a scalar, this rank's share: gradients are summed over micro-batches and ranks, not averaged.
+        """Adds the gradient of `loss`, a scalar, this rank's loss share: gradients are summed over micro-batches and ranks, not averaged.
 
         `final` says that no micro-batch follows before the step; every rank makes the same number of calls.
         """

@@ -48,7 +48,7 @@ class EngineSide(ABC):
     def setup_inference_engine(
         self, args: Config | argparse.Namespace, engine_type: str | None = None, *, model_path: str | None = None
     ) -> None:
-        """Builds this rank's share of the engine, awake, with the weights of `model_path` (default: `args.model_name_or_path`) as version
+        """Builds this rank's part of the engine, awake, with the weights of `model_path` (default: `args.model_name_or_path`) as version
         0.
 
         `engine_type` overrides `args.engine_type`.
@@ -159,7 +159,7 @@ class EngineSide(ABC):
         controller.update_weights(self.export_weights(actor, dtype=controller.dtype), shapes=self._exported_shapes(actor))
 
     def differing_engine_weights(self, actor: torch.nn.Module, *, rounded_to: torch.dtype | None = None) -> list[str] | None:
-        """The names of the engine's tensors that are not bitwise the actor's, identical on every rank; None where the engine gives no sums.
+        """The names of the engine's tensors that are not bitwise the actor's, identical on every rank; None where it gives no checksums.
 
         `rounded_to` asks for the actor as it would be after a cast to that dtype and back.
         """
@@ -195,14 +195,14 @@ class EngineSide(ABC):
     @property
     def unverified_weights(self) -> list[str]:
         """Names of what the last sync sent and this rank's engine gives no checksum for; empty also where it gives none at all
-        (`engine_gives_sums`), where this rank has no engine, or syncs are not verified. Not collective.
+        (`engine_gives_checksums`), where this rank has no engine, or syncs are not verified. Not collective.
         """
         return list(self._engine().unverified)
 
     @property
-    def engine_gives_sums(self) -> bool:
+    def engine_gives_checksums(self) -> bool:
         """Whether syncs can be verified by checksums of the engine's own tensors. Not collective."""
-        return self._engine().gives_sums
+        return self._engine().gives_checksums
 
     def wakeup_inference_engine(self) -> None:
         """Makes the engine ready to generate. Idempotent."""
@@ -213,7 +213,7 @@ class EngineSide(ABC):
         self._engine().maybe_sleep()
 
     def shutdown_inference_engine(self) -> None:
-        """Ends this rank's share of the engine; its ranks train on. Idempotent. Not collective."""
+        """Ends this rank's part of the engine; its ranks train on. Idempotent. Not collective."""
         if self._controller is not None:
             self._controller.shutdown()
             self._controller = None

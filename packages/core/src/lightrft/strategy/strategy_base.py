@@ -39,8 +39,8 @@ class StrategyBase(StrategyHooks, EngineSide, FrozenSide):
 
     Built by `get_strategy`. Unless a method says otherwise it is *collective*: every rank calls it, in the same order.
 
-    Contract of the update: `backward` takes this rank's *share* of the loss, already divided by the global denominator (such as the number
-    of completion tokens over all ranks and micro-batches of the step). The gradient of a step is the plain sum of all shares, over
+    Contract of the update: `backward` takes this rank's *loss share*, already divided by the global denominator (such as the number
+    of completion tokens over all ranks and micro-batches of the step). The gradient of a step is the plain sum of all loss shares, over
     micro-batches and ranks, so it does not depend on how the batch was split.
     """
 
@@ -162,9 +162,9 @@ class StrategyBase(StrategyHooks, EngineSide, FrozenSide):
     # ---- the update ----------------------------------------------------------------------------------------------------------------------
 
     def accumulate(
-        self, micro_batches: Sequence[T], share: Callable[[T], torch.Tensor], model: torch.nn.Module, optimizer: Optimizer
+        self, micro_batches: Sequence[T], loss_share: Callable[[T], torch.Tensor], model: torch.nn.Module, optimizer: Optimizer
     ) -> None:
-        """The backward passes of one step: `share` gives this rank's share of the loss (see the class) for one of its micro-batches.
+        """The backward passes of one step: `share` gives this rank's loss share (see the class) for one of its micro-batches.
 
         Ranks may bring different numbers of micro-batches, or none: those that run out go on with passes that are worth exactly 0, for
         sharded models need every rank in every pass. `optimizer_step` comes next.
@@ -179,11 +179,11 @@ class StrategyBase(StrategyHooks, EngineSide, FrozenSide):
             self._begin_micro_batch(model, index == most - 1)
             # Without a name for the loss: one would keep its graph until the next loss is there, and memory would hold both.
             self.backward(
-                share(micro_batches[index]) if index < mine else self._worth_nothing(model), model, optimizer, final=index == most - 1
+                loss_share(micro_batches[index]) if index < mine else self._worth_nothing(model), model, optimizer, final=index == most - 1
             )
 
     def backward(self, loss: torch.Tensor, model: torch.nn.Module, optimizer: Optimizer, *, final: bool = True) -> None:
-        """Adds the gradient of this rank's share of the loss (see the class). Every rank makes the same number of calls in a step.
+        """Adds the gradient of this rank's loss share (see the class). Every rank makes the same number of calls in a step.
 
         `final` False says that more micro-batches follow before the step: a backend may leave out communication until the final one.
 
@@ -191,7 +191,7 @@ class StrategyBase(StrategyHooks, EngineSide, FrozenSide):
             ValueError: `loss` is not a scalar.
         """
         if loss.dim() != 0:
-            raise ValueError(f"loss has shape {tuple(loss.shape)}; backward takes a scalar, this rank's share of the global loss")
+            raise ValueError(f"loss has shape {tuple(loss.shape)}; backward takes a scalar, this rank's loss share")
         self._backward(loss, model, optimizer, final)
         if final:
             self._unfinished.discard(model)

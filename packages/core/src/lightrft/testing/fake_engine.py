@@ -16,17 +16,17 @@ from lightrft.engine.checks import check_requests
 from lightrft.errors import EngineStateError, WeightSyncError
 from lightrft.types import Completion, EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import Weight, WeightBucket, tied_names
-from lightrft.weights.checksum import WeightSum, tensor_sum
+from lightrft.weights.checksum import WeightChecksum, tensor_checksum
 from lightrft.weights.verify import shape_problems
 
 VOCAB_SIZE = 16
 STOP_TOKEN = 1
 
-Sums = dict[tuple[str, ...], WeightSum]
+Checksums = dict[tuple[str, ...], WeightChecksum]
 
 
 class FakeEngine(InferenceEngine):
-    """See `InferenceEngine`; vocabulary of 16 tokens, token 1 stops. Of its weights it keeps sums.
+    """See `InferenceEngine`; vocabulary of 16 tokens, token 1 stops. Of its weights it keeps checksums.
 
     Names, shapes and values of version 0 come from the folder's `model.safetensors`; where there is none, from the first update. Names
     of an image-text model always do: its files have others than its modules. An image counts by its pixels, wherever its token stands.
@@ -36,7 +36,7 @@ class FakeEngine(InferenceEngine):
         super().__init__(setup)
         self._status = EngineStatus.AWAKE
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._sums: Sums = {}
+        self._checksums: Checksums = {}
         self._weights: int | None = 0
         self._version = 0
         self.calls: list[str] = []
@@ -81,9 +81,9 @@ class FakeEngine(InferenceEngine):
     def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
         return self._shapes
 
-    def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+    def weight_checksums(self) -> Mapping[tuple[str, ...], WeightChecksum]:
         """It keeps no tensors: of those that it was given."""
-        return self._sums
+        return self._checksums
 
     def reset_cache(self) -> None:
         self._alive()
@@ -121,8 +121,8 @@ class FakeEngine(InferenceEngine):
         return found + [f"of another dtype: {names[0]} ({t.dtype})" for names, t in sent.items() if t.dtype is not self.setup.dtype]
 
     def _hold(self, tensors: Mapping[tuple[str, ...], torch.Tensor]) -> None:
-        self._sums = {names: WeightSum(*tensor_sum(tensor)) for names, tensor in tensors.items()}
-        self._weights = fingerprint(self._sums)
+        self._checksums = {names: WeightChecksum(*tensor_checksum(tensor)) for names, tensor in tensors.items()}
+        self._weights = fingerprint(self._checksums)
 
     def _complete(self, request: Request, sampling: SamplingParams, sample: int) -> Completion:
         stops = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else (STOP_TOKEN,))}
@@ -139,13 +139,13 @@ class FakeEngine(InferenceEngine):
         return next_token(self._weights or 0, request.prompt_token_ids, tokens, draw=draw, support=support(sampling), images=seen)
 
 
-def fingerprint(sums: Mapping[tuple[str, ...], WeightSum]) -> int:
+def fingerprint(checksums: Mapping[tuple[str, ...], WeightChecksum]) -> int:
     """One number of all weights, in whatever order and buckets they came; a tied one counts once."""
-    return sum(value.bits + 3 * value.squares for value in sums.values())
+    return sum(value.bits + 3 * value.squares for value in checksums.values())
 
 
 def support(sampling: SamplingParams) -> int:
-    """How many of the 16 tokens, all equally likely, a draw is among: `top_k` of them, or the share `top_p`."""
+    """How many of the 16 tokens, all equally likely, a draw is among: `top_k` of them, or the fraction `top_p`."""
     kept = min(sampling.top_k or VOCAB_SIZE, VOCAB_SIZE)
     return min(kept, max(1, math.ceil(sampling.top_p * VOCAB_SIZE)))
 
@@ -198,4 +198,4 @@ class FakeJudge:
 
     def _weights(self, model: Any) -> int:
         names = tied_names(model)
-        return fingerprint({names[name]: WeightSum(*tensor_sum(p.detach())) for name, p in model.named_parameters()})
+        return fingerprint({names[name]: WeightChecksum(*tensor_checksum(p.detach())) for name, p in model.named_parameters()})

@@ -70,7 +70,9 @@ class FakeStrategy(SingleStrategy):
 FAKE_ENGINE = EngineSpec(
     name="fake",
     target="lightrft.testing.fake_engine:FakeEngine",
-    capabilities=frozenset({Capability.SEED, Capability.SLEEP_1, Capability.SLEEP_2, Capability.TENSOR_PARALLEL, Capability.WEIGHT_SUMS}),
+    capabilities=frozenset(
+        {Capability.SEED, Capability.SLEEP_1, Capability.SLEEP_2, Capability.TENSOR_PARALLEL, Capability.WEIGHT_CHECKSUMS}
+    ),
     summary="answers without a model, foretellable",
 )
 

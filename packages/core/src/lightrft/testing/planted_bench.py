@@ -103,7 +103,7 @@ class PlantedBench:
 
     @property
     def unverified(self) -> list[str]:
-        """The weights of the last sync that the engine gives no sum for."""
+        """The weights of the last sync that the engine gives no checksum for."""
         controller: Any = self.strategy._controller
         return list(controller.unverified)
 

@@ -94,13 +94,13 @@ def _accumulate(strategy: StrategyBase, model: Any, optimizer: Any, batch: Sampl
     batching, device = update_batching(strategy.config, strategy, model=model), strategy.world.device
     total = int(batch.num_sampled.sum())
 
-    def share(index: torch.Tensor) -> torch.Tensor:
+    def loss_share(index: torch.Tensor) -> torch.Tensor:
         micro = batching.micro(batch, index, device=device)
         logprobs = score_tokens(model, micro, temperatures=(0.7,), fused_chunk=fused_chunk(strategy.config)).logprobs[0]
         return -(logprobs * _weights(batch, index, micro)).sum() / total
 
     mine = places_of(strategy.mesh.data.rank, strategy.mesh.data.size)
-    strategy.accumulate(batching.micro_batches(batch, mine), share, model, optimizer)
+    strategy.accumulate(batching.micro_batches(batch, mine), loss_share, model, optimizer)
 
 
 def _weights(batch: Sampled, index: torch.Tensor, micro: MicroBatch) -> torch.Tensor:

@@ -83,7 +83,7 @@ class ShardedStrategy(StrategyBase):
                     if part.grad is not None:
                         part.grad.mul_(max_norm / (norm + 1e-6))
             optimizer.step()
-            self._share(model)
+            self._refill(model)
         optimizer.zero_grad(set_to_none=True)
         model.zero_grad(set_to_none=True)
         return StepResult(grad_norm=norm, skipped=skipped)
@@ -92,7 +92,7 @@ class ShardedStrategy(StrategyBase):
         squares = sum(float(part.double().square().sum()) for part in parts)
         return math.sqrt(self.all_reduce(squares, "sum"))
 
-    def _share(self, model: torch.nn.Module) -> None:
+    def _refill(self, model: torch.nn.Module) -> None:
         """Every parameter from the slices of all ranks."""
         named = dict(model.named_parameters())
         with torch.no_grad():
@@ -133,7 +133,7 @@ class ShardedStrategy(StrategyBase):
             optimizer.state.pop(part, None)
             if values:
                 optimizer.state[part] = {key: value.to(part.device) if value.dim() else value for key, value in values.items()}
-        self._share(model)
+        self._refill(model)
 
     def _dealt(self, parts: list[torch.Tensor]) -> torch.Tensor:
         """What this rank holds of what those ranks held; a count of steps, which has no dimension, is the same on each."""

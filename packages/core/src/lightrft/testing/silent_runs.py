@@ -23,7 +23,7 @@ from lightrft.testing.tiny import tiny_causal_lm, tiny_model_folder, tiny_tokeni
 from lightrft.trainer import SPMDPPOTrainer
 from lightrft.trainer.build import build_scheduler
 from lightrft.types import Sample
-from lightrft.weights.checksum import WeightSum, tensor_sum
+from lightrft.weights.checksum import WeightChecksum, tensor_checksum
 
 Reward = Callable[[Sequence[Sample]], list[float | None]]
 Plant = Callable[[SPMDPPOTrainer], None]
@@ -44,7 +44,7 @@ class SilentRun:
 
 
 def with_digits(samples: Sequence[Sample]) -> list[float | None]:
-    """A reward that a model learns in some steps: the share of even digits."""
+    """A reward that a model learns in some steps: the fraction of even digits."""
     return [sum(c in "02468" for c in s.completion) / max(s.num_tokens, 1) for s in samples]
 
 
@@ -107,17 +107,17 @@ def stale_behind_its_checksums(trainer: SPMDPPOTrainer) -> None:
     """An engine that from the third sync on answers with older weights, and gives checksums of those that it was sent."""
     engine = trainer.strategy._engine().engine
     assert engine is not None
-    update, sums = engine.update_weights, engine.weight_sums
-    held: dict[tuple[str, ...], WeightSum] = {}
+    update, checksums = engine.update_weights, engine.weight_checksums
+    held: dict[tuple[str, ...], WeightChecksum] = {}
 
     def update_weights(buckets: Any, *, version: int) -> None:
         if version <= 2:
             update(buckets, version=version)
             return
-        held.update({w.names: WeightSum(*tensor_sum(w.tensor)) for bucket in buckets for w in bucket})
+        held.update({w.names: WeightChecksum(*tensor_checksum(w.tensor)) for bucket in buckets for w in bucket})
         vars(engine)["_version"] = version
 
-    vars(engine).update(update_weights=update_weights, weight_sums=lambda: held or sums())
+    vars(engine).update(update_weights=update_weights, weight_checksums=lambda: held or checksums())
 
 
 def scored_elsewhere(trainer: SPMDPPOTrainer) -> None:

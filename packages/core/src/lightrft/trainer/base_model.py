@@ -227,7 +227,7 @@ def _device() -> torch.device:
 
 @contextmanager
 def _all_threads() -> Iterator[None]:
-    """The launcher gives each rank its share of the threads; while the other ranks wait, this one may use them all."""
+    """The launcher gives each rank its part of the threads; while the other ranks wait, this one may use them all."""
     before = torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     # More threads than this job has a right to, or than there are cores, make every step many times slower.

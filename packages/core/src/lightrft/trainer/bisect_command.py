@@ -34,8 +34,8 @@ def bisect(config: Config, *, registry: Registry | None = None) -> dict[str, Any
     ids = torch.tensor([prompts[0].token_ids], device=strategy.world.device)
 
     def nudge() -> None:
-        share = 1.0 / strategy.world.world_size
-        strategy.accumulate([ids], lambda batch: actor(input_ids=batch).logits.float().logsumexp(-1).mean() * share, actor, optimizer)
+        fraction = 1.0 / strategy.world.world_size
+        strategy.accumulate([ids], lambda batch: actor(input_ids=batch).logits.float().logsumexp(-1).mean() * fraction, actor, optimizer)
         strategy.optimizer_step(optimizer, actor, None, name="actor", max_norm=1.0)
 
     sampling = SamplingParams(

@@ -42,7 +42,7 @@ class CriticUpdate:
         self.batching = update_batching(config, strategy, model=critic, blank=blank)
 
     def run(self, experience: Trainable, *, seed: int) -> dict[str, float]:
-        """All steps over this rank's share; global metrics. `critic/explained_variance` is that of the values before the update; it is left
+        """All steps over this rank's slice; global metrics. `critic/explained_variance` is that of the values before the update; it is left
         out where all returns are equal. Collective.
         """
         plan = epochs(experience, self.batching, axis=self.strategy.mesh.data, seed=seed)
@@ -68,10 +68,10 @@ class CriticUpdate:
         return metrics if math.isnan(explained) else metrics | {"critic/explained_variance": explained}
 
     def _accumulate(self, batch: Trainable, step: Step) -> torch.Tensor:
-        """Backward over the micro-batches of one step; this rank's share of the loss, and its clipped tokens."""
+        """Backward over the micro-batches of one step; this rank's loss share, and its clipped tokens."""
         total = torch.zeros(2, dtype=torch.float64, device=self.strategy.world.device)
 
-        def share(index: torch.Tensor) -> torch.Tensor:
+        def loss_share(index: torch.Tensor) -> torch.Tensor:
             micro = self.batching.micro(batch, index, columns=("values", "returns"), device=self.strategy.world.device)
             mask = micro.grid.mask()
             found = value_loss(
@@ -87,7 +87,7 @@ class CriticUpdate:
 
         nothing = torch.zeros(0, dtype=torch.int64)
         parts = lockstep(self.batching.micro_batches(batch, step.index), empty=nothing, world=self.strategy.world)
-        self.strategy.accumulate(parts, share, self.critic, self.optimizer)
+        self.strategy.accumulate(parts, loss_share, self.critic, self.optimizer)
         return total
 
 

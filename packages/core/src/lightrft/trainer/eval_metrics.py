@@ -33,7 +33,7 @@ def majority_at_k(votes: Sequence[str | None], right: Sequence[bool], *, k: int)
     """Chance that the most frequent answer of k samples is right (self-consistency, Wang et al. 2022, arXiv:2203.11171).
 
     The mean over the n // k disjoint blocks of k samples, in order. Of equally frequent answers each is taken with the same chance; None
-    is no vote, and where nobody votes nothing is right. Right is an answer by the share of its samples that are.
+    is no vote, and where nobody votes nothing is right. Right is an answer by the fraction of its samples that are.
 
     Raises:
         ValueError: not 1 <= k <= n, or lengths that differ.
@@ -65,5 +65,5 @@ def _majority(votes: Sequence[str | None], right: Sequence[bool]) -> float:
     if not judged:
         return 0.0
     most = max(map(len, judged.values()))
-    shares = [sum(found) / len(found) for found in judged.values() if len(found) == most]
-    return sum(shares) / len(shares)
+    fractions = [sum(found) / len(found) for found in judged.values() if len(found) == most]
+    return sum(fractions) / len(fractions)

@@ -36,7 +36,7 @@ in float32.
 
 @dataclass(frozen=True)
 class Split:
-    """`spread`: groups in order, a share for each rank; dealt out one by one from the last rank on; or all to the first rank, as one
+    """`spread`: groups in order, a slice for each rank; dealt out one by one from the last rank on; or all to the first rank, as one
     process has them. `micro`: completions in one forward and backward.
     """
 
@@ -82,7 +82,7 @@ def gradients(batch: Scored, split: Split, *, strategy: StrategyBase, config: Co
 
 
 def first_step(mine: Scored, *, strategy: StrategyBase, config: Config, models: Models) -> dict[str, float]:
-    """The metrics of an update of this rank's share, in the micro-batches that it was scored for, with weights that stay as they are: all
+    """The metrics of an update of this rank's slice, in the micro-batches that it was scored for, with weights that stay as they are: all
     of its ratios should be 1. Collective.
     """
     rows = _advantages(strategy, config).run(mine, kl_coef=config.kl_coef)

@@ -89,7 +89,7 @@ def _rows(batch: Scored, *, config: Config, strategy: StrategyBase, models: Mode
 
 
 def _recorded(config: Config, strategy: StrategyBase, *, model_path: str) -> Scored:
-    """This rank's share of one rollout, with all that the update reads. Rewards are made up: a model that earns one reward for everything
+    """This rank's slice of one rollout, with all that the update reads. Rewards are made up: a model that earns one reward for everything
     would have no advantages, and any two updates of nothing agree.
     """
     tokenizer = load_tokenizer(model_path, trust_remote_code=config.trust_remote_code)

@@ -46,7 +46,7 @@ TAKES_EFFECT = (
     "router_balance_coef",
     "kl_in", "kl_target", "kl_horizon", "train_batch_size", "micro_train_batch_size", "max_epochs",
     "num_episodes", "max_steps", "max_norm", "save_samples", "eval_every", "best_metric", "best_mode",
-    "early_stop_patience", "length_factor", "entropy_share", "kl_limit", "plugins",
+    "early_stop_patience", "length_factor", "entropy_fraction", "kl_limit", "plugins",
 )  # fmt: skip
 """They hold from the first resumed step on, and are told. Prompts, reference model and reward files are compared by content as well."""
 

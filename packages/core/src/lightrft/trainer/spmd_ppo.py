@@ -129,7 +129,7 @@ class SPMDPPOTrainer(TrainerParts):
                 release_folders(self.config)
 
     def make_experience(self) -> dict[str, float]:
-        """`self.experience` becomes this rank's share of the next rollout; returns what is known of the step so far. Collective."""
+        """`self.experience` becomes this rank's slice of the next rollout; returns what is known of the step so far. Collective."""
         scored = self.logprob(self.collect())
         self.experience = self.advantage(scored)
         add_rollout_metrics(self.sums, scored, copies=self.strategy.mesh.sequence.size)

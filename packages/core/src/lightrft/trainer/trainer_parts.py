@@ -186,7 +186,7 @@ class TrainerParts(TrainerPhases):
         return count_updates(self.config, num_prompts=self.mixture.epoch_rows, first_rollouts_without=warmup)
 
     def next_prompts(self) -> list[Prompt]:
-        """This rank's share of the next `rollout_batch_size` prompts, or of those that partial rollouts begin. Local; every rank has to ask
+        """This rank's slice of the next `rollout_batch_size` prompts, or of those that partial rollouts begin. Local; every rank has to ask
         as often.
         """
         partial = self.experience_maker.partial

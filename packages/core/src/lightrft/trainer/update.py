@@ -63,7 +63,7 @@ class PolicyUpdate:
         self.bounds = loss_settings(config, spec)
 
     def run(self, experience: Trainable, *, seed: int, kl_coef: float | None = None) -> dict[str, float]:
-        """All steps over this rank's share; metrics are global means over the tokens of all steps. `kl_coef` None is the configuration's.
+        """All steps over this rank's slice; metrics are global means over the tokens of all steps. `kl_coef` None is the configuration's.
         Collective.
         """
         kl_coef = self.config.kl_coef if kl_coef is None else kl_coef
@@ -86,13 +86,13 @@ class PolicyUpdate:
         """Backward over the micro-batches of one step."""
         device, nothing = self.strategy.world.device, torch.zeros(0, dtype=torch.int64)
 
-        def share(index: torch.Tensor) -> torch.Tensor:
-            return self._share(self.batching.micro(batch, index, columns=COLUMNS, device=device), step, kl_coef, counts)
+        def loss_share(index: torch.Tensor) -> torch.Tensor:
+            return self._loss_share(self.batching.micro(batch, index, columns=COLUMNS, device=device), step, kl_coef, counts)
 
         parts = lockstep(self.batching.micro_batches(batch, step.index), empty=nothing, world=self.strategy.world)
-        self.strategy.accumulate(parts, share, self.actor, self.optimizer)
+        self.strategy.accumulate(parts, loss_share, self.actor, self.optimizer)
 
-    def _share(self, micro: MicroBatch, step: Step, kl_coef: float, counts: _Counts) -> torch.Tensor:
+    def _loss_share(self, micro: MicroBatch, step: Step, kl_coef: float, counts: _Counts) -> torch.Tensor:
         """This micro-batch's part of the step's loss, with its gradient."""
         config = self.config
         found = score_tokens(

@@ -1,4 +1,4 @@
-"""Whether two tensors hold the same numbers. Exact sums of bit patterns that do not depend on order, layout or cutting."""
+"""Whether two tensors hold the same numbers. Exact sums of bit patterns, which do not depend on order, layout or splitting."""
 
 from __future__ import annotations
 
@@ -16,55 +16,55 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
-class WeightSum:
+class WeightChecksum:
     """Of one tensor: the sums, modulo 2**63, of its elements' bit patterns and of their squares.
 
-    A zero adds nothing, so padding does not count; the sums of a fused tensor are those of its parts, added up. `sharded`: the ranks of the
-    engine's group hold parts, and the whole is the sum over them (a part that several hold is counted by one); else each rank holds all.
+    A zero adds nothing, so padding does not count; the checksum of a fused tensor is that of its parts, added up. `sharded`: the ranks of
+    the engine's group hold parts, and the whole is the sum over them (a part that several hold counts once); else each rank holds all.
     """
 
     bits: int
     squares: int
     sharded: bool = False
 
-    def __add__(self, other: WeightSum) -> WeightSum:
-        return WeightSum((self.bits + other.bits) % MODULUS, (self.squares + other.squares) % MODULUS, self.sharded or other.sharded)
+    def __add__(self, other: WeightChecksum) -> WeightChecksum:
+        return WeightChecksum((self.bits + other.bits) % MODULUS, (self.squares + other.squares) % MODULUS, self.sharded or other.sharded)
 
-    def same_as(self, other: WeightSum) -> bool:
+    def same_as(self, other: WeightChecksum) -> bool:
         """Whether the numbers agree, wherever they are held."""
         return (self.bits, self.squares) == (other.bits, other.squares)
 
 
-NOTHING = WeightSum(0, 0)
+NOTHING = WeightChecksum(0, 0)
 
 
-def tensor_sum(tensor: torch.Tensor) -> tuple[int, int]:
-    """The two sums of a `WeightSum`, of a tensor of any dtype and shape on any device."""
-    [found] = tensor_sums([tensor])
+def tensor_checksum(tensor: torch.Tensor) -> tuple[int, int]:
+    """`bits` and `squares` of a `WeightChecksum`, of a tensor of any dtype and shape on any device."""
+    [found] = tensor_checksums([tensor])
     return found
 
 
 @torch.no_grad()
-def tensor_sums(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
-    """`tensor_sum` of each (all on one device), with one copy to the host for all of them."""
-    return read_sums([sums_on_device(tensors)])
+def tensor_checksums(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+    """`tensor_checksum` of each (all on one device), with one copy to the host for all of them."""
+    return read_checksums([checksums_on_device(tensors)])
 
 
 @torch.no_grad()
-def sums_on_device(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+def checksums_on_device(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """The same as [N, 2] int64 where the tensors are, modulo 2**64: on CUDA the host does not wait for them."""
     if not tensors:
         return torch.zeros(0, 2, dtype=torch.int64)
     flats = [_flat(tensor.detach()) for tensor in tensors]
     if flats[0].is_cuda and find_spec("triton"):
-        from lightrft.weights.checksum_kernel import sums_on_cuda
+        from lightrft.weights.checksum_kernel import checksums_on_cuda
 
-        return sums_on_cuda(flats)
+        return checksums_on_cuda(flats)
     return torch.stack([_by_chunks(flat) for flat in flats])
 
 
-def read_sums(found: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
-    """What `sums_on_device` gave, once or several times on one device, as numbers: one copy to the host."""
+def read_checksums(found: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+    """What `checksums_on_device` gave, once or several times on one device, as numbers: one copy to the host."""
     rows: list[list[int]] = torch.cat(list(found)).tolist() if found else []
     return [(bits % MODULUS, squares % MODULUS) for bits, squares in rows]
 

@@ -1,4 +1,4 @@
-"""The sums of many CUDA tensors in one kernel: every element is read once, and nothing is written but the sums."""
+"""The checksums of many CUDA tensors in one kernel: every element is read once, and nothing is written but they."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALIGNED = 16
 """Bytes; from there a thread reads as many at a time."""
 
 
-def sums_on_cuda(flats: Sequence[torch.Tensor]) -> torch.Tensor:
+def checksums_on_cuda(flats: Sequence[torch.Tensor]) -> torch.Tensor:
     """[N, 2] int64 on the device: of each flat tensor the sum of its elements' bit patterns, unsigned, and of their squares, modulo 2**64.
 
     The host does not wait: the result, as the tensors, belongs to the current stream.
@@ -41,7 +41,7 @@ def sums_on_cuda(flats: Sequence[torch.Tensor]) -> torch.Tensor:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _sum_span(table, found, programs, SIZE: tl.constexpr, AT_16: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Adds the sums of one span of one tensor. `table` [4, programs]: the tensor's address, its number of elements, its row in `found`,
+    """Adds one span of one tensor. `table` [4, programs]: the tensor's address, its number of elements, its row in `found`,
     and the span's first element.
     """
     program = tl.program_id(0)

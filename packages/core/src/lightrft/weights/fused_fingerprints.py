@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from lightrft.weights.checksum import NOTHING, WeightSum, tensor_sum, tensor_sums
+from lightrft.weights.checksum import NOTHING, WeightChecksum, tensor_checksum, tensor_checksums
 from lightrft.weights.manifest import INDEX, WHOLE, expected_shapes
 
 FUSED = (("qkv_proj", ("q_proj", "k_proj", "v_proj")), ("gate_up_proj", ("gate_proj", "up_proj")), ("qkv_proj", ("qkv",)))
@@ -22,8 +22,8 @@ A guess that the folder's weights do not bear out is dropped, so a wrong one cos
 
 
 @dataclass(frozen=True)
-class OwnSum:
-    """Of one tensor of an engine's rank: `WeightSum.bits` and `.squares`, and its number of elements."""
+class OwnChecksum:
+    """Of one tensor of an engine's rank: `WeightChecksum.bits` and `.squares`, and its number of elements."""
 
     bits: int
     squares: int
@@ -31,11 +31,11 @@ class OwnSum:
 
 
 @torch.no_grad()
-def read_own_sums(model: torch.nn.Module, *, dtype: torch.dtype) -> dict[str, OwnSum]:
+def read_own_checksums(model: torch.nn.Module, *, dtype: torch.dtype) -> dict[str, OwnChecksum]:
     """Of each parameter under the engine's own names; those in another dtype, or emptied for a packed copy, are left out. Local."""
     held = {name: p for name, p in model.named_parameters() if p.dtype == dtype and p.numel() and not p.is_meta}
-    sums = tensor_sums([p.detach() for p in held.values()])
-    return {name: OwnSum(bits, squares, p.numel()) for (name, p), (bits, squares) in zip(held.items(), sums, strict=True)}
+    checksums = tensor_checksums([p.detach() for p in held.values()])
+    return {name: OwnChecksum(bits, squares, p.numel()) for (name, p), (bits, squares) in zip(held.items(), checksums, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class _Rule:
         return tuple(own.replace(f".{self.fused}.", f".{part}.") for part in self.parts) if self.fused else (own,)
 
 
-class OwnSums:
-    """Puts an engine's own sums under the names that weights are sent by.
+class OwnChecksums:
+    """Puts an engine's own checksums under the names that weights are sent by.
 
     `ranks` are those of every rank of the engine while it holds the folder's weights. What is not exactly the folder's there, for the first
     and the last of each kind of tensor (equal but for the layer's number), is never reported: the engine holds it in another form.
@@ -61,7 +61,7 @@ class OwnSums:
 
     def __init__(
         self,
-        ranks: Sequence[Mapping[str, OwnSum]],
+        ranks: Sequence[Mapping[str, OwnChecksum]],
         *,
         folder: str,
         dtype: torch.dtype,
@@ -75,20 +75,20 @@ class OwnSums:
         found = {kind: self._rule(ranks, dict.fromkeys((names[0], names[-1]))) for kind, names in kinds.items()}
         self._rules = {kind: rule for kind, rule in found.items() if rule is not None}
 
-    def named(self, own: Mapping[str, OwnSum]) -> dict[tuple[str, ...], WeightSum]:
+    def named(self, own: Mapping[str, OwnChecksum]) -> dict[tuple[str, ...], WeightChecksum]:
         """One rank's, by the names of what was laid into each."""
         found = {}
         for name, value in own.items():
             rule = self._rules.get(_kind(name))
             if rule is not None and all(n in self._known for n in rule.names(name)):
                 sent = tuple(self._known[n][0] for n in rule.names(name))
-                found[sent] = WeightSum(value.bits, value.squares, rule.sharded)
+                found[sent] = WeightChecksum(value.bits, value.squares, rule.sharded)
         return found
 
-    def _rule(self, ranks: Sequence[Mapping[str, OwnSum]], owns: Collection[str]) -> _Rule | None:
+    def _rule(self, ranks: Sequence[Mapping[str, OwnChecksum]], owns: Collection[str]) -> _Rule | None:
         return next((rule for rule in _guesses() if all(self._holds(rule, ranks, own) for own in owns)), None)
 
-    def _holds(self, rule: _Rule, ranks: Sequence[Mapping[str, OwnSum]], own: str) -> bool:
+    def _holds(self, rule: _Rule, ranks: Sequence[Mapping[str, OwnChecksum]], own: str) -> bool:
         names = rule.names(own)
         if (rule.fused and names[0] == own) or not all(n in self._known for n in names) or not all(own in rank for rank in ranks):
             return False
@@ -96,8 +96,8 @@ class OwnSums:
         whole = sum(self._folder.numel(file) for file in files)
         if rule.sharded != (ranks[0][own].numel < whole):
             return False
-        expected = sum((self._folder.sum_of(file) for file in files), start=NOTHING)
-        values = [WeightSum(rank[own].bits, rank[own].squares, rule.sharded) for rank in ranks]
+        expected = sum((self._folder.checksum_of(file) for file in files), start=NOTHING)
+        values = [WeightChecksum(rank[own].bits, rank[own].squares, rule.sharded) for rank in ranks]
         return sum(values, start=NOTHING).same_as(expected) if rule.sharded else all(v.same_as(expected) for v in values)
 
 
@@ -113,7 +113,7 @@ def _kind(name: str) -> str:
 
 
 class _Folder:
-    """The sums of a model folder's tensors in the engine's dtype."""
+    """The checksums of a model folder's tensors in the engine's dtype."""
 
     def __init__(self, folder: str, dtype: torch.dtype) -> None:
         self.shapes = expected_shapes(folder)
@@ -125,6 +125,6 @@ class _Folder:
     def numel(self, name: str) -> int:
         return torch.Size(self.shapes[name]).numel()
 
-    def sum_of(self, name: str) -> WeightSum:
+    def checksum_of(self, name: str) -> WeightChecksum:
         with safe_open(self._root / self._files.get(name, WHOLE), framework="pt") as opened:
-            return WeightSum(*tensor_sum(opened.get_tensor(name).to(self._dtype)))
+            return WeightChecksum(*tensor_checksum(opened.get_tensor(name).to(self._dtype)))

@@ -1,4 +1,4 @@
-"""Whether the engine holds what was sent. Names and shapes before a byte moves, sums of bit patterns after."""
+"""Whether the engine holds what was sent. Names and shapes before a byte moves, checksums of bit patterns after."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 
 from lightrft.weights.buckets import WeightBucket
-from lightrft.weights.checksum import NOTHING, WeightSum, read_sums, sums_on_device
+from lightrft.weights.checksum import NOTHING, WeightChecksum, checksums_on_device, read_checksums
 
 Shape = tuple[int, ...]
 MAX_NAMED = 3
@@ -31,7 +31,7 @@ def shape_problems(sent: Mapping[tuple[str, ...], Shape], held: Mapping[str, Sha
 
 
 class SentChecksums:
-    """The sums of all weights of one sync, taken as their buckets pass by, and the comparison with the engine's own."""
+    """The checksums of all weights of one sync, taken as their buckets pass by, and the comparison with the engine's own."""
 
     def __init__(self) -> None:
         self._found: list[torch.Tensor] = []
@@ -39,34 +39,34 @@ class SentChecksums:
         self._count = 0
 
     def watch(self, buckets: Iterable[WeightBucket]) -> Iterator[WeightBucket]:
-        """The same buckets; each one's sums are taken before it is handed on. On a GPU nobody waits for them until they are compared."""
+        """The same buckets; the checksums of each are taken first. On a GPU nobody waits for them until they are compared."""
         for bucket in buckets:
-            self._found.append(sums_on_device([weight.tensor for weight in bucket]))
+            self._found.append(checksums_on_device([weight.tensor for weight in bucket]))
             for weight in bucket:
                 self._index |= dict.fromkeys(weight.names, self._count)
                 self._count += 1
             yield bucket
 
-    def differing(self, held: Mapping[tuple[str, ...], WeightSum]) -> list[str]:
+    def differing(self, held: Mapping[tuple[str, ...], WeightChecksum]) -> list[str]:
         """The engine's tensors that are not what was sent, by their names, in the order of sending."""
-        sums = [WeightSum(bits, squares) for bits, squares in read_sums(self._found)]
+        checksums = [WeightChecksum(bits, squares) for bits, squares in read_checksums(self._found)]
         found: list[tuple[int, str]] = []
         for names, value in held.items():
             parts = {self._index[name] for name in names if name in self._index}
             if not parts and value.same_as(NOTHING):  # what was not sent, and is not there
                 continue
             complete = all(name in self._index for name in names)
-            expected = sum((sums[part] for part in parts), start=NOTHING)
+            expected = sum((checksums[part] for part in parts), start=NOTHING)
             if not complete or not value.same_as(expected):
                 found.append((min(parts, default=-1), " + ".join(names)))
         return [name for _, name in sorted(found)]
 
     def fingerprint(self) -> int:
         """One number of all that was sent: another where a bit of any weight is another."""
-        return hash(tuple(read_sums(self._found)))
+        return hash(tuple(read_checksums(self._found)))
 
-    def unverified(self, held: Mapping[tuple[str, ...], WeightSum]) -> list[str]:
-        """What was sent and the engine gives no sum for, by first names."""
+    def unverified(self, held: Mapping[tuple[str, ...], WeightChecksum]) -> list[str]:
+        """What was sent and the engine gives no checksum for, by first names."""
         verified = {self._index[name] for names in held for name in names if name in self._index}
         first: dict[int, str] = {}
         for name, part in self._index.items():
@@ -74,9 +74,9 @@ class SentChecksums:
         return [name for part, name in first.items() if part not in verified]
 
 
-def over_group(found: list[Mapping[tuple[str, ...], WeightSum]]) -> dict[tuple[str, ...], WeightSum]:
-    """The sums of a group of ranks: sharded ones added up; of the others the first that differs from the first rank's, if any does."""
-    whole: dict[tuple[str, ...], WeightSum] = {}
+def over_group(found: list[Mapping[tuple[str, ...], WeightChecksum]]) -> dict[tuple[str, ...], WeightChecksum]:
+    """The checksums of a group of ranks: sharded ones added up; of the others the first that differs from the first rank's, if any does."""
+    whole: dict[tuple[str, ...], WeightChecksum] = {}
     for held in found:
         for names, value in held.items():
             if names not in whole:

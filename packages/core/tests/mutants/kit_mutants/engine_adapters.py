@@ -10,10 +10,10 @@ from lightrft.engine.hf import HFEngine
 from lightrft.plugins.specs import Capability
 from lightrft.types import Completion, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import Weight, WeightBucket
-from lightrft.weights.checksum import WeightSum
+from lightrft.weights.checksum import WeightChecksum
 
 LAST = "it_computes_with_the_last_adapters_and_no_others"
-SUMS = "sums_of_adapters_are_of_what_it_computes_with"
+CHECKSUMS = "checksums_of_adapters_are_of_what_it_computes_with"
 BAD = "adapters_that_do_not_fit_are_refused_and_never_half_used"
 NAMED = "modules_that_it_cannot_adapt_are_named"
 
@@ -69,10 +69,10 @@ class VersionOfTheBase(HFEngine):
         super().update_adapters(buckets, version=0)
 
 
-@mutant("hf", "sums of adapters are remembered", test=SUMS, words="are not those of what was sent")
-class RememberedAdapterSums(HFEngine):
-    def adapter_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
-        first: Mapping[tuple[str, ...], WeightSum] = self.__dict__.setdefault("first", super().adapter_sums())
+@mutant("hf", "checksums of adapters are remembered", test=CHECKSUMS, words="are not those of what was sent")
+class RememberedAdapterChecksums(HFEngine):
+    def adapter_checksums(self) -> Mapping[tuple[str, ...], WeightChecksum]:
+        first: Mapping[tuple[str, ...], WeightChecksum] = self.__dict__.setdefault("first", super().adapter_checksums())
         return first
 
 

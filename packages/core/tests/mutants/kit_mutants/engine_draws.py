@@ -192,8 +192,8 @@ class GreedyLogprobsAreZero(HFEngine):
 @mutant("hf", "log-probs among the tokens that top_k keeps", test=LOGPROBS, words="top_k 3")
 class LogprobsAfterTopK(HFEngine):
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> Outputs:
-        share = 1.0 if sampling.top_k else 0.0
-        return each(super().generate(requests, sampling), lambda c: replace(c, logprobs=c.logprobs and [p + share for p in c.logprobs]))
+        raised = 1.0 if sampling.top_k else 0.0
+        return each(super().generate(requests, sampling), lambda c: replace(c, logprobs=c.logprobs and [p + raised for p in c.logprobs]))
 
 
 @mutant("hf", "token ids are tensors", test="completions_hold_plain_numbers", words="a completion holds Tensor")

@@ -199,10 +199,10 @@ class GenerateHangs(FakeEngine):
 
 
 @mutant(
-    "fake engine", "its share of the memory is its own affair", test="it_keeps_to_its_share_of_the_devices_memory",
+    "fake engine", "its fraction of the memory is its own affair", test="it_keeps_to_its_fraction_of_the_devices_memory",
     words="mem_util=0.2 was not accepted", declares=[Capability.MEM_UTIL],
 )  # fmt: skip
-class ShareOfItsOwn(FakeEngine):
+class FractionOfItsOwn(FakeEngine):
     def __init__(self, setup: EngineSetup) -> None:
         if setup.mem_util < 0.25:
             raise MemoryError("no room for the cache")

@@ -12,7 +12,7 @@ from lightrft.engine.hf import HFEngine
 from lightrft.testing.fake_engine import FakeEngine
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import Weight, WeightBucket
-from lightrft.weights.checksum import WeightSum
+from lightrft.weights.checksum import WeightChecksum
 
 Outputs = list[RequestOutput]
 
@@ -21,7 +21,7 @@ CACHE = "nothing_computed_with_older_weights_is_used_again"
 BAD_WEIGHTS = "weights_that_do_not_fit_are_refused_and_never_half_used"
 ARRIVES = "every_tensor_of_a_sync_arrives"
 LOGPROBS = "logprobs_are_untempered_unfiltered_and_only_where_asked"
-SUMS = "sums_are_of_the_tensors_that_it_holds"
+CHECKSUMS = "checksums_are_of_the_tensors_that_it_holds"
 
 
 @mutant("fake engine", "weights of a sync are read and not used", test=SYNC, words="stale weights")
@@ -60,7 +60,7 @@ class HalfAFusedModule(FakeEngine):
     def _hold(self, tensors: Mapping[tuple[str, ...], torch.Tensor]) -> None:
         kept = {names: t for names, t in tensors.items() if "up_proj" not in names[0]}
         super()._hold(tensors)
-        self._weights = sum(self._sums[names].bits for names in kept) if self._version else self._weights
+        self._weights = sum(self._checksums[names].bits for names in kept) if self._version else self._weights
 
 
 @mutant("hf", "half of a fused module: k_proj keeps its old values", test=ARRIVES, words="changes only k_proj.weight")
@@ -138,16 +138,16 @@ class VersionNotRaised(FakeEngine):
         super().update_weights(buckets, version=min(version, 1))
 
 
-@mutant("fake engine", "sums are remembered from the first sync", test=SUMS, words="are not those of what was synced")
-class RememberedSums(FakeEngine):
-    def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
-        first: Mapping[tuple[str, ...], WeightSum] = self.__dict__.setdefault("first", dict(self._sums))
+@mutant("fake engine", "checksums are remembered from the first sync", test=CHECKSUMS, words="are not those of what was synced")
+class RememberedChecksums(FakeEngine):
+    def weight_checksums(self) -> Mapping[tuple[str, ...], WeightChecksum]:
+        first: Mapping[tuple[str, ...], WeightChecksum] = self.__dict__.setdefault("first", dict(self._checksums))
         return first
 
 
-@mutant("fake engine", "declares sums and gives none", test=SUMS, words="the sums of nothing")
-class NoSums(FakeEngine):
-    def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
+@mutant("fake engine", "declares checksums and gives none", test=CHECKSUMS, words="the checksums of nothing")
+class NoChecksums(FakeEngine):
+    def weight_checksums(self) -> Mapping[tuple[str, ...], WeightChecksum]:
         return {}
 
 
@@ -191,7 +191,7 @@ def scales(engine: HFEngine) -> dict[str, torch.Tensor]:
 
 @mutant(
     "hf",
-    "weights are quantised as they come, and their sums are those of what came",
+    "weights are quantised as they come, and their checksums are those of what came",
     test="every_tensor_of_a_sync_arrives",
     words="does not change what the engine samples from",
 )
@@ -199,16 +199,16 @@ class QuantisedUnseen(HFEngine):
     @torch.no_grad()
     def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
         super().update_weights(buckets, version=version)
-        self.__dict__["sums"] = super().weight_sums()
+        self.__dict__["checksums"] = super().weight_checksums()
         for name, scale in scales(self).items():
             parameter = self._model.get_parameter(name)
             parameter.copy_(quantised(parameter, scale))
 
-    def weight_sums(self) -> Mapping[tuple[str, ...], WeightSum]:
-        return self.__dict__.get("sums") or super().weight_sums()
+    def weight_checksums(self) -> Mapping[tuple[str, ...], WeightChecksum]:
+        return self.__dict__.get("checksums") or super().weight_checksums()
 
 
-@mutant("hf", "weights are quantised again with the scale of the folder's", test=SUMS, words="are not those of what was synced")
+@mutant("hf", "weights are quantised again with the scale of the folder's", test=CHECKSUMS, words="are not those of what was synced")
 class QuantisedWithTheOldScale(HFEngine):
     @torch.no_grad()
     def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:

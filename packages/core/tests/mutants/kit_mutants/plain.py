@@ -71,7 +71,7 @@ class NameMisspelt(SingleStrategy):
 
 
 @mutant(
-    "sharded", "gradients of the last micro-batch are not summed over ranks", test="shares_are_summed_over_micro_batches",
+    "sharded", "gradients of the last micro-batch are not summed over ranks", test="loss_shares_are_summed_over_micro_batches",
     words="one token in the first micro-batch",
 )  # fmt: skip
 class LastSyncForgotten(ShardedStrategy):

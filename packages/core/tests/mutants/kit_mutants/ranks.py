@@ -22,7 +22,7 @@ from lightrft.weights.safetensors_reader import WeightFiles
 T = TypeVar("T")
 Module = torch.nn.Module
 
-OVER_RANKS = "shares_are_summed_over_ranks"
+OVER_RANKS = "loss_shares_are_summed_over_ranks"
 PROMPTS = "ranks_bring_different_numbers_of_prompts"
 GATHER = "all_gather_is_in_rank_order_and_takes_ragged_rows"
 RESHARDED = "a_run_is_resumed_on_another_number_of_ranks"
@@ -60,9 +60,9 @@ class SkipsOnOneRank(ShardedStrategy):
     "sharded", "one rank keeps its old parameters", test="trained_weights_leave_after_a_step", words="of 2: a step did not reach the export"
 )
 class OneRankKeepsItsWeights(ShardedStrategy):
-    def _share(self, model: Module) -> None:
+    def _refill(self, model: Module) -> None:
         kept = [p.detach().clone() for p in model.parameters()]
-        super()._share(model)
+        super()._refill(model)
         for parameter, value in zip(model.parameters(), kept, strict=True):
             parameter.data.copy_(value if self.world.rank else parameter.data)
 
@@ -126,9 +126,9 @@ class OutputsReachTheWrongRank(ShardedStrategy):
     words="a_rank_without_micro_batches_takes_part",
 )
 class EmptyStepSkipped(ShardedStrategy):
-    def accumulate(self, micro_batches: Sequence[T], share: Callable[[T], torch.Tensor], model: Module, optimizer: Optimizer) -> None:
+    def accumulate(self, micro_batches: Sequence[T], loss_share: Callable[[T], torch.Tensor], model: Module, optimizer: Optimizer) -> None:
         for index, batch in enumerate(micro_batches):
-            self.backward(share(batch), model, optimizer, final=index == len(micro_batches) - 1)
+            self.backward(loss_share(batch), model, optimizer, final=index == len(micro_batches) - 1)
 
 
 @mutant("sharded", "resharded state is dealt in the wrong order", test=RESHARDED, words="loaded parameters differ")

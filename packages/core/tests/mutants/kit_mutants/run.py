@@ -25,7 +25,7 @@ Asked = Literal["named", "usual", "everything"]
 TIMEOUT_S, HANGS_S = 60.0, 20.0
 """Of one test; of a mutant that hangs, which costs all of it."""
 
-SHARE_BY_NAME = 0.95
+FRACTION_BY_NAME = 0.95
 
 SLOW = (
     "test_more_than_one_rank_is_run_or_refused",
@@ -106,7 +106,7 @@ def _one_thread() -> None:
 
 def good_enough(rows: Sequence[Row]) -> bool:
     """All are killed, and 95 % by the test that is named, in its words."""
-    return bool(rows) and all(row.killed for row in rows) and sum(row.by_name for row in rows) >= SHARE_BY_NAME * len(rows)
+    return bool(rows) and all(row.killed for row in rows) and sum(row.by_name for row in rows) >= FRACTION_BY_NAME * len(rows)
 
 
 def verdicts_of(mutant: Mutant, asked: Asked = "usual") -> list[Verdict]:

@@ -97,9 +97,9 @@ class HalfOfTheAdapters(SingleStrategy):
     words="was accepted",
 )  # fmt: skip
 class AccumulatesNothing(SingleStrategy):
-    def accumulate(self, micro_batches: Sequence[T], share: Callable[[T], torch.Tensor], model: Module, optimizer: Optimizer) -> None:
+    def accumulate(self, micro_batches: Sequence[T], loss_share: Callable[[T], torch.Tensor], model: Module, optimizer: Optimizer) -> None:
         with suppress(ValueError):
-            super().accumulate(micro_batches, share, model, optimizer)
+            super().accumulate(micro_batches, loss_share, model, optimizer)
 
 
 @mutant(

@@ -15,7 +15,7 @@ from lightrft.weights.safetensors_reader import WeightFiles
 
 Module = torch.nn.Module
 
-MICRO = "shares_are_summed_over_micro_batches"
+MICRO = "loss_shares_are_summed_over_micro_batches"
 MAX_NORM = "max_norm_clips_0_is_off_and_none_is_the_configurations"
 ADAMW = "the_optimizer_is_adamw_with_the_settings_asked_for"
 NOT_FINITE = "a_norm_that_is_not_finite_skips_the_step_on_all_ranks"
@@ -56,7 +56,7 @@ class ClipsTheWrongModel(SingleStrategy):
         return replace(super()._step(optimizer, model, 0.0), grad_norm=norm)
 
 
-@mutant("single", "max_norm 0 sets every gradient to zero", test="shares_are_summed_over_ranks", words="on the last is 0.0000")
+@mutant("single", "max_norm 0 sets every gradient to zero", test="loss_shares_are_summed_over_ranks", words="on the last is 0.0000")
 class ZeroClipsAll(SingleStrategy):
     def _step(self, optimizer: Optimizer, model: Module, max_norm: float) -> StepResult:
         return super()._step(optimizer, model, max_norm or 1e-12)

@@ -11,7 +11,7 @@ from lightrft.types import Sample
 
 MARKUP = re.compile(r"<\|[A-Za-z][\w-]{0,30}\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<｜[^｜\s]{1,30}｜>|</s>")
 """What chat templates write around turns, of any model."""
-UNKNOWN_SHARE = 0.1
+UNKNOWN_FRACTION = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +56,9 @@ def template_fault(texts: Sequence[str], *, tokenizer: Any, chats: bool) -> str:
     unknown = tokenizer.unk_token_id
     if unknown is not None and texts:
         ids = [token for row in tokenizer(list(texts), add_special_tokens=False)["input_ids"] for token in row]
-        share = sum(token == unknown for token in ids) / max(len(ids), 1)
-        if share > UNKNOWN_SHARE:
-            return f"{share:.0%} of the tokens of its input are unknown to it: its tokenizer is of another language or another model"
+        fraction = sum(token == unknown for token in ids) / max(len(ids), 1)
+        if fraction > UNKNOWN_FRACTION:
+            return f"{fraction:.0%} of the tokens of its input are unknown to it: its tokenizer is of another language or another model"
     return ""
 
 

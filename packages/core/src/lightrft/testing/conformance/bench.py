@@ -113,26 +113,26 @@ class Line:
     model: torch.nn.Module
     optimizer: Optimizer
 
-    def share(self, points: tuple[tuple[float, float], ...]) -> torch.Tensor:
-        """This rank's share of the loss: of nothing it is worth 0, and still goes through the model."""
+    def loss_share(self, points: tuple[tuple[float, float], ...]) -> torch.Tensor:
+        """This rank's loss share: of nothing it is worth 0, and still goes through the model."""
         device = self.strategy.world.device
         x = torch.tensor([[x] for x, _ in points] or [[0.0]], device=device)
         y = torch.tensor([[y] for _, y in points] or [[0.0]], device=device)
-        share: torch.Tensor = (self.model(x) - y).square().sum() / 2 / len(POINTS)
-        return share
+        loss_share: torch.Tensor = (self.model(x) - y).square().sum() / 2 / len(POINTS)
+        return loss_share
 
     def backward(self, factor: float = 1.0) -> None:
         """All points in one micro-batch of each rank."""
         first, rest = POINTS[:1], POINTS[1:]
         world = self.strategy.world
         mine = (first if world.rank == 0 else ()) + (rest if world.rank == world.world_size - 1 else ())
-        self.strategy.backward(self.share(mine) * factor, self.model, self.optimizer)
+        self.strategy.backward(self.loss_share(mine) * factor, self.model, self.optimizer)
 
     def backward_in_two(self) -> None:
         """The first point in one micro-batch, the others in the next; all of the last rank."""
         last = self.strategy.world.rank == self.strategy.world.world_size - 1
         for points, final in ((POINTS[:1], False), (POINTS[1:], True)):
-            self.strategy.backward(self.share(points if last else ()), self.model, self.optimizer, final=final)
+            self.strategy.backward(self.loss_share(points if last else ()), self.model, self.optimizer, final=final)
 
     @property
     def stepped_with(self) -> float:

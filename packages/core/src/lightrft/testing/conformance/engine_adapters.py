@@ -17,7 +17,7 @@ from lightrft.testing.engine_bench import GREEDY, EngineBench, requests_of
 from lightrft.types import EngineStatus
 from lightrft.weights.adapters import adapter_names, matrices_of
 from lightrft.weights.buckets import Weight, WeightBucket
-from lightrft.weights.checksum import WeightSum, tensor_sum
+from lightrft.weights.checksum import WeightChecksum, tensor_checksum
 
 RANK = 3
 """Of the kit's adapters: no power of two, which engines that have room for some ranks alone fill up."""
@@ -27,7 +27,7 @@ FAULTS = ("another shape", "an A without its B", "a module that it does not have
 
 
 class Adapters(EngineKit, kit=True):
-    """`update_adapters`, `adapter_sums` and `unadaptable`, where the spec declares `adapters`."""
+    """`update_adapters`, `adapter_checksums` and `unadaptable`, where the spec declares `adapters`."""
 
     @requirement("update_adapters", needs=Capability.ADAPTERS)
     def test_it_computes_with_the_last_adapters_and_no_others(self, bench: EngineBench, record_property: Record) -> None:
@@ -53,21 +53,21 @@ class Adapters(EngineKit, kit=True):
             versions = {c.weight_version for o in outputs for c in o.completions}
             assert versions == {bench.version}, f"completions carry the versions {versions} after adapters of version {bench.version}"
 
-    @requirement("adapter_sums", needs=Capability.ADAPTERS)
-    def test_sums_of_adapters_are_of_what_it_computes_with(self, bench: EngineBench) -> None:
-        """`adapter_sums`: of A and B of every module, as they came in the last sync; without the capability a CapabilityError"""
-        if not bench.can(Capability.ADAPTERS) or not bench.can(Capability.WEIGHT_SUMS):
+    @requirement("adapter_checksums", needs=Capability.ADAPTERS)
+    def test_checksums_of_adapters_are_of_what_it_computes_with(self, bench: EngineBench) -> None:
+        """`adapter_checksums`: of A and B of every module, as they came in the last sync; without the capability a CapabilityError"""
+        if not bench.can(Capability.ADAPTERS) or not bench.can(Capability.WEIGHT_CHECKSUMS):
             if not bench.can(Capability.ADAPTERS):
                 with pytest.raises(CapabilityError):
-                    bench.engine.adapter_sums()
+                    bench.engine.adapter_checksums()
             return
         self._restarted(bench)
         for seed in (5, 6):
             sent = self._given(bench, seed)
-            held = bench.engine.adapter_sums()
-            expected = {weight.names: WeightSum(*tensor_sum(weight.tensor)) for weight in sent}
-            wrong = [name for (name,), value in expected.items() if not value.same_as(held.get((name,), WeightSum(0, 0)))]
-            assert not wrong, f"the sums of {', '.join(wrong[:3])} ({len(wrong)} of {len(sent)}) are not those of what was sent"
+            held = bench.engine.adapter_checksums()
+            expected = {weight.names: WeightChecksum(*tensor_checksum(weight.tensor)) for weight in sent}
+            wrong = [name for (name,), value in expected.items() if not value.same_as(held.get((name,), WeightChecksum(0, 0)))]
+            assert not wrong, f"the checksums of {', '.join(wrong[:3])} ({len(wrong)} of {len(sent)}) are not those of what was sent"
 
     @requirement("update_adapters", needs=Capability.ADAPTERS)
     @pytest.mark.parametrize("fault", FAULTS)

@@ -229,22 +229,22 @@ class Draws(EngineKit, kit=True):
 
     @requirement("generate")
     def test_filters_keep_as_many_tokens_as_they_say(self, bench: EngineBench) -> None:
-        """After the temperature `top_k` keeps the k likeliest tokens, `top_p` the fewest with a share of p, `min_p` those near the first"""
+        """After the temperature `top_k` keeps the k likeliest tokens, `top_p` the fewest that make up p, `min_p` those near the first"""
         bench.sync(bench.sharpened())
         ways: list[dict[str, Any]] = [{"top_k": 3}, {"top_p": 0.5}, {"top_p": 0.9, "temperature": 0.5}]
         ways += [{"min_p": 0.2}] if bench.can(Capability.MIN_P) else []
         for way in ways:
             what, sampling = " and ".join(f"{name}={value}" for name, value in way.items()), SamplingParams(n=400, max_new_tokens=1, **way)
             heated = bench.judge.distribution(bench.model, bench.short, temperature=sampling.temperature)
-            shares, number = heated.sort(descending=True).values, num_kept(heated, sampling)
+            fractions, number = heated.sort(descending=True).values, num_kept(heated, sampling)
             [output] = bench.engine.generate(requests_of([bench.short], logprobs=False), sampling)
             found = {c.token_ids[0] for c in output.completions}
-            least = shares[number - 1] - 1e-9
+            least = fractions[number - 1] - 1e-9
             strange = [t for t in found if heated[t] < least]
-            sure = int((shares[:number] / shares[:number].sum() > 0.05).sum())
+            sure = int((fractions[:number] / fractions[:number].sum() > 0.05).sum())
             assert not strange and len(found) <= number, f"{what} keeps {number} tokens; 400 draws are of {len(found)}: {sorted(found)}"
             assert len(found) >= sure, (
-                f"{what} keeps {number} tokens, {sure} of them with a share over 0.05; 400 draws are of {sorted(found)}"
+                f"{what} keeps {number} tokens, {sure} of them with a fraction over 0.05; 400 draws are of {sorted(found)}"
             )
 
     @requirement("generate")
@@ -257,16 +257,18 @@ class Draws(EngineKit, kit=True):
             assert len(drawn) == 600, f"asked were n=600 completions, found {len(drawn)}"
             counts = torch.bincount(torch.tensor([c.token_ids[0] for c in drawn]), minlength=bench.judge.vocab_size).double()
             expected = bench.judge.distribution(bench.model, bench.short, temperature=heat)
-            # 5 standard deviations of a binomial share, and one draw for the rarest
+            # 5 standard deviations of a binomial fraction, and one draw for the rarest
             bound = 5 * (expected * (1 - expected) / 600).sqrt() + 1 / 600
             far = float(((counts / 600 - expected).abs() / bound).max())
-            assert far <= 1, f"the share of one first token is {5 * far:.0f} standard deviations from its probability at temperature {heat}"
+            assert far <= 1, (
+                f"the fraction of one first token is {5 * far:.0f} standard deviations from its probability at temperature {heat}"
+            )
 
 
 def num_kept(distribution: torch.Tensor, sampling: SamplingParams) -> int:
     """How many of the most likely tokens the filters of `sampling` keep of a tempered distribution [V]."""
-    shares = distribution.sort(descending=True).values
+    fractions = distribution.sort(descending=True).values
     if sampling.top_k:
-        shares = shares[: sampling.top_k] / shares[: sampling.top_k].sum()
-    number = int((shares.cumsum(0) - shares < sampling.top_p - 1e-9).sum())
-    return min(number, int((shares >= sampling.min_p * shares[0]).sum()))
+        fractions = fractions[: sampling.top_k] / fractions[: sampling.top_k].sum()
+    number = int((fractions.cumsum(0) - fractions < sampling.top_p - 1e-9).sum())
+    return min(number, int((fractions >= sampling.min_p * fractions[0]).sum()))

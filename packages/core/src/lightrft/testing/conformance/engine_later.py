@@ -61,9 +61,9 @@ class Later(EngineKit, kit=True):
             assert far <= 5, f"tokens 2 to 4 are {far:.0f} standard deviations from temperature {heat}: is it the first one's alone?"
         for narrowed in (SamplingParams(top_k=3), SamplingParams(top_p=0.5)):
             name = "top_k=3" if narrowed.top_k else "top_p=0.5"
-            for before, token, shares in _later_tokens(bench, replace(narrowed, n=32, max_new_tokens=4, ignore_eos=True)):
-                number = num_kept(shares, replace(narrowed, top_p=min(1.0, narrowed.top_p + ROUNDING)))
-                more_likely = int((shares > shares[token] + ROUNDING).sum())
+            for before, token, fractions in _later_tokens(bench, replace(narrowed, n=32, max_new_tokens=4, ignore_eos=True)):
+                number = num_kept(fractions, replace(narrowed, top_p=min(1.0, narrowed.top_p + ROUNDING)))
+                more_likely = int((fractions > fractions[token] + ROUNDING).sum())
                 assert more_likely < number, (
                     f"{name} keeps {number} tokens; token {len(before) + 1} of a completion is one than which {more_likely} are likelier: "
                     "is the filter that of the first token, or request, alone?"
@@ -73,11 +73,11 @@ class Later(EngineKit, kit=True):
 def _surprise(bench: EngineBench, sampling: SamplingParams) -> float:
     """How many standard deviations the log-probability of the later tokens is from what the tempered distribution expects."""
     found, expected, variance = 0.0, 0.0, 0.0
-    for _, token, shares in _later_tokens(bench, sampling):
-        logs = shares.clamp(min=1e-300).log()
-        mean = float((shares * logs).sum())
+    for _, token, fractions in _later_tokens(bench, sampling):
+        logs = fractions.clamp(min=1e-300).log()
+        mean = float((fractions * logs).sum())
         found, expected = found + float(logs[token]), expected + mean
-        variance += float((shares * (logs - mean).square()).sum())
+        variance += float((fractions * (logs - mean).square()).sum())
     return abs(found - expected) / (math.sqrt(variance) + 1e-6)
 
 

@@ -18,7 +18,7 @@ from lightrft.testing.engine_bench import GREEDY, EngineBench, requests_of, weig
 from lightrft.testing.limits import left_over
 from lightrft.types import EngineStatus, SamplingParams
 
-SHARE, SLACK = 0.2, 0.05
+FRACTION, SLACK = 0.2, 0.05
 """Of a GPU's memory: what an engine is given, and what its libraries and graphs may take beside it."""
 
 
@@ -26,30 +26,30 @@ class States(EngineKit, kit=True):
     """Asleep, half awake, awake, shut down."""
 
     @requirement("capabilities", needs=Capability.MEM_UTIL)
-    def test_it_keeps_to_its_share_of_the_devices_memory(self, bench: EngineBench, record_property: Record) -> None:
-        """`engine_mem_util`: outside of (0, 1] refused; within, the engine comes up, and on a GPU takes no more than that share"""
-        for share in (0.0, -0.5, 1.01):
+    def test_it_keeps_to_its_fraction_of_the_devices_memory(self, bench: EngineBench, record_property: Record) -> None:
+        """`engine_mem_util`: outside of (0, 1] refused; within, the engine comes up, and on a GPU takes no more than that fraction"""
+        for fraction in (0.0, -0.5, 1.01):
             try:
-                make_config({"engine_type": bench.spec.name, "engine_mem_util": share})
+                make_config({"engine_type": bench.spec.name, "engine_mem_util": fraction})
             except LightRFTError as error:
-                assert "engine_mem_util" in str(error), f"engine_mem_util={share} is refused without the setting's name: {str(error)!r}"
+                assert "engine_mem_util" in str(error), f"engine_mem_util={fraction} is refused without the setting's name: {str(error)!r}"
                 continue
-            raise AssertionError(f"engine_mem_util={share} was accepted; it is a share of the device's memory")
+            raise AssertionError(f"engine_mem_util={fraction} was accepted; it is a fraction of the device's memory")
         if not self._declared(bench, Capability.MEM_UTIL, record_property):
             return
         cuda = bench.device.type == "cuda"
         bench.close()
         before = torch.cuda.mem_get_info()[0] if cuda else 0
         try:
-            bench.restart(mem_util=SHARE)
+            bench.restart(mem_util=FRACTION)
         except Exception as error:
-            raise AssertionError(f"mem_util={SHARE} was not accepted, although 'mem_util' is declared: {error}") from error
+            raise AssertionError(f"mem_util={FRACTION} was not accepted, although 'mem_util' is declared: {error}") from error
         found = tokens(bench.engine.generate(requests_of([bench.short], logprobs=False), GREEDY))
-        assert found == [[bench.greedy(bench.short)]], f"with mem_util={SHARE} the engine answers {found}"
+        assert found == [[bench.greedy(bench.short)]], f"with mem_util={FRACTION} the engine answers {found}"
         if cuda:
             free, total = torch.cuda.mem_get_info()
             taken = (before - free) / total
-            assert taken < SHARE + SLACK, f"with mem_util={SHARE} the engine took {taken:.2f} of the device's memory"
+            assert taken < FRACTION + SLACK, f"with mem_util={FRACTION} the engine took {taken:.2f} of the device's memory"
 
     @requirement("sleep")
     @pytest.mark.parametrize("level", [1, 2])

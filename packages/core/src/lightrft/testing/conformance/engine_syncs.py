@@ -15,7 +15,7 @@ from lightrft.testing.conformance.requirement import requirement
 from lightrft.testing.engine_bench import GREEDY, EngineBench, requests_of, weights_of
 from lightrft.types import EngineStatus
 from lightrft.weights.buckets import WeightBucket
-from lightrft.weights.checksum import WeightSum, tensor_sum
+from lightrft.weights.checksum import WeightChecksum, tensor_checksum
 
 FAULTS = ("a tensor is missing", "one too many", "an unknown name", "another shape", "another dtype")
 
@@ -100,24 +100,24 @@ class Syncs(EngineKit, kit=True):
         lacking = [names[0] for names in firsts if found and not set(names) & found.keys()]
         assert not lacking, f"weight_shapes lacks {', '.join(lacking[:3])}: a sync without it would not be stopped"
 
-    @requirement("weight_sums", needs=Capability.WEIGHT_SUMS)
-    def test_sums_are_of_the_tensors_that_it_holds(self, bench: EngineBench) -> None:
-        """`weight_sums`: of every tensor, as it was sent in the last sync; without the capability a CapabilityError"""
-        if not bench.can(Capability.WEIGHT_SUMS):
+    @requirement("weight_checksums", needs=Capability.WEIGHT_CHECKSUMS)
+    def test_checksums_are_of_the_tensors_that_it_holds(self, bench: EngineBench) -> None:
+        """`weight_checksums`: of every tensor, as it was sent in the last sync; without the capability a CapabilityError"""
+        if not bench.can(Capability.WEIGHT_CHECKSUMS):
             with pytest.raises(CapabilityError):
-                bench.engine.weight_sums()
+                bench.engine.weight_checksums()
             return
         for model in (bench.models[1], bench.models[2]):
             bench.sync(model)
-            held = bench.engine.weight_sums()
-            sent = {name: WeightSum(*tensor_sum(w.tensor)) for bucket in weights_of(model) for w in bucket for name in w.names}
+            held = bench.engine.weight_checksums()
+            sent = {name: WeightChecksum(*tensor_checksum(w.tensor)) for bucket in weights_of(model) for w in bucket for name in w.names}
             wrong = [
                 " + ".join(names)
                 for names, value in held.items()
-                if not value.same_as(sum((sent[n] for n in _once(names, bench)), start=WeightSum(0, 0)))
+                if not value.same_as(sum((sent[n] for n in _once(names, bench)), start=WeightChecksum(0, 0)))
             ]
             assert held and not wrong, (
-                f"the sums of {', '.join(wrong[:3]) or 'nothing'} are not those of what was synced ({len(held)} tensors)"
+                f"the checksums of {', '.join(wrong[:3]) or 'nothing'} are not those of what was synced ({len(held)} tensors)"
             )
 
     def _old_or_unusable(self, bench: EngineBench, what: str) -> None:

@@ -52,10 +52,10 @@ def neighbouring_ranks_share_one_copy(bench: StrategyBench) -> None:
     whole = sum(p.numel() for p in tiny_causal_lm().parameters())
     for size in (n for n in (1, 2, 4) if bench.world_size % n == 0):
         model = bench.strategy.prepare_model(tiny_causal_lm(), shard_size=size)
-        share = sum(_held(p) for p in model.parameters()) / whole
+        fraction = sum(_held(p) for p in model.parameters()) / whole
         far = _distance(bench, model, times=1 + 2 * (bench.rank // size))
-        assert abs(share - 1 / size) < 0.1 / size, (
-            f"shard_size={size} is not honoured: a rank holds {share:.2f} of the parameters, expected 1/{size} = {1 / size:.2f}"
+        assert abs(fraction - 1 / size) < 0.1 / size, (
+            f"shard_size={size} is not honoured: a rank holds {fraction:.2f} of the parameters, expected 1/{size} = {1 / size:.2f}"
         )
         assert far < 1e-4, f"logits of a model with shard_size={size} differ by {far:.1e} from those of the plain model"
 

@@ -21,14 +21,14 @@ PLAIN_STEP = AdamWSettings(learning_rate=0.125, betas=(0.0, 0.0), eps=0.0)
 
 PARITY = {case.name: case for case in CASES}
 
-SHARES = ("shares_are_summed_over_ranks",)
-ACCUMULATION = ("shares_are_summed_over_micro_batches",)
+LOSS_SHARES = ("loss_shares_are_summed_over_ranks",)
+ACCUMULATION = ("loss_shares_are_summed_over_micro_batches",)
 UPDATES = ("an_update_is_that_of_one_process", "micro_batches_do_not_change_the_update")
 
 
 @check("backward", after=NAMES)
-def shares_are_summed_over_ranks(bench: StrategyBench) -> None:
-    """The gradient is the sum of all ranks' shares: no mean over ranks, and no mean of the ranks' means"""
+def loss_shares_are_summed_over_ranks(bench: StrategyBench) -> None:
+    """The gradient is the sum of all ranks' loss shares: no mean over ranks, and no mean of the ranks' means"""
     line = bench.line(GRADIENT_STEP)
     line.backward()
     bench.strategy.optimizer_step(line.optimizer, line.model, None, "line", max_norm=0.0)
@@ -36,12 +36,12 @@ def shares_are_summed_over_ranks(bench: StrategyBench) -> None:
     mean = f"{expected / world:.4f} would be a mean over {world} ranks: " if world > 1 else ""
     assert close(found, expected, rel=1e-4), (
         f"the gradient of a token on the first rank and two on the last is {found:.4f}; by hand (1 + 6 + 6) / 3 = {expected:.4f}. "
-        f"{mean}shares are summed, each is already divided by the global count"
+        f"{mean}loss shares are summed, each is already divided by the global count"
     )
 
 
-@check("backward", after=("shares_are_summed_over_ranks",))
-def shares_are_summed_over_micro_batches(bench: StrategyBench) -> None:
+@check("backward", after=("loss_shares_are_summed_over_ranks",))
+def loss_shares_are_summed_over_micro_batches(bench: StrategyBench) -> None:
     """The gradient is the sum over micro-batches: no division by the number of accumulation steps"""
     line = bench.line(GRADIENT_STEP)
     line.backward_in_two()
@@ -63,11 +63,11 @@ def backward_takes_a_scalar(bench: StrategyBench) -> None:
         assert "(3,)" in str(error), f"backward of a loss of shape (3,) says {str(error)!r}, which does not show the shape"
         return
     raise AssertionError(
-        "backward of a loss of shape (3,) was accepted; a scalar is this rank's share, anything else has to be a ValueError"
+        "backward of a loss of shape (3,) was accepted; a scalar is this rank's loss share, anything else has to be a ValueError"
     )
 
 
-@check("prepare_trainable", after=SHARES)
+@check("prepare_trainable", after=LOSS_SHARES)
 def the_optimizer_is_adamw_with_the_settings_asked_for(bench: StrategyBench) -> None:
     """Learning rate, betas, eps and decoupled weight decay reach the optimizer"""
     settings = AdamWSettings(learning_rate=0.1, betas=(0.5, 0.75), eps=0.25, weight_decay=0.5)
@@ -117,7 +117,7 @@ def only_what_requires_gradients_is_trained(bench: StrategyBench) -> None:
     raise AssertionError("prepare_trainable took a model of which no parameter requires gradients")
 
 
-@check("optimizer_step", after=SHARES)
+@check("optimizer_step", after=LOSS_SHARES)
 def max_norm_clips_0_is_off_and_none_is_the_configurations(bench: StrategyBench) -> None:
     """`max_norm` bounds the gradient that is stepped with; the reported norm is the one before"""
     expected = line_gradient(2.0)
@@ -157,7 +157,7 @@ def a_step_clears_the_gradients(bench: StrategyBench) -> None:
     assert stepped, f"a step with a gradient of 0 was left out ({result}): AdamW's moments and weight decay go on without one"
 
 
-@check("optimizer_step", after=SHARES)
+@check("optimizer_step", after=LOSS_SHARES)
 def a_schedule_reaches_the_optimizer(bench: StrategyBench) -> None:
     """torch's schedulers work on the optimizer that `prepare_trainable` returned; a step steps the one it is given"""
     line = bench.line(PLAIN_STEP)
@@ -220,13 +220,13 @@ def a_forward_after_a_step_sees_the_new_weights(bench: StrategyBench) -> None:
     assert far < 1e-4, f"a forward pass after a step is {far:.1e} from a plain model with the exported weights: it uses other weights"
 
 
-@check("prepare_trainable", after=(*SHARES, *VALUES))
+@check("prepare_trainable", after=(*LOSS_SHARES, *VALUES))
 def an_update_is_that_of_one_process(bench: StrategyBench) -> None:
     """Gradients of the first step, norms, and parameters after five steps, with rows of different lengths dealt unevenly to the ranks"""
     _compare(bench, "accumulation 1")
 
 
-@check("accumulate", after=(*SHARES, *ACCUMULATION, "an_update_is_that_of_one_process"))
+@check("accumulate", after=(*LOSS_SHARES, *ACCUMULATION, "an_update_is_that_of_one_process"))
 def micro_batches_do_not_change_the_update(bench: StrategyBench) -> None:
     """Three micro-batches with different numbers of tokens give the update of one"""
     _compare(bench, "accumulation 3")
@@ -275,7 +275,7 @@ def accumulate_without_a_smallest_input_says_what_is_possible(bench: StrategyBen
     """A model that is none of transformers' and a rank with fewer micro-batches: a ValueError that names the remedy"""
     line = bench.line(SETTINGS)
     try:
-        bench.strategy.accumulate([], lambda points: line.share(points), line.model, line.optimizer)
+        bench.strategy.accumulate([], lambda points: line.loss_share(points), line.model, line.optimizer)
     except ValueError as error:
         assert "same number on every rank" in str(error), f"the message does not say what to do: {str(error)!r}"
         return
@@ -286,7 +286,7 @@ def accumulate_without_a_smallest_input_says_what_is_possible(bench: StrategyBen
 def a_step_before_the_final_micro_batch_is_refused(bench: StrategyBench) -> None:
     """A step after `backward(final=False)` would be one of gradients that are not reduced: a StrategyStateError that says so"""
     line = bench.line(GRADIENT_STEP)
-    bench.strategy.backward(line.share(POINTS if bench.is_last else ()), line.model, line.optimizer, final=False)
+    bench.strategy.backward(line.loss_share(POINTS if bench.is_last else ()), line.model, line.optimizer, final=False)
     try:
         bench.strategy.optimizer_step(line.optimizer, line.model, None, "line", max_norm=0.0)
     except StrategyStateError as error:

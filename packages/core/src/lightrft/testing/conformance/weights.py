@@ -105,9 +105,9 @@ def trained_weights_leave_after_a_step(bench: StrategyBench) -> None:
     assert not still, f"a step did not reach the export of {', '.join(still[:3])}"
     old = [name for name, value in after.items() if not torch.equal(cast[name], value.bfloat16())]
     assert not old, f"as bfloat16 {', '.join(old[:3])} leave with other values than as float32: those of before the step?"
-    sums = {name: value.double().sum().item() for name, value in after.items()}
-    low, high = bench.strategy.all_reduce(sums, "min"), bench.strategy.all_reduce(sums, "max")
-    different = [name for name in sums if low[name] != high[name]]
+    totals = {name: value.double().sum().item() for name, value in after.items()}
+    low, high = bench.strategy.all_reduce(totals, "min"), bench.strategy.all_reduce(totals, "max")
+    different = [name for name in totals if low[name] != high[name]]
     assert not different, f"ranks export different values of {', '.join(different[:3])}"
 
 

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lightrft.testing.tiny import tiny_causal_lm
-from lightrft.weights.checksum import WeightSum, tensor_sum
-from lightrft.weights.fused_fingerprints import OwnSum, OwnSums, read_own_sums
+from lightrft.weights.checksum import WeightChecksum, tensor_checksum
+from lightrft.weights.fused_fingerprints import OwnChecksum, OwnChecksums, read_own_checksums
 from lightrft.weights.verify import over_group
 
 LAYER = "model.layers.{}."
@@ -50,21 +50,24 @@ def laid_out(weights: dict[str, torch.Tensor], rank: int = 0, size: int = 1) -> 
     return own
 
 
-def sums(own: dict[str, torch.Tensor]) -> dict[str, OwnSum]:
-    return {name: OwnSum(*tensor_sum(tensor), tensor.numel()) for name, tensor in own.items()}
+def checksums(own: dict[str, torch.Tensor]) -> dict[str, OwnChecksum]:
+    return {name: OwnChecksum(*tensor_checksum(tensor), tensor.numel()) for name, tensor in own.items()}
 
 
 @pytest.mark.parametrize(("size", "shard"), [(1, "10GB"), (2, "20KB")])
 def test_every_tensor_in_a_known_form_is_named_by_what_was_sent(tmp_path: Path, size: int, shard: str) -> None:
     weights = folder(tmp_path, shard=shard)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard == "20KB")
-    unit = OwnSums(
-        [sums(laid_out(weights, r, size)) for r in range(size)], folder=str(tmp_path), dtype=torch.float32, sendable=same_names(weights)
+    unit = OwnChecksums(
+        [checksums(laid_out(weights, r, size)) for r in range(size)],
+        folder=str(tmp_path),
+        dtype=torch.float32,
+        sendable=same_names(weights),
     )
     changed = {name: tensor + 1 for name, tensor in weights.items()}
-    held = over_group([unit.named(sums(laid_out(changed, r, size))) for r in range(size)])
+    held = over_group([unit.named(checksums(laid_out(changed, r, size))) for r in range(size)])
     for names, value in held.items():
-        parts = [WeightSum(*tensor_sum(changed[name])) for name in names]
+        parts = [WeightChecksum(*tensor_checksum(changed[name])) for name in names]
         assert value.same_as(sum(parts[1:], start=parts[0])), names
     missing = set(weights) - {name for names in held for name in names}
     unheld = {f"{LAYER.format(i)}{n}" for i in range(2) for n in ("post_attention_layernorm.weight", "self_attn.k_norm.weight")}
@@ -74,11 +77,13 @@ def test_every_tensor_in_a_known_form_is_named_by_what_was_sent(tmp_path: Path, 
 
 def test_half_of_a_fused_tensor_shows(tmp_path: Path) -> None:
     weights = folder(tmp_path)
-    unit = OwnSums([sums(laid_out(weights))], folder=str(tmp_path), dtype=torch.float32, sendable=same_names(weights))
+    unit = OwnChecksums([checksums(laid_out(weights))], folder=str(tmp_path), dtype=torch.float32, sendable=same_names(weights))
     changed = {name: tensor + 1 for name, tensor in weights.items()}
     half = changed | {f"{LAYER.format(1)}self_attn.k_proj.weight": weights[f"{LAYER.format(1)}self_attn.k_proj.weight"]}
     found = [
-        names for names, value in unit.named(sums(laid_out(half))).items() if not value.same_as(unit.named(sums(laid_out(changed)))[names])
+        names
+        for names, value in unit.named(checksums(laid_out(half))).items()
+        if not value.same_as(unit.named(checksums(laid_out(changed)))[names])
     ]
     assert found == [tuple(f"{LAYER.format(1)}self_attn.{p}_proj.weight" for p in "qkv")]
 
@@ -87,9 +92,9 @@ def test_a_bias_of_zeros_is_cut_or_whole_by_its_size(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"a.bias": torch.zeros(4), "b.bias": torch.zeros(4)}, tmp_path / "model.safetensors")
-    ranks = [sums({"a.bias": torch.zeros(2), "b.bias": torch.zeros(4)})] * 2
-    unit = OwnSums(ranks, folder=str(tmp_path), dtype=torch.float32, sendable=same_names(["a.bias", "b.bias"]))
-    found = unit.named(sums({"a.bias": torch.ones(2), "b.bias": torch.ones(4)}))
+    ranks = [checksums({"a.bias": torch.zeros(2), "b.bias": torch.zeros(4)})] * 2
+    unit = OwnChecksums(ranks, folder=str(tmp_path), dtype=torch.float32, sendable=same_names(["a.bias", "b.bias"]))
+    found = unit.named(checksums({"a.bias": torch.ones(2), "b.bias": torch.ones(4)}))
     assert [value.sharded for value in found.values()] == [True, False]
 
 
@@ -97,8 +102,8 @@ def test_copies_of_key_value_heads_are_left_out(tmp_path: Path) -> None:
     weights = folder(tmp_path)
     name = f"{LAYER.format(0)}self_attn.qkv_proj.weight"
     q, k, v = (weights[f"{LAYER.format(0)}self_attn.{p}_proj.weight"] for p in "qkv")
-    ranks = [sums({name: torch.cat([q.chunk(2)[r], k, v])}) for r in range(2)]
-    unit = OwnSums(ranks, folder=str(tmp_path), dtype=torch.float32, sendable=same_names(weights))
+    ranks = [checksums({name: torch.cat([q.chunk(2)[r], k, v])}) for r in range(2)]
+    unit = OwnChecksums(ranks, folder=str(tmp_path), dtype=torch.float32, sendable=same_names(weights))
     assert unit.named(ranks[0]) == {}
 
 
@@ -106,7 +111,7 @@ def test_other_dtypes_and_emptied_tensors_are_not_read() -> None:
     model = nn.ParameterDict(
         {"a": nn.Parameter(torch.ones(2)), "b": nn.Parameter(torch.ones(2).bfloat16()), "c": nn.Parameter(torch.ones(0))}
     )
-    assert list(read_own_sums(model, dtype=torch.float32)) == ["a"]
+    assert list(read_own_checksums(model, dtype=torch.float32)) == ["a"]
 
 
 def test_one_tensor_under_another_name_is_found(tmp_path: Path) -> None:
@@ -114,5 +119,5 @@ def test_one_tensor_under_another_name_is_found(tmp_path: Path) -> None:
     whole = {"visual.blocks.0.attn.qkv.weight": torch.randn(6, 2)}
     save_file(whole, tmp_path / "model.safetensors")
     own = {"visual.blocks.0.attn.qkv_proj.weight": whole["visual.blocks.0.attn.qkv.weight"]}
-    unit = OwnSums([sums(own)], folder=str(tmp_path), dtype=torch.float32, sendable=same_names(whole))
-    assert list(unit.named(sums(own))) == [("visual.blocks.0.attn.qkv.weight",)]
+    unit = OwnChecksums([checksums(own)], folder=str(tmp_path), dtype=torch.float32, sendable=same_names(whole))
+    assert list(unit.named(checksums(own))) == [("visual.blocks.0.attn.qkv.weight",)]

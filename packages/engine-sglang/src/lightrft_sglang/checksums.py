@@ -1,4 +1,4 @@
-"""What SGLang's schedulers hold. A "weight loader" that loads nothing: it writes down the sums of the model it is given."""
+"""What SGLang's schedulers hold. A "weight loader" that loads nothing: it writes down the checksums of the model it is given."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from lightrft.weights.fused_fingerprints import OwnSum, read_own_sums
+from lightrft.weights.fused_fingerprints import OwnChecksum, read_own_checksums
 
-LOADER = "lightrft_sglang.sums.write"
+LOADER = "lightrft_sglang.checksums.write"
 """The name under which SGLang imports it, in each scheduler."""
 
 
@@ -20,8 +20,8 @@ SHORTER = ("language_model.", "model.")
 
 
 def own_names(files: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """For `OwnSums`: the names that SGLang may hold a weight under, each with the name that it is sent by and that in the folder. `files`
-    has the latter two.
+    """For `OwnChecksums`: the names that SGLang may hold a weight under, each with the name that it is sent by and that in the folder.
+    `files` has the latter two.
     """
     shorter = {file.replace(part, "", 1): (sent, file) for part in SHORTER for sent, file in files.items() if part in file}
     return shorter | {file: (sent, file) for sent, file in files.items()}
@@ -38,11 +38,11 @@ def write(model: torch.nn.Module, named_tensors: Sequence[tuple[str, torch.Tenso
     from sglang.srt.distributed.parallel_state import get_tensor_model_parallel_rank
 
     words = {name: bytes(tensor.tolist()).decode() for name, tensor in named_tensors}
-    found = {name: astuple(value) for name, value in read_own_sums(model, dtype=getattr(torch, words["dtype"])).items()}
+    found = {name: astuple(value) for name, value in read_own_checksums(model, dtype=getattr(torch, words["dtype"])).items()}
     (Path(words["folder"]) / f"{get_tensor_model_parallel_rank()}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
-def read(folder: str, *, ranks: int) -> list[dict[str, OwnSum]]:
+def read(folder: str, *, ranks: int) -> list[dict[str, OwnChecksum]]:
     """What they wrote, by rank."""
     texts = [(Path(folder) / f"{rank}.json").read_text(encoding="utf-8") for rank in range(ranks)]
-    return [{name: OwnSum(*value) for name, value in json.loads(text).items()} for text in texts]
+    return [{name: OwnChecksum(*value) for name, value in json.loads(text).items()} for text in texts]
