@@ -64,13 +64,13 @@ def test_a_rollout_is_compared_with_the_engine_inside_it(monkeypatch: pytest.Mon
     assert module.summary([module.Round(1.005, 1.0, 1.0)])["ok"] and not module.summary([module.Round(1.02, 1.0, 1.0)])["ok"]
 
 
-def test_a_sync_is_compared_with_a_copy_and_its_proof_with_a_step(
+def test_a_sync_is_compared_with_a_copy_and_its_checks_with_a_step(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     module = load("sync", monkeypatch)
     folder = module.tiny_model_folder(tmp_path, **dict(module.MODEL, layers=1, hidden=64, heads=2, kv_heads=1))
     size = sum(p.numel() * 4 for p in module.load_causal_lm(str(folder), dtype=module.torch.float32).parameters())
-    median = dict(rollout=5.0, update=4.0, plain=0.5, proved=0.55, probe=0.3, copy=0.1)
+    median = dict(rollout=5.0, update=4.0, plain=0.5, verified=0.55, probe=0.3, copy=0.1)
     found = module.summary(median, str(folder), every=10, checksums=True)
     assert found["bytes"] == size and found["copy_to_sync"] == pytest.approx(5.0)
     assert found["sync_bytes_per_s"] == pytest.approx(size / 0.5)
