@@ -12,6 +12,8 @@ VLLM_VENV := $(VENV)-vllm
 VLLM_STAMP := $(VLLM_VENV)/.lightrft-setup
 SGLANG_VENV := $(VENV)-sglang
 SGLANG_STAMP := $(SGLANG_VENV)/.lightrft-setup
+EXTRAS_VENV := $(VENV)-extras
+EXTRAS_STAMP := $(EXTRAS_VENV)/.lightrft-setup
 CROSSCHECK_VENV := $(VENV)-crosscheck
 CROSSCHECK_STAMP := $(CROSSCHECK_VENV)/.lightrft-setup
 # Where ARGS names an engine that has an environment of its own, a command runs there.
@@ -31,7 +33,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 GPU_SITE ?= .build/gpu-site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs site wheels gsm8k memory sequence-memory parity row-parity collectives overhead curves packing learn silent user-inputs families crosscheck engine-matrix rollout sync-speed test test-slow test-slow-core test-slow-workspace test-long test-core test-lowest test-workspace test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-multi gpu-bench vs-trl phases passes clean chaos soak hangs fuzz audit plan-peaks
+.PHONY: help setup demo docs site wheels gsm8k memory sequence-memory parity row-parity collectives overhead curves packing learn silent user-inputs families crosscheck engine-matrix rollout sync-speed test test-slow test-slow-core test-slow-workspace test-long test-core test-lowest test-workspace test-extras test-examples test-vllm test-sglang test-ray lint gpu-wheels gpu-vllm gpu-unpack gpu-test gpu-multi gpu-bench vs-trl phases passes clean chaos soak hangs fuzz audit plan-peaks
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -153,7 +155,7 @@ packing: $(STAMP)  ## a table: packed rows against padded ones: padding, time of
 curves: $(STAMP)  ## the demo with fsdp and ZeRO 1, 2 and 3, and how far their curves lie apart
 	@$(BIN)/python benchmarks/backend_curves.py $(ARGS)
 
-test: lint test-core test-workspace test-vllm test-sglang  ## lint, types, import rules, and all tests but the slow ones
+test: lint test-core test-workspace test-extras test-vllm test-sglang  ## lint, types, import rules, and all tests but the slow ones
 
 test-slow: test-slow-core test-slow-workspace  ## the tests marked slow; CI runs them too
 
@@ -187,6 +189,13 @@ test-lowest: $(LOWEST_STAMP)  ## core with the lowest versions of its dependenci
 
 $(LOWEST_STAMP): $(STAMP) tools/lowest_env.py tools/thin_env.py
 	@$(BIN)/python tools/lowest_env.py $(LOWEST_VENV) --uv $(BIN)/uv
+	@touch $@
+
+test-extras: $(EXTRAS_STAMP)  ## the loggers mlflow, swanlab and trackio, and environments of gymnasium, with the real libraries in an environment of their own
+	$(EXTRAS_VENV)/bin/python -m pytest packages/core/tests/trainer_io/test_loggers.py packages/core/tests/rollout/test_gymnasium_texts.py tests/test_page_blocks.py -k "mlflow or swanlab or trackio or gymnasium" $(ARGS)
+
+$(EXTRAS_STAMP): $(STAMP) tools/thin_env.py
+	@$(BIN)/python tools/thin_env.py $(EXTRAS_VENV) --editable packages/core --extras mlflow swanlab trackio gymnasium
 	@touch $@
 
 test-workspace: $(STAMP)  ## the plugins' tests and those of the packages together
