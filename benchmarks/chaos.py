@@ -5,6 +5,7 @@ the end the weights must be those of the straight run, bit by bit. A row says wh
 
     make chaos                                                          # FSDP2, ZeRO-2, and FSDP2 under two agents of torchrun
     make chaos ARGS='--kills 20 --sets vllm --python vllm=.venv-vllm/bin/python'   # beside an engine in its own environment
+    make chaos ARGS='--sets fsdp zero-2 --kills 40 20 --steps 300 150'  # other numbers for each set
 """
 
 from __future__ import annotations
@@ -51,24 +52,34 @@ DAILY = ("fsdp", "zero-2", "agents")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=10, help="how many ranks are killed in each run (default: 10)")
+    parser.add_argument("--kills", type=int, nargs="+", default=[10], help="how many ranks are killed in each run (default: 10)")
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(DAILY))
     parser.add_argument("--python", nargs="*", default=[], metavar="SET=PYTHON", help="where a set runs, if not here")
-    parser.add_argument("--steps", type=int, default=12, help="rollouts of the run; some ten for each kill let it live long enough")
-    parser.add_argument("--within", type=float, default=0.0, help="seconds of the longest wait for a kill (default: half the straight run)")
+    parser.add_argument("--steps", type=int, nargs="+", default=[12], help="rollouts of the run; some ten for each kill are enough")
+    half = "seconds of the longest wait for a kill (default: half the straight run)"
+    parser.add_argument("--within", type=float, nargs="+", default=[0.0], help=half)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="make the last line of stdout one JSON object")
     given = parser.parse_args()
     pythons = dict(one.split("=", 1) for one in given.python)
     found = {}
-    for name in given.sets:
+    plans = zip(*(_for_each(numbers, given.sets) for numbers in (given.kills, given.steps, given.within)), strict=True)
+    for name, (kills, steps, within) in zip(given.sets, plans, strict=True):
         with tempfile.TemporaryDirectory(prefix="lightrft-chaos-") as folder:
             job = Job(Path(folder), SETS[name], python=pythons.get(name, sys.executable))
-            found[name] = chaos(job, kills=given.kills, steps=given.steps, seed=given.seed, within=given.within)
+            found[name] = chaos(job, kills=kills, steps=steps, seed=given.seed, within=within)
         print(line(name, found[name]), flush=True)
+    print(f"together {sum(one['kills'] for one in found.values())} kills", flush=True)
     if given.json:
         print(json.dumps(found))
     return 0 if all(one["bitwise"] and one["exit"] == 0 and one["lost"] == 0 for one in found.values()) else 1
+
+
+def _for_each(numbers: list[Any], sets: list[str]) -> list[Any]:
+    """One number for all sets, or one for each."""
+    if len(numbers) not in (1, len(sets)):
+        raise SystemExit(f"{len(numbers)} numbers for {len(sets)} sets ({', '.join(sets)}); give one, or one for each")
+    return numbers * len(sets) if len(numbers) == 1 else numbers
 
 
 def line(name: str, found: dict[str, Any]) -> str:
