@@ -85,5 +85,5 @@ def test_sigterm_saves_exits_0_and_the_resumed_run_is_the_same_run(tmp_path: Pat
     code, _, err = ended(start(cut, "--resume_from", "latest", "--learning_rate", "1"))
     assert code == 2 and err.splitlines() == [
         "error: the checkpoint was saved with learning_rate=0.001, here 1.0; set it as it was, or begin a run without resume_from "
-        "(docs: troubleshooting#settings-flags-and-files)"
+        "(docs: troubleshooting#a-resume-is-refused)"
     ]

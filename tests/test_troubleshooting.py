@@ -11,8 +11,12 @@ import pytest
 
 from lightrft import errors
 from lightrft.cli import show
+from lightrft.config.load import make_config
 from lightrft.distributed.failure import describe
 from lightrft.observe.warning_names import WarningName, printed
+from lightrft.plugins.registry import Registry
+from lightrft.testing.tiny import tiny_model_folder
+from lightrft.trainer.preflight import preflight_problems
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
@@ -79,8 +83,35 @@ def test_what_is_printed_of_an_error_ends_with_its_section(capsys: pytest.Captur
     assert describe(ZeroDivisionError(), rank=0).text().endswith(" (docs: troubleshooting#a-rank-fails)")
     show.error(errors.ConfigError(["a", "b"]))
     assert capsys.readouterr().err == "error: a\nerror: b (docs: troubleshooting#settings-flags-and-files)\n"
+    one = [errors.Problem(line, section=errors.CheckpointError.section) for line in ("a", "b")]
+    show.error(errors.ConfigError(one))
+    assert capsys.readouterr().err == "error: a\nerror: b (docs: troubleshooting#a-resume-is-refused)\n"
+    show.error(errors.ConfigError([*one, "c"]))
+    assert capsys.readouterr().err.endswith("error: c (docs: troubleshooting#settings-flags-and-files)\n")
 
 
 def stands_in(quote: str, text: str) -> bool:
     """Quotes may leave out what an f-string says further on within a gap."""
     return re.search(".*?".join(map(re.escape, quote.split("…"))), text, re.DOTALL) is not None
+
+
+def test_what_is_found_before_ranks_start_keeps_the_section_of_its_error(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "1 + 1 =", "answer": "2"}\n')
+    tiny_model_folder(tmp_path / "model")
+    settings = {"model_name_or_path": str(tmp_path / "model"), "prompt_data": str(rows), "output_dir": str(tmp_path / "run")}
+    assert section_of(settings | {"model_name_or_path": str(rows)}) == "a-model-cannot-be-read"
+    assert section_of(settings | {"output_dir": "/"}) == "a-folder-of-a-run"
+    assert section_of(settings | {"resume_from": "latest"}) == "a-resume-is-refused"
+    rows.write_text("{")
+    assert section_of(settings) == "a-row-cannot-be-read"
+    assert section_of(settings | {"resume_from": "latest"}) == "settings-flags-and-files", "of two kinds"
+
+
+def section_of(settings: dict[str, object]) -> str:
+    """Of the error with which a training of these settings would be refused."""
+    sizes = {"rollout_batch_size": 1, "n_samples_per_prompt": 2, "train_batch_size": 2, "micro_train_batch_size": 2}
+    config = make_config(settings | sizes | {"strategy": "single", "engine_type": "hf", "reward": ["exact_match"]})
+    found = preflight_problems(config, mode="train", registry=Registry.discover(), world_size=1)
+    assert found
+    return errors.ConfigError(found).section

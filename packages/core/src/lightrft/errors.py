@@ -18,12 +18,30 @@ class UserError(LightRFTError):
     section = "settings-flags-and-files"
 
 
+class Problem(str):
+    """A line about something that is wrong, and the section of the documentation that is about such."""
+
+    section: str
+
+    def __new__(cls, line: str, *, section: str) -> Problem:
+        made = super().__new__(cls, line)
+        made.section = section
+        return made
+
+    @classmethod
+    def each(cls, lines: Iterable[str], *, of: type[UserError]) -> list[str]:
+        """Each line as a problem of that kind of error."""
+        return [cls(line, section=of.section) for line in lines]
+
+
 class ConfigError(UserError):
-    """The configuration cannot be run; holds every problem found, one line each."""
+    """The configuration cannot be run; holds every problem found, one line each. `section`: of them all, where they have the same one."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = list(problems)
         super().__init__("\n".join(self.problems))
+        sections = {getattr(problem, "section", ConfigError.section) for problem in self.problems}
+        self.section = sections.pop() if len(sections) == 1 else ConfigError.section
 
 
 class PluginError(UserError):

@@ -10,7 +10,7 @@ from lightrft.config.load import make_config, read_recipe
 from lightrft.config.over_recipe import beside_flags
 from lightrft.config.schema import Config
 from lightrft.distributed.launch import under_torchrun
-from lightrft.errors import ConfigError
+from lightrft.errors import ConfigError, Problem, RewardError
 from lightrft.plugins.registry import Registry
 from lightrft.rewards.trial import tried_apart
 from lightrft.trainer.preflight import Mode, preflight_problems
@@ -71,4 +71,4 @@ def _problems(config: Config, mode: Mode, world_size: int, typed: Collection[str
         return found
     from lightrft.trainer.data_checks import columns_asked_for  # which reads data
 
-    return tried_apart(config, columns=columns_asked_for(config, training=mode == "train"))
+    return Problem.each(tried_apart(config, columns=columns_asked_for(config, training=mode == "train")), of=RewardError)

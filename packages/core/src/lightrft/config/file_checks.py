@@ -10,7 +10,7 @@ from lightrft.config.data_sources import POSSIBLE, eval_data_problems, prompt_da
 from lightrft.config.eval_files import eval_files
 from lightrft.config.model_folder import model_path_problem
 from lightrft.config.schema import Config
-from lightrft.errors import ConfigError
+from lightrft.errors import ConfigError, ModelError, Problem, RunFolderError
 
 
 def file_problems(config: Config) -> Iterator[str]:
@@ -22,9 +22,7 @@ def file_problems(config: Config) -> Iterator[str]:
     if not config.prompt_data:
         yield f"prompt_data is not set; {POSSIBLE}"
     yield from model_folder_problems(config, dequantises=True)
-    yield from _output_folder(config)
-    if config.log_dir:
-        yield from _writable("log_dir", config.log_dir)
+    yield from Problem.each(_folders_of_run(config), of=RunFolderError)
 
 
 def evaluation_problems(config: Config) -> Iterator[str]:
@@ -53,15 +51,17 @@ def model_folder_problems(config: Config, *, dequantises: bool = False) -> Itera
         return
     trust = config.trust_remote_code
     if problem := model_path_problem("model_name_or_path", path, trust_remote_code=trust, tokenizer=True, dequantises=dequantises):
-        yield problem
+        yield from Problem.each([problem], of=ModelError)
 
 
-def _output_folder(config: Config) -> Iterator[str]:
+def _folders_of_run(config: Config) -> Iterator[str]:
     yield from _writable("output_dir", config.output_dir)
     goes_on = config.resume_from == "latest" or _inside(config.resume_from, config.output_dir)
     if _holds_run(config.output_dir) and not config.overwrite_output_dir and not goes_on:
         remedies = "choose another folder, set --overwrite_output_dir, or --resume_from latest"
         yield f"output_dir={config.output_dir!r} holds another run; {remedies}"
+    if config.log_dir:
+        yield from _writable("log_dir", config.log_dir)
 
 
 def _holds_run(folder: str) -> bool:

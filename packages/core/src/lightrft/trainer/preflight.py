@@ -12,7 +12,7 @@ from lightrft.config.checks import check, check_bisect, check_eval, check_invari
 from lightrft.config.data_sources import is_there, prompt_sources
 from lightrft.config.eval_files import eval_files
 from lightrft.config.schema import Config
-from lightrft.errors import ConfigError, UserError
+from lightrft.errors import ConfigError, ModelError, Problem, RunFolderError, UserError
 from lightrft.plugins.registry import Registry
 
 Mode = Literal["train", "eval", "bisect", "invariance", "prompts"]
@@ -40,13 +40,13 @@ def raise_all(problems: list[str]) -> None:
 
 
 def problems_of(look: Callable[[], object]) -> list[str]:
-    """The lines of the UserError that `look` raises, if it does."""
+    """The lines of the UserError that `look` raises, if it does, each with the section of that error."""
     try:
         look()
     except ConfigError as error:
         return error.problems
     except UserError as error:
-        return [str(error)]
+        return Problem.each([str(error)], of=type(error))
     return []
 
 
@@ -74,7 +74,7 @@ def _models(config: Config, mode: Mode, registry: Registry) -> list[str]:
     from lightrft.trainer.model_folders import check_tokens, folder_problems
 
     if problems := folder_problems(config, dequantises=mode in ("train", "prompts")):
-        return problems
+        return Problem.each(problems, of=ModelError)
     files = [config.prompt_data] if mode != "eval" else []
     files += eval_files(config.eval_data).values() if mode in ("train", "eval") else []
     return problems_of(lambda: check_tokens(config, [path for path in files if path], registry=registry))
@@ -85,7 +85,8 @@ def _locks(config: Config, mode: Mode) -> list[str]:
     from lightrft.run.lock import in_use
     from lightrft.run.run_folder import folders_of
 
-    return [line for folder in folders_of(config) if (line := in_use(folder))] if mode == "train" else []
+    used = [line for folder in folders_of(config) if (line := in_use(folder))] if mode == "train" else []
+    return Problem.each(used, of=RunFolderError)
 
 
 def _resume(config: Config, mode: Mode) -> list[str]:
