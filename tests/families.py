@@ -12,6 +12,7 @@ import transformers
 from lightrft.config.load import make_config
 from lightrft.strategy import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings, StrategyBase
+from lightrft.testing.judge import greedy_tokens
 from lightrft.weights.buckets import saved_buffers
 
 tf: Any = transformers  # its classes take their fields as keywords, unseen by type checkers
@@ -23,10 +24,16 @@ SMALL: dict[str, Any] = {
 BLOCKS: dict[str, Any] = SMALL | {"intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
 EXPERTS: dict[str, Any] = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "first_k_dense_replace": 1}
 
+YARN: dict[str, Any] = {
+    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 32, "beta_slow": 1,
+    "mscale": 1.0, "mscale_all_dim": 1.0,
+}  # fmt: skip
 
-def _deepseek_v3() -> Any:
-    sizes = {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 32}
-    fields = BLOCKS | {"num_key_value_heads": 2} | EXPERTS | {"n_group": 2, "topk_group": 1, "topk_method": "noaux_tc"} | sizes
+
+def _deepseek_v3(*, kv_lora_rank: int = 32, qk_rope_head_dim: int = 32, **more: Any) -> Any:
+    sizes = {"q_lora_rank": 32, "qk_nope_head_dim": 32, "v_head_dim": 32}
+    sizes |= {"kv_lora_rank": kv_lora_rank, "qk_rope_head_dim": qk_rope_head_dim}
+    fields = BLOCKS | {"num_key_value_heads": 2} | EXPERTS | {"n_group": 2, "topk_group": 1, "topk_method": "noaux_tc"} | sizes | more
     fields.pop("head_dim")
     return tf.DeepseekV3ForCausalLM(tf.DeepseekV3Config(**fields))
 
@@ -46,6 +53,7 @@ def _minimax_m2() -> Any:
 
 WITH_BUFFERS: dict[str, Callable[[], Any]] = {
     "deepseek-v3": _deepseek_v3,
+    "deepseek-v3-latent": lambda: _deepseek_v3(kv_lora_rank=512, qk_rope_head_dim=64, rope_parameters=YARN),  # as its own
     "glm4-moe": lambda: tf.Glm4MoeForCausalLM(tf.Glm4MoeConfig(**BLOCKS, **EXPERTS)),
     "minimax-m2": _minimax_m2,
     "apertus": lambda: tf.ApertusForCausalLM(tf.ApertusConfig(**BLOCKS)),
@@ -136,7 +144,7 @@ PLAIN: dict[str, Callable[[], Any]] = {
     "mixtral": _causal("Mixtral", **LOCAL_EXPERTS),
     "qwen2-moe": _causal("Qwen2Moe", **FEW_EXPERTS, head_dim=None, shared_expert_intermediate_size=64),
     "qwen3-moe": _causal("Qwen3Moe", **FEW_EXPERTS),
-    "olmoe": _causal("Olmoe", num_experts=4, num_experts_per_tok=2, head_dim=None),
+    "olmoe": _causal("Olmoe", num_experts=4, num_experts_per_tok=2, head_dim=None, num_key_value_heads=2),  # as all of them
     "granite-moe": _causal("GraniteMoe", **LOCAL_EXPERTS),
     "phimoe": _causal("Phimoe", **LOCAL_EXPERTS, head_dim=None),
     "gpt-oss": _causal("GptOss", **LOCAL_EXPERTS, sliding_window=16),
@@ -178,22 +186,44 @@ def make_family(name: str, *, seed: int = 0) -> Any:
 PROMPTS = [[3, 4, 5, 6, 7, 8, 9, 10], [7, 8, 9], [11, 12, 13, 14]]
 
 
+SYNCED = (0, 2, 3)
+"""Seeds of the weights that an engine is given one after another; the folder's is 1."""
+
+
 def family_row(name: str, folder: Path, *, engine: str, **settings: Any) -> dict[str, Any]:
-    """How far an engine's log-probs are from transformers', with the folder's weights (seed 1) and after a sync to the actor's (seed 0)."""
+    """An engine against transformers, with the folder's weights (seed 1) and after each of three syncs.
+
+    Of log-probs of drawn tokens the largest difference, `before` and `after` (of all three); `greedy`: those of the four comparisons whose
+    greedy tokens are others; `differing` and `unverified` tensors of any sync.
+    """
     given = {"strategy": "single", "engine_type": engine, "model_name_or_path": str(folder), "prompt_max_len": 32, "generate_max_len": 16}
     config = make_config(given | settings)
     strategy = get_strategy(config)
     strategy.setup_inference_engine(config)
     try:
         actor, _ = strategy.prepare_trainable(make_family(name), optimizer=AdamWSettings(learning_rate=1e-3))
-        before = engine_gap(strategy, make_family(name, seed=1))
-        strategy.update_engine_weights(actor)
-        unverified: list[str] = strategy._controller.unverified  # type: ignore[union-attr]
-        differing = strategy.differing_engine_weights(actor)
-        after = engine_gap(strategy, make_family(name))  # and to sleep again
+        judges = [make_family(name, seed=seed) for seed in (1, *SYNCED)]
+        gaps, greedy = [engine_gap(strategy, judges[0])], [same_greedy_tokens(strategy, judges[0])]
+        differing: list[str] = []
+        unverified: list[str] = []
+        for judge in judges[1:]:
+            actor.load_state_dict(judge.state_dict())
+            strategy.update_engine_weights(actor)
+            unverified += strategy.unverified_weights
+            differing += strategy.differing_engine_weights(actor) or []
+            gaps.append(engine_gap(strategy, judge))
+            greedy.append(same_greedy_tokens(strategy, judge))  # and to sleep again
     finally:
         strategy.shutdown()
-    return {"before": before, "after": after, "differing": differing, "unverified": unverified}
+    wrong = [at for at, same in enumerate(greedy) if not same]
+    return {"before": gaps[0], "after": max(gaps[1:]), "greedy": wrong, "differing": differing, "unverified": unverified}
+
+
+def same_greedy_tokens(strategy: StrategyBase, judge: Any) -> bool:
+    """Whether the engine's are those of transformers' own `generate`."""
+    outputs = strategy.gather_and_generate({"temperature": 0.0, "max_new_tokens": 8}, all_prompt_token_ids=PROMPTS)
+    found = [list(output.completions[0].token_ids) for output in outputs]
+    return found == [greedy_tokens(judge, prompt, max_new_tokens=8) for prompt in PROMPTS]
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from lightrft.weights.model_class import language_model_class
 SAMPLE = ("llama", "gemma3", "mixtral", "gpt-neox", "lfm2", "mistral3-vl")
 """Of every kind one: plain, other norms and windows, stacked experts, other names, a state that is no cache, an image-text model."""
 
-CLOSE = 2e-5
+CLOSE = 1e-5
 """Nats, in float32; sizes of logits are about 1."""
 
 IDS = torch.arange(3, 30)[None]
@@ -32,7 +32,8 @@ def test_a_family_is_right_from_folder_to_folder(tmp_path: Path, family: str) ->
     make_family(family, seed=1).save_pretrained(tmp_path / "base")
     assert folder_problem("m", str(tmp_path / "base")) == ""
     row = family_row(family, tmp_path / "base", engine="hf")
-    assert row["before"] <= CLOSE and row["after"] <= CLOSE and row["differing"] == [] and row["unverified"] == []
+    assert row["before"] <= CLOSE and row["after"] <= CLOSE and row["greedy"] == []
+    assert row["differing"] == [] and row["unverified"] == []
     trained_and_saved(family, tmp_path)
 
 
@@ -50,7 +51,7 @@ def trained_and_saved(family: str, path: Path) -> None:
     with torch.no_grad():
         after = actor(input_ids=IDS).logits
         assert float((again.eval()(input_ids=IDS).logits - after).abs().max()) <= CLOSE
-        assert float((before - after).abs().max()) > 100 * CLOSE or family.startswith("cohere")  # whose logits are scaled down
+        assert float((before - after).abs().max()) > 200 * CLOSE or family.startswith("cohere")  # whose logits are scaled down
     assert folder_problem("m", str(path / "saved")) == ""
     strategy.shutdown()
 
@@ -59,7 +60,7 @@ def trained_and_saved(family: str, path: Path) -> None:
 def test_level_2_of_sleep_brings_all_back(tmp_path: Path, family: str) -> None:
     make_family(family, seed=1).save_pretrained(tmp_path)
     row = family_row(family, tmp_path, engine="hf", engine_sleep_level=2)
-    assert row["after"] <= CLOSE and row["differing"] == []
+    assert row["after"] <= CLOSE and row["greedy"] == [] and row["differing"] == []
 
 
 def test_the_table_has_its_size() -> None:

@@ -15,6 +15,7 @@ from lightrft.plugins import Registry
 from lightrft.testing.engine_bench import GREEDY, requests_of, weights_of
 from lightrft.testing.judge import greedy_tokens, logprob_error
 from lightrft.testing.tiny import tiny_tokenizer
+from lightrft.weights.verify import SentChecksums
 
 tf: Any = transformers
 SIZES: dict[str, Any] = dict(
@@ -55,11 +56,31 @@ def test_tokens_are_those_of_transformers_before_and_after_a_sync(tmp_path: Path
     try:
         for version, model in enumerate(models):
             if version:
-                engine.update_weights(weights_of(model), version=version)
+                sent = SentChecksums()
+                engine.update_weights(sent.watch(weights_of(model)), version=version)
+                assert sent.differing(engine.weight_checksums()) == []
+                assert not [name for name in sent.unverified(engine.weight_checksums()) if ".experts." in name]
             outputs = engine.generate(requests_of(PROMPTS), GREEDY)
             # transformers in this same process, on classes that vLLM has rewritten for itself
             assert [list(o.completions[0].token_ids) for o in outputs] == [greedy_tokens(model, p, max_new_tokens=8) for p in PROMPTS]
             assert max(logprob_error(model, o, o.completions[0]) for o in outputs) < 1e-5
+        if family == "qwen3-moe":
+            experts_exchanged_are_named(engine, sent)
     finally:
         engine.shutdown()
     assert model_of(family, 3)(torch.tensor([PROMPTS[0]])).logits.shape == (1, 3, 64), "a new model of that family can be made"
+
+
+def experts_exchanged_are_named(engine: Any, sent: SentChecksums) -> None:
+    """In the layout that vLLM packs them into."""
+    stacks = {"w13_weight": "gate_up_proj", "w2_weight": "down_proj"}
+    for own, name in stacks.items():
+
+        def exchange(model: torch.nn.Module, own: str = own) -> None:
+            [stack] = [p for n, p in model.named_parameters() if "layers.1." in n and n.endswith(own)]
+            stack.data[[1, 3]] = stack.data[[3, 1]].clone()
+
+        engine._llm.apply_model(exchange)
+        assert sent.differing(engine.weight_checksums()) == [f"model.layers.1.mlp.experts.{name}[{expert}]" for expert in (1, 3)]
+        engine._llm.apply_model(exchange)
+        assert sent.differing(engine.weight_checksums()) == []

@@ -10,9 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from lightrft.testing.expert_model import EXPERTS, tiny_expert_model
 from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.weights.checksum import WeightChecksum, tensor_checksum
+from lightrft.weights.experts import ExpertFiles, checksums_of, expert_files
 from lightrft.weights.fused_fingerprints import OwnChecksum, OwnChecksums, read_own_checksums
+from lightrft.weights.hf_names import FileNames
+from lightrft.weights.manifest import expected_shapes
 from lightrft.weights.verify import over_group
 
 LAYER = "model.layers.{}."
@@ -121,3 +125,83 @@ def test_one_tensor_under_another_name_is_found(tmp_path: Path) -> None:
     own = {"visual.blocks.0.attn.qkv_proj.weight": whole["visual.blocks.0.attn.qkv.weight"]}
     unit = OwnChecksums([checksums(own)], folder=str(tmp_path), dtype=torch.float32, sendable=same_names(whole))
     assert list(unit.named(checksums(own))) == [("visual.blocks.0.attn.qkv.weight",)]
+
+
+STACKS = ("gate_up", "down")
+
+
+def expert_folder(path: Path) -> tuple[FileNames, dict[str, torch.Tensor]]:
+    model = tiny_expert_model()
+    model.save_pretrained(path)
+    return FileNames(str(path), expected_shapes(str(path))), {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+def packed(weights: dict[str, torch.Tensor], *, rank: int = 0, size: int = 1) -> nn.Module:
+    """As an engine may hold experts: under other names, cut through each, its numbers in another order, filled up with zeros."""
+    layers = nn.ModuleDict()
+    for layer in range(2):
+        experts = nn.Module()
+        for own, name in zip(("w13_weight", "w2_weight"), STACKS, strict=True):
+            stack = weights[f"{LAYER.format(layer)}mlp.experts.{name}_proj"]
+            part = stack.chunk(size, dim=1 if own == "w13_weight" else 2)[rank]
+            experts.register_parameter(own, nn.Parameter(nn.functional.pad(part.flip(1).mT.contiguous(), (0, 8))))
+        layers[str(layer)] = nn.ModuleDict({"moe": nn.ModuleDict({"experts": experts})})
+    return nn.ModuleDict({"model": nn.ModuleDict({"layers": layers})})
+
+
+def expert_checksums(names: FileNames, folder: Path, weights: dict[str, torch.Tensor], size: int) -> OwnChecksums:
+    ranks = [read_own_checksums(packed(weights, rank=r, size=size), dtype=torch.float32) for r in range(size)]
+    return OwnChecksums(ranks, folder=str(folder), dtype=torch.float32, sendable=same_names(names.one_to_one()), stacks=names.stacks())
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_experts_are_known_one_by_one_however_they_lie(tmp_path: Path, size: int) -> None:
+    names, weights = expert_folder(tmp_path)
+    unit = expert_checksums(names, tmp_path, weights, size)
+
+    def held(weights: dict[str, torch.Tensor]) -> dict[tuple[str, ...], WeightChecksum]:
+        return over_group([unit.named(read_own_checksums(packed(weights, rank=r, size=size), dtype=torch.float32)) for r in range(size)])
+
+    changed = {name: tensor + 1 for name, tensor in weights.items()}
+    expected = checksums_of({(name,): tensor for name, tensor in changed.items() if ".experts." in name})
+    found = held(changed)
+    assert found.keys() == expected.keys() and len(found) == 2 * 2 * EXPERTS
+    assert all(value.same_as(expected[names]) for names, value in found.items())
+
+    stack = f"{LAYER.format(1)}mlp.experts.down_proj"
+    exchanged = changed | {stack: changed[stack][[1, 0, 2, 3]]}
+    wrong = [names for names, value in held(exchanged).items() if not value.same_as(expected[names])]
+    assert wrong == [(f"{stack}[0]",), (f"{stack}[1]",)]
+
+
+def test_experts_of_zeros_that_may_be_either_stack_are_left_out(tmp_path: Path) -> None:
+    model = tiny_expert_model()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".experts." in name:
+                parameter.zero_()
+    model.save_pretrained(tmp_path)
+    names = FileNames(str(tmp_path), expected_shapes(str(tmp_path)))
+    weights = dict(model.named_parameters())
+    unit = expert_checksums(names, tmp_path, weights, 1)
+    assert unit.named(read_own_checksums(packed(weights), dtype=torch.float32)) == {}
+
+
+def test_ranks_with_experts_of_their_own_are_left_out(tmp_path: Path) -> None:
+    names, weights = expert_folder(tmp_path)
+    ranks = [
+        read_own_checksums(packed(weights | {n: t[2 * r : 2 * r + 2] for n, t in weights.items() if ".experts." in n}), dtype=torch.float32)
+        for r in range(2)
+    ]
+    unit = OwnChecksums(ranks, folder=str(tmp_path), dtype=torch.float32, sendable={}, stacks=names.stacks())
+    assert unit.named(ranks[0]) == {}
+
+
+def test_files_of_experts_are_known_stacked_or_one_by_one() -> None:
+    one = {f"mlp.experts.{e}.{part}.weight": (3, 2) for part in ("gate", "up") for e in range(2)}
+    assert expert_files((2, 6, 2), one) == ExpertFiles(
+        single=(("mlp.experts.0.gate.weight", "mlp.experts.0.up.weight"), ("mlp.experts.1.gate.weight", "mlp.experts.1.up.weight"))
+    )
+    assert expert_files((2, 6, 2), {"moe.input_linear.weight": (2, 6, 2)}) == ExpertFiles(stacked=("moe.input_linear.weight",))
+    assert expert_files((2, 6, 2), {"moe.all.weight": (12, 2)}) is None
+    assert expert_files((3, 6, 2), one) is None, "one is missing"

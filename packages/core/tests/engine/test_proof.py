@@ -21,6 +21,7 @@ from lightrft.testing.tiny import tiny_causal_lm
 from lightrft.types import EngineStatus
 from lightrft.weights.buckets import Weight, WeightBucket, tied_names
 from lightrft.weights.checksum import WeightChecksum, tensor_checksum
+from lightrft.weights.experts import checksums_of
 from lightrft.weights.manifest import expected_shapes
 from lightrft.weights.verify import SentChecksums, over_group, shape_problems
 
@@ -233,3 +234,23 @@ def test_a_name_that_was_never_sent_is_a_difference() -> None:
     checksums = SentChecksums()
     list(checksums.watch([[Weight(("a",), torch.ones(1))]]))
     assert checksums.differing({("a", "other"): WeightChecksum(*tensor_checksum(torch.ones(1)))}) == ["a + other"]
+
+
+def test_experts_of_one_tensor_are_compared_each_by_itself() -> None:
+    name = "layers.0.mlp.experts.down_proj"
+    stack = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]], [[5.0, 6.0]]])
+    checksums = SentChecksums()
+    list(checksums.watch([[Weight(("before",), torch.ones(1)), Weight((name,), stack), Weight(("after",), torch.ones(2))]]))
+
+    def held(stack: torch.Tensor) -> dict[tuple[str, ...], WeightChecksum]:
+        return checksums_of({("before",): torch.ones(1), (name,): stack, ("after",): torch.ones(2)})
+
+    assert list(held(stack)) == [("before",), (f"{name}[0]",), (f"{name}[1]",), (f"{name}[2]",), ("after",)]
+    assert checksums.differing(held(stack)) == [] and checksums.unverified(held(stack)) == []
+    assert checksums.differing(held(stack[[0, 2, 1]])) == [f"{name}[1]", f"{name}[2]"], "two exchanged"
+    assert checksums.differing(held(torch.cat([stack[:2], stack[2:] + 1]))) == [f"{name}[2]"], "one that is older"
+    some = {names: value for names, value in held(stack).items() if names != (f"{name}[1]",)}
+    assert checksums.differing(some) == [] and checksums.unverified(some) == [name]
+    whole = {("before",): WeightChecksum(*tensor_checksum(torch.ones(1))), (name,): WeightChecksum(*tensor_checksum(stack))}
+    assert checksums.differing(whole) == [] and checksums.unverified(whole) == ["after"], "an engine may give the checksums of all as well"
+    assert checksums.differing(whole | {(name,): WeightChecksum(*tensor_checksum(stack + 1))}) == [name]

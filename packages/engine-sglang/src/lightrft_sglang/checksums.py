@@ -45,4 +45,8 @@ def write(model: torch.nn.Module, named_tensors: Sequence[tuple[str, torch.Tenso
 def read(folder: str, *, ranks: int) -> list[dict[str, OwnChecksum]]:
     """What they wrote, by rank."""
     texts = [(Path(folder) / f"{rank}.json").read_text(encoding="utf-8") for rank in range(ranks)]
-    return [{name: OwnChecksum(*value) for name, value in json.loads(text).items()} for text in texts]
+    return [{name: _own_checksum(*value) for name, value in json.loads(text).items()} for text in texts]
+
+
+def _own_checksum(bits: int, squares: int, numel: int, experts: list[list[int]]) -> OwnChecksum:
+    return OwnChecksum(bits, squares, numel, tuple((first, second) for first, second in experts))

@@ -58,7 +58,11 @@ class SGLangEngine(InferenceEngine):
         self._version = 0
         self._status = EngineStatus.AWAKE
         self._checksums = OwnChecksums(
-            self._read_checksums(), folder=setup.model_path, dtype=setup.dtype, sendable=own_names(self._names.one_to_one())
+            self._read_checksums(),
+            folder=setup.model_path,
+            dtype=setup.dtype,
+            sendable=own_names(self._names.one_to_one()),
+            stacks=self._names.stacks(),
         )
 
     @cached_property

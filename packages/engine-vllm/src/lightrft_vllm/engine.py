@@ -94,6 +94,7 @@ class VLLMEngine(InferenceEngine):
             folder=setup.model_path,
             dtype=setup.dtype,
             sendable=self._own_names(),
+            stacks=self._names.stacks(),
         )
         self._images = RequestImages(setup)
         self._num_synced = 0
@@ -200,8 +201,8 @@ class VLLMEngine(InferenceEngine):
         return self._names.module_shapes()
 
     def weight_checksums(self) -> Mapping[tuple[str, ...], WeightChecksum]:
-        """Without experts on the CPU, which vLLM packs, and tensors whose key-value heads several ranks hold. Of a quantised tensor, the
-        checksums of what was loaded, as long as the codes are those that were compared with it.
+        """Without tensors whose key-value heads several ranks hold. Of a quantised one, that of what was loaded, as long as the codes are
+        those that were compared with it.
         """
         self._alive()
         return self._checksums.named(self._read_checksums())

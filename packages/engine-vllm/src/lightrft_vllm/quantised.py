@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lightrft.weights.checksum import MODULUS, tensor_checksum
+from lightrft.weights.checksum import MODULUS, tensor_checksum, tensor_checksums
 from lightrft.weights.fused_fingerprints import OwnChecksum
 
 MADE = "_lightrft_made"
@@ -60,7 +60,7 @@ def read_made(model: torch.nn.Module) -> dict[str, OwnChecksum]:
         for parameter, made in getattr(layer, MADE, {}).items():
             codes = getattr(layer, parameter)
             verified = made is not None and _held(codes, scale_of(layer, parameter)) == made.held
-            found[f"{name}.{parameter}"] = made.loaded if verified else OwnChecksum(1, 0, codes.numel())
+            found[f"{name}.{parameter}"] = made.loaded if verified else _nobodys(codes)
     return found
 
 
@@ -153,7 +153,14 @@ def _made(layer: torch.nn.Module, name: str, values: torch.Tensor) -> Made | Non
     if error is None:
         return None
     problem = "" if error <= SLACK else f"is {error:.3g} times half a quantum from what was loaded"
-    return Made(OwnChecksum(*tensor_checksum(values), values.numel()), _held(codes, scale), problem)
+    stacked = values.dim() == 3
+    loaded = OwnChecksum.of_parts(tensor_checksums(list(values.unbind(0)) if stacked else [values]), values.numel(), stacked=stacked)
+    return Made(loaded, _held(codes, scale), problem)
+
+
+def _nobodys(codes: torch.Tensor) -> OwnChecksum:
+    """Checksums that no weights have."""
+    return OwnChecksum(1, 0, codes.numel(), ((1, 0),) * len(codes) if codes.dim() == 3 else ())
 
 
 def _held(codes: torch.Tensor, scale: torch.Tensor | None) -> tuple[int, int]:

@@ -126,6 +126,9 @@ class InferenceEngine(ABC):
     def weight_checksums(self) -> Mapping[tuple[str, ...], WeightChecksum]:
         """Of each tensor that this rank holds now, under the names of the weights that were laid into it (several where they are fused).
 
+        Of experts that were sent in one tensor [E, ...] each has a checksum of its own, under `weights.experts.expert_name`: two that are
+        exchanged leave that of all as it is.
+
         Read from the tensors themselves, never remembered. Under the capability `weight_checksums`, while AWAKE or WEIGHTS_ONLY. A
         tensor that is held in another form than it was sent in is left out; a quantised one may be given by the checksum of what it was
         made from, if the engine compared the two when it was made, and compares its codes now with those.

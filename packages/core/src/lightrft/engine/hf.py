@@ -19,7 +19,8 @@ from lightrft.errors import EngineStateError
 from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.adapters import matrices_of, staged_adapters
 from lightrft.weights.buckets import WeightBucket, saved_buffers, tied_names
-from lightrft.weights.checksum import WeightChecksum, tensor_checksum
+from lightrft.weights.checksum import WeightChecksum
+from lightrft.weights.experts import checksums_of
 from lightrft.weights.model_class import keep_soft_cap, language_model_class
 from lightrft.weights.staging import stage
 
@@ -96,7 +97,7 @@ class HFEngine(InferenceEngine):
         names = tied_names(self._model)
         sent_as_held = {name: b for name, b in saved_buffers(self._model).items() if b.dtype not in (torch.bfloat16, torch.float16)}
         held = {names[name]: p for name, p in self._model.named_parameters()} | {(name,): b for name, b in sent_as_held.items()}
-        return {known: WeightChecksum(*tensor_checksum(tensor)) for known, tensor in held.items()}
+        return checksums_of(held)
 
     def unadaptable(self, modules: Collection[str]) -> list[str]:
         matrices = matrices_of(self._model)

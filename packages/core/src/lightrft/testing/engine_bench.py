@@ -18,6 +18,7 @@ from lightrft.engine.base import ALL_TAGS, EngineSetup, InferenceEngine
 from lightrft.plugins.registry import Registry
 from lightrft.plugins.specs import Capability, EngineSpec
 from lightrft.rollout.controller import RolloutController
+from lightrft.testing.expert_model import tiny_expert_model
 from lightrft.testing.image_text import noise, tiny_image_folder, tiny_image_model
 from lightrft.testing.judge import Judge, TransformersJudge
 from lightrft.testing.limits import descendants, sentence
@@ -323,6 +324,16 @@ class ImageBench(EngineBench):
     def answer(self, prompt: Sequence[int], images: Sequence[Any]) -> list[int]:
         """The model's own, three tokens: so early none of the tokens that stand for images comes."""
         return self.judge.greedy(self.model, prompt, max_new_tokens=IMAGE_ANSWER.max_new_tokens, images=images)
+
+
+class ExpertBench(EngineBench):
+    """The same with a model of experts."""
+
+    def __init__(self, name: str, folder: Path, *, judge: Judge | None = None, registry: Registry | None = None) -> None:
+        super().__init__(name, folder, judge=judge, registry=registry)
+        self.models = [tiny_expert_model(seed=seed) for seed in range(2)]
+        self.models[0].save_pretrained(self.folder)
+        self.model = self.models[0]
 
 
 def drawn_with(sampling: SamplingParams) -> str:

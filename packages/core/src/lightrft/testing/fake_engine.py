@@ -16,20 +16,23 @@ from lightrft.engine.checks import check_requests
 from lightrft.errors import EngineStateError, WeightSyncError
 from lightrft.types import Completion, EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import Weight, WeightBucket, tied_names
-from lightrft.weights.checksum import WeightChecksum, tensor_checksum
+from lightrft.weights.checksum import MODULUS, WeightChecksum, tensor_checksum
 from lightrft.weights.verify import shape_problems
 
 VOCAB_SIZE = 16
 STOP_TOKEN = 1
 
 Checksums = dict[tuple[str, ...], WeightChecksum]
+OTHER_NAMES = ("vision_config", "num_experts")
+"""In the config.json of models whose files have other names than their modules."""
 
 
 class FakeEngine(InferenceEngine):
     """See `InferenceEngine`; vocabulary of 16 tokens, token 1 stops. Of its weights it keeps checksums.
 
     Names, shapes and values of version 0 come from the folder's `model.safetensors`; where there is none, from the first update. Names
-    of an image-text model always do: its files have others than its modules. An image counts by its pixels, wherever its token stands.
+    of image-text models and of those with experts always do: their files have others than their modules. An image counts by its pixels,
+    wherever its token stands.
     """
 
     def __init__(self, setup: EngineSetup) -> None:
@@ -43,9 +46,8 @@ class FakeEngine(InferenceEngine):
         file = Path(setup.model_path) / "model.safetensors"
         if setup.model_path and file.is_file():
             held = load_file(file)
-            if "vision_config" not in (file.parent / "config.json").read_text(
-                encoding="utf-8"
-            ):  # its file has other names than its modules
+            config = (file.parent / "config.json").read_text(encoding="utf-8")
+            if not any(word in config for word in OTHER_NAMES):
                 self._shapes = {name: tuple(tensor.shape) for name, tensor in held.items()}
             self._hold({(name,): tensor.to(setup.dtype) for name, tensor in held.items()})
 
@@ -140,8 +142,8 @@ class FakeEngine(InferenceEngine):
 
 
 def fingerprint(checksums: Mapping[tuple[str, ...], WeightChecksum]) -> int:
-    """One number of all weights, in whatever order and buckets they came; a tied one counts once."""
-    return sum(value.bits + 3 * value.squares for value in checksums.values())
+    """One number of all weights, in whatever order, parts and buckets they came; a tied one counts once."""
+    return sum(value.bits + 3 * value.squares for value in checksums.values()) % MODULUS
 
 
 def support(sampling: SamplingParams) -> int:

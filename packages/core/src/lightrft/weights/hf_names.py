@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig
 
 from lightrft.weights.buckets import Weight, WeightBucket, saved_buffers
+from lightrft.weights.experts import ExpertFiles, expert_files, is_stack
 from lightrft.weights.model_class import ignored_on_load, language_model_class
 
 
@@ -37,13 +38,24 @@ class FileNames:
     def one_to_one(self) -> dict[str, str]:
         """Name of a weight to its name in the folder, for each that lies there whole: not those that files hold in several parts."""
         shapes = self.module_shapes()
-        found = {name: self.convert([Weight((name,), torch.empty(shape, device="meta"))]) for name, shape in shapes.items()}
+        found = {name: self._in_files(name, shape) for name, shape in shapes.items()}
         return {n: made[0].names[0] for n, made in found.items() if len(made) == 1 and tuple(made[0].tensor.shape) == shapes[n]}
+
+    def stacks(self) -> dict[str, ExpertFiles]:
+        """Name of each weight that is stacked experts to what the folder has of each expert; not those that lie there in another way."""
+        shapes = {name: shape for name, shape in self.module_shapes().items() if is_stack(name, len(shape))}
+        made = {name: {w.names[0]: tuple(w.tensor.shape) for w in self._in_files(name, shape)} for name, shape in shapes.items()}
+        found = {name: expert_files(shapes[name], files) for name, files in made.items()}
+        return {name: files for name, files in found.items() if files is not None}
 
     def needed(self) -> frozenset[str]:
         """The folder's names but those that loading is known to ignore, such as rotary tables of older versions: nobody sends these."""
         model = self.model() if self._known else None
         return frozenset(name for name in self._known if not ignored_on_load(name, model))
+
+    def _in_files(self, name: str, shape: tuple[int, ...]) -> WeightBucket:
+        """What becomes of a weight, without values."""
+        return self.convert([Weight((name,), torch.empty(shape, device="meta"))])
 
     def _convert(self, weight: Weight) -> Iterator[Weight]:
         if not self._known or any(name in self._known for name in weight.names):

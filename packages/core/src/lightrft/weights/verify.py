@@ -8,6 +8,7 @@ import torch
 
 from lightrft.weights.buckets import WeightBucket
 from lightrft.weights.checksum import NOTHING, WeightChecksum, checksums_on_device, read_checksums
+from lightrft.weights.experts import parts_of
 
 Shape = tuple[int, ...]
 MAX_NAMED = 3
@@ -31,20 +32,28 @@ def shape_problems(sent: Mapping[tuple[str, ...], Shape], held: Mapping[str, Sha
 
 
 class SentChecksums:
-    """The checksums of all weights of one sync, taken as their buckets pass by, and the comparison with the engine's own."""
+    """The checksums of all weights of one sync, taken as their buckets pass by, and the comparison with the engine's own. Of stacked
+    experts each has one, under `experts.expert_name`.
+    """
 
     def __init__(self) -> None:
         self._found: list[torch.Tensor] = []
-        self._index: dict[str, int] = {}
+        self._index: dict[str, range] = {}  # of a name, the checksums that its weight is made of
+        self._weights: dict[str, range] = {}  # by first names alone, in the order of sending
         self._count = 0
 
     def watch(self, buckets: Iterable[WeightBucket]) -> Iterator[WeightBucket]:
         """The same buckets; the checksums of each are taken first. On a GPU nobody waits for them until they are compared."""
         for bucket in buckets:
-            self._found.append(checksums_on_device([weight.tensor for weight in bucket]))
-            for weight in bucket:
-                self._index |= dict.fromkeys(weight.names, self._count)
-                self._count += 1
+            each = [list(parts_of(weight.names, weight.tensor)) for weight in bucket]
+            self._found.append(checksums_on_device([tensor for parts in each for _, tensor in parts]))
+            for weight, parts in zip(bucket, each, strict=True):
+                first = self._count
+                for names, _ in parts:
+                    self._index |= dict.fromkeys(names, range(self._count, self._count + 1))
+                    self._count += 1
+                self._weights[weight.names[0]] = range(first, self._count)
+                self._index |= dict.fromkeys(weight.names, range(first, self._count))
             yield bucket
 
     def differing(self, held: Mapping[tuple[str, ...], WeightChecksum]) -> list[str]:
@@ -52,7 +61,7 @@ class SentChecksums:
         checksums = [WeightChecksum(bits, squares) for bits, squares in read_checksums(self._found)]
         found: list[tuple[int, str]] = []
         for names, value in held.items():
-            parts = {self._index[name] for name in names if name in self._index}
+            parts = {part for name in names for part in self._index.get(name, ())}
             if not parts and value.same_as(NOTHING):  # what was not sent, and is not there
                 continue
             complete = all(name in self._index for name in names)
@@ -66,12 +75,9 @@ class SentChecksums:
         return hash(tuple(read_checksums(self._found)))
 
     def unverified(self, held: Mapping[tuple[str, ...], WeightChecksum]) -> list[str]:
-        """What was sent and the engine gives no checksum for, by first names."""
-        verified = {self._index[name] for names in held for name in names if name in self._index}
-        first: dict[int, str] = {}
-        for name, part in self._index.items():
-            first.setdefault(part, name)
-        return [name for part, name in first.items() if part not in verified]
+        """What was sent and the engine gives no checksum for, by first names; a stack is named where one expert lacks."""
+        verified = {part for names in held for name in names for part in self._index.get(name, ())}
+        return [name for name, parts in self._weights.items() if not verified.issuperset(parts)]
 
 
 def over_group(found: list[Mapping[tuple[str, ...], WeightChecksum]]) -> dict[tuple[str, ...], WeightChecksum]:

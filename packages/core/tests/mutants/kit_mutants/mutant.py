@@ -87,6 +87,7 @@ def mutant_registry() -> Registry:
         engine_adapters,
         engine_draws,
         engine_ends,
+        engine_experts,
         engine_images,
         engine_load,
         engine_options,

@@ -13,6 +13,7 @@ from lightrft.testing.conformance.engine_cache import Caches
 from lightrft.testing.conformance.engine_deterministic import Deterministic
 from lightrft.testing.conformance.engine_draws import Draws
 from lightrft.testing.conformance.engine_ends import Ends
+from lightrft.testing.conformance.engine_experts import Experts
 from lightrft.testing.conformance.engine_images import Images
 from lightrft.testing.conformance.engine_later import Later
 from lightrft.testing.conformance.engine_limits import Limits
@@ -33,6 +34,7 @@ class EngineConformance(
     Adapters,
     Options,
     Images,
+    Experts,
     Syncs,
     Load,
     Turns,
