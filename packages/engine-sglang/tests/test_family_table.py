@@ -13,8 +13,7 @@ from lightrft.testing.tiny import tiny_tokenizer
 pytestmark = pytest.mark.long  # an engine for each family
 
 RIGHT = (
-    "llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "olmo2", "gpt2", "mixtral", "qwen2-moe", "qwen3-moe", "olmoe", "granite-moe",
-    "glm4-moe",
+    "llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "olmo2", "gpt2", "mixtral", "qwen3-moe", "olmoe", "granite-moe", "glm4-moe",
 )  # fmt: skip
 CLOSE = 1e-5
 

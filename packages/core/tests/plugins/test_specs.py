@@ -45,6 +45,12 @@ def test_fields_of_another_type_are_named(wrong, words):
         EngineSpec(**({"name": "acme", "target": "a:b"} | wrong))
 
 
+def test_a_reason_is_for_what_is_not_declared():
+    assert EngineSpec(name="acme", target="a:b", why_not={Capability.SEED: "one generator for all"}).why_not
+    with pytest.raises(ValueError, match="why_not names 'seed', which it declares"):
+        EngineSpec(name="acme", target="a:b", capabilities=frozenset({Capability.SEED}), why_not={Capability.SEED: "no"})
+
+
 def test_topology_is_one_of_two():
     with pytest.raises(ValueError, match="topology 'ring' is not one of 'single_leader', 'spmd'"):
         EngineSpec(name="acme", target="a:b", topology="ring")

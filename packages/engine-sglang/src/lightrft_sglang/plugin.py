@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from lightrft.plugins import Capability, EngineSpec, PluginSpec, Runtime, hookimpl
 
+NO_ADAPTERS = "its LoRA layers ask for pinned memory, which it has with CUDA alone, where nobody has run it"
+
 
 @hookimpl
 def lightrft_plugins() -> Sequence[PluginSpec]:
@@ -29,6 +31,7 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
             ),
             cuda_only=frozenset({Capability.SLEEP_1, Capability.MEM_UTIL}),
             cuts_heads=True,
+            why_not={Capability.ADAPTERS: NO_ADAPTERS},
             options="lightrft_sglang.options:options",
             summary="SGLang on the first rank of its group, schedulers in processes of their own; run on CPUs, on CUDA not yet",
         )

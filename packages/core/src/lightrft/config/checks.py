@@ -334,8 +334,11 @@ def _unmet(config: Config, registry: Registry, entry: PluginEntry, needs: Sequen
 
 def _lacks(asked: str, kind: str, name: str, provider: str, capability: Capability, registry: Registry) -> str:
     having = ", ".join(registry.having(kind, capability)) or "no installed one"
+    spec = _spec(registry, kind, name)
+    reason = spec.why_not.get(capability, "") if isinstance(spec, EngineSpec) else ""
     return (
-        f"{asked} needs the capability {str(capability)!r}, which {kind} {name!r} ({provider}) does not declare; {kind} that does: {having}"
+        f"{asked} needs the capability {str(capability)!r}, which {kind} {name!r} ({provider}) does not declare"
+        f"{f' ({reason})' if reason else ''}; {kind} that does: {having}"
     )
 
 

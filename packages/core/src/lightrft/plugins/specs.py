@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar, Literal
 
@@ -98,14 +98,14 @@ class PluginSpec:
         for capability in self.capabilities if isinstance(self.capabilities, Collection) else ():
             if not isinstance(capability, Capability):
                 raise ValueError(f"plugin {self.name!r}: {capability!r} is not a Capability (known: {', '.join(Capability)})")
-        for field, what, kinds in _PLAIN:
-            if not isinstance(value := getattr(self, field), kinds):
-                raise ValueError(f"plugin {self.name!r}: {field} is {value!r}, which is not {what}")
+        for name, what, kinds in _PLAIN:
+            if not isinstance(value := getattr(self, name), kinds):
+                raise ValueError(f"plugin {self.name!r}: {name} is {value!r}, which is not {what}")
         if not self.name or self.name != self.name.strip():
             raise ValueError(f"plugin name {self.name!r} is empty or has spaces around it")
-        for field in ("target", "settings") if self.settings else ("target",):
-            if (path := getattr(self, field)).count(":") != 1 or not all(path.split(":")):
-                raise ValueError(f"plugin {self.name!r}: {field} {path!r} is not of the form 'package.module:attribute'")
+        for name in ("target", "settings") if self.settings else ("target",):
+            if (path := getattr(self, name)).count(":") != 1 or not all(path.split(":")):
+                raise ValueError(f"plugin {self.name!r}: {name} {path!r} is not of the form 'package.module:attribute'")
         if type(self.api) is not int:
             raise ValueError(f"plugin {self.name!r}: api {self.api!r} is not an int")
 
@@ -127,6 +127,7 @@ class EngineSpec(PluginSpec):
     `cpu_latent_sizes`: the same of a latent (DeepSeek's attention keeps one in place of heads: kv_lora_rank + qk_rope_head_dim).
     `lora_sync`: which of the two ways of `Config.lora_sync` costs it less; `max_adapter_rank`: the largest rank of an adapter that it can
     be given under the capability `adapters`; 0: any.
+    `why_not`: why it does not declare a capability that one would expect of it, in a few words; a run that needs it is told.
     `options`: `package.module:function` that returns `lightrft.plugins.engine_options.EngineOptions`, for an engine that takes
     `engine_args`; it is imported where a run sets some, and should import neither torch nor the engine's library.
     """
@@ -139,6 +140,7 @@ class EngineSpec(PluginSpec):
     cpu_latent_sizes: frozenset[int] = frozenset()
     lora_sync: Literal["adapters", "merged"] = "merged"
     max_adapter_rank: int = 0
+    why_not: Mapping[Capability, str] = field(default_factory=dict, hash=False)
     options: str = ""
 
     def capabilities_on(self, device_type: str) -> frozenset[Capability]:
@@ -154,6 +156,8 @@ class EngineSpec(PluginSpec):
         if not self.cuda_only <= self.capabilities:
             more = ", ".join(sorted(self.cuda_only - self.capabilities))
             raise ValueError(f"plugin {self.name!r}: cuda_only names what capabilities does not: {more}")
+        if both := sorted(self.capabilities.intersection(self.why_not)):
+            raise ValueError(f"plugin {self.name!r}: why_not names {str(both[0])!r}, which it declares")
         if self.lora_sync == "adapters" and Capability.ADAPTERS not in self.capabilities:
             raise ValueError(f"plugin {self.name!r}: lora_sync 'adapters' without the capability 'adapters'")
         if self.topology not in ("single_leader", "spmd"):
