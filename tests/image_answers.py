@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from image_families import FAMILIES, IMAGE
+from image_families import FAMILIES, IMAGE, VIDEO, video_folder
 from transformers import AutoModelForImageTextToText
 
 from lightrft.config.load import make_config
@@ -20,7 +21,7 @@ from lightrft.strategy import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings
 from lightrft.testing.engine_bench import weights_of
 from lightrft.testing.image_text import IMAGE_ID, noise
-from lightrft.types import Request, SamplingParams
+from lightrft.types import Request, SamplingParams, Video
 
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=6, ignore_eos=True)
 DRAWN = SamplingParams(temperature=0.8, top_p=0.9, n=3, max_new_tokens=5, ignore_eos=True)
@@ -38,6 +39,16 @@ def requests(token: int = IMAGE_ID) -> list[Request]:
             ([token if t == IMAGE_ID else t for t in ids if t == IMAGE_ID or t != token], seeds) for ids, seeds in PROMPTS
         )
     ]
+
+
+def with_videos() -> list[Request]:
+    """Videos of two, four and three frames, one with the frames of another in reverse, beside an image, and text alone."""
+    films = [Video(frames=tuple(noise(seed) for seed in seeds)) for seeds in ((1, 2), (3, 4, 5, 6), (2, 1), (7, 8, 9))]
+    prompts: list[tuple[list[int], tuple[Any, ...]]] = [
+        ([*VIDEO, 5, 6], (films[0],)), ([5, 6, 7], ()), ([3, *VIDEO, 5, *IMAGE, 6, *VIDEO], (noise(9), films[1], films[2])),
+        ([*VIDEO, 5, 6], (films[2],)), ([*VIDEO, 5], (films[3],)),
+    ]  # fmt: skip
+    return [Request(id=i, prompt_token_ids=ids, seed=i, logprobs=True, images=shown) for i, (ids, shown) in enumerate(prompts)]
 
 
 @contextmanager
@@ -81,13 +92,14 @@ def logprobs(model: Any, inputs: dict[str, torch.Tensor], answer: list[int]) -> 
     return logits.double().log_softmax(-1).gather(-1, torch.tensor(answer)[:, None]).squeeze(-1)
 
 
-def check_answers(name: str, family: str, folder: Path, *, unused: tuple[str, ...] = ()) -> None:
+def check_answers(name: str, family: str, folder: Path, *, unused: tuple[str, ...] = (), videos: bool = False) -> None:
     """Tokens and log-probs are those of transformers before and after a sync, in which every weight is verified but those whose names begin
-    with `unused`, which no answer depends on and the engine leaves out.
+    with `unused`, which no answer depends on and the engine leaves out. `videos`: of prompts with videos beside images.
     """
-    models = [FAMILIES[family](folder / str(seed), seed) for seed in range(2)]
+    made = partial(video_folder, family=family) if videos else FAMILIES[family]
+    models = [made(folder / str(seed), seed=seed) for seed in range(2)]
     reader = ImageReader(str(folder / "0"), trust_remote_code=False)
-    asked = requests(IMAGE_ID if IMAGE_ID in reader.reserved else min(reader.reserved))
+    asked = with_videos() if videos else requests(IMAGE_ID if IMAGE_ID in reader.reserved else min(reader.reserved))
     compared = 0
     with engine_on(name, folder / "0") as engine:
         for version, model in enumerate(models):

@@ -35,6 +35,7 @@ TOKENS: dict[str, Any] = {
     "vision_end_token_id": END_ID,
 }
 IMAGE = (START_ID, IMAGE_ID, END_ID)
+VIDEO = (START_ID, VIDEO_ID, END_ID)
 LINES = ["\n" * count for count in range(1, 5)]
 """Which tokenizers of Gemma 3 have for tokens, and vLLM asks for."""
 
@@ -107,6 +108,19 @@ FAMILIES: dict[str, Callable[[Path, int], Any]] = {
     "qwen2.5-vl": qwen25_vl, "qwen3-vl": qwen3_vl, "llava": llava, "gemma3": gemma3, "idefics3": idefics3,
 }  # fmt: skip
 """Each makes a folder, and returns the model that it holds."""
+
+
+def video_folder(path: Path, family: str, seed: int) -> Any:
+    """The folder of a `FAMILIES` that reads videos, with what transformers reads them by: as many pixels a frame as an image. The model."""
+    model = FAMILIES[family](path, seed)
+    kind, frames = (tf.Qwen2VLVideoProcessor, 1) if family == "qwen2.5-vl" else (tf.Qwen3VLVideoProcessor, 2)
+    pixels = frames * SIDE * SIDE
+    images = tf.AutoImageProcessor.from_pretrained(path)  # vLLM normalises videos as images, which real models do as well
+    kind(
+        patch_size=PATCH, merge_size=2, temporal_patch_size=2, size={"shortest_edge": pixels, "longest_edge": frames * pixels},
+        cap_pixels_per_frame=False, image_mean=images.image_mean, image_std=images.image_std,
+    ).save_pretrained(path)  # fmt: skip
+    return model
 
 
 def _naming(names: dict[str, str]) -> Any:

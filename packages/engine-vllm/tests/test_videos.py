@@ -1,4 +1,4 @@
-"""Videos: the reference engine answers as transformers does, and a run on rows with videos is the same on one rank and on two.
+"""Videos: the reference engine and vLLM answer as transformers does, and a run on rows with videos is the same on one rank and on two.
 
 Here, since transformers reads videos by torchvision, which comes with vLLM.
 """
@@ -8,11 +8,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 import transformers
+from image_answers import GREEDY as GREEDY_SIX
+from image_answers import check_answers, engine_on, greedy, inputs_of, with_videos
+from image_families import video_folder
 from safetensors.torch import load_file
 
 from lightrft.config.load import make_config
@@ -20,13 +24,15 @@ from lightrft.distributed.mesh import neighbours
 from lightrft.distributed.world import World
 from lightrft.engine.base import EngineSetup
 from lightrft.engine.hf import HFEngine
+from lightrft.engine.image_reader import ImageReader
 from lightrft.engine.request_images import RequestImages
 from lightrft.errors import CapabilityError, ConfigError, ImageError
 from lightrft.plugins.builtin import HF_CAPABILITIES
 from lightrft.plugins.specs import Capability, EngineSpec
 from lightrft.rollout.controller import RolloutController
-from lightrft.testing.image_text import END_ID, IMAGE_ID, PATCH, SIDE, START_ID, VIDEO_ID, noise, tiny_image_folder, tiny_image_model
+from lightrft.testing.image_text import END_ID, IMAGE_ID, START_ID, VIDEO_ID, noise
 from lightrft.testing.spmd import run_spmd
+from lightrft.trainer.prompts import image_problems
 from lightrft.trainer.run import train
 from lightrft.types import RequestOutput, SamplingParams, Video
 
@@ -40,17 +46,6 @@ ASKED: list[tuple[list[int], list[Any], list[Any]]] = [
     ([*VIDEO, 5, 6], [], FILMS[2:]),
 ]  # fmt: skip
 """Token ids, images and videos of each prompt."""
-
-
-def video_folder(path: Path) -> Any:
-    """A folder as `tiny_image_folder`, and what transformers reads videos by; returns the model."""
-    model = tiny_image_model(seed=1)
-    tiny_image_folder(path, model)
-    size = {"shortest_edge": SIDE * SIDE, "longest_edge": SIDE * SIDE}
-    tf.Qwen2VLVideoProcessor(
-        patch_size=PATCH, merge_size=2, temporal_patch_size=2, size=size, cap_pixels_per_frame=False
-    ).save_pretrained(path)  # fmt: skip
-    return model
 
 
 def expected(folder: Path, model: Any) -> list[list[int]]:
@@ -95,7 +90,7 @@ def answers(folder: str) -> list[list[int]]:
 
 
 def test_answers_are_those_of_transformers_on_one_rank_and_in_a_group_of_two(tmp_path: Path) -> None:
-    model = video_folder(tmp_path)
+    model = video_folder(tmp_path, "qwen2.5-vl", 1)
     right = expected(tmp_path, model)
     assert right[0] != right[3], "the frames in reverse are another video"
     assert answers(str(tmp_path)) == right
@@ -104,13 +99,32 @@ def test_answers_are_those_of_transformers_on_one_rank_and_in_a_group_of_two(tmp
 
 
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
-    video_folder(tmp_path)
+    video_folder(tmp_path, "qwen2.5-vl", 1)
     unit = controller(str(tmp_path))
     with pytest.raises(ValueError, match=r"request 0: the prompt has 1 video tokens \(<\|video_pad\|>\) for 2 videos; write one for each"):
         generate(unit, [(VIDEO, [], FILMS[:2])])
     without = controller(str(tmp_path), capabilities=HF_CAPABILITIES - {Capability.VIDEO})
     with pytest.raises(CapabilityError, match="videos needs the capability 'video', which engine 'hf' does not have here"):
         generate(without, [(VIDEO, [], FILMS[:1])])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["qwen2.5-vl", "qwen3-vl"])
+def test_vllm_s_tokens_and_logprobs_are_those_of_transformers_before_and_after_a_sync(tmp_path: Path, family: str) -> None:
+    """What vLLM makes of a prompt, Qwen3-VL's times between the frames too, is compared by the engine with what the trainer makes."""
+    check_answers("vllm", family, tmp_path, videos=True)
+
+
+@pytest.mark.slow
+def test_every_frame_is_shown_whatever_the_processor_samples_by_itself(tmp_path: Path) -> None:
+    """Qwen3-VL's would take two frames a second of what it is given."""
+    model = video_folder(tmp_path, "qwen3-vl", 1)
+    reader, asked = ImageReader(str(tmp_path), trust_remote_code=False), with_videos()
+    grids = [inputs_of(reader, request)["video_grid_thw"][:, 0].tolist() for request in asked if VIDEO_ID in request.prompt_token_ids]
+    assert grids == [[1], [2, 1], [1], [2]], "two frames make one entry in time"
+    with engine_on("hf", tmp_path) as engine:
+        found = [list(output.completions[0].token_ids) for output in engine.generate(asked, GREEDY_SIX)]
+    assert found == [greedy(model, inputs_of(reader, request)) for request in asked]
 
 
 # ---- runs ----
@@ -133,7 +147,7 @@ def run(folder: str, name: str, changes: dict[str, Any]) -> dict[str, Any]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows with no, one or two videos: an animation, and lists of frames of other lengths."""
     path = tmp_path_factory.mktemp("videos")
-    video_folder(path / "model")
+    video_folder(path / "model", "qwen2.5-vl", 1)
     (path / "reward.py").write_text(REWARD)
     noise(50).save(path / "film.png", save_all=True, append_images=[noise(51), noise(52)])
     for seed in range(8):
@@ -189,5 +203,15 @@ def test_a_run_whose_engine_sees_other_frames_ends_and_what_one_run_does_not_mix
     (folder / "both.jsonl").write_text(rows)
     with pytest.raises(ConfigError, match="some prompts have images and some videos, which one run does not mix"):
         run(str(folder), "both", {"strategy": "single", "prompt_data": f"{folder}/both.jsonl"})
-    with pytest.raises(ConfigError, match="the prompts have videos, which engine_type='vllm' does not read; these do: hf"):
-        run(str(folder), "vllm", {"strategy": "single", "engine_type": "vllm"})
+    without = SimpleNamespace(spec=lambda *_: SimpleNamespace(capabilities=frozenset()), having=lambda *_: ["hf", "vllm"])
+    film: Any = SimpleNamespace(images=(Video(frames=()),))
+    [problem] = image_problems(make_config({"engine_type": "sglang"}), [film], registry=cast(Any, without))
+    assert problem == "the prompts have videos, which engine_type='sglang' does not read; these do: hf, vllm"
+
+
+@pytest.mark.long
+def test_a_run_with_vllm_has_the_trainer_s_logprobs(folder: Path) -> None:
+    run(str(folder), "vllm", {"strategy": "single", "engine_type": "vllm"})
+    rows = [json.loads(line) for line in (folder / "vllm" / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["rollout/logprob_gap"] < 1e-5 for row in rows if "train/loss" in row), rows
+    assert {row["verify/image_engine"] for row in rows if "verify/image_engine" in row} == {1.0}

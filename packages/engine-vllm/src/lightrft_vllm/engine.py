@@ -42,6 +42,7 @@ from lightrft_vllm.guests import (
 )
 from lightrft_vllm.loading import load_and_pack, load_straight, loads_past_reload, loads_straight
 from lightrft_vllm.nesting import insert_missing_levels
+from lightrft_vllm.prompts import vllm_prompt
 from lightrft_vllm.quantised import forget_what_was_made, quantisation_problems, read_made, watch_quantisation
 from lightrft_vllm.weights import WeightStream, own_names, pack_experts_again
 
@@ -63,6 +64,7 @@ class VLLMEngine(InferenceEngine):
     def __init__(self, setup: EngineSetup) -> None:
         super().__init__(setup)
         self._facts = model_facts(setup.model_path, trust_remote_code=setup.trust_remote_code)
+        self._images = RequestImages(setup)
         shapes = expected_shapes(setup.model_path)
         self._names = FileNames(setup.model_path, shapes, trust_remote_code=setup.trust_remote_code)
         self._shapes = {name: shapes[name] for name in self._names.needed()}
@@ -96,7 +98,6 @@ class VLLMEngine(InferenceEngine):
             sendable=self._own_names(),
             stacks=self._names.stacks(),
         )
-        self._images = RequestImages(setup)
         self._num_synced = 0
         self._version = 0
         self._weights_held = True
@@ -136,7 +137,7 @@ class VLLMEngine(InferenceEngine):
         if sampling.stop and not self._has_tokenizer:
             raise ValueError(f"stop={sampling.stop!r} needs a tokenizer, and {self.setup.model_path!r} has none")
         params = to_vllm(sampling, requests, eos_token_ids=self._facts.eos_token_ids)
-        prompts = [_prompt(request) for request in requests]
+        prompts = [vllm_prompt(request) for request in requests]
         try:
             with self._as_they_end(requests, sampling) as ended:
                 answers = self._llm.generate(prompts, params, use_tqdm=False, lora_request=self._adapter)
@@ -315,7 +316,7 @@ class VLLMEngine(InferenceEngine):
             use_tqdm_on_load=False,  # no bars in the run's log
             mm_processor_cache_gb=0,  # images of a rollout seldom come again, and would fill host memory
         )
-        if self._reads_images:
+        if self._reads_images and not self._images.reads_videos():
             arguments["limit_mm_per_prompt"] = {"video": 0}  # else memory is put by for them, and their processor has to be there
         if setup.adapter_rank:
             arguments |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": room_for(setup.adapter_rank)}
@@ -386,12 +387,6 @@ class VLLMEngine(InferenceEngine):
     def _alive(self) -> None:
         if self._status is EngineStatus.UNUSABLE:
             raise EngineStateError("the engine is unusable: it was shut down, or failed while its weights changed")
-
-
-def _prompt(request: Request) -> dict[str, Any]:
-    """For vLLM, which puts the tokens of each image in the place of its one."""
-    shown = {"multi_modal_data": {"image": list(request.images)}} if request.images else {}
-    return {"prompt_token_ids": list(request.prompt_token_ids)} | shown
 
 
 def _parameter_names(model: torch.nn.Module) -> list[str]:

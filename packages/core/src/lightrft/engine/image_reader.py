@@ -76,7 +76,7 @@ class ImageReader:
         self.check_count(token_ids, images, where=where)
         videos = [list(one.frames) for one in images if isinstance(one, Video)]
         places = {self._token_id: self.token} | ({self._video_id: self.video_token} if videos else {})
-        given: dict[str, Any] = {"videos": videos} if videos else {}
+        given: dict[str, Any] = {"videos": videos, "videos_kwargs": _as_they_are(videos)} if videos else {}
         if len(videos) < len(images):
             given["images"] = [[one for one in images if not isinstance(one, Video)]]
         text = self._between.join(places[token] for token in token_ids if token in places)
@@ -110,6 +110,21 @@ MANY = 8
 
 BLANK_SIDE = 56
 """Pixels; processors that want more make it larger."""
+
+
+FRAMES_PER_SECOND = 24.0
+"""Of videos, whose frames say no time: what transformers takes where nothing is told."""
+
+
+def video_facts(frames: Sequence[Any]) -> dict[str, Any]:
+    """What a library is told of a video's frames: all of them are shown, at `FRAMES_PER_SECOND`."""
+    number = len(frames)
+    seconds = number / FRAMES_PER_SECOND
+    return {"total_num_frames": number, "fps": FRAMES_PER_SECOND, "duration": seconds, "frames_indices": list(range(number))}
+
+
+def _as_they_are(videos: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    return {"do_sample_frames": False, "video_metadata": [video_facts(frames) for frames in videos]}
 
 
 def _pieces(tokens: list[int], between: int) -> list[list[int]]:

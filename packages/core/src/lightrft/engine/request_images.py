@@ -40,6 +40,14 @@ class RequestImages:
             )
         return made
 
+    def reads_videos(self) -> bool:
+        """Whether the folder's processor reads videos here: for an engine whose library makes room for them beforehand."""
+        try:
+            reader = ImageReader(self._setup.model_path, trust_remote_code=self._setup.trust_remote_code)
+        except ValueError:  # none at all, which is told with the first image
+            return False
+        return bool(reader.video_token)
+
     def check(self, requests: Sequence[Request]) -> None:
         """For an engine whose library has its own preprocessing.
 
