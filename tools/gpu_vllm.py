@@ -20,7 +20,7 @@ NEEDS = (
     "pybase64==1.5.1", "pyzmq==27.3.0", "starlette==1.10.0", "apache-tvm-ffi==0.1.9", "openai-harmony==0.0.8", "jmespath==1.1.0",
     "sniffio==1.3.1", "setproctitle==1.3.8", "msgspec==0.22.0", "xgrammar==0.2.1", "openai==3.54.0", "cachetools==8.0.1", "cbor2==6.3.0",
     "model-hosting-container-standards==0.1.16", "llguidance==1.7.6", "pydantic==2.14.3", "pydantic_core==2.50.4",
-    "annotated-types==0.8.0", "typing-inspection==0.4.5",
+    "annotated-types==0.8.0", "typing-inspection==0.4.5", "blake3==1.0.11", "compressed-tensors==0.17.0", "loguru==0.7.3",
 )  # fmt: skip
 """What vLLM imports and a machine set up for torch and transformers lacks, in versions that were seen to work together."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -198,3 +199,16 @@ def test_two_ranks_hold_the_adapters_of_both(tmp_path: Path, kv_heads: int, sett
     for right, gap, unverified, synced in run_spmd(on_ranks, 2, str(folder), settings, timeout_s=240.0):
         assert all(right) and gap < 1e-5 and synced == 4 * expected
         assert unverified == [] or (settings.get("engine_tp_size") == 2 and kv_heads == 1)  # key-value heads of the base on both ranks
+
+
+@pytest.mark.parametrize("method", ["get_rename_mapper", "get_unstacked_mapper"])
+def test_a_module_keeps_its_name_where_a_version_of_vllm_maps_it_to_the_fused_one(method: str) -> None:
+    """vLLM 0.25's mapper says `qkv_proj` of `q_proj` unless it is asked for its unstacked half, 0.32's for its renaming half."""
+    from lightrft_vllm.adapters import unadaptable
+
+    plain = SimpleNamespace(_map_name=lambda name: name)
+    fusing = SimpleNamespace(_map_name=lambda name: name.replace("q_proj", "qkv_proj"), **{method: lambda: plain})
+    packed = {"model.attn.qkv_proj": ["model.attn.q_proj"]}
+    manager = SimpleNamespace(modules={"model.attn.qkv_proj": None}, packed_modules=packed)
+    model = SimpleNamespace(hf_to_vllm_mapper=fusing, lora_manager=manager)
+    assert unadaptable(model, modules=["model.attn.q_proj", "model.attn.strange"]) == ["model.attn.strange"]

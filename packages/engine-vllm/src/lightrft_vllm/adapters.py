@@ -93,7 +93,12 @@ def _own_name(model: Any, module: str) -> str:
     return str(name)
 
 
+RENAMING_ALONE = ("get_rename_mapper", "get_unstacked_mapper")
+"""A mapper's method that leaves out the fusing of layers, as vLLM names it from 0.32 on and before."""
+
+
 def _renaming(model: Any) -> Any:
-    """vLLM's mapping of a checkpoint's names to its own; None where the two are the same."""
+    """vLLM's mapping of a checkpoint's names to its own, without what it fuses; None where the two are the same."""
     mapper: Any = getattr(model, "hf_to_vllm_mapper", None)
-    return mapper.get_rename_mapper() if hasattr(mapper, "get_rename_mapper") else mapper
+    known = next((name for name in RENAMING_ALONE if hasattr(mapper, name)), None)
+    return getattr(mapper, known)() if known else mapper
