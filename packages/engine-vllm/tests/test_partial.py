@@ -10,7 +10,7 @@ import pytest
 from lightrft.testing.partial_scenario import EPISODES, partial_folder, partial_problems, partial_run
 from lightrft.testing.spmd import run_spmd
 from lightrft.testing.turn_scenario import TURNS, cached_tokens, turn_folder
-from lightrft_vllm.engine import VLLMEngine
+from lightrft_vllm.stepping import Stepping
 
 TIMEOUT_S = 240.0
 
@@ -36,13 +36,23 @@ def test_episodes_that_go_on_under_the_next_weights_are_accounted_for(tmp_path: 
 def played(folder: str) -> Any:
     """For `run_spmd`."""
     found: list[int] = []
-    plain = VLLMEngine._output
+    plain = Stepping.step
 
-    def output(self: Any, request: Any, answer: Any, sampling: Any) -> Any:
-        found.append(answer.num_cached_tokens)
-        return plain(self, request, answer, sampling)
+    def step(self: Any) -> Any:
+        core, own = self._llm.llm_engine, self._llm.llm_engine.step
 
-    VLLMEngine._output = output  # type: ignore[method-assign]
+        def observed() -> Any:
+            answers = own()
+            found.extend(answer.num_cached_tokens for answer in answers if answer.finished)
+            return answers
+
+        core.step = observed
+        try:
+            return plain(self)
+        finally:
+            del core.step
+
+    Stepping.step = step  # type: ignore[method-assign]
     return cached_tokens(folder, {"engine_type": "vllm"}, found)
 
 

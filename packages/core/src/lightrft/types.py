@@ -174,6 +174,15 @@ class RequestOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A completion that has ended while others may go on: sample `index` of the request `id`."""
+
+    id: int
+    index: int
+    completion: Completion
+
+
+@dataclass(frozen=True, kw_only=True)
 class Episode:
     """What an environment made of a prompt. `turns`: (speaker, text) in order, the speaker `policy` or `environment`, special tokens left
     out of the text. `rewards`: each named part, summed over turns. `info`: what the environment said at its end. `error`: why it failed.

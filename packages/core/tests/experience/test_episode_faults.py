@@ -14,6 +14,8 @@ from lightrft.batch.collect import Conversation
 from lightrft.batch.stages import Sampled
 from lightrft.experience.episodes import Episodes
 from lightrft.experience.live_episode import LiveEpisode, Words
+from lightrft.experience.talking_episodes import TalkingEpisodes
+from lightrft.rollout.conversations import Ask
 from lightrft.rollout.environment import Continue, End, Environment, Step, Turn
 from lightrft.testing.small_trainer import ALPHABET, make_trainer, prompts
 from lightrft.testing.tiny import tiny_tokenizer
@@ -105,15 +107,16 @@ def played(folder: Path) -> list[str]:
         folder, environment=f"{__name__}:Diarist", max_turns=5, turn_max_len=3, generate_max_len=60, n_samples_per_prompt=2, ignore_eos=True
     )  # fmt: skip
     drawn: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-    generate = trainer.strategy.gather_and_generate
+    engine: Any = trainer.strategy.inference_engine
+    generate = engine.generate
 
-    def recorded(**asked: Any) -> Any:
-        outputs = generate(**asked)
+    def recorded(*asked: Any) -> Any:
+        outputs = generate(*asked)
         for output in outputs:
             drawn.setdefault(tuple(output.prompt_token_ids), []).extend(tuple(c.token_ids) for c in output.completions)
         return outputs
 
-    trainer.strategy.gather_and_generate = recorded  # type: ignore[assignment, method-assign]
+    engine.generate = recorded
     rows = [replace(prompt, row={"turns": turns}) for prompt, turns in zip(prompts(len(TURNS)), TURNS, strict=True)]
     return problems(trainer.experience_maker.generate(rows), drawn)
 
@@ -136,10 +139,13 @@ def tokens_lost(patch: pytest.MonkeyPatch) -> None:
 
 
 def turns_exchanged(patch: pytest.MonkeyPatch) -> None:
-    plain = Episodes._generate
-    patch.setattr(
-        Episodes, "_generate", lambda self, going, sampling, **more: plain(self, going, sampling, **more)[:: 1 if sampling.n > 1 else -1]
-    )
+    plain = TalkingEpisodes.turns
+
+    def turns(self: TalkingEpisodes, **how: Any) -> list[Ask]:
+        asked = plain(self, **how)
+        return [replace(one, token_ids=other.token_ids) for one, other in zip(asked, asked[::-1], strict=True)]
+
+    patch.setattr(TalkingEpisodes, "turns", turns)
 
 
 def episode_duplicated(patch: pytest.MonkeyPatch) -> None:

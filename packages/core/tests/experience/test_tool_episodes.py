@@ -22,7 +22,7 @@ from lightrft.testing.chat_styles import CHATML, GEMMA, style_folder, style_toke
 from lightrft.testing.fake_strategy import fake_registry
 from lightrft.testing.tool_functions import add
 from lightrft.trainer.prompts import prompt_set
-from lightrft.types import Completion, RequestOutput, SamplingParams
+from lightrft.types import Completion, SamplingParams
 
 
 def shout(text: str) -> str:
@@ -85,17 +85,17 @@ def played(folder: Path, **changes: Any) -> tuple[Sampled, Any, Mapping[str, flo
         spoken[number] += 1
         return Completion(token_ids=ids(text), finish_reason="stop", weight_version=0)
 
-    def generate(*, sampling_params: SamplingParams, all_prompt_token_ids: list[list[int]], **_: Any) -> list[RequestOutput]:
-        first = not asked
-        outputs = []
-        going = [n for n, script in enumerate(SCRIPTS) if first or spoken[n] < len(script)]
-        for at, prompt in enumerate(all_prompt_token_ids):
-            asked[tuple(prompt)] = at
-            numbers = [2 * at, 2 * at + 1] if first else [going[at]]
-            outputs.append(RequestOutput(id=at, prompt_token_ids=prompt, completions=tuple(completion(number) for number in numbers)))
-        return outputs
+    def converse(sampling: SamplingParams, prompts: list[list[int]], talks: Any, *, logprobs: list[bool]) -> int:
+        asked.update({tuple(prompt): at for at, prompt in enumerate(prompts)})
+        for number in range(2 * len(prompts)):
+            talks.hear(number, completion(number))
+        while talks.waiting:
+            for ask in talks.turns(wait_s=None):
+                asked[tuple(ask.token_ids)] = ask.talk
+                talks.hear(ask.talk, completion(ask.talk))
+        return 0
 
-    strategy.gather_and_generate = generate  # type: ignore[method-assign, assignment]
+    strategy.converse = converse  # type: ignore[method-assign, assignment]
     metrics = StepMetrics()
     episodes = Episodes(strategy=strategy, config=config, tokenizer=tokenizer)
     sampling = SamplingParams(n=2, max_new_tokens=config.generate_max_len)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +19,7 @@ from lightrft.engine.hf_decoding import has_plain_cache
 from lightrft.engine.model_facts import model_facts
 from lightrft.engine.request_images import RequestImages
 from lightrft.errors import CapabilityError, EngineError, EngineStateError, ModelError, WeightSyncError
-from lightrft.types import Completion, EngineStatus, FinishReason, Request, RequestOutput, SamplingParams
+from lightrft.types import Completion, Ended, EngineStatus, FinishReason, Request, RequestOutput, SamplingParams
 from lightrft.weights.adapters import matrices_of, staged_adapters
 from lightrft.weights.buckets import WeightBucket
 from lightrft.weights.checksum import WeightChecksum
@@ -44,6 +43,7 @@ from lightrft_vllm.loading import load_and_pack, load_straight, loads_past_reloa
 from lightrft_vllm.nesting import insert_missing_levels
 from lightrft_vllm.prompts import vllm_prompt
 from lightrft_vllm.quantised import forget_what_was_made, quantisation_problems, read_made, watch_quantisation
+from lightrft_vllm.stepping import Stepping, each_as_it_ends
 from lightrft_vllm.weights import WeightStream, own_names, pack_experts_again
 
 CPU_KV_CACHE_BYTES = 2**30
@@ -126,20 +126,20 @@ class VLLMEngine(InferenceEngine):
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> list[RequestOutput]:
         from lightrft_vllm.sampling import to_vllm
 
-        if self._status is not EngineStatus.AWAKE:
-            raise EngineStateError(f"generate while the engine is {self._status}; call wake_up first")
-        if not self._weights_held:
-            raise EngineStateError("generate after sleep(level=2) dropped the weights; call update_weights first")
+        self._check(requests, sampling)
         if not requests:
             return []
-        check_requests(requests, vocab_size=self._facts.vocab_size, max_model_len=self.setup.max_model_len)
-        self._images.check(requests)
-        if sampling.stop and not self._has_tokenizer:
-            raise ValueError(f"stop={sampling.stop!r} needs a tokenizer, and {self.setup.model_path!r} has none")
         params = to_vllm(sampling, requests, eos_token_ids=self._facts.eos_token_ids)
         prompts = [vllm_prompt(request) for request in requests]
+        ended: dict[int, RequestOutput] = {}
+
+        def take(at: int, answer: Any) -> None:
+            output = ended[at] = self._output(requests[at], answer, sampling)
+            self.report(tokens=sum(len(c.token_ids) for c in output.completions), completions=len(output.completions))
+            self.finished(output)
+
         try:
-            with self._as_they_end(requests, sampling) as ended:
+            with each_as_it_ends(self._llm, take):
                 answers = self._llm.generate(prompts, params, use_tqdm=False, lora_request=self._adapter)
         except Exception as error:
             if not self._llm.llm_engine.has_unfinished_requests():  # it refused one, and took back those before it
@@ -148,6 +148,30 @@ class VLLMEngine(InferenceEngine):
             raise EngineError(f"vLLM failed in generate, {len(requests)} prompts outstanding: {type(error).__name__}: {error}") from error
         self._images.compare(requests, [answer.prompt_token_ids for answer in answers])
         return [ended[index] for index in range(len(requests))]
+
+    def start(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
+        self._check(requests, sampling)
+        try:
+            self._stepping.start(requests, sampling, adapter=self._adapter)
+        except Exception as error:  # it took back those before the one that it refuses
+            self._refused(requests, error)
+            raise
+
+    def poll(self) -> list[Ended]:
+        try:
+            ended = self._stepping.step()
+        except Exception as error:
+            self._status = EngineStatus.UNUSABLE
+            raise EngineError(
+                f"vLLM failed in a step, {self._stepping.requests} completions outstanding: {type(error).__name__}: {error}"
+            ) from error
+        if ended:
+            self.report(tokens=sum(len(one.completion.token_ids) for one in ended), completions=len(ended))
+        return ended
+
+    def abort(self) -> None:
+        self._alive()
+        self._stepping.abort()
 
     def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
         if self._status in (EngineStatus.ASLEEP, EngineStatus.UNUSABLE):
@@ -247,6 +271,21 @@ class VLLMEngine(InferenceEngine):
 
     # ---- parts ---------------------------------------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _stepping(self) -> Stepping:
+        return Stepping(self._llm, eos_token_ids=self._facts.eos_token_ids, completion=self._completion)
+
+    def _check(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
+        """Raises as `generate`."""
+        if self._status is not EngineStatus.AWAKE:
+            raise EngineStateError(f"generate while the engine is {self._status}; call wake_up first")
+        if not self._weights_held:
+            raise EngineStateError("generate after sleep(level=2) dropped the weights; call update_weights first")
+        check_requests(requests, vocab_size=self._facts.vocab_size, max_model_len=self.setup.max_model_len)
+        self._images.check(requests)
+        if sampling.stop and not self._has_tokenizer:
+            raise ValueError(f"stop={sampling.stop!r} needs a tokenizer, and {self.setup.model_path!r} has none")
+
     def _built(self, make: Callable[..., Any]) -> Any:
         try:
             return make(**self.arguments)
@@ -338,29 +377,6 @@ class VLLMEngine(InferenceEngine):
                 "the torchvision of this torch, or use --engine_type hf"
             )
 
-    @contextmanager
-    def _as_they_end(self, requests: Sequence[Request], sampling: SamplingParams) -> Iterator[dict[int, RequestOutput]]:
-        """While `LLM.generate` runs its loop: the outputs by position, filled after each step, told, and handed over."""
-        core, step = self._llm.llm_engine, self._llm.llm_engine.step
-        first = self._llm.request_counter.counter
-        ended: dict[int, RequestOutput] = {}
-
-        def observed() -> Any:
-            answers = step()
-            for answer in answers:
-                if answer.finished:
-                    at = int(answer.request_id) - first  # LLM numbers its requests
-                    output = ended[at] = self._output(requests[at], answer, sampling)
-                    self.report(tokens=sum(len(c.token_ids) for c in output.completions), completions=len(output.completions))
-                    self.finished(output)
-            return answers
-
-        core.step = observed
-        try:
-            yield ended
-        finally:
-            del core.step
-
     def _refused(self, requests: Sequence[Request], error: Exception) -> None:
         """Raises ValueError where vLLM refused a prompt: naming the first that is too long with its images, else what vLLM said."""
         from vllm.exceptions import VLLMValidationError
@@ -373,16 +389,16 @@ class VLLMEngine(InferenceEngine):
 
     def _output(self, request: Request, answer: Any, sampling: SamplingParams) -> RequestOutput:
         drawn = [answer.outputs[0]] * sampling.n if sampling.temperature == 0 else sorted(answer.outputs, key=lambda c: c.index)
-        completions = tuple(
-            Completion(
-                token_ids=list(c.token_ids),
-                finish_reason=_reason(c.finish_reason),
-                weight_version=self._version,
-                logprobs=list(c.logprobs.logprobs) if request.logprobs else None,
-            )
-            for c in drawn
-        )
+        completions = tuple(self._completion(request, c) for c in drawn)
         return RequestOutput(id=request.id, prompt_token_ids=request.prompt_token_ids, completions=completions)
+
+    def _completion(self, request: Request, drawn: Any) -> Completion:
+        return Completion(
+            token_ids=list(drawn.token_ids),
+            finish_reason=_reason(drawn.finish_reason),
+            weight_version=self._version,
+            logprobs=list(drawn.logprobs.logprobs) if request.logprobs else None,
+        )
 
     def _alive(self) -> None:
         if self._status is EngineStatus.UNUSABLE:

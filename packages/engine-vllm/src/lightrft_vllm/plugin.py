@@ -29,6 +29,7 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
                     Capability.VIDEO,
                     Capability.ADAPTERS,
                     Capability.DETERMINISTIC,
+                    Capability.STEPPING,
                     Capability.SLEEP_1,
                     Capability.SLEEP_2,
                 }

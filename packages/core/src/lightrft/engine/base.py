@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from lightrft.engine.progress import Finished, Report, unread, unwatched
 from lightrft.errors import CapabilityError
-from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams
+from lightrft.types import Ended, EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import WeightBucket
 from lightrft.weights.checksum import WeightChecksum
 from lightrft.weights.manifest import expected_shapes
@@ -63,6 +63,7 @@ class InferenceEngine(ABC):
         self.setup = setup
         self.report: Report = unwatched
         self.finished: Finished = unread
+        self._not_generated: list[tuple[Sequence[Request], SamplingParams]] = []
 
     @property
     @abstractmethod
@@ -102,6 +103,28 @@ class InferenceEngine(ABC):
             EngineStateError: not AWAKE.
             ValueError: an empty prompt, a token id outside the vocabulary, or a prompt of `max_model_len` tokens or more (which request).
         """
+
+    def start(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
+        """Begins to draw `sampling.n` completions for each request, which `poll` gives: the same that `generate` would draw.
+
+        More may be started while others are drawn. Under the capability `stepping` they join those at once. Requests have no images, and
+        `id`s that no request has which is being drawn. Raises as `generate`; nothing of the call is begun then.
+        """
+        self._not_generated.append((requests, sampling))
+
+    def poll(self) -> list[Ended]:
+        """Draws further, and returns the completions that have ended since the last call, each once, in any order; there may be none.
+
+        Where nothing is being drawn it returns at once. Without the capability `stepping` it returns all that was started. Raises as
+        `generate`.
+        """
+        started, self._not_generated = self._not_generated, []
+        outputs = [output for requests, sampling in started for output in self.generate(requests, sampling)]
+        return [Ended(id=o.id, index=index, completion=c) for o in outputs for index, c in enumerate(o.completions)]
+
+    def abort(self) -> None:
+        """Forgets what was started and has not ended. Idempotent."""
+        self._not_generated = []
 
     @abstractmethod
     def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:

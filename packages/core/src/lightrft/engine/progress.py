@@ -39,9 +39,9 @@ def on_terminal(rank: int) -> bool:
 
 
 @contextmanager
-def progress_line(num_completions: int) -> Iterator[Report]:
+def progress_line(num_completions: int | None) -> Iterator[Report]:
     """A line on stdout that is there while the block runs, below the console logger's table where there is one. An engine that reports
-    nothing leaves it empty.
+    nothing leaves it empty. `num_completions` None: it is not known.
     """
     from rich.console import Group
     from rich.live import Live
@@ -67,7 +67,8 @@ def progress_line(num_completions: int) -> Iterator[Report]:
             live.update(Group(), refresh=True)
 
 
-def line(*, tokens: int, completions: int, num_completions: int, seconds: float) -> str:
+def line(*, tokens: int, completions: int, num_completions: int | None, seconds: float) -> str:
     """What the terminal says; tokens only where the engine counts them."""
     counted = f", {tokens:,} tokens, {tokens / seconds:,.0f} tok/s" if tokens else ""
-    return f"generating: {completions:,} of {num_completions:,} completions{counted}"
+    of = "" if num_completions is None else f" of {num_completions:,}"
+    return f"generating: {completions:,}{of} completions{counted}"

@@ -1,8 +1,9 @@
-"""Episodes of several turns: the engine samples a turn of every episode that goes on, environments answer, until all have ended."""
+"""Episodes of several turns: each goes on as soon as its environment has answered, until all have ended."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightrft.distributed.collectives import gather_objects
 from lightrft.errors import EpisodeError
 from lightrft.experience.environments import load_environment, turn_writer
 from lightrft.experience.live_episode import LiveEpisode, Words
+from lightrft.experience.talking_episodes import TalkingEpisodes
 from lightrft.observe.metrics import StepMetrics
 from lightrft.rollout.environment import Continue, Step, Turn
 from lightrft.rollout.environment_calls import EnvironmentCalls, Outcome
@@ -21,12 +23,10 @@ from lightrft.strategy.strategy_base import StrategyBase
 from lightrft.types import Sample, SamplingParams
 from lightrft.utils.permission import code_execution
 
-TURN_SEEDS = 1_000_003
-"""Between the seeds of two turns, where the sampling has one."""
-
 
 class Episodes:
-    """Plays the environment of the settings. Every method but `close` is collective: all ranks take as many turns as the longest episode.
+    """Plays the environment of the settings. Of its methods `sampled`, `play` and `look_at_failures` are collective, whatever the number of
+    episodes and turns of a rank.
 
     Raises:
         EpisodeError, PluginError, DataError: no such environment, or a chat template that does not go with it (`turn_writer`).
@@ -108,18 +108,28 @@ class Episodes:
 
     def answer(self, going: Sequence[LiveEpisode], *, limit: int, turn: int) -> None:
         """Asks the environments of these episodes what follows their last turn. `limit`: tokens of an episode, `turn`: of a turn. Local."""
-        turns = [one.last_turn(decode=self._decode, read_calls=self._writer.calls, max_turns=self._config.max_turns) for one in going]
-        calls = [lambda one=one, said=said: one.environment.step(said) for one, said in zip(going, turns, strict=True)]
-        for one, said, outcome in zip(going, turns, self._run(calls), strict=True):
-            try:
-                if outcome.error is not None:
-                    raise outcome.error
-                words = self._words(one, outcome.value, said)
-            except (Exception, SystemExit) as error:
-                one.fail("step", error)
-                continue
-            one.no_room = not said.is_last and isinstance(outcome.value, Continue) and one.length(words) + turn > limit
-            one.go_on(outcome.value, words, stops=said.is_last or one.no_room, limit=limit)
+        steps = [self.step(one) for one in going]
+        for one, (said, _), outcome in zip(going, steps, self._run([call for _, call in steps]), strict=True):
+            self.take(one, said, outcome, limit=limit, turn=turn)
+
+    def step(self, one: LiveEpisode) -> tuple[Turn, Callable[[], Any]]:
+        """The last turn as the environment is told it, and the call that tells it. Local."""
+        said = one.last_turn(decode=self._decode, read_calls=self._writer.calls, max_turns=self._config.max_turns)
+        environment = one.environment
+        assert environment is not None
+        return said, lambda: environment.step(said)
+
+    def take(self, one: LiveEpisode, said: Turn, outcome: Outcome, *, limit: int, turn: int) -> None:
+        """What the environment answered; the limits are those of `answer`. Local."""
+        try:
+            if outcome.error is not None:
+                raise outcome.error
+            words = self._words(one, outcome.value, said)
+        except (Exception, SystemExit) as error:
+            one.fail("step", error)
+            return
+        one.no_room = not said.is_last and isinstance(outcome.value, Continue) and one.length(words) + turn > limit
+        one.go_on(outcome.value, words, stops=said.is_last or one.no_room, limit=limit)
 
     def close_all(self, played: Sequence[LiveEpisode]) -> None:
         """Every environment that was made is closed. One that fails there has said all that counts before: its episode stays as it is.
@@ -168,29 +178,15 @@ class Episodes:
         turn = self.turn_limit(limit)
         sampling = replace(sampling, max_new_tokens=turn, min_new_tokens=min(sampling.min_new_tokens, turn))
         firsts = played[:: sampling.n]
-        outputs = self._generate(firsts, sampling)
-        drawn = [(output.id, completion) for output in outputs for completion in output.completions]
-        for one, (group, completion) in zip(played, drawn, strict=True):
-            one.group = group
-            one.add_turn(completion)
-        self.answer([one for one in played if not one.ended], limit=limit, turn=turn)
-        for number in range(1, self._config.max_turns):
-            going = [one for one in played if not one.ended]
-            if not self._sum(len(going)):
-                return
-            seed = None if sampling.seed is None else sampling.seed + number * TURN_SEEDS
-            outputs = self._generate(going, replace(sampling, n=1, seed=seed))
-            for one, output in zip(going, outputs, strict=True):
-                one.add_turn(output.completions[0])
-            self.answer(going, limit=limit, turn=turn)
-
-    def _generate(self, episodes: Sequence[LiveEpisode], sampling: SamplingParams) -> list[Any]:
-        return self._strategy.gather_and_generate(
-            sampling_params=sampling,
-            all_prompt_token_ids=[one.context for one in episodes],
-            sleep_engine=False,
-            logprobs=[one.asks_logprobs for one in episodes],
-        )
+        with self._permission():  # the calls see it from here
+            before = self._strategy.converse(
+                sampling,
+                [one.context for one in firsts],
+                TalkingEpisodes(played, self, self._calls.begin(), limit=limit, turn=turn),
+                logprobs=[one.asks_logprobs for one in firsts],
+            )
+        for at, one in enumerate(played):
+            one.group = before + at // sampling.n
 
     def _words(self, one: LiveEpisode, step: Step, turn: Turn) -> Words:
         """What the environment says, as tokens; nothing at an end."""
@@ -220,8 +216,11 @@ class Episodes:
 
     def _run(self, calls: Sequence[Callable[[], Any]]) -> list[Outcome]:
         """The outcomes of calls of environments, which may run programs of the model where the settings allow it."""
-        with code_execution(self._config.allow_code_execution, weak=self._config.code_sandbox == "weak"):
+        with self._permission():
             return self._calls.run(calls)
+
+    def _permission(self) -> AbstractContextManager[None]:
+        return code_execution(self._config.allow_code_execution, weak=self._config.code_sandbox == "weak")
 
     def _first(self, errors: Sequence[str]) -> str:
         """The first of all ranks, of which one has some. Collective."""

@@ -39,6 +39,7 @@ class Capability(StrEnum):
     WEIGHT_CHECKSUMS = "weight_checksums", "checksums of the tensors that it holds, which verify a sync"
     ADAPTERS = "adapters", "is given low-rank adapters alone at a sync, and keeps the base weights (`lora_sync`)"
     DETERMINISTIC = "deterministic", "a completion depends on nothing else in its batch, to the last bit (`deterministic_rollout`)"
+    STEPPING = "stepping", "a request that is started while others run joins them (`start`, `poll`): the next turn of an episode"
     # strategies
     MULTI_RANK = "multi_rank", "more than one rank"
     ZERO_STAGES = "zero_stages", "ZeRO's stages 0 to 3"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -28,15 +29,16 @@ from lightrft.engine.progress import Finished, on_terminal, progress_line, unrea
 from lightrft.engine.stop_tokens import StopTokens
 from lightrft.errors import CapabilityError, EngineError, EngineStateError
 from lightrft.plugins.specs import Capability, EngineSpec
+from lightrft.rollout.conversations import Driver, Talks
 from lightrft.rollout.ends import Decode
 from lightrft.rollout.image_transport import with_images_of_others
-from lightrft.rollout.output_checks import Ends, check_outputs
+from lightrft.rollout.output_checks import Ends, check_completion, check_outputs
 from lightrft.rollout.prompts import PromptSource, collect_requests, with_images_read
 from lightrft.rollout.request_seeds import derive_seed
 from lightrft.rollout.transport import pack_outputs, pack_requests, unpack_outputs, unpack_requests
 from lightrft.rollout.waking import wake
 from lightrft.rollout.weight_sync import WeightSync
-from lightrft.types import EngineStatus, Request, RequestOutput, SamplingParams, Video
+from lightrft.types import Completion, Ended, EngineStatus, Request, RequestOutput, SamplingParams, Video
 
 T = TypeVar("T")
 LOGPROBS_REMEDY = "; a run asks for log-probs unless logprob_gap_prompts and verify_sync_every are 0"
@@ -136,9 +138,38 @@ class RolloutController(WeightSync):
             self.maybe_sleep()
         return answers
 
+    def converse(
+        self, sampling: SamplingParams, *, prompt_token_ids: Sequence[Sequence[int]], logprobs: Sequence[bool] | bool, talks: Talks
+    ) -> int:
+        """See `StrategyBase.converse`. Of the world, two messages are exchanged, however many turns there are."""
+        self._usable()
+        source = PromptSource(prompt_token_ids=prompt_token_ids, prompts=None, images=None, images_num=None, logprobs=logprobs)
+        mine, numbers = self._together_counting("collecting prompts", lambda: self._requests(source, sampling))
+        first = sum(numbers[: self._world.rank])
+        call_seed = self._seed + self._calls if sampling.seed is None else sampling.seed
+        self._calls += 1
+        mine = [replace(r, id=first + i, seed=derive_seed(call_seed, first + i)) for i, r in enumerate(mine)]
+        self.wake_up()
+        driver = Driver(
+            talks,
+            engine=self.engine,
+            spmd=self.spec.topology == "spmd",
+            joins=Capability.STEPPING in self.spec.capabilities_on(self._world.device.type),
+            group=self.group,
+            sampling=sampling,
+            seed=call_seed,
+            first=first,
+            total=sum(numbers),
+            poll=self._polled,
+            check=self._check_completion,
+        )
+        with self._shown(None):
+            self._together("generating", lambda: driver.run(mine))
+        return first
+
     @property
     def calls(self) -> int:
-        """Calls of `gather_and_generate` so far, from which seeds follow. Not collective."""
+        """Calls of `gather_and_generate` and `converse` so far, from which seeds follow. Not collective."""
         return self._calls
 
     def restore(self, *, version: int, calls: int) -> None:
@@ -205,14 +236,21 @@ class RolloutController(WeightSync):
         requests = [request for part in slices for request in part]
         self.engine.finished = finished
         try:
-            outputs = self._in_time(requests, sampling) if requests else []
+            with self._shown(len(requests) * sampling.n):
+                outputs = self._in_time(requests, lambda engine: engine.generate(requests, sampling)) if requests else []
         finally:
             self.engine.finished = unread
         check_outputs(requests, outputs, sampling, engine=self.spec.name, version=self.version, ends=self._ends)
         stream = iter(outputs)
         return [[next(stream) for _ in part] for part in slices]
 
-    def _in_time(self, requests: list[Request], sampling: SamplingParams) -> list[RequestOutput]:
+    def _polled(self, requests: Sequence[Request]) -> list[Ended]:
+        return self._in_time(requests, lambda engine: engine.poll())
+
+    def _check_completion(self, request: Request, sampling: SamplingParams, completion: Completion) -> None:
+        check_completion(completion, request, sampling, engine=self.spec.name, version=self.version, ends=self._ends)
+
+    def _in_time(self, requests: Sequence[Request], work: Callable[[InferenceEngine], T]) -> T:
         """What the engine answers. This process ends where that takes longer than `generate_timeout_s`."""
         assert self.engine is not None
         limit, rank = self._generate_timeout_s, self._world.rank
@@ -222,14 +260,19 @@ class RolloutController(WeightSync):
             "raise it if they need longer, 0 = no limit"
         )
         with ends_after(limit, error=late, where="generate", rank=rank):
-            if not on_terminal(rank):
-                return self.engine.generate(requests, sampling)
-            with progress_line(len(requests) * sampling.n) as report:
-                self.engine.report = report
-                try:
-                    return self.engine.generate(requests, sampling)
-                finally:
-                    self.engine.report = unwatched
+            return work(self.engine)
+
+    @contextmanager
+    def _shown(self, num_completions: int | None) -> Iterator[None]:
+        """While the block runs, the engine's progress is on rank 0's terminal; None: nobody knows how many completions there will be."""
+        if self.engine is None or not on_terminal(self._world.rank):
+            yield
+            return
+        with progress_line(num_completions) as self.engine.report:
+            try:
+                yield
+            finally:
+                self.engine.report = unwatched
 
     def _scatter(self, outputs: list[list[RequestOutput]], mine: list[Request]) -> list[RequestOutput]:
         if self.group.size == 1:

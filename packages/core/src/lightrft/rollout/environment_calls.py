@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import math
 import queue
 import threading
 import time
@@ -43,35 +44,21 @@ class EnvironmentCalls:
 
     def run(self, calls: Sequence[Call]) -> list[Outcome]:
         """The outcomes, in the order of the calls. Raises nothing that a call raises."""
-        found: dict[int, Outcome] = {}
-        done: queue.SimpleQueue[Done] = queue.SimpleQueue()
-        waiting = deque(range(len(calls)))
-        until: dict[int, float] = {}
-        while waiting or until:
-            while waiting and len(until) < self._concurrency:
-                number = waiting.popleft()
-                until[number] = time.monotonic() + self._timeout_s
-                work = partial(contextvars.copy_context().run, self._call, calls[number], number, done)
-                threading.Thread(target=work, name="lightrft-environment", daemon=True).start()
-            try:
-                number, outcome, at = done.get(timeout=max(min(until.values()) - time.monotonic(), 0.0))
-                limit = until.pop(number, None)
-                if limit is not None:
-                    found[number] = outcome if at <= limit else self._late()
-            except queue.Empty:
-                for number in [number for number, limit in until.items() if limit <= time.monotonic()]:
-                    del until[number]
-                    found[number] = self._late()
+        begun = self.begin()
+        for number, call in enumerate(calls):
+            begun.add(number, call)
+        found = dict(begun.done(wait_s=None))
         return [found[number] for number in range(len(calls))]
+
+    def begin(self) -> BegunCalls:
+        """Of calls that are looked at while they run."""
+        return BegunCalls(self._call, timeout_s=self._timeout_s, concurrency=self._concurrency)
 
     def close(self) -> None:
         """Ends the event loop, where one was begun. Idempotent."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._loop = None
-
-    def _late(self) -> Outcome:
-        return Outcome(error=TimeoutError(f"did not return within {self._timeout_s:g} s (environment_timeout_s)"))
 
     def _call(self, call: Call, number: int, done: queue.SimpleQueue[Done]) -> None:
         try:
@@ -91,6 +78,57 @@ class EnvironmentCalls:
                 threading.Thread(target=_run_forever, args=(loop,), name="lightrft-environment-loop", daemon=True).start()
                 self._loop = loop
         return self._loop
+
+
+class BegunCalls:
+    """Calls that have been begun, each under a number, which no other has while it runs; at most `concurrency` run at a time. Local."""
+
+    def __init__(self, call: Callable[[Call, int, queue.SimpleQueue[Done]], None], *, timeout_s: float, concurrency: int) -> None:
+        self._call, self._timeout_s, self._concurrency = call, timeout_s, concurrency
+        self._ended: queue.SimpleQueue[Done] = queue.SimpleQueue()
+        self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
+        self._until: dict[int, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._until)
+
+    def add(self, number: int, call: Call) -> None:
+        """Begins a call, now or when there is room. It sees the context variables of who adds it."""
+        self._waiting.append((number, partial(contextvars.copy_context().run, self._call, call, number, self._ended)))
+        self._start()
+
+    def done(self, *, wait_s: float | None) -> list[tuple[int, Outcome]]:
+        """Those that have ended since the last look, in the order of their ends. Waits for the first one, for `wait_s` at most; with None,
+        until all have ended.
+        """
+        found: list[tuple[int, Outcome]] = []
+        give_up = math.inf if wait_s is None else time.monotonic() + wait_s
+        while self._until:
+            enough = bool(found) and wait_s is not None
+            until = min(give_up, *self._until.values())
+            try:
+                number, outcome, at = self._ended.get(timeout=0.0 if enough else max(until - time.monotonic(), 0.0))
+                limit = self._until.pop(number, None)
+                if limit is not None:
+                    found.append((number, outcome if at <= limit else self._late()))
+            except queue.Empty:
+                late = [number for number, limit in self._until.items() if limit <= time.monotonic()]
+                found += [(number, self._late()) for number in late]
+                for number in late:
+                    del self._until[number]
+                if not late and (enough or time.monotonic() >= give_up):
+                    break
+            self._start()
+        return found
+
+    def _start(self) -> None:
+        while self._waiting and len(self._until) < self._concurrency:
+            number, work = self._waiting.popleft()
+            self._until[number] = time.monotonic() + self._timeout_s
+            threading.Thread(target=work, name="lightrft-environment", daemon=True).start()
+
+    def _late(self) -> Outcome:
+        return Outcome(error=TimeoutError(f"did not return within {self._timeout_s:g} s (environment_timeout_s)"))
 
 
 _STARTING = threading.Lock()

@@ -40,15 +40,19 @@ def check_outputs(
         if len(output.completions) != sampling.n:
             raise EngineError(f"{name} returned {len(output.completions)} completions for request {request.id}, asked were {sampling.n}")
         for completion in output.completions:
-            _check_completion(completion, request, name=name, version=version)
-            problem = ends and end_problem(completion, sampling, eos_token_ids=ends.eos_token_ids, decode=ends.decode)
-            if problem:
-                raise EngineError(f"{name}: a completion of request {request.id} {problem}; its rule for stop tokens is another one")
+            check_completion(completion, request, sampling, engine=engine, version=version, ends=ends)
 
 
-def _check_completion(completion: Completion, request: Request, *, name: str, version: int) -> None:
+def check_completion(
+    completion: Completion, request: Request, sampling: SamplingParams, *, engine: str, version: int, ends: Ends | None
+) -> None:
+    """One completion of this request. Raises as `check_outputs`."""
+    name = f"engine {engine!r}"
     if completion.weight_version != version:
         raise WeightSyncError(f"{name} sampled from weights version {completion.weight_version}, the actor is at {version}")
     if request.logprobs and (completion.logprobs is None or len(completion.logprobs) != len(completion.token_ids)):
         found = None if completion.logprobs is None else len(completion.logprobs)
         raise EngineError(f"{name} returned {found} log-probs for {len(completion.token_ids)} tokens of request {request.id}")
+    problem = ends and end_problem(completion, sampling, eos_token_ids=ends.eos_token_ids, decode=ends.decode)
+    if problem:
+        raise EngineError(f"{name}: a completion of request {request.id} {problem}; its rule for stop tokens is another one")

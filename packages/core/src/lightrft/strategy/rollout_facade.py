@@ -19,9 +19,10 @@ from lightrft.engine.stop_tokens import StopTokens
 from lightrft.errors import StrategyStateError
 from lightrft.plugins.registry import Registry
 from lightrft.rollout.controller import RolloutController
+from lightrft.rollout.conversations import Talks
 from lightrft.rollout.setup import make_controller
 from lightrft.strategy.adapter_export import AdapterExport
-from lightrft.types import EngineStatus, RequestOutput
+from lightrft.types import EngineStatus, RequestOutput, SamplingParams
 from lightrft.weights.buckets import WeightBucket
 
 
@@ -139,6 +140,24 @@ class EngineSide(ABC):
             logprobs=logprobs,
             on_finished=on_finished,
         )
+
+    def converse(
+        self,
+        sampling_params: SamplingParams,
+        all_prompt_token_ids: Sequence[Sequence[int]],
+        talks: Talks,
+        *,
+        logprobs: Sequence[bool] | bool = False,
+    ) -> int:
+        """Draws turns through the group's engine until `talks`, this rank's conversations, have no further ones: first n completions for
+        each prompt, then what `talks` asks for. Returns how many prompts the ranks before this one brought.
+
+        Where the engine has the capability `stepping` a turn that follows joins those that are drawn; else all that go on are drawn
+        together when all answers are there. What is drawn of a turn follows from its number, the place of its conversation among those of
+        all ranks and the seed, with either. Ranks may bring different numbers of prompts, or none, and conversations of any number of
+        turns. Wakes the engine before, and leaves it awake.
+        """
+        return self._engine().converse(sampling_params, prompt_token_ids=all_prompt_token_ids, logprobs=logprobs, talks=talks)
 
     def update_engine_weights(self, actor: torch.nn.Module) -> None:
         """Gives the engine the actor's weights, raises `weight_version`, and resets the engine's caches.

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from lightrft.engine.base import EngineSetup, InferenceEngine, WakeTag
 from lightrft.engine.checks import check_requests
 from lightrft.errors import EngineStateError, WeightSyncError
-from lightrft.types import Completion, EngineStatus, Request, RequestOutput, SamplingParams
+from lightrft.types import Completion, Ended, EngineStatus, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import Weight, WeightBucket, tied_names
 from lightrft.weights.checksum import MODULUS, WeightChecksum, tensor_checksum
 from lightrft.weights.verify import shape_problems
@@ -201,3 +201,25 @@ class FakeJudge:
     def _weights(self, model: Any) -> int:
         names = tied_names(model)
         return fingerprint({names[name]: WeightChecksum(*tensor_checksum(p.detach())) for name, p in model.named_parameters()})
+
+
+class SteppingEngine(FakeEngine):
+    """As `FakeEngine`, one token of every completion at each poll; declares `stepping`. `polls` has how many there were."""
+
+    def __init__(self, setup: EngineSetup) -> None:
+        super().__init__(setup)
+        self.polls = 0
+        self._drawn: list[tuple[Ended, int]] = []
+
+    def start(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
+        ended = [Ended(id=o.id, index=j, completion=c) for o in self.generate(requests, sampling) for j, c in enumerate(o.completions)]
+        self._drawn += [(one, self.polls + len(one.completion.token_ids)) for one in ended]
+
+    def poll(self) -> list[Ended]:
+        self.polls += 1
+        ended = [one for one, at in self._drawn if at <= self.polls]
+        self._drawn = [(one, at) for one, at in self._drawn if at > self.polls]
+        return ended
+
+    def abort(self) -> None:
+        self._drawn = []

@@ -9,13 +9,15 @@ from kit_mutants.engine_draws import each
 from kit_mutants.mutant import mutant
 from lightrft.engine.base import EngineSetup
 from lightrft.engine.hf import HFEngine
-from lightrft.testing.fake_engine import FakeEngine
-from lightrft.types import Completion, Request, RequestOutput, SamplingParams
+from lightrft.plugins.specs import Capability
+from lightrft.testing.fake_engine import FakeEngine, SteppingEngine
+from lightrft.types import Completion, Ended, Request, RequestOutput, SamplingParams
 
 Outputs = list[RequestOutput]
 
 TURN = "a_turn_is_drawn_after_all_tokens_before_it"
 AFTER_SYNC = "a_turn_after_a_sync_is_of_the_new_weights"
+STARTED = "what_is_started_comes_once_and_is_the_models"
 
 
 class Remembers(FakeEngine):
@@ -121,3 +123,53 @@ class VersionOfTheFirstTurn(Remembers):
     def _complete(self, request: Request, sampling: SamplingParams, sample: int) -> Completion:
         completion, begun = super()._complete(request, sampling, sample), self._begun(request)
         return completion if begun is None else replace(completion, weight_version=self._met[begun][1])
+
+
+# ---- turns that join those that run --------------------------------------------------------------------------------------------------
+
+
+@mutant("fake engine", "a completion that ended is given at the next poll as well", test=STARTED, words="came twice")
+class EndedTwice(FakeEngine):
+    last: Sequence[Ended] = ()
+
+    def poll(self) -> list[Ended]:
+        before, ended = self.last, super().poll()
+        self.last = ended[:1]
+        return [*before, *ended]
+
+
+@mutant("fake engine", "a request that is started while others run is lost", test=STARTED, words="never came")
+class SecondStartLost(SteppingEngine):
+    def start(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
+        if not self._drawn:
+            super().start(requests, sampling)
+
+
+@mutant("fake engine", "the samples of a request are exchanged", test=STARTED, words="of one seed")
+class SamplesExchanged(SteppingEngine):
+    def poll(self) -> list[Ended]:
+        return [replace(one, index=1 - one.index) for one in super().poll()] if self._pairs else super().poll()
+
+    def start(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
+        self._pairs = sampling.n == 2
+        super().start(requests, sampling)
+
+
+@mutant("hf", "log-probs of what is started are of the tempered distribution", test=STARTED, words="started while others run")
+class StartedLogprobsOff(HFEngine):
+    def poll(self) -> list[Ended]:
+        return [replace(e, completion=replace(e.completion, logprobs=[2 * p for p in e.completion.logprobs or ()])) for e in super().poll()]
+
+
+@mutant("fake engine", "what is aborted goes on", test="what_was_aborted_never_comes", words="after an abort a poll gave")
+class AbortForgotten(FakeEngine):
+    def abort(self) -> None:
+        """Nothing."""
+
+
+@mutant(
+    "fake engine", "it says that requests join, and they wait", test="a_short_request_joins_a_long_one", words="waits for its end",
+    declares={Capability.STEPPING},
+)  # fmt: skip
+class WaitsForAll(FakeEngine):
+    """As an engine without `stepping` is."""

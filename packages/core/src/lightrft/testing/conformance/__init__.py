@@ -17,7 +17,23 @@ from collections.abc import Iterator
 
 import pytest
 
-PARTS = ("kit", "cache", "draws", "ends", "images", "later", "limits", "load", "options", "plain", "ranks", "seeds", "states", "syncs")
+PARTS = (
+    "kit",
+    "cache",
+    "draws",
+    "ends",
+    "images",
+    "later",
+    "limits",
+    "load",
+    "options",
+    "plain",
+    "ranks",
+    "seeds",
+    "states",
+    "stepping",
+    "syncs",
+)
 pytest.register_assert_rewrite(*(f"lightrft.testing.conformance.engine_{part}" for part in PARTS))
 
 from lightrft.testing.conformance.base import Conformance, KitError  # noqa: E402  # after the rewriting of their assertions is asked for

@@ -23,6 +23,7 @@ from lightrft.testing.conformance.engine_plain import Starts
 from lightrft.testing.conformance.engine_ranks import Groups
 from lightrft.testing.conformance.engine_seeds import Seeds
 from lightrft.testing.conformance.engine_states import States
+from lightrft.testing.conformance.engine_stepping import Stepping
 from lightrft.testing.conformance.engine_syncs import Syncs
 from lightrft.testing.conformance.engine_turns import Turns
 
@@ -38,6 +39,7 @@ class EngineConformance(
     Syncs,
     Load,
     Turns,
+    Stepping,
     Caches,
     Limits,
     Ends,
