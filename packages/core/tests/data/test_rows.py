@@ -66,6 +66,14 @@ def test_datasets_folder_gives_the_same_rows_and_a_dict_its_train_split(tmp_path
     assert "the splits dev, test but no 'train'" in text and str(tmp_path / "three" / "dev") in text
 
 
+def test_a_folder_without_rows_is_told_as_one(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="the extra lightrft[datasets] is not installed")
+    empty = datasets.Dataset.from_dict({"prompt": []})
+    for name, saved in {"one": empty, "train": datasets.DatasetDict(train=empty), "none": datasets.DatasetDict()}.items():
+        saved.save_to_disk(str(tmp_path / name))
+        assert message(str(tmp_path / name)) == f"{tmp_path / name} holds no rows; at least one is needed"
+
+
 def test_strange_folder_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("datasets", reason="the extra lightrft[datasets] is not installed")
     assert f"{tmp_path} is not a folder written by datasets.save_to_disk: " in message(str(tmp_path))

@@ -28,3 +28,13 @@ def test_accepted_answers_of_one_label_and_of_none() -> None:
 
 def test_a_rank_without_prompts_has_no_samples() -> None:
     assert samples_of([], [], tokenizer=tiny_tokenizer("1")) == []
+
+
+def test_what_a_reward_changes_in_a_row_is_gone_when_the_prompt_comes_again() -> None:
+    prompt = Prompt(index=0, text="1", token_ids=(4,), answer="7", row={"k": 1, "cases": [{"in": [1]}]})
+    output = RequestOutput(id=0, prompt_token_ids=[4], completions=(Completion(token_ids=[4], finish_reason="stop", weight_version=0),))
+    for _ in range(2):
+        [sample] = samples_of([prompt], [output], tokenizer=tiny_tokenizer("1"))
+        assert sample.row == {"k": 1, "cases": [{"in": [1]}]}
+        sample.row.pop("k")  # type: ignore[attr-defined]
+        sample.row["cases"][0]["in"].append(2)

@@ -87,3 +87,19 @@ def test_log_folder_and_summary(tmp_path: Path) -> None:
     assert log_folder(config) == tmp_path
     assert log_folder(config_for(tmp_path, settings={"log_dir": str(tmp_path / "logs")})) == tmp_path / "logs"
     assert json.loads(write_summary(config, {"steps": 3}).read_text()) == {"steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "words"),
+    [
+        ("metrics.jsonl", Path.mkdir, "is a folder, and the run writes a file there"),
+        ("samples.jsonl", os.mkfifo, "is a pipe or a device, and the run writes a file there"),
+        ("eval_samples-3.jsonl", Path.mkdir, "is a folder, and the run writes a file there"),
+        ("checkpoints", Path.touch, "is a file, and the run writes a folder there"),
+        ("plots", Path.touch, "is a file, and the run writes a folder there"),
+    ],
+)
+def test_a_name_of_the_runs_that_is_another_kind_of_thing_is_told_at_start(name: str, make: Any, words: str, tmp_path: Path) -> None:
+    make(tmp_path / name)
+    with pytest.raises(RunFolderError, match=words):
+        open_run_folder(config_for(tmp_path), backend=BACKEND)

@@ -14,7 +14,7 @@ from lightrft.data.chat import ChatSettings, ChatTemplate
 from lightrft.data.columns import absent, answers_at, names_of
 from lightrft.data.images import ImageSettings, column_images, column_videos, in_one_text, placed, text_parts
 from lightrft.data.messages import chat_messages, tool_list
-from lightrft.data.rows import Table, load_rows, load_table
+from lightrft.data.rows import Table, copied, load_rows, load_table
 from lightrft.data.tokens import Encoder
 from lightrft.errors import DataError, nearest
 from lightrft.observe.warning_names import Finding
@@ -45,6 +45,10 @@ class Prompt:
     where: str = ""
     source: str = ""
     messages: tuple[Mapping[str, Any], ...] = ()
+
+    def own_row(self) -> dict[str, Any]:
+        """A copy of `row` for code of the user's: what that changes in it is not there when the prompt comes again."""
+        return {name: copied(value) for name, value in self.row.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

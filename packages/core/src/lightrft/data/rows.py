@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,13 @@ def _plain(value: Any) -> Any:
             return {key: _plain(inner) for key, inner in value if inner is not None}
         return [_plain(inner) for inner in value]
     return value
+
+
+def copied(value: Any) -> Any:
+    """Objects and lists anew, at any depth; what stands in them as it is."""
+    if isinstance(value, dict):
+        return {key: copied(inner) for key, inner in value.items()}
+    return [copied(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _read(source: Path) -> Table:
@@ -173,9 +181,13 @@ def _read_folder(source: Path) -> Table:
     try:
         found = datasets.load_from_disk(str(source))
     except Exception as error:  # its errors for a strange folder have no common class
+        if _written_without_rows(source):
+            return Table(path=str(source), rows=[])
         reason = " ".join(str(error).split())
         raise DataError(f"{source} is not a folder written by datasets.save_to_disk: {type(error).__name__}: {reason}") from error
     if isinstance(found, datasets.DatasetDict):
+        if not found:
+            return Table(path=str(source), rows=[])
         if "train" not in found:
             raise DataError(
                 f"{source} holds the splits {', '.join(found)} but no 'train'; "
@@ -183,3 +195,12 @@ def _read_folder(source: Path) -> Table:
             )
         found = found["train"]
     return Table(path=str(source), rows=python_rows(found.with_format("arrow")[:], str(source)))  # images stay encoded
+
+
+def _written_without_rows(source: Path) -> bool:
+    """Whether `datasets` wrote that folder, or its split train, of no rows: it names no file then, which `datasets` cannot read."""
+    for state in (source / "state.json", source / "train" / "state.json"):
+        with suppress(OSError, ValueError, AttributeError):
+            if json.loads(state.read_text(encoding="utf-8")).get("_data_files") == []:
+                return True
+    return False

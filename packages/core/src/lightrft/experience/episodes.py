@@ -93,7 +93,7 @@ class Episodes:
         def begin(one: LiveEpisode) -> Callable[[], Any]:
             def call() -> Any:
                 one.environment = self._make()
-                return one.environment.start(one.prompt.row)
+                return one.environment.start(one.prompt.own_row())
 
             return call
 

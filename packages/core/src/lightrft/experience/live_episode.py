@@ -181,7 +181,7 @@ class LiveEpisode:
             raw_completion=decode([token for _, ids in self._spoken for token in ids], True),
             answer=prompt.answer,
             answers=prompt.answers,
-            row=prompt.row,
+            row=prompt.own_row(),
             source=prompt.source,
             finish_reason=self.finish_reason,
             num_tokens=len(own),

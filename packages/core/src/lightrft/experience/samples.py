@@ -13,11 +13,13 @@ def samples_of(
     prompts: Sequence[Prompt], outputs: Sequence[RequestOutput], *, tokenizer: Any, pictures: Sequence[tuple[Any, ...]] | None = None
 ) -> list[Sample]:
     """One sample per completion, prompt by prompt; texts are decoded here, in one batch each, without and with special tokens. `pictures`:
-    of each prompt its images.
+    of each prompt its images. The samples of a prompt share a copy of its row.
     """
     seen = pictures if pictures is not None else [()] * len(prompts)
-    pairs = [(p, own, completion) for p, own, output in zip(prompts, seen, outputs, strict=True) for completion in output.completions]
-    ids = [list(completion.token_ids) for _, _, completion in pairs]
+    rows = [prompt.own_row() for prompt in prompts]
+    each = zip(prompts, rows, seen, outputs, strict=True)
+    pairs = [(p, row, own, completion) for p, row, own, output in each for completion in output.completions]
+    ids = [list(completion.token_ids) for *_, completion in pairs]
     if not ids:  # transformers decodes an empty batch to one empty text
         return []
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -28,7 +30,7 @@ def samples_of(
             completion=text,
             answer=prompt.answer,
             answers=prompt.answers,
-            row=prompt.row,
+            row=row,
             finish_reason=completion.finish_reason,
             num_tokens=len(completion.token_ids),
             token_ids=token_ids,
@@ -36,5 +38,5 @@ def samples_of(
             images=own,
             source=prompt.source,
         )
-        for (prompt, own, completion), token_ids, text, with_special in zip(pairs, ids, texts, raw, strict=True)
+        for (prompt, row, own, completion), token_ids, text, with_special in zip(pairs, ids, texts, raw, strict=True)
     ]

@@ -62,7 +62,8 @@ def open_run_folder(config: Config, *, backend: Mapping[str, Any], registry: Reg
     For rank 0 alone. `backend` is `StrategyBase.describe()`; `goes_on` says that the run in the folder is resumed.
 
     Raises:
-        RunFolderError: it holds another run and `overwrite_output_dir` is not set, or it cannot be written.
+        RunFolderError: it holds another run and `overwrite_output_dir` is not set, it cannot be written, or a folder or a pipe has the
+            name of a file that the run writes (or a file that of a folder).
     """
     folder = Path(config.output_dir)
     try:
@@ -71,6 +72,7 @@ def open_run_folder(config: Config, *, backend: Mapping[str, Any], registry: Reg
             _make_room(config)
         (folder / SUMMARY_FILE).unlink(missing_ok=True)
         log_folder(config).mkdir(parents=True, exist_ok=True)
+        _check_kinds(config)
         _write(folder / ENVIRONMENT_FILE, json.dumps(_environment(registry or Registry.discover()), indent=2) + "\n")
         _write(folder / BACKEND_FILE, json.dumps(dict(backend), indent=2) + "\n")
         _write(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True))
@@ -135,12 +137,26 @@ def _make_room(config: Config) -> None:
     if not config.overwrite_output_dir:
         remedies = "choose another folder, set --overwrite_output_dir, or --resume_from latest"
         raise RunFolderError(f"output_dir={config.output_dir!r} holds another run; {remedies}")
-    folder, logs = Path(config.output_dir), log_folder(config)
-    for path in (*(folder / name for name in OWN_FILES), *(path for name in OWN_LOGS for path in logs.glob(name))):
+    for path in _own(config):
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _own(config: Config) -> list[Path]:
+    """What a run writes, in its folder and in that of its logs; of names with a star what is there."""
+    folder, logs = Path(config.output_dir), log_folder(config)
+    return [*(folder / name for name in OWN_FILES), *(path for name in OWN_LOGS for path in logs.glob(name))]
+
+
+def _check_kinds(config: Config) -> None:
+    """Seen now, and not when it is written to hours later, or waited for as a pipe is."""
+    for path in _own(config):
+        is_folder = not path.suffix
+        if path.exists() and not (path.is_dir() if is_folder else path.is_file()):
+            found = "a folder" if path.is_dir() else "a file" if path.is_file() else "a pipe or a device"
+            raise RunFolderError(f"{str(path)!r} is {found}, and the run writes a {'folder' if is_folder else 'file'} there; move it away")
 
 
 def _environment(registry: Registry) -> dict[str, Any]:
