@@ -30,6 +30,10 @@ YARN: dict[str, Any] = {
 }  # fmt: skip
 
 
+AS_THE_HUB: dict[str, Any] = {"rope_parameters": YARN, "scoring_func": "sigmoid", "moe_layer_freq": 1}
+"""What DeepSeek-V3's own config.json has; transformers has no fields for the last two, and takes them so. vLLM and SGLang read them."""
+
+
 def _deepseek_v3(*, kv_lora_rank: int = 32, qk_rope_head_dim: int = 32, **more: Any) -> Any:
     sizes = {"q_lora_rank": 32, "qk_nope_head_dim": 32, "v_head_dim": 32}
     sizes |= {"kv_lora_rank": kv_lora_rank, "qk_rope_head_dim": qk_rope_head_dim}
@@ -53,7 +57,7 @@ def _minimax_m2() -> Any:
 
 WITH_BUFFERS: dict[str, Callable[[], Any]] = {
     "deepseek-v3": _deepseek_v3,
-    "deepseek-v3-latent": lambda: _deepseek_v3(kv_lora_rank=512, qk_rope_head_dim=64, rope_parameters=YARN),  # as its own
+    "deepseek-v3-latent": lambda: _deepseek_v3(kv_lora_rank=512, qk_rope_head_dim=64, **AS_THE_HUB),
     "glm4-moe": lambda: tf.Glm4MoeForCausalLM(tf.Glm4MoeConfig(**BLOCKS, **EXPERTS)),
     "minimax-m2": _minimax_m2,
     "apertus": lambda: tf.ApertusForCausalLM(tf.ApertusConfig(**BLOCKS)),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from families import FAMILIES as TABLE
 
 from lightrft.engine.base import EngineSetup
 from lightrft.plugins import Registry
@@ -27,6 +28,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "gemma2": lambda: tf.Gemma2ForCausalLM(tf.Gemma2Config(**HEADS, query_pre_attn_scalar=32)),
     "gpt-neox": lambda: tf.GPTNeoXForCausalLM(tf.GPTNeoXConfig(**SIZES)),
     "qwen3-moe": lambda: tf.Qwen3MoeForCausalLM(tf.Qwen3MoeConfig(**HEADS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)),
+    "deepseek-v3": TABLE["deepseek-v3-latent"],
 }
 PROMPTS = [[3, 4, 5], [3 + (7 * i) % 50 for i in range(200)]]
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.long  # an engine for each family
 RIGHT = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi", "phi3", "olmo2", "granite", "stablelm", "starcoder2",
     "smollm3", "gpt2", "gpt-neox", "opt", "mixtral", "qwen2-moe", "qwen3-moe", "granite-moe", "glm4-moe", "gemma4", "falcon-h1",
-    "olmoe", "gpt-oss", "hunyuan-moe", "granite-hybrid",
+    "olmoe", "gpt-oss", "hunyuan-moe", "granite-hybrid", "deepseek-v3-latent",
 )  # fmt: skip
 REFUSED = {
     "gemma3-vl": "which reads images.: OSError|vLLM needs torchvision",

@@ -127,6 +127,14 @@ def test_one_tensor_under_another_name_is_found(tmp_path: Path) -> None:
     assert list(unit.named(checksums(own))) == [("visual.blocks.0.attn.qkv.weight",)]
 
 
+def test_the_two_halves_of_latent_attention_are_known_in_one(tmp_path: Path) -> None:
+    files = {f"layers.0.self_attn.{part}.weight": torch.randn(4, 2) for part in ("q_a_proj", "kv_a_proj_with_mqa")}
+    save_file(files, tmp_path / "model.safetensors")
+    own = {"layers.0.self_attn.fused_qkv_a_proj.weight": torch.cat(list(files.values()))}
+    unit = OwnChecksums([checksums(own)], folder=str(tmp_path), dtype=torch.float32, sendable=same_names(files))
+    assert list(unit.named(checksums(own))) == [tuple(files)]
+
+
 STACKS = ("gate_up", "down")
 
 

@@ -36,6 +36,7 @@ from lightrft_vllm.guests import (
     make_deterministic,
     no_bars,
     no_shared_memory,
+    rotate_heads_in_torch,
     set_environment,
     snapshot,
 )
@@ -78,6 +79,7 @@ class VLLMEngine(InferenceEngine):
         from vllm import LLM  # after the environment that it reads at import
 
         keep_linear_layers_plain(setup.device.type)
+        rotate_heads_in_torch(setup.device.type)
         if self._reads_images:
             insert_missing_levels()
         if any(setup.options.get(name) for name in QUANTISING):

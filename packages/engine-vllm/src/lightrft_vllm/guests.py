@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import sys
@@ -164,6 +165,28 @@ def keep_linear_layers_plain(device_type: str) -> None:
         from vllm import _custom_ops
 
         _custom_ops._supports_onednn = False  # there is no public switch in 0.32
+
+
+def rotate_heads_in_torch(device_type: str) -> None:
+    """Before an engine is built on a CPU, for the whole process: vLLM 0.32's kernel there takes [tokens, heads x size] alone. Of what
+    latent attention gives it, [tokens, heads, size], it rotates heads by other tokens' positions, and keys not at all.
+    """
+    if device_type != "cpu":
+        return
+    from vllm.model_executor.layers.rotary_embedding import base
+
+    kind: Any = base.RotaryEmbedding
+    kernel = kind.forward_cpu
+    if hasattr(kernel, "_lightrft_heads"):
+        return
+
+    @functools.wraps(kernel)
+    def forward_cpu(self: Any, positions: Any, query: Any, key: Any = None) -> Any:
+        by_heads = query.dim() == positions.dim() + 2
+        return self.forward_native(positions, query, key) if by_heads else kernel(self, positions, query, key)
+
+    forward_cpu._lightrft_heads = True  # type: ignore[attr-defined]
+    kind.forward_cpu = forward_cpu
 
 
 @contextmanager

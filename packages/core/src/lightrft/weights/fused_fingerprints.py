@@ -15,7 +15,10 @@ from lightrft.weights.checksum import MODULUS, NOTHING, WeightChecksum, tensor_c
 from lightrft.weights.experts import ExpertFiles, expert_name
 from lightrft.weights.manifest import INDEX, WHOLE, expected_shapes
 
-FUSED = (("qkv_proj", ("q_proj", "k_proj", "v_proj")), ("gate_up_proj", ("gate_proj", "up_proj")), ("qkv_proj", ("qkv",)))
+FUSED = (
+    ("qkv_proj", ("q_proj", "k_proj", "v_proj")), ("gate_up_proj", ("gate_proj", "up_proj")), ("qkv_proj", ("qkv",)),
+    ("fused_qkv_a_proj", ("q_a_proj", "kv_a_proj_with_mqa")),
+)  # fmt: skip
 """What engines lay into one tensor, or call otherwise.
 
 A guess that the folder's weights do not bear out is dropped, so a wrong one costs nothing.
