@@ -244,4 +244,4 @@ gpu-bench:  ## on the GPU machine, after gpu-test: phases against their floors, 
 	VLLM_USE_FLASHINFER_SAMPLER=0 PYTHONPATH=$(GPU_SITE) python3 -c 'import trl' && VLLM_USE_FLASHINFER_SAMPLER=0 PYTHONPATH=$(GPU_SITE) python3 benchmarks/vs_trl.py
 
 clean:  ## remove environments, caches and runs
-	rm -rf $(VENV) $(CORE_VENV) $(LOWEST_VENV) $(VLLM_VENV) $(SGLANG_VENV) $(CROSSCHECK_VENV) runs build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(CORE_VENV) $(LOWEST_VENV) $(VLLM_VENV) $(SGLANG_VENV) $(CROSSCHECK_VENV) $(EXTRAS_VENV) runs build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
