@@ -16,8 +16,10 @@ OTHERS = {"coming-from.md", "coming-from-table.md"}
 """Pages about flags of other libraries."""
 NOT_OURS = {"rdzv_id", "requeue", "name"}
 """Of torchrun and of sbatch, and the word that stands for any flag."""
-PAGES = sorted(path for path in [*ROOT.glob("docs/**/*.md"), ROOT / "README.md"] if path.name not in OTHERS)
+READMES = [ROOT / "README.md", *ROOT.glob("packages/*/README.md"), *ROOT.glob("examples/**/README.md")]
+PAGES = sorted(path for path in [*ROOT.glob("docs/**/*.md"), *READMES] if path.name not in OTHERS)
 CODE = re.compile(r"^```(?:bash|text)?\n(.*?)^```|`([^`\n]+)`", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"\n\n((?:    .*\n)+)")
 FLAG = re.compile(r"(?<![\w-])--([a-zA-Z][\w.-]*)")
 
 
@@ -40,7 +42,9 @@ def test_what_is_not_there_is_found() -> None:
 
 
 def codes(page: Path) -> list[str]:
-    return [block or inline for block, inline in CODE.findall(page.read_text(encoding="utf-8"))]
+    """Blocks between fences, indented ones, and what stands in backticks in a line."""
+    text = page.read_text(encoding="utf-8")
+    return [block or inline for block, inline in CODE.findall(text)] + INDENTED.findall(CODE.sub("", text))
 
 
 def problems(code: str) -> list[str]:
@@ -48,12 +52,16 @@ def problems(code: str) -> list[str]:
     found = []
     code = re.sub(r"\s#.*", "", code.replace("\\\n", " "))
     for line in code.splitlines():
-        found += [f"no command {name}" for name in re.findall(r"^\$?\s*lightrft ([a-z][a-z-]+)\b", line) if name not in COMMANDS]
-        found += [f"no target {name}" for name in re.findall(r"^\$?\s*make ([a-z][\w-]*)", line) if name not in TARGETS]
+        found += [
+            f"no command {name}"
+            for name in re.findall(r"^\s*\$?\s*(?:\.venv/bin/)?lightrft ([a-z][a-z-]+)\b", line)
+            if name not in COMMANDS
+        ]
+        found += [f"no target {name}" for name in re.findall(r"^\s*\$?\s*make ([a-z][\w-]*)", line) if name not in TARGETS]
         found += [
             f"no file {name}" for name in re.findall(r"\b((?:benchmarks|examples|tools)/[\w/.-]+\.\w+)", line) if not (ROOT / name).exists()
         ]
-        if re.match(r"\s*(\$ )?(lightrft |torchrun |python benchmarks/|make |--[a-z])", line):
+        if re.match(r"\s*(\$ )?(?:\.venv/bin/)?(lightrft |torchrun |python benchmarks/|make |--[a-z])", line):
             found += [f"no flag --{name}" for name in FLAG.findall(line) if not is_flag(name)]
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ PAGES = sorted(
     ]
 )
 BLOCK = re.compile(r"^ *```([^\n]*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"(?:\n\n)((?:    .*\n)+)")
 SETTING = re.compile(r"([a-z]\w*): ?(\S.*)?")
 SHOWN = re.compile(r"(?<!`)`(\w+: [^`\n]+)`(?!`)")
 
@@ -30,6 +32,7 @@ def recipes(page: Path) -> list[str]:
     """Blocks that say they are YAML, the other blocks of which every line is one of our settings, and settings in sentences."""
     text = page.read_text(encoding="utf-8")
     blocks = [body for kind, body in BLOCK.findall(text) if kind == "yaml" or is_recipe(body)]
+    blocks += [body for found in INDENTED.findall(BLOCK.sub("", text)) if is_recipe(body := textwrap.dedent(found))]
     shown = [found for found in SHOWN.findall(BLOCK.sub("", text)) if found.split(":")[0] in Config.model_fields]
     return blocks + shown
 

@@ -9,6 +9,7 @@ from lightrft.version import __version__
 
 if TYPE_CHECKING:
     from lightrft.config import Config, add_arguments, make_config
+    from lightrft.errors import LightRFTError
     from lightrft.experience.score_given import score
     from lightrft.models.load import load_tokenizer
     from lightrft.rollout.environment import Continue, End, Environment, ToolCall, Turn
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from lightrft.types import Sample
 
 __all__ = [
-    "Config", "Continue", "End", "Environment", "GymnasiumTexts", "OpenEnvTexts", "PythonTool", "SPMDPPOTrainer", "Sample",
-    "ToolCall", "ToolCalls", "Turn",
+    "Config", "Continue", "End", "Environment", "GymnasiumTexts", "LightRFTError", "OpenEnvTexts", "PythonTool",
+    "SPMDPPOTrainer", "Sample", "ToolCall", "ToolCalls", "Turn",
     "__version__",
     "add_arguments", "build_actor", "build_critic", "build_ema_model", "build_initial_model", "build_rewards", "build_scheduler",
     "count_updates", "evaluate", "generate", "get_strategy", "launch", "load_tokenizer", "make_config", "open_run", "read_eval_sets",
@@ -47,6 +48,7 @@ PUBLIC = {
     "Config": "lightrft.config",
     "make_config": "lightrft.config",
     "add_arguments": "lightrft.config",
+    "LightRFTError": "lightrft.errors",
     "get_strategy": "lightrft.strategy",
     "SPMDPPOTrainer": "lightrft.trainer",
     "train": "lightrft.trainer.run",

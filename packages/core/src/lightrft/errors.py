@@ -7,7 +7,19 @@ from difflib import get_close_matches
 
 
 class LightRFTError(Exception):
-    """Base of everything that this library raises on purpose. `section`: that of docs/troubleshooting.md which is about it."""
+    """Base of everything that this library raises on purpose: a line for each problem, with what was asked, found and is possible.
+
+    `section`: that of docs/troubleshooting.md which is about it. The kinds of it are in `lightrft.errors`.
+
+    Example::
+
+        import lightrft
+
+        try:
+            lightrft.make_config({"learning_rat": 1e-5, "top_p": 2})
+        except lightrft.LightRFTError as error:
+            print(error)
+    """
 
     section: str = "a-rank-fails"
 

@@ -43,7 +43,7 @@ def test_unknown_flags_are_all_named_with_the_nearest() -> None:
 
 
 def test_a_stray_word() -> None:
-    assert flags("sort").problems == ["unexpected argument 'sort'; settings have the form --name value"]
+    assert flags("sort").problems == ["unexpected argument 'sort'; settings have the form --name value, lists --name one,two"]
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", ""])

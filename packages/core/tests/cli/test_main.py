@@ -90,10 +90,17 @@ def test_a_dataset_of_a_hub_that_is_not_reached_is_told_before_a_model_loads(tmp
     assert "http://127.0.0.1:9 cannot be reached" in line and f"not in the cache {str(tmp_path / 'datasets')!r}" in line
 
 
-def test_an_unknown_command_names_the_nearest() -> None:
-    done = lightrft("trian")
-    assert done.returncode == 2
-    assert "'trian'. Did you mean 'train'?" in done.stderr
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("trian", "; did you mean 'train'? (`lightrft --help` lists all)"),
+        ("resume", "; a run goes on with `lightrft train --config RUN/config.yaml --resume_from latest`"),
+    ],
+)
+def test_an_unknown_command_names_the_nearest_or_what_does_it(name: str, answer: str) -> None:
+    done = lightrft(name)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: no command {name!r}{answer}")
 
 
 def test_bisect_mismatch_says_that_all_agrees_in_a_table_and_in_json(tmp_path: Path) -> None:

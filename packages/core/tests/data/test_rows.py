@@ -76,7 +76,9 @@ def test_a_folder_without_rows_is_told_as_one(tmp_path: Path) -> None:
 
 def test_strange_folder_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("datasets", reason="the extra lightrft[datasets] is not installed")
-    assert f"{tmp_path} is not a folder written by datasets.save_to_disk: " in message(str(tmp_path))
+    told = message(str(tmp_path))
+    assert f"{tmp_path} is not a folder written by datasets.save_to_disk (FileNotFoundError: " in told
+    assert told.endswith("; give such a folder, a .jsonl or .parquet file, or a hub name OWNER/NAME:SUBSET:SPLIT")
 
 
 def test_folder_without_the_datasets_package_gives_the_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

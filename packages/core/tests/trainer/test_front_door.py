@@ -56,8 +56,7 @@ def test_a_phase_in_five_lines(tmp_path: Path) -> None:
         seen.append(len(experience))
         return lightrft.SPMDPPOTrainer.reward(trainer, experience)
 
-    config = settings(tmp_path, "run") | {"label_key": ""}
-    lightrft.train(config, rewards=[brevity], prompts=[row["prompt"] for row in ROWS], phases={"reward": reward})
+    lightrft.train(settings(tmp_path, "run"), rewards=[brevity], prompts=[row["prompt"] for row in ROWS], phases={"reward": reward})
     assert seen == [8, 8]
 
 
@@ -75,6 +74,14 @@ def test_a_phase_in_five_lines(tmp_path: Path) -> None:
         ({"rewards": [brevity], "prompts": []}, "holds no rows"),
         ({"rewards": [brevity], "prompts": ROWS, "config": {"train_batch_size": 100}}, "train_batch_size=100 does not divide"),
         ({"prompts": ROWS, "config": {"reward": []}}, "reward is empty; name at least one"),
+        (
+            {"rewards": [brevity], "prompts": ROWS, "config": {"strategy": "fsdp"}},
+            "strategy 'fsdp' is not installed: pip install 'lightrft[fsdp]'",
+        ),
+        (
+            {"rewards": [brevity], "prompts": ROWS, "config": {"engine_type": "vllm"}},
+            "engine 'vllm' is not installed: pip install 'lightrft[vllm]'",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_a_model_loads(tmp_path: Path, given: dict[str, Any], words: str) -> None:
@@ -82,6 +89,23 @@ def test_what_does_not_go_together_is_refused_before_a_model_loads(tmp_path: Pat
     with pytest.raises((ConfigError, DataError)) as caught:
         lightrft.train(config, registry=fake_registry(), **given)
     assert words in str(caught.value)
+
+
+def test_texts_have_no_answers_to_look_for_and_columns_have(tmp_path: Path) -> None:
+    texts = [row["prompt"] for row in ROWS]
+    lightrft.train(settings(tmp_path, "run") | {"max_steps": 1}, rewards=[brevity], prompts=texts, eval_prompts=texts[:2])
+    assert "label_key: ''" in (tmp_path / "run/config.yaml").read_text()
+    for given in (
+        {"prompts": texts, "config": {"label_key": "solution"}},
+        {"prompts": [*texts, {"prompt": "1 =", "anser": "1"}]},
+        {"prompts": [{"prompt": text, "level": 1} for text in texts]},
+        {"prompts": texts, "eval_prompts": ROWS},
+    ):
+        config = settings(tmp_path, "refused") | given.pop("config", {})
+        with pytest.raises(
+            (ConfigError, DataError), match=r"no column '(answer|solution)'.*; label_key names that of the answers, or is empty"
+        ):
+            lightrft.train(config, rewards=[brevity], **given)
 
 
 def test_a_row_that_is_no_json(tmp_path: Path) -> None:

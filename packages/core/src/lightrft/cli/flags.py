@@ -135,7 +135,7 @@ def _unknown(rest: Sequence[str], *, takes_recipe: bool) -> list[str]:
             problems.append(f"{flag} is not available: {refused}" if refused else f"unknown flag {flag!r}{hint}")
             after_flag = True
         elif not after_flag:  # else it is the unknown flag's value
-            answer = named_here(word.partition("=")[0]) or "; settings have the form --name value"
+            answer = named_here(word.partition("=")[0]) or "; settings have the form --name value, lists --name one,two"
             problems.append(f"unexpected argument {word!r}{answer}")
     return problems
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import typer
+import typer.core
 
 from lightrft.cli import show
-from lightrft.errors import ConfigError, UserError
+from lightrft.errors import ConfigError, UserError, nearest
 
 TRACEBACK_FLAG, TRACEBACK_VARIABLE = "--traceback", "LIGHTRFT_TRACEBACK"
 TRAIN = "Trains as a recipe and flags say; flags win. Starts one rank for each GPU, unless it is itself run by torchrun."
@@ -61,8 +62,30 @@ ABOUT = """Reinforcement fine-tuning of language models.
 
 `lightrft COMMAND --help` lists the flags of a command. What you did wrong is told in a line each; --traceback shows where.
 """
+OTHERWISE = {
+    "resume": "a run goes on with `lightrft train --config RUN/config.yaml --resume_from latest`",
+    "evaluate": "it is `lightrft eval`",
+    "generate": "it is lightrft.generate in Python; `lightrft eval --out FILE.jsonl` keeps completions",
+    "samples": "`lightrft report RUN` and `lightrft watch RUN` show them; they are in RUN/samples.jsonl",
+    "serve": "`lightrft watch RUN` serves a run's page; RUN/model is a model folder for any server",
+}
+"""What a user may look for, and where it is."""
+
+
+class Commands(typer.core.TyperGroup):
+    """A command that there is not is told as other mistakes are, in one line."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        if name not in self.commands and not name.startswith("-"):
+            there = f"; {OTHERWISE[name]}" if name in OTHERWISE else f"{nearest(name, self.commands)} (`lightrft --help` lists all)"
+            raise UserError(f"no command {name!r}{there}")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="lightrft",
+    cls=Commands,
     help=ABOUT,
     invoke_without_command=True,
     context_settings={"help_option_names": []},

@@ -63,7 +63,8 @@ def load_table(path: str, *, required: Sequence[str], known: Sequence[str] = ())
         if all(value_at(row, name) is None for row in table.rows):
             if name in columns:
                 raise DataError(f"{table.path}: column {name!r} is null in every row; fill it, or name another")
-            raise DataError(f"{table.where(0)}: no column {name!r}{nearest(name, columns)} (columns: {', '.join(columns) or 'none'})")
+            known_here = f"{nearest(name, columns)} (columns: {', '.join(columns) or 'none'})"
+            raise DataError(f"{table.where(0)}: no column {name!r}{known_here}; label_key names that of the answers, or is empty: none")
     return table
 
 
@@ -184,7 +185,8 @@ def _read_folder(source: Path) -> Table:
         if _written_without_rows(source):
             return Table(path=str(source), rows=[])
         reason = " ".join(str(error).split())
-        raise DataError(f"{source} is not a folder written by datasets.save_to_disk: {type(error).__name__}: {reason}") from error
+        what = f"{source} is not a folder written by datasets.save_to_disk ({type(error).__name__}: {reason})"
+        raise DataError(f"{what}; give such a folder, a .jsonl or .parquet file, or a hub name OWNER/NAME:SUBSET:SPLIT") from error
     if isinstance(found, datasets.DatasetDict):
         if not found:
             return Table(path=str(source), rows=[])

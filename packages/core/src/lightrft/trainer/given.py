@@ -55,6 +55,15 @@ def in_place_of(
     return rows
 
 
+def without_answers(config: Config, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Config:
+    """Prompts that are texts alone have no answers to look for: `label_key` is empty then, unless the settings name one. Local."""
+    given = [row for of_setting in rows.values() for row in of_setting]
+    from_files = any(is_given(config, name) for name in ("prompt_data", "eval_data", "label_key", "sft_steps"))
+    if not given or from_files or any(set(row) != {config.input_key} for row in given):
+        return config
+    return config.model_copy(update={"label_key": ""})
+
+
 def keep_rows(config: Config, rows: Mapping[str, Sequence[Mapping[str, Any]]], *, world: World) -> Config:
     """Writes the rows as `data/prompt_data.jsonl` and `data/eval_data.jsonl` of the run folder; the settings that name them. Collective.
 

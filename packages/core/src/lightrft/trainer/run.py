@@ -33,7 +33,7 @@ from lightrft.trainer.data_checks import columns_asked_for
 from lightrft.trainer.early_stop import Callback
 from lightrft.trainer.evaluate import evaluate as evaluate_sets
 from lightrft.trainer.evaluate import write_rows
-from lightrft.trainer.given import Rows, in_place_of, keep_rows
+from lightrft.trainer.given import Rows, in_place_of, keep_rows, without_answers
 from lightrft.trainer.preflight import Mode, preflight_problems, raise_all
 from lightrft.trainer.prompts import check_prompts, image_reader
 from lightrft.trainer.resume import check_resume, in_run
@@ -55,8 +55,9 @@ def train(
 
     `rewards` are functions `(samples) -> one number each`, in place of the setting `reward`. `prompts` and `eval_prompts` are rows in
     memory (texts, mappings of columns, or a `datasets.Dataset`), in place of `prompt_data` and `eval_data`; they are kept as files in the
-    run folder, which can then be evaluated and resumed. `phases` are functions in place of phases, `callbacks` are called with the
-    trainer at the end of each rollout, and end the run by returning a reason (see `SPMDPPOTrainer`).
+    run folder, which can then be evaluated and resumed. Where all rows are texts and the rewards functions, no answers are looked for.
+    `phases` are functions in place of phases, `callbacks` are called with the trainer at the end of each rollout, and end the run by
+    returning a reason (see `SPMDPPOTrainer`).
 
     After an error the process group is left as it is: other ranks may be inside a collective, so the caller should end the process.
 
@@ -69,7 +70,7 @@ def train(
 
         summary = lightrft.train(
             {
-                "model_name_or_path": "model", "strategy": "single", "engine_type": "hf", "label_key": "", "output_dir": "runs/mine",
+                "model_name_or_path": "model", "strategy": "single", "engine_type": "hf", "output_dir": "runs/mine",
                 "rollout_batch_size": 2, "n_samples_per_prompt": 4, "train_batch_size": 8, "generate_max_len": 8, "max_steps": 2,
             },
             rewards=[lambda samples: [float("42" in sample.completion) for sample in samples]],
@@ -79,7 +80,7 @@ def train(
     """
     config = config if isinstance(config, Config) else make_config(config)
     given = in_place_of(config, rewards=rewards, prompts=prompts, eval_prompts=eval_prompts)
-    config = config if rewards is None else config.model_copy(update={"reward": []})
+    config = config if rewards is None else without_answers(config, given).model_copy(update={"reward": []})
     strategy = get_strategy(config, registry=registry)
     world = strategy.world
     check_engine(config, registry=strategy.registry, world_size=world.world_size, device_type=world.device.type)
