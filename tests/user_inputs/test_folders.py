@@ -16,8 +16,11 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertLMHeadModel,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
 )
 from user_inputs.folder_cases import CASES, OWN_CODE, TAKEN, WEIGHTS, as_bin, both, text, truncated, weights
 
@@ -115,6 +118,19 @@ def test_an_encoder_is_a_policy_only_as_a_decoder(tmp_path: Path, whole: Path, i
     BertLMHeadModel(BertConfig(vocab_size=64, pad_token_id=0, eos_token_id=1, is_decoder=is_decoder, **sizes)).save_pretrained(made)
     found = found_before_ranks(made, tmp_path)
     assert found == [] if is_decoder else "is that of an encoder (bert), which reads in both directions" in found[0]
+
+
+def test_a_model_that_takes_no_text_without_an_image_is_refused(tmp_path: Path, whole: Path) -> None:
+    made = Path(shutil.copytree(whole, tmp_path / "m"))
+    (made / WEIGHTS).unlink()
+    layers = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    text = OPTConfig(vocab_size=64, hidden_size=64, ffn_dim=64, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=64)
+    config = Blip2Config(
+        text_config=text, qformer_config=layers | {"vocab_size": 64}, vision_config=layers | {"image_size": 28, "patch_size": 14},
+        num_query_tokens=4, image_token_index=5, image_text_hidden_size=32,
+    )  # fmt: skip
+    Blip2ForConditionalGeneration(config).save_pretrained(made)
+    assert "Blip2ForConditionalGeneration takes no text without an image" in found_before_ranks(made, tmp_path)[0]
 
 
 def test_folders_of_critic_and_reward_models_are_looked_at_too(tmp_path: Path, whole: Path) -> None:

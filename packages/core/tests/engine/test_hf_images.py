@@ -144,6 +144,17 @@ def test_prompts_that_do_not_fit_their_images_are_refused(tmp_path: Path, prompt
         engine_on(tmp_path).generate([Request(id=7, prompt_token_ids=prompt, seed=0, images=(noise(0),))], GREEDY)
 
 
+def test_images_side_by_side_are_refused_where_the_model_takes_them_for_one_and_read_where_not(tmp_path: Path) -> None:
+    """Without a chat template nothing stands between them; transformers' own error was about the shape of a tensor."""
+    asked = Request(id=7, prompt_token_ids=[IMAGE_ID, IMAGE_ID, 5], seed=0, images=(noise(0), noise(1)))
+    qwen_vl(tmp_path / "qwen")
+    words = "^request 7: two images stand side by side, and a model of type 'qwen2_5_vl' tells them apart by .*; set apply_chat_template"
+    with pytest.raises(ValueError, match=words):
+        engine_on(tmp_path / "qwen").generate([asked], GREEDY)
+    llava(tmp_path / "llava")
+    assert len(engine_on(tmp_path / "llava").generate([asked], GREEDY)[0].completions[0].token_ids) == 6
+
+
 def test_a_text_model_and_a_folder_without_processor_refuse_images(tmp_path: Path) -> None:
     request = Request(id=7, prompt_token_ids=[IMAGE_ID], seed=0, images=(noise(0),))
     tiny_causal_lm(vocab_size=64).save_pretrained(tmp_path / "text")

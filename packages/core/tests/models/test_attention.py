@@ -141,6 +141,17 @@ def test_a_model_that_drops_the_segments_is_refused() -> None:
         ours("qwen3")(input_ids=torch.ones(1, 6, dtype=torch.long), use_cache=False)
 
 
+def test_how_many_logits_are_kept_is_none_of_attention_s_business() -> None:
+    """LLaVA-OneVision hands it down to every layer, and was refused to be packed for it."""
+    ids = torch.arange(6)[None]
+    with torch.no_grad():
+        model = ours("qwen3").model
+        torch.testing.assert_close(
+            model(input_ids=ids, use_cache=False, logits_to_keep=1).last_hidden_state,
+            model(input_ids=ids, use_cache=False).last_hidden_state,
+        )
+
+
 def test_arguments_of_attention_that_nobody_knows_are_refused() -> None:
     with torch.no_grad(), pytest.raises(ModelError, match="Qwen3Attention gives its attention position_bias, which this"):
         ours("qwen3")(input_ids=torch.ones(1, 6, dtype=torch.long), use_cache=False, position_bias=torch.zeros(1))

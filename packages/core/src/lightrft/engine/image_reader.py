@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoToke
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from lightrft.types import Video, frames_of
+from lightrft.weights.model_class import tells_images_by_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class ImageReader:
 
     def __init__(self, model_path: str, *, trust_remote_code: bool) -> None:
         self._processor = _load_processor(model_path, trust_remote_code=trust_remote_code)
+        self._path, self._trusted = model_path, trust_remote_code
         self.token = str(getattr(self._processor, "image_token", None) or "")
         """The text that stands for an image in a prompt."""
         if not self.token:
@@ -71,7 +73,7 @@ class ImageReader:
         `images` are PIL images in RGB and videos of such frames, each kind in the order of its tokens; `where` names the prompt in errors.
 
         Raises:
-            ValueError: as `check_count`; or the processor refuses them.
+            ValueError: as `check_count`; the processor refuses them; or two stand side by side, which the model takes for one.
         """
         self.check_count(token_ids, images, where=where)
         videos = [list(one.frames) for one in images if isinstance(one, Video)]
@@ -95,7 +97,19 @@ class ImageReader:
         named = {name: made[name] for name in made if name not in _TEXT}
         # What has an entry for each token of `row` gets one for each token of the prompt, 0 where that is text.
         marks = {name: torch.nn.functional.pad(v, (0, 1))[:, source] for name, v in named.items() if v.shape == row.shape}
+        joined = [at for at in range(1, len(source)) if source[at - 1] != own != source[at] and source[at] != source[at - 1] + 1]
+        if any(kind[0, at - 1] == kind[0, at] != 0 for kind in marks.values() for at in joined):
+            self._refuse_side_by_side(where)
         return PromptWithImages(token_ids=whole, marks=marks, features={name: v for name, v in named.items() if name not in marks})
+
+    def _refuse_side_by_side(self, where: str) -> None:
+        """Raises ValueError where the model could not tell two images apart that have no token between them."""
+        config = AutoConfig.from_pretrained(self._path, trust_remote_code=self._trusted)
+        if tells_images_by_runs(config):
+            raise ValueError(
+                f"{where}: two images stand side by side, and a model of type {config.model_type!r} tells them apart by the tokens between "
+                "them; set apply_chat_template, which writes some, or write text between"
+            )
 
     def blank(self) -> PromptWithImages:
         """A white image, and nothing else."""
@@ -145,7 +159,7 @@ def _load_processor(model_path: str, *, trust_remote_code: bool) -> Any:
             return automatic.from_pretrained(model_path, trust_remote_code=trust_remote_code)
         except ImportError:
             return _without_videos(model_path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         missing = isinstance(error, ImportError) or "to be installed" in reason
         remedy = "install what it asks for" if missing else "copy the model's preprocessor_config.json"

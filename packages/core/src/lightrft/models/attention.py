@@ -29,6 +29,7 @@ WITHOUT_MEANING = frozenset(
     {
         "position_ids",
         "use_cache",
+        "logits_to_keep",
         "return_dict",
         "output_attentions",
         "output_hidden_states",

@@ -7,6 +7,7 @@ configurations can be read. No tensor is loaded.
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -99,6 +100,8 @@ def _problems(folder: Path, *, auto_class: Any, trust_remote_code: bool, tokeniz
             f"config.json is that of an encoder ({model.config.model_type}), which reads in both directions and generates no text; give a "
             "decoder, or set is_decoder to true where it was trained as one"
         )
+    if _takes_no_text_alone(model):
+        yield f"{type(model).__name__} takes no text without an image, and text alone is what a run's checks ask; name another model"
     yield from _of_weights(folder, model, tensors)
     if model.config.return_dict is False:
         yield "config.json has return_dict=false, with which a model answers in tuples without names; take the entry out"
@@ -117,6 +120,11 @@ def _problems(folder: Path, *, auto_class: Any, trust_remote_code: bool, tokeniz
             stop_tokens(folder, tokenizer=load_tokenizer(folder, trust_remote_code=trust_remote_code))
         except ModelError as error:
             yield str(error)
+
+
+def _takes_no_text_alone(model: Any) -> bool:
+    pixels = inspect.signature(type(model).forward).parameters.get("pixel_values")
+    return pixels is not None and pixels.default is pixels.empty
 
 
 def _more_layers_than_tensors(folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -22,6 +23,14 @@ def language_model_class(config: Any) -> Any:
 def reads_images(config: Any) -> bool:
     """Whether the model of this configuration takes images beside text."""
     return type(config) in _classes(AutoModelForImageTextToText)
+
+
+def tells_images_by_runs(config: Any) -> bool:
+    """Whether transformers' model gives tokens of images their positions run by run (M-RoPE): two runs without a token between are one."""
+    mapping = _classes(AutoModelForImageTextToText)
+    if type(config) not in mapping:
+        return False
+    return any(hasattr(one, "get_rope_index") for one in vars(sys.modules[mapping[type(config)].__module__]).values())
 
 
 def ignored_on_load(name: str, model: Any) -> bool:
