@@ -20,7 +20,7 @@ from lightrft.engine.model_facts import model_facts
 from lightrft.engine.request_images import RequestImages
 from lightrft.engine.stop_text import cut_at_stop
 from lightrft.errors import CapabilityError, EngineError, EngineStateError, ModelError, WeightSyncError
-from lightrft.types import Completion, EngineStatus, FinishReason, Request, RequestOutput, SamplingParams
+from lightrft.types import Completion, Ended, EngineStatus, FinishReason, Request, RequestOutput, SamplingParams
 from lightrft.weights.buckets import Weight, WeightBucket
 from lightrft.weights.checksum import WeightChecksum
 from lightrft.weights.fused_fingerprints import OwnChecksum, OwnChecksums
@@ -33,6 +33,8 @@ from lightrft_sglang.process import SGLangProcess
 from lightrft_sglang.sampling import left_to_us, read_sampling, to_sglang
 
 CPU_KV_TOKENS = 16_384
+POLL_S = 0.01
+"""How long a poll waits for a completion to end: so long a turn that follows may wait to be started."""
 FLUSH_TRIES, FLUSH_PAUSE_S = 200, 0.02
 """A flush is refused while the last request is still being put away, some milliseconds after its answer."""
 
@@ -54,6 +56,7 @@ class SGLangEngine(InferenceEngine):
             os.environ["SGLANG_USE_CPU_ENGINE"] = "1"  # read at import, here and in the children
         self._process = self._started()
         self._tokenizer: Any = None  # for stop strings
+        self._ended: list[Ended] = []
         self._images = RequestImages(setup)
         self._version = 0
         self._status = EngineStatus.AWAKE
@@ -84,16 +87,8 @@ class SGLangEngine(InferenceEngine):
         return self._process.page_size
 
     def generate(self, requests: Sequence[Request], sampling: SamplingParams) -> list[RequestOutput]:
-        if self._status is not EngineStatus.AWAKE:
-            raise EngineStateError(f"generate while the engine is {self._status}; call wake_up first")
-        if not requests:
-            return []
-        limit = self.setup.max_model_len
-        check_requests(requests, vocab_size=self._facts.vocab_size, max_model_len=limit)
-        prompts = [self._images.read(request) for request in requests]
-        # Its own `n` takes no list of return_logprob; copies share their prompt in its prefix cache. Greedy draws are identical.
-        each = 1 if sampling.temperature == 0 else sampling.n
-        copies = [pair for pair in zip(requests, prompts, strict=True) for _ in range(each)]
+        asked = self._asked(requests, sampling)
+        each = len(asked) // max(len(requests), 1)
         drawn: list[dict[int, Completion]] = [{} for _ in requests]
         outputs: dict[int, RequestOutput] = {}
 
@@ -103,20 +98,40 @@ class SGLangEngine(InferenceEngine):
             if len(drawn[at]) == each:
                 outputs[at] = self._output(requests[at], [drawn[at][k] for k in range(each)], sampling)
 
-        self._call_each(
-            "async_generate",
-            [
-                dict(
-                    input_ids=prompt.token_ids,
-                    sampling_params=to_sglang(sampling, room=limit - len(prompt.token_ids), eos_token_ids=self._facts.eos_token_ids),
-                    return_logprob=request.logprobs,
-                    image_data=_image_data(prompt),
-                )
-                for request, prompt in copies
-            ],
-            ended,
-        )
+        self._call_each("async_generate", asked, ended)
         return [outputs[at] for at in range(len(requests))]
+
+    def start(self, requests: Sequence[Request], sampling: SamplingParams) -> None:
+        asked = self._asked(requests, sampling)
+        each = len(asked) // max(len(requests), 1)
+
+        def ended(index: int, answer: Any) -> None:
+            at, number = divmod(index, each)
+            completion = self._completion(requests[at], answer, sampling)
+            indices = [number] if each == sampling.n else range(sampling.n)
+            self._ended += [Ended(id=requests[at].id, index=one, completion=completion) for one in indices]
+
+        self._process.begin_each("async_generate", asked, ended)
+
+    def poll(self) -> list[Ended]:
+        try:
+            self._process.look(POLL_S)
+        except EngineError:
+            self._status = EngineStatus.UNUSABLE
+            raise
+        ended, self._ended = self._ended, []
+        if ended:
+            self.report(tokens=sum(len(one.completion.token_ids) for one in ended), completions=len(ended))
+        return ended
+
+    def abort(self) -> None:
+        self._alive()
+        try:
+            self._process.forget()
+        except EngineError:
+            self._status = EngineStatus.UNUSABLE
+            raise
+        self._ended = []
 
     def update_weights(self, buckets: Iterable[WeightBucket], *, version: int) -> None:
         if self._status in (EngineStatus.ASLEEP, EngineStatus.UNUSABLE):
@@ -178,6 +193,26 @@ class SGLangEngine(InferenceEngine):
         self._process.shutdown()
 
     # ---- parts ---------------------------------------------------------------------------------------------------------------------------
+
+    def _asked(self, requests: Sequence[Request], sampling: SamplingParams) -> list[dict[str, Any]]:
+        """The arguments of SGLang's call for each sample of each request, request by request. Raises as `generate`."""
+        if self._status is not EngineStatus.AWAKE:
+            raise EngineStateError(f"generate while the engine is {self._status}; call wake_up first")
+        limit = self.setup.max_model_len
+        check_requests(requests, vocab_size=self._facts.vocab_size, max_model_len=limit)
+        prompts = [self._images.read(request) for request in requests]
+        # Its own `n` takes no list of return_logprob; copies share their prompt in its prefix cache. Greedy draws are identical.
+        each = 1 if sampling.temperature == 0 else sampling.n
+        return [
+            dict(
+                input_ids=prompt.token_ids,
+                sampling_params=to_sglang(sampling, room=limit - len(prompt.token_ids), eos_token_ids=self._facts.eos_token_ids),
+                return_logprob=request.logprobs,
+                image_data=_image_data(prompt),
+            )
+            for request, prompt in zip(requests, prompts, strict=True)
+            for _ in range(each)
+        ]
 
     def _started(self) -> SGLangProcess:
         try:

@@ -26,6 +26,7 @@ def lightrft_plugins() -> Sequence[PluginSpec]:
                     Capability.MEM_UTIL,
                     Capability.WEIGHT_CHECKSUMS,
                     Capability.MULTIMODAL,
+                    Capability.STEPPING,
                     Capability.SLEEP_1,
                 }
             ),

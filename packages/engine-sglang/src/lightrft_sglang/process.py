@@ -23,6 +23,7 @@ LAUNCHER = (
 )  # fmt: skip
 LAUNCHER_PREFIXES = ("TORCHELASTIC_", "GROUP_", "ROLE_")
 JOIN_S = 5.0
+ABORT_EVERY_S = 0.05
 
 
 @contextmanager
@@ -66,6 +67,7 @@ class SGLangProcess:
         self._failed = False
         self._engine: Any = None
         self._loop = asyncio.new_event_loop()
+        self._begun: set[asyncio.Task[None]] = set()
         others, contexts, ours = set(multiprocessing.active_children()), _contexts(), segments_of([os.getpid()])
         there = everything()
         error: BaseException | None = None
@@ -127,6 +129,34 @@ class SGLangProcess:
             for error in self._loop.run_until_complete(every()):
                 if error is not None:
                     raise error
+
+    def begin_each(self, name: str, arguments: Sequence[Mapping[str, Any]], ended: Callable[[int, Any], None]) -> None:
+        """As `call_each`, and does not wait: `look` goes on with them, and with those that were begun before."""
+
+        async def one(index: int, given: Mapping[str, Any]) -> None:
+            ended(index, await getattr(self._engine, name)(**given))
+
+        self._begun |= {self._loop.create_task(one(index, given)) for index, given in enumerate(arguments)}
+
+    def look(self, wait_s: float) -> None:
+        """Waits for the first of what was begun to end, for `wait_s` at most. Raises as `call_each`."""
+        if not self._begun:
+            return
+        with self._guarded("a look at requests"):
+            ended, self._begun = self._loop.run_until_complete(
+                asyncio.wait(self._begun, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            )
+        for error in [task.exception() for task in ended]:
+            if error is not None:
+                raise error
+
+    def forget(self) -> None:
+        """Ends what was begun and has not ended. Raises as `call_each`."""
+        while self._begun:
+            with self._guarded("an abort"):
+                # Again and again: one that is on its way to the scheduler is not there to be aborted yet.
+                self._engine.tokenizer_manager.abort_request(abort_all=True)
+                _, self._begun = self._loop.run_until_complete(asyncio.wait(self._begun, timeout=ABORT_EVERY_S))
 
     @contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
