@@ -12,6 +12,7 @@ from lightrft.models.load import parameters_on_meta
 from lightrft.models.lora import add_lora
 from lightrft.strategy import get_strategy
 from lightrft.strategy.strategy_base import AdamWSettings
+from lightrft.testing.image_text import tiny_image_model
 from lightrft.testing.tiny import tiny_causal_lm, tiny_lora
 from lightrft.weights.buckets import Weight
 from lightrft.weights.lora_merge import Adapter, is_adapter, merged, plain_name
@@ -49,6 +50,16 @@ def test_start_values_come_from_the_seed_alone():
 def test_layers_that_there_are_not_are_named_beside_those_that_there_are():
     with pytest.raises(ModelError, match=r"has no linear layer called c_attn; it has q_proj, k_proj,.*all-linear"):
         lora(tiny_causal_lm(), target_modules=["q_proj", "c_attn"])
+
+
+def test_of_modules_of_one_name_the_linear_ones_get_adapters():
+    """The `proj` of Qwen-VL's patches is a convolution, whose adapter cannot be merged."""
+    model = tiny_image_model()
+    kinds = {type(module).__name__ for name, module in model.named_modules() if name.endswith(".proj")}
+    assert kinds == {"Conv3d", "Linear"}
+    adapted = add_lora(model, rank=2, alpha=4.0, target_modules=["proj"], seed=0)
+    found = {name.split(".lora_")[0] for name, p in adapted.named_parameters() if p.requires_grad}
+    assert len(found) == 2 and all(name.endswith(".attn.proj") for name in found), found
 
 
 def test_a_tied_layer_is_refused():

@@ -15,6 +15,9 @@ from lightrft.weights.lora_merge import ADAPTER, A, B, is_adapter
 ALL_LINEAR = "all-linear"
 MAX_NAMED = 10
 
+LINEAR = ("Linear", "Conv1D")
+"""Classes of layers that take adapters."""
+
 OUTPUTS = ("lm_head", "embed_out", "score")
 OF_EXPERTS = ("experts", "gate", "w1", "w2", "w3", "gate_proj", "up_proj", "gate_up_proj", "down_proj")
 """Names that peft takes for those of experts where transformers stacks these, also in the model's dense layers."""
@@ -33,6 +36,8 @@ def add_lora(model: torch.nn.Module, *, rank: int, alpha: float, target_modules:
 
     settings: Any = LoraConfig  # annotated with an int for alpha, of some versions; it divides, any number will do
     targets = targets_of(model, target_modules)
+    if not isinstance(targets, str):
+        targets = _linear_alone(model, targets)
     config = settings(r=rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
     wrap: Any = get_peft_model  # annotated for transformers' models alone; any module with a config will do
     try:
@@ -103,9 +108,16 @@ def _kaiming(value: torch.Tensor, generator: torch.Generator) -> None:
 
 def _linear_layers(model: torch.nn.Module) -> list[str]:
     """The last parts of their names, each once."""
-    kinds = ("Linear", "Conv1D")
-    named = [name for name, module in model.named_modules() if type(module).__name__ in kinds]
+    named = [name for name, module in model.named_modules() if type(module).__name__ in LINEAR]
     return list(dict.fromkeys(name.rpartition(".")[2] for name in named))
+
+
+def _linear_alone(model: torch.nn.Module, targets: Sequence[str]) -> list[str]:
+    """Whole names of linear layers for a target that other modules are called, too: the `proj` of Qwen-VL's patches is a convolution."""
+    modules = [(name, name.rpartition(".")[2], type(module).__name__ in LINEAR) for name, module in model.named_modules()]
+    others = {last for _, last, is_linear in modules if not is_linear}
+    whole = [name for name, last, is_linear in modules if is_linear and last in targets and last in others]
+    return [*(target for target in targets if target not in others), *whole]
 
 
 def _tied_layers(model: torch.nn.Module) -> set[str]:
