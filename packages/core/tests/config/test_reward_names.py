@@ -9,7 +9,7 @@ from lightrft.config.metric_names import never_logged
 from lightrft.config.reward_checks import check_rewards
 from lightrft.config.reward_names import called, reward_function
 from lightrft.plugins.registry import Registry
-from lightrft.trainer.resume import reward_files
+from lightrft.trainer.resume import user_files
 
 
 @pytest.mark.parametrize(
@@ -56,4 +56,5 @@ def test_the_best_metric_and_the_watched_files_follow_the_name() -> None:
     config = make_config({"reward": ["exact_match", "short=my/rewards.py:length"], "eval_data": "e.jsonl"})
     assert never_logged("eval/short", config, has_critic=False) == ""
     assert "there is no reward 'length'" in never_logged("eval/length", config, has_critic=False)
-    assert [str(path) for path in reward_files(["a=trl:x/y.py:f", "m:f", "exact_match"])] == ["x/y.py"]
+    files = user_files(make_config({"reward": ["a=trl:x/y.py:f", "m:f", "exact_match"], "environment": "games/maze.py:Maze"}))
+    assert [str(path) for path in files] == ["x/y.py", "games/maze.py"]

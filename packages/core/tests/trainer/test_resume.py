@@ -22,7 +22,7 @@ from lightrft.errors import CheckpointError, RewardError
 from lightrft.run.checkpoint_folder import damage, find, folder_of, read, saved_in, seal
 from lightrft.testing.small_trainer import make_trainer, odd_tokens, prompts
 from lightrft.trainer import SPMDPPOTrainer
-from lightrft.trainer.resume import FilesDigest, changed_settings, check_resume, reward_files, weight_files
+from lightrft.trainer.resume import changed_settings, check_resume
 from lightrft.trainer.resume_settings import BELONG_TO_STATE, OF_NO_CONSEQUENCE, TAKES_EFFECT
 from lightrft.types import Sample
 
@@ -238,22 +238,6 @@ def test_a_changed_kl_coef_takes_effect_while_it_is_fixed_and_is_refused_while_i
     adaptive = Config(kl_coef=0.1, kl_target=1.0)
     with pytest.raises(CheckpointError, match="kl_coef=0.1, here 0.2"):
         changed_settings(adaptive.model_dump(), adaptive.model_copy(update={"kl_coef": 0.2}))
-
-
-def test_another_reference_model_is_refused_and_an_edited_reward_file_is_told(tmp_path: Path) -> None:
-    model, reward = tmp_path / "model.safetensors", tmp_path / "mine.py"
-    model.write_bytes(bytes(3 << 20))
-    reward.write_text("def f(samples): return [1.0]")
-    reference = FilesDigest("the initial model", weight_files(tmp_path), refuses=True)
-    rewards = FilesDigest("reward file", reward_files([f"{reward}:f", "exact_match", "module:f"]), refuses=False)
-    saved = reference.state_dict(), rewards.state_dict()
-    assert reference.load_state_dict(saved[0]) == rewards.load_state_dict(saved[1]) == []
-    model.write_bytes(b"\1" + bytes((3 << 20) - 1))
-    reward.write_text("def f(samples): return [2.0]")
-    with pytest.raises(CheckpointError, match=r"the initial model is not the one that the run began with \(model.safetensors differ\)"):
-        FilesDigest("the initial model", weight_files(tmp_path), refuses=True).load_state_dict(saved[0])
-    told = FilesDigest("reward file", [reward], refuses=False).load_state_dict(saved[1])
-    assert told == ["changed since the checkpoint: reward file mine.py"]
 
 
 def test_an_older_checkpoint_of_the_same_folder_is_refused_while_newer_ones_are_there(whole: tuple[Path, SPMDPPOTrainer]) -> None:

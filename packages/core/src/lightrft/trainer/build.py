@@ -23,7 +23,7 @@ from lightrft.strategy.strategy_base import AdamWSettings, Optimizer, Scheduler,
 from lightrft.trainer.early_stop import Callback
 from lightrft.trainer.preflight import raise_all
 from lightrft.trainer.prompts import image_problems, image_reader, prompt_set
-from lightrft.trainer.resume import FilesDigest, reward_files, weight_files
+from lightrft.trainer.resume import FilesDigest, user_files, weight_files
 from lightrft.trainer.reward_models import build_rewards
 from lightrft.trainer.rows import ready_for_rows
 from lightrft.trainer.spmd_ppo import SPMDPPOTrainer
@@ -76,7 +76,7 @@ def build_trainer(
     )
     reference = FilesDigest("the initial model", weight_files(Path(model_path)), refuses=config.kl_coef > 0)
     trainer.state.register("reference", reference)
-    trainer.state.register("reward_files", FilesDigest("reward file", reward_files(config.reward), refuses=False))
+    trainer.state.register("reward_files", FilesDigest("code or reward model", user_files(config), refuses=False))
     trainer.warn(*dict.fromkeys(findings))
     return trainer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightrft.config.load import make_config
-from lightrft.config.reward_names import reward_function
+from lightrft.config.reward_names import model_folder, reward_function
 from lightrft.config.schema import Config
 from lightrft.data.prompts import Prompt
 from lightrft.errors import CheckpointError, ConfigError
@@ -97,7 +97,7 @@ class FilesDigest:
 
     def __init__(self, what: str, paths: Sequence[Path], *, refuses: bool) -> None:
         self._what, self._refuses = what, refuses
-        self._digests = {path.name: _digest(path) for path in sorted(paths) if path.is_file()}
+        self._digests = {name: _digest(path) for name, path in _named(paths).items() if path.is_file()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"digests": dict(self._digests)}
@@ -123,10 +123,26 @@ def _digest(path: Path) -> str:
     return found.hexdigest()
 
 
-def reward_files(rewards: Sequence[str]) -> list[Path]:
-    """The Python files that rewards of the form `path/to/file.py:function` name, with or without an adapter or a name of their own."""
-    places = [found.place.rpartition(":")[0] for reward in rewards if (found := reward_function(reward))]
-    return [Path(place).expanduser() for place in places if place.endswith(".py")]
+def _named(paths: Sequence[Path]) -> dict[str, Path]:
+    """By their own names, and with as many of the folders above as tell files of one name apart; a run may be moved."""
+    found: dict[str, Path] = {}
+    for path in sorted({*paths}):
+        tails = ["/".join(path.parts[-length:]) for length in range(1, len(path.parts) + 1)]
+        others = [str(other) for other in paths if other != path]
+        found[next((tail for tail in tails if not any(f"/{other}".endswith(f"/{tail}") for other in others)), str(path))] = path
+    return found
+
+
+def user_files(config: Config) -> list[Path]:
+    """The Python files and reward models that the settings name: rewards `path/to/file.py:function`, with or without an adapter or a name
+    of their own, `model:FOLDER`, and the environment.
+    """
+    places = [found.place for reward in config.reward if (found := reward_function(reward))]
+    files = [place.rpartition(":")[0] for place in (*places, config.environment or "")]
+    models = [judge.path for reward in config.reward if (judge := model_folder(reward))]
+    return [Path(file).expanduser() for file in files if file.endswith(".py")] + [
+        path for folder in models for path in weight_files(Path(folder).expanduser())
+    ]
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -31,6 +31,10 @@ ASKS_ABOUT_A_VALUE = frozenset(
 """Questions to a string, a number or a set: asked of a program's object, the program would answer them."""
 
 
+OF_SETS = frozenset(("difference", "intersection", "symmetric_difference", "union"))
+"""Operators by their names: with a plain set, the program's object would be given what the tests compare, and could give it back."""
+
+
 class Broken(BaseException):
     """The program's process has ended, or does not keep to the form; no `except Exception` of a test may hide it."""
 
@@ -154,6 +158,8 @@ class Remote:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in ASKS_ABOUT_A_VALUE:
             raise AttributeError(f"{name} is not asked of an object of the program")
+        if name in OF_SETS:
+            return lambda *others: _among_objects(self, name, others)
         return _channel(self).ask("get", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -181,6 +187,12 @@ def _channel(remote: Remote) -> Any:
 
 def _between(operation: str, one: Remote, other: object) -> Any:
     return _channel(one).ask(operation, one, other) if type(other) is Remote else NotImplemented
+
+
+def _among_objects(remote: Remote, name: str, others: tuple[Any, ...]) -> Any:
+    if not all(type(one) is Remote for one in others):
+        raise TypeError(f"{name} of an object of the program and a plain value")
+    return _channel(remote).ask("get", remote, name)(*others)
 
 
 def _unary(operation: str) -> Any:
