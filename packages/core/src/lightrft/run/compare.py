@@ -111,7 +111,9 @@ def _charts(found: Comparison) -> str:
 
 def _key(names: Sequence[str]) -> str:
     return (
-        "<span class='key'>" + "".join(f"<i style='background:{COLOURS[n]}'></i>{escape(name)}" for n, name in enumerate(names)) + "</span>"
+        "<span class='key'>"
+        + " ".join(f"<span><i style='background:{COLOURS[n]}'></i>{escape(name)}</span>" for n, name in enumerate(names))
+        + "</span>"
     )
 
 

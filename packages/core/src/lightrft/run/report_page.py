@@ -42,7 +42,8 @@ svg{width:100%;height:auto;display:block}polyline{fill:none;stroke-width:2;strok
 .tick{fill:var(--soft);font-size:10.5px}.line0{stroke:var(--c0)}.line1{stroke:var(--c1)}.line2{stroke:var(--c2)}.dot0{fill:var(--c0)}.dot1{fill:var(--c1)}
 .dot2{fill:var(--c2)}.bar{fill:var(--c0);opacity:.85}.none{color:var(--soft);margin:30px 0;text-align:center}
 .key{font-size:12px;color:var(--soft)}
-.key i{display:inline-block;width:10px;height:10px;border-radius:3px;margin:0 5px 0 12px}.key i:first-child{margin-left:0}
+.key i{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:5px}
+.key span{white-space:nowrap;margin-right:12px}
 .warning{background:var(--warnbg);border-left:4px solid var(--warn);padding:9px 14px;border-radius:6px;margin:8px 0}
 .warning b{color:var(--warn);font-weight:600}table{border-collapse:collapse;width:100%;font-size:13.5px}
 th{text-align:left;color:var(--soft);font-weight:600}td,th{padding:6px 10px 6px 0;border-bottom:1px solid var(--edge);vertical-align:top}
@@ -115,7 +116,7 @@ def charts(run: RunData) -> str:
         series = [(name, points) for name, points in series if points]
         if not series:
             continue
-        key = "".join(f"<i style='background:var(--c{index})'></i>{escape(name)}" for index, (name, _) in enumerate(series))
+        key = " ".join(f"<span><i style='background:var(--c{index})'></i>{escape(name)}</span>" for index, (name, _) in enumerate(series))
         metric = metric_named(series[0][0])
         about = escape(metric.meaning) if metric else ""
         cards.append(f"<div class='card' title='{about}'><h3>{escape(title)}</h3>{chart(series)}<div class='key'>{key}</div></div>")

@@ -16,7 +16,7 @@ SHOWN_RANKS = 32
 STYLE = """
 :root{--p0:#2563eb;--p1:#ea580c;--p2:#059669;--p3:#9333ea;--p4:#ca8a04;--p5:#0891b2;--p6:#db2777;--p7:#64748b}
 @media(prefers-color-scheme:dark){:root{--p0:#6ea8fe;--p1:#fb923c;--p2:#34d399;--p3:#c084fc;--p4:#facc15;--p5:#22d3ee;--p6:#f472b6;--p7:#94a3b8}}
-.key{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:13px;margin:12px 0 0}
+.key{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:13px;margin:12px 0 0}.key span{margin-right:0}
 .key i{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:5px}
 .pulse{border-left:4px solid var(--c2);padding:9px 14px;border-radius:6px;background:var(--card);margin:0 0 16px}
 .pulse.stalled,.pulse.failed{border-color:var(--warn);background:var(--warnbg)}.pulse.stalled b,.pulse.failed b{color:var(--warn)}
@@ -70,7 +70,7 @@ def _ranks(phases: Mapping[str, Any]) -> str:
     ]
     legend = " ".join(f"<span><i style='background:{one}'></i>{escape(name)}</span>" for name, one in colour.items())
     more = f" Ranks 0 to {SHOWN_RANKS - 1} of {len(ranks)}." if len(ranks) > SHOWN_RANKS else ""
-    note = f"Rollout {phases.get('step')}, {whole:.3g} s from the begin of its first phase to the end of its last.{more}"
+    note = f"Rollout {phases.get('step')}, {whole:.3g} s from the beginning of its first phase to the end of its last.{more}"
     return f"<div class='card'><div class='gantt'>{''.join(rows)}</div><p class='key'>{legend}</p><p class='sub'>{escape(note)}</p></div>"
 
 
