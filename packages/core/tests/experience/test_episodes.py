@@ -54,10 +54,11 @@ class Counting(Environment):
 class Failing(Counting):
     """Fails in the way that the row says."""
 
-    def start(self, row: Mapping[str, Any]) -> None:
+    def start(self, row: Mapping[str, Any]) -> Any:
         super().start(row)
         if row["fails"] == "start":
             raise KeyError("nothing here")
+        return {"tokens": [5, 900], "negative": [5, -1]}.get(row["fails"])
 
     def step(self, turn: Turn) -> Any:
         match self.row["fails"]:
@@ -65,6 +66,12 @@ class Failing(Counting):
                 raise ZeroDivisionError("by zero")
             case "exit":
                 raise SystemExit(2)
+            case "interrupt":
+                raise KeyboardInterrupt
+            case "cancelled":
+                raise asyncio.CancelledError("elsewhere")
+            case "surrogate":
+                return Continue(text="a\ud800")
             case "garbage":
                 return "not a step"
             case "shape":
@@ -180,6 +187,11 @@ def test_engine_and_trainer_agree_over_all_turns(tmp_path: Path, family: dict[st
         ("start", "start: KeyError: 'nothing here'"),
         ("raise", "step: ZeroDivisionError: by zero, at .*test_episodes.py"),
         ("exit", r"step: it called sys.exit\(2\)"),
+        ("interrupt", "step: KeyboardInterrupt"),
+        ("cancelled", "step: CancelledError: elsewhere"),
+        ("surrogate", r"step: ValueError: Continue: text has '\\ud800', half of a surrogate pair"),
+        ("tokens", "start: ValueError: its prompt has the token 900, and the tokenizer has 49, from 0"),
+        ("negative", "start: ValueError: its prompt has the token -1, and the tokenizer has 49, from 0"),
         ("garbage", r"step: ValueError: it returned 'not a step'; give Continue\(...\) or End\(...\)"),
         ("shape", "step: ValueError: Continue: text is b'bytes', a bytes, not a str"),
         ("messages", "step: DataError: the environment gave chat messages, which need a chat template"),

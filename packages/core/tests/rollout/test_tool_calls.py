@@ -125,6 +125,9 @@ def test_a_long_result_is_cut_and_a_value_is_json() -> None:
     made = OfRow()
     made.start({"x": {"é": [1, None]}, "y": {1, 2}})
     assert told(made, call("read", name="x"), call("read", name="y")) == ['{"é": [1, null]}', json.dumps(str({1, 2}))]
+    made.start({"x": object(), "y": [1, (one for one in "ab")]})
+    nothing = [f"error: TypeError: it returned a {kind}, which has no text" for kind in ("object", "generator")]
+    assert told(made, call("read", name="x"), call("read", name="y")) == nothing
     assert told(made, call("read", name="z")) == ["error: read: name is 'z', none of 'x', 'y'"]
     [schema] = OfRow.tools()
     assert schema["function"]["parameters"]["required"] == ["name"]

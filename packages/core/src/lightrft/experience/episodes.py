@@ -98,9 +98,10 @@ class Episodes:
             return call
 
         for one, outcome in zip(played, self._run([begin(one) for one in played]), strict=True):
+            if outcome.error is not None:  # of any kind: what is raised in its thread is its own
+                one.fail("start", outcome.error)
+                continue
             try:
-                if outcome.error is not None:
-                    raise outcome.error
                 if outcome.value is not None:
                     one.prompt_ids, one.messages = self._prompt(outcome.value)
             except (Exception, SystemExit) as error:
@@ -121,9 +122,10 @@ class Episodes:
 
     def take(self, one: LiveEpisode, said: Turn, outcome: Outcome, *, limit: int, turn: int) -> None:
         """What the environment answered; the limits are those of `answer`. Local."""
+        if outcome.error is not None:
+            one.fail("step", outcome.error)
+            return
         try:
-            if outcome.error is not None:
-                raise outcome.error
             words = self._words(one, outcome.value, said)
         except (Exception, SystemExit) as error:
             one.fail("step", error)
@@ -168,6 +170,9 @@ class Episodes:
             raise ValueError(f"it returned {start!r:.60}; give token ids, chat messages, or None for the prompt of the data")
         given = all(isinstance(one, int) and not isinstance(one, bool) for one in start)
         ids = tuple(start) if given else self._writer.prompt(start)
+        if given and not 0 <= min(ids) <= max(ids) < len(self._tokenizer):
+            strange = next(one for one in ids if not 0 <= one < len(self._tokenizer))
+            raise ValueError(f"its prompt has the token {strange}, and the tokenizer has {len(self._tokenizer)}, from 0")
         if len(ids) > self._config.prompt_max_len:
             raise ValueError(f"its prompt has {len(ids)} tokens, more than prompt_max_len={self._config.prompt_max_len}")
         return ids, () if given else start

@@ -85,6 +85,8 @@ class Continue:
             raise ValueError(f"Continue takes exactly one of messages, text and token_ids, found {', '.join(given) or 'none'}")
         if self.text is not None and not isinstance(self.text, str):
             raise ValueError(f"Continue: text is {self.text!r:.60}, a {type(self.text).__name__}, not a str")
+        if half := next((one for one in self.text or "" if "\ud800" <= one <= "\udfff"), ""):
+            raise ValueError(f"Continue: text has {half!r}, half of a surrogate pair, which no tokenizer takes")
         if isinstance(self.messages, (str, Mapping)) or (self.messages is not None and not len(self.messages)):
             raise ValueError(f"Continue: messages is {self.messages!r:.60}, not a list of at least one message")
         ids = self.token_ids

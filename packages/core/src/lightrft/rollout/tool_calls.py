@@ -113,7 +113,7 @@ class ToolCalls(Environment):
         return Continue(messages=messages, info=dict(self.counts))
 
     def _text(self, result: Any) -> str:
-        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
+        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=_as_text)
         text = text.encode("utf-8", "replace").decode()  # half of a surrogate pair has no tokens
         over = len(text) - self.max_result_chars
         return text if over <= 0 else f"{text[: self.max_result_chars]}... ({over} more characters)"
@@ -124,3 +124,11 @@ class ToolCalls(Environment):
     def _error(self, kind: str, sentence: str) -> str:
         self.counts[kind] += 1
         return self._text(f"error: {sentence}")
+
+
+def _as_text(value: Any) -> str:
+    """Of what JSON does not have: dates, decimals, numbers of numpy. A place in memory is no text: it is another one each time."""
+    text = str(value)
+    if " at 0x" in text:
+        raise TypeError(f"it returned a {type(value).__name__}, which has no text")
+    return text
