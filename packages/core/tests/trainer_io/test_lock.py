@@ -50,6 +50,14 @@ def test_a_second_process_is_refused_by_the_owner_s_name(tmp_path: Path, another
     assert [line for line in found if "is in use: process" in line], "told before ranks start"
 
 
+def test_a_folder_that_no_file_system_has_is_told_and_not_looked_for() -> None:
+    for name in ("output_dir", "log_dir"):
+        found = preflight_problems(make_config({name: "a\0b"}), mode="train", registry=fake_registry(), world_size=1)
+        assert f"{name}='a\\x00b' holds a NUL character; give a folder" in found
+    found = preflight_problems(make_config({"resume_from": "a\0b"}), mode="train", registry=fake_registry(), world_size=1)
+    assert [line for line in found if "resume_from='a\\x00b' is no checkpoint" in line]
+
+
 def test_one_that_was_killed_leaves_a_lock_that_is_taken_over_and_told(tmp_path: Path, another: subprocess.Popen[str]) -> None:
     os.kill(another.pid, signal.SIGKILL)
     another.wait()

@@ -69,7 +69,7 @@ def _holds_run(folder: str) -> bool:
 
 
 def _inside(path: str, folder: str) -> bool:
-    return bool(path) and Path(folder).resolve() in Path(path).resolve().parents
+    return bool(path) and "\0" not in path + folder and Path(folder).resolve() in Path(path).resolve().parents
 
 
 def _writable(name: str, value: str) -> Iterator[str]:

@@ -85,7 +85,8 @@ def _locks(config: Config, mode: Mode) -> list[str]:
     from lightrft.run.lock import in_use
     from lightrft.run.run_folder import folders_of
 
-    used = [line for folder in folders_of(config) if (line := in_use(folder))] if mode == "train" else []
+    folders = [folder for folder in folders_of(config) if "\0" not in str(folder)] if mode == "train" else []
+    used = [line for folder in folders if (line := in_use(folder))]
     return Problem.each(used, of=RunFolderError)
 
 
