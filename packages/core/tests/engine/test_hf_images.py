@@ -14,6 +14,7 @@ from lightrft.engine.hf import HFEngine
 from lightrft.testing.image_text import END_ID, IMAGE_ID, SIDE, START_ID, image_tokenizer, noise, tiny_image_folder, tiny_image_model
 from lightrft.testing.tiny import EOS_ID, PAD_ID, tiny_causal_lm
 from lightrft.types import Request, SamplingParams
+from lightrft.weights.model_class import reads_images
 
 pytest.importorskip("PIL", reason="images are Pillow's")
 tf: Any = transformers
@@ -164,3 +165,9 @@ def test_a_text_model_and_a_folder_without_processor_refuse_images(tmp_path: Pat
     image_tokenizer().save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match="has no processor for images: .*preprocessor_config.json"):
         engine_on(tmp_path / "bare").generate([request], GREEDY)
+
+
+def test_of_a_family_whose_text_part_alone_is_loaded_no_images_are_read() -> None:
+    """Llama 4 was loaded without its vision model, and images were refused for the names of its weights."""
+    assert reads_images(tf.Qwen2_5_VLConfig()) and reads_images(tf.Gemma3Config()) and reads_images(tf.Mistral3Config())
+    assert not reads_images(tf.Llama4Config()) and not reads_images(tf.Qwen3_5Config()) and not reads_images(tf.Qwen3Config())

@@ -21,8 +21,11 @@ def language_model_class(config: Any) -> Any:
 
 
 def reads_images(config: Any) -> bool:
-    """Whether the model of this configuration takes images beside text."""
-    return type(config) in _classes(AutoModelForImageTextToText)
+    """Whether the model that is loaded for this configuration takes images beside text: not where `AutoModelForCausalLM` has another class
+    for it, which is the text part alone (Llama 4, Mllama, Qwen3.5).
+    """
+    kind, causal, image_text = type(config), _classes(AutoModelForCausalLM), _classes(AutoModelForImageTextToText)
+    return kind in image_text and (kind not in causal or causal[kind] is image_text[kind])
 
 
 def tells_images_by_runs(config: Any) -> bool:
