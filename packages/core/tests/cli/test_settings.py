@@ -12,6 +12,7 @@ import yaml
 from lightrft.cli.demo import fresh_folder, prepare, result_of
 from lightrft.cli.flags import Flags
 from lightrft.cli.settings import Mode, checked, merge, typed_alone
+from lightrft.cli.start import ranks_for
 from lightrft.errors import ConfigError
 from lightrft.testing.tiny import tiny_model_folder
 
@@ -149,3 +150,10 @@ def test_a_typed_default_takes_back_what_the_recipe_says_and_asks_for_it_otherwi
         checked(merge(typed, mode="train"), problems=[], mode="train", world_size=1, typed=typed_alone(typed))
     recipe.write_text(recipe.read_text() + "zero_stage: 3\n", encoding="utf-8")
     assert checked(merge(typed, mode="train"), problems=[], mode="train", world_size=1, typed=typed_alone(typed)).zero_stage == 2
+
+
+def test_a_strategy_of_one_process_gets_one_rank_where_nobody_said_how_many(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ranks_for("single", otherwise=8) == 1
+    assert capsys.readouterr().out == "strategy 'single' runs in one process, so one rank is started, not 8\n"
+    assert [ranks_for(name, otherwise=8) for name in (None, "", "no-such-strategy")] == [8, 8, 8]
+    assert ranks_for("single", otherwise=1) == 1 and not capsys.readouterr().out

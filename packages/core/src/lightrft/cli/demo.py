@@ -11,7 +11,7 @@ from typing import Any
 
 from lightrft.cli.flags import Flags
 from lightrft.cli.settings import checked, split
-from lightrft.cli.start import start_ranks
+from lightrft.cli.start import ranks_for, start_ranks
 from lightrft.config.checks import strategy_name
 from lightrft.config.load import make_config
 from lightrft.config.schema import Config
@@ -36,7 +36,7 @@ def run_demo(flags: Flags) -> dict[str, Any]:
         SystemExit: a rank failed; what failed has been printed.
     """
     started = time.monotonic()
-    nproc = flags.nproc or min(RANKS, default_nproc(without_cuda=RANKS))
+    nproc = flags.nproc or ranks_for(flags.settings.get("strategy"), otherwise=min(RANKS, default_nproc(without_cuda=RANKS)))
     config = prepare(flags, world_size=nproc)
     parts = f"strategy {strategy_name(config)}, engine {config.engine_type}"
     print(f"demo: {TASKS[flags.task].title}, seed {config.seed}; world size {nproc}, {parts}; run folder {config.output_dir}", flush=True)

@@ -19,6 +19,8 @@ from lightrft.config.load import make_config
 from lightrft.config.schema import Config
 from lightrft.distributed.failure import reporting_failures
 from lightrft.distributed.launch import default_nproc, launch, under_torchrun
+from lightrft.errors import PluginError
+from lightrft.plugins import Capability, Registry
 from lightrft.run.run_folder import append_failure
 from lightrft.trainer.preflight import Mode
 
@@ -36,9 +38,21 @@ def run_command(flags: Flags, *, mode: Mode) -> dict[str, Any]:
         num_workers = flags.num_workers or 1
         config = _checked(flags, mode=mode, world_size=num_workers)
         return start_on_ray(config, mode=mode, num_workers=num_workers)
-    nproc = flags.nproc or default_nproc()
+    nproc = flags.nproc or ranks_for(merge(flags, mode=mode).get("strategy"), otherwise=default_nproc())
     config = _checked(flags, mode=mode, world_size=nproc)
     return start_ranks(config, mode=mode, nproc_per_node=nproc, max_restarts=flags.max_restarts)
+
+
+def ranks_for(strategy: Any, *, otherwise: int) -> int:
+    """How many ranks to start where nobody said it: `otherwise`, but one under a strategy that does not declare several."""
+    try:
+        spec = Registry.discover().spec("strategy", str(strategy)) if strategy else None
+    except PluginError:  # the checks of the settings tell it
+        spec = None
+    if spec is None or otherwise <= 1 or Capability.MULTI_RANK in spec.capabilities:
+        return otherwise
+    print(f"strategy {strategy!r} runs in one process, so one rank is started, not {otherwise}", flush=True)
+    return 1
 
 
 def _checked(flags: Flags, *, mode: Mode, world_size: int) -> Config:
