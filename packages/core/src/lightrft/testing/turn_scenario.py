@@ -114,7 +114,7 @@ def joining_and_waiting(folder: str, settings: dict[str, Any], count: Callable[[
         prompts = [Prompt(index=at, text="", token_ids=starts[at], answer=None, row=row) for at, row in enumerate(rows)]
         pair = []
         for waits in (False, True):
-            with _waiting(strategy) if waits else nullcontext():
+            with turn_by_turn(strategy) if waits else nullcontext():
                 episodes = Episodes(strategy=strategy, config=config, tokenizer=tokenizer)
                 strategy.restore_engine(weight_version=0, calls=7)
                 strategy.reset_engine_cache()
@@ -137,7 +137,7 @@ def joining_and_waiting(folder: str, settings: dict[str, Any], count: Callable[[
 
 
 @contextmanager
-def _waiting(strategy: StrategyBase) -> Iterator[None]:
+def turn_by_turn(strategy: StrategyBase) -> Iterator[None]:
     """The engine as one without `stepping`: every turn is a call of `generate`."""
     controller: Any = strategy._engine()
     engine, spec = controller.engine, controller.spec
