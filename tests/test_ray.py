@@ -39,3 +39,28 @@ def test_a_rank_that_fails_is_told_with_its_cause(tmp_path: Path) -> None:
     done = train(write_recipe(tmp_path, reward=[f"{tmp_path / 'planted.py'}:reward"]), "--launcher", "ray", "--num-workers", "2")
     assert done.returncode in (1, 2)
     assert "planted" in done.stderr
+
+
+LOST_ONCE = """
+import os, signal
+from pathlib import Path
+
+def reward(samples):
+    lost = Path({lost!r})
+    if os.environ["RANK"] == "1" and Path({saved!r}).is_dir() and not lost.exists():
+        lost.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [float(len(sample.completion) % 5) for sample in samples]
+"""
+
+
+def test_a_run_whose_rank_is_killed_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> None:
+    lost, saved = tmp_path / "lost", tmp_path / "by-ray/checkpoints/step-1"
+    (tmp_path / "planted.py").write_text(LOST_ONCE.format(lost=str(lost), saved=str(saved)), encoding="utf-8")
+    recipe = write_recipe(tmp_path, reward=[f"{tmp_path / 'planted.py'}:reward"], save_every=1, max_steps=3)
+    by_ray = train(recipe, "--launcher", "ray", "--num-workers", "2", "--output_dir", "by-ray", "--max-restarts", "1")
+    assert by_ray.returncode == 0, by_ray.stdout[-3000:] + by_ray.stderr[-3000:]
+    assert lost.exists() and "restart 1 of 1: going on from step 1" in by_ray.stderr
+    straight = train(recipe, "--nproc-per-node", "2", "--output_dir", "straight")
+    assert straight.returncode == 0, straight.stderr
+    assert curve(tmp_path / "by-ray") == pytest.approx(curve(tmp_path / "straight"), rel=1e-6)

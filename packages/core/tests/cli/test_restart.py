@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lightrft.cli import start
+from lightrft.cli import ray_launch, start
 from lightrft.cli.restart import Restarts, going_on, started_again
 from lightrft.config.load import make_config, read_recipe
-from lightrft.distributed.failure import RankFailure
+from lightrft.distributed.failure import RankFailure, first_cause
 from lightrft.distributed.launch import LaunchResult
 from lightrft.run.checkpoint_folder import folder_of, seal
 
@@ -96,3 +96,17 @@ def test_a_rank_that_ends_with_0_before_the_end_is_told(monkeypatch: pytest.Monk
     with pytest.raises(SystemExit) as ended:
         start.start_ranks(make_config({}), mode="train", nproc_per_node=1)
     assert ended.value.code == 1 and "has ended its process (os._exit)" in capsys.readouterr().err
+
+
+class ActorDiedError(Exception):
+    """As Ray says it of a worker that is gone."""
+
+
+def test_workers_of_ray_that_are_gone_count_as_killed_and_those_that_raised_as_what_they_raised() -> None:
+    lost = ActorDiedError("The actor died.\nIts process was killed.")
+    both = type("WorkerGroupError", (Exception,), {"worker_failures": {0: RuntimeError("Connection closed by peer"), 1: lost}})()
+    assert [(one.rank, one.kind, one.message) for one in ray_launch._failures(both)] == [
+        (0, "peer", "RuntimeError: Connection closed by peer"),
+        (1, "killed", "was lost: Its process was killed."),
+    ]
+    assert first_cause(ray_launch._failures(both)).rank == 1

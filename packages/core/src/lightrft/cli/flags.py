@@ -81,8 +81,6 @@ def parse(
     launcher, num_workers = given.get("launcher", LAUNCHERS[0]), _count(given.get("num_workers"), "--num-workers", problems)
     if launcher == "ray" and nproc is not None:
         problems.append("--nproc-per-node has no effect with --launcher ray, which places ranks itself; use --num-workers")
-    if launcher == "ray" and given.get("max_restarts") is not None:
-        problems.append("--max-restarts has no effect with --launcher ray; start the command again with --resume_from latest")
     if launcher != "ray" and num_workers is not None:
         problems.append("--num-workers has no effect without --launcher ray; use --nproc-per-node")
     settings = {name: value for name, value in given.items() if name not in OWN}

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightrft.config.schema import Config
 from lightrft.distributed.failure import RankFailure
+from lightrft.distributed.launch import LaunchResult
 from lightrft.run.checkpoint_folder import saved_in
-from lightrft.run.run_folder import CONFIG_FILE
+from lightrft.run.run_folder import CONFIG_FILE, append_failure
+from lightrft.trainer.preflight import Mode
 
 COUNTED_BY = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 """How often torchrun, or Slurm by a requeue, has started this job again."""
@@ -20,6 +24,24 @@ COUNTED_BY = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 def started_again() -> bool:
     """Whether torchrun or Slurm has started this job before."""
     return any(os.environ.get(name, "0").isdigit() and int(os.environ.get(name, "0")) > 0 for name in COUNTED_BY)
+
+
+def keep_going(start: Callable[[dict[str, Any]], LaunchResult], config: Config, *, mode: Mode, most: int) -> None:
+    """Calls `start` with the settings of a run until it ends well; a training that fails goes on in its folder up to `most` times.
+
+    Raises:
+        SystemExit: it failed, and is not started again; both have been told.
+    """
+    values, run, restarts = config.model_dump(), Path(config.output_dir).expanduser(), Restarts(most=most)
+    while (result := start(values)).exit_code:
+        if result.cause is not None and mode == "train" and result.cause.kind != "user":
+            append_failure(run, result.cause.text(with_traceback=True))
+        refused = restarts.refused(result.cause, run=run)
+        if refused is not None:
+            print(refused, end="\n" if refused else "", file=sys.stderr, flush=True)
+            raise SystemExit(result.exit_code)
+        print(restarts.sentence(run=run), file=sys.stderr, flush=True)
+        values = going_on(values, run=run)
 
 
 def going_on(values: Mapping[str, Any], *, run: Path) -> dict[str, Any]:

@@ -13,15 +13,14 @@ import yaml
 
 from lightrft.cli.flags import Flags
 from lightrft.cli.ray_launch import start_on_ray
-from lightrft.cli.restart import Restarts, going_on, started_again
+from lightrft.cli.restart import going_on, keep_going, started_again
 from lightrft.cli.settings import checked, merge, typed_alone
 from lightrft.config.load import make_config
 from lightrft.config.schema import Config
 from lightrft.distributed.failure import reporting_failures
-from lightrft.distributed.launch import default_nproc, launch, under_torchrun
+from lightrft.distributed.launch import LaunchResult, default_nproc, launch, under_torchrun
 from lightrft.errors import PluginError
 from lightrft.plugins import Capability, Registry
-from lightrft.run.run_folder import append_failure
 from lightrft.trainer.preflight import Mode
 
 
@@ -37,7 +36,7 @@ def run_command(flags: Flags, *, mode: Mode) -> dict[str, Any]:
     if flags.launcher == "ray":
         num_workers = flags.num_workers or 1
         config = _checked(flags, mode=mode, world_size=num_workers)
-        return start_on_ray(config, mode=mode, num_workers=num_workers)
+        return start_on_ray(config, mode=mode, num_workers=num_workers, max_restarts=flags.max_restarts)
     nproc = flags.nproc or ranks_for(merge(flags, mode=mode).get("strategy"), otherwise=default_nproc())
     config = _checked(flags, mode=mode, world_size=nproc)
     return start_ranks(config, mode=mode, nproc_per_node=nproc, max_restarts=flags.max_restarts)
@@ -76,20 +75,13 @@ def start_ranks(config: Config, *, mode: Mode, nproc_per_node: int, max_restarts
     with tempfile.TemporaryDirectory(prefix="lightrft-") as folder:
         config_path, summary_path = Path(folder) / "config.yaml", Path(folder) / "summary.json"
         command = [sys.executable, "-m", "lightrft.cli.worker", mode, str(config_path), str(summary_path)]
-        values, run, restarts = config.model_dump(), Path(config.output_dir).expanduser(), Restarts(most=max_restarts)
-        while True:
+
+        def start(values: dict[str, Any]) -> LaunchResult:
             config_path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
-            result = launch(command, nproc_per_node=nproc_per_node, grace_s=config.stop_grace_s)
-            if not result.exit_code:
-                return _summary(summary_path)
-            if result.cause is not None and mode == "train" and result.cause.kind != "user":
-                append_failure(run, result.cause.text(with_traceback=True))
-            refused = restarts.refused(result.cause, run=run)
-            if refused is not None:
-                print(refused, end="\n" if refused else "", file=sys.stderr, flush=True)
-                raise SystemExit(result.exit_code)
-            print(restarts.sentence(run=run), file=sys.stderr, flush=True)
-            values = going_on(values, run=run)
+            return launch(command, nproc_per_node=nproc_per_node, grace_s=config.stop_grace_s)
+
+        keep_going(start, config, mode=mode, most=max_restarts)
+        return _summary(summary_path)
 
 
 def _summary(path: Path) -> dict[str, Any]:
