@@ -232,10 +232,10 @@ def same_greedy_tokens(strategy: StrategyBase, judge: Any) -> bool:
 
 @torch.no_grad()
 def engine_gap(strategy: StrategyBase, judge: Any) -> float:
-    """Largest over the tokens of two samples of each prompt, against the row alone."""
+    """Largest over the tokens of two samples of each prompt, against the row alone. The engine stays awake."""
     sampling = {"temperature": 1.0, "max_new_tokens": 8, "n": 2}
     worst = 0.0
-    for output in strategy.gather_and_generate(sampling, all_prompt_token_ids=PROMPTS, logprobs=True):
+    for output in strategy.gather_and_generate(sampling, all_prompt_token_ids=PROMPTS, logprobs=True, sleep_engine=False):
         for completion in output.completions:
             ids = [*output.prompt_token_ids, *completion.token_ids]
             logprobs = judge(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)

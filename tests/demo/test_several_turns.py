@@ -23,4 +23,6 @@ def test_the_model_learns_over_several_turns(tmp_path: Path, task: str) -> None:
     rows = [row for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "episode/turns" in row]
     rewards = [row["rollout/reward"] for row in rows]
     assert sum(rewards[:3]) / 3 <= 0.4 and sum(rewards[-3:]) / 3 >= 0.85, rewards
-    assert all(row["rollout/logprob_gap_max"] < 1e-5 and row["episode/env_error"] == 0.0 for row in rows)
+    # Float32 alone is up to 5e-5 from float64 on single tokens of what these models have learnt; a shifted one is nats off.
+    assert all(row["rollout/logprob_gap"] < 1e-6 and row["rollout/logprob_gap_max"] < 1e-4 for row in rows)
+    assert all(row["episode/env_error"] == 0.0 for row in rows)

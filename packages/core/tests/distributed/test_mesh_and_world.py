@@ -58,6 +58,7 @@ def groups_made() -> tuple[int, bool]:
     world = World.join(need_group=True)
     before = dist.get_pg_count()
     mesh = Mesh.of(world)
+    dist.barrier()  # as in `joined`
     return dist.get_pg_count() - before, mesh.data.group is world.group and mesh.data.rank == world.rank
 
 
