@@ -35,7 +35,8 @@ STYLE = """
 main{max-width:1180px;margin:0 auto;padding:28px 20px 60px}h1{font-size:25px;margin:0 0 2px}h2{font-size:17px;margin:34px 0 12px}
 .sub{color:var(--soft);margin:0 0 18px}.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(165px,1fr));gap:12px}
 .card{background:var(--card);border:1px solid var(--edge);border-radius:10px;padding:14px 16px}
-.tile b{display:block;font-size:20px;white-space:nowrap;font-variant-numeric:tabular-nums}.tile span{color:var(--soft);font-size:13px}
+.tile b{display:block;font-size:clamp(15px,4.2vw,20px);white-space:nowrap;font-variant-numeric:tabular-nums}
+.tile span{color:var(--soft);font-size:13px}
 .grid2{display:grid;grid-template-columns:repeat(auto-fill,minmax(340px,1fr));gap:14px}
 .card h3{font-size:13.5px;margin:0 0 6px;font-weight:600}
 svg{width:100%;height:auto;display:block}polyline{fill:none;stroke-width:2;stroke-linejoin:round}.grid{stroke:var(--edge)}
