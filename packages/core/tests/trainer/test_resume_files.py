@@ -42,3 +42,24 @@ def test_files_of_one_name_an_environment_and_a_reward_model_that_were_edited_ar
         short = name if "mine" in name else Path(name).name
         assert told == [f"changed since the checkpoint: file {short}"]
         (tmp_path / name).write_text("then")
+
+
+def test_a_module_that_is_a_reward_and_what_a_reward_imports_from_beside_it_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text("import json\nimport scores\ndef f(samples): return scores.of(samples)")
+    (tmp_path / "scores.py").write_text("def of(samples):\n    from tables.small import ROWS\n    return ROWS")
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables/__init__.py").write_text("ROWS = []")
+    (tmp_path / "installed_reward.py").write_text("def f(samples): return [1.0]")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = Config(reward=[f"{tmp_path}/mine.py:f", "installed_reward:f", "no_such_module:f", "no_such.module:f", "sys:f"])
+    names = ("mine.py", "scores.py", "tables/__init__.py", "installed_reward.py")
+    assert sorted(user_files(config)) == sorted(tmp_path / name for name in names)
+    saved = FilesDigest("code", user_files(config), refuses=False).state_dict()
+    for name in names:
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text + "  # changed")
+        told = FilesDigest("code", user_files(config), refuses=False).load_state_dict(saved)
+        assert told == [f"changed since the checkpoint: code {Path(name).name}"]
+        (tmp_path / name).write_text(text)

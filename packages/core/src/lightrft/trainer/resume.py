@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib.util
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -134,15 +136,49 @@ def _named(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def user_files(config: Config) -> list[Path]:
-    """The Python files and reward models that the settings name: rewards `path/to/file.py:function`, with or without an adapter or a name
-    of their own, `model:FOLDER`, and the environment.
+    """The Python files and reward models that the settings name: rewards `path/to/file.py:function` and `module:function`, with or without
+    an adapter or a name of their own, and the environment, with the modules beside them that they import; `model:FOLDER`.
     """
     places = [found.place for reward in config.reward if (found := reward_function(reward))]
-    files = [place.rpartition(":")[0] for place in (*places, config.environment or "")]
+    files = [_source(place.rpartition(":")[0]) for place in (*places, config.environment or "")]
     models = [judge.path for reward in config.reward if (judge := model_folder(reward))]
-    return [Path(file).expanduser() for file in files if file.endswith(".py")] + [
-        path for folder in models for path in weight_files(Path(folder).expanduser())
-    ]
+    return _with_imports([file for file in files if file]) + [path for folder in models for path in weight_files(Path(folder).expanduser())]
+
+
+def _source(place: str) -> Path | None:
+    """The file of `path/to/file.py` or of a module; None for an empty place, and for what no file holds."""
+    if place.endswith(".py") or not place:
+        return Path(place).expanduser() if place else None
+    try:
+        found = importlib.util.find_spec(place)
+    except (ImportError, ValueError):  # whoever loads it tells of it
+        return None
+    return Path(found.origin) if found and found.origin and found.has_location else None
+
+
+def _with_imports(files: Sequence[Path]) -> list[Path]:
+    """These files, and those in the same folder that their import statements name, and theirs."""
+    found: list[Path] = []
+    waiting = list(files)
+    while waiting:
+        file = waiting.pop(0)
+        if file in found:
+            continue
+        found.append(file)
+        for name in _imported(file) if file.is_file() else ():
+            waiting += [path for path in (file.parent / f"{name}.py", file.parent / name / "__init__.py") if path.is_file()]
+    return found
+
+
+def _imported(file: Path) -> list[str]:
+    """The first parts of the modules that a file imports, wherever in it."""
+    try:
+        nodes = list(ast.walk(ast.parse(file.read_bytes())))
+    except (SyntaxError, ValueError):  # whoever loads it tells of it
+        return []
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return [name.partition(".")[0] for name in names]
 
 
 def weight_files(folder: Path) -> list[Path]:
