@@ -9,6 +9,7 @@ Both arms in turns, `--rounds` times each: medians of seconds and of vLLM's step
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -21,6 +22,7 @@ from lightrft.data.prompts import Prompt
 from lightrft.experience.episodes import Episodes
 from lightrft.models.scratch import char_tokenizer
 from lightrft.strategy import get_strategy
+from lightrft.testing.counted import count_calls
 from lightrft.testing.turn_scenario import UNEVEN, WORDS, turn_by_turn, turn_folder
 from lightrft.types import SamplingParams
 
@@ -32,14 +34,17 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=4, help="episodes of each")
     parser.add_argument("--turn", type=int, default=40, help="tokens of a turn, at most")
     parser.add_argument("--seconds", type=float, default=0.0, help="an environment takes none of these, one or two")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        measure(args, turn_folder(Path(folder)))
+        arms = measure(args, turn_folder(Path(folder)))
+    if args.json:
+        print(json.dumps({"benchmark": "turns", "settings": vars(args), "arms": arms}))
     return 0
 
 
-def measure(args: argparse.Namespace, folder: Path) -> None:
-    """Prints a row for each arm."""
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
+    """Prints a row for each arm, and returns their medians."""
     config = make_config({
         "strategy": "single", "engine_type": "vllm", "model_name_or_path": str(folder), "max_turns": max(UNEVEN), "turn_max_len": args.turn,
         "environment": "lightrft.testing.turn_scenario:Uneven", "prompt_max_len": 40,
@@ -53,7 +58,8 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
     ids = [tuple(tokenizer(WORDS[at % 10 :])["input_ids"]) for at in range(args.rows)]
     prompts = [Prompt(index=at, text="", token_ids=ids[at], answer=None, row=row) for at, row in enumerate(rows)]
     sampling = SamplingParams(n=args.samples, max_new_tokens=config.generate_max_len)
-    steps = count_steps(strategy.inference_engine)
+    engine: Any = strategy.inference_engine
+    steps = count_calls(engine._llm.llm_engine.engine_core, "get_output")
     found: dict[str, list[tuple[float, int, int]]] = {"joining": [], "turn by turn": []}
     drawn = set()
     for number in range(-1, args.rounds):  # the first warms up
@@ -61,30 +67,20 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
             strategy.restore_engine(weight_version=0, calls=0)
             strategy.reset_engine_cache()
             with how:
-                begun, before = time.perf_counter(), steps[0]
+                begun, before = time.perf_counter(), steps()
                 played = episodes.play(prompts, sampling, sleep_engine=False)
                 seconds = time.perf_counter() - begun
             drawn.add(tuple(token for one in played for token in one.token_ids))
             if number >= 0:
-                found[arm].append((seconds, steps[0] - before, sum(sum(one.sampled) for one in played)))
+                found[arm].append((seconds, steps() - before, sum(sum(one.sampled) for one in played)))
     assert len(drawn) == 1, "the arms drew other tokens"
+    arms = {}
     for arm, rounds in found.items():
         seconds, made, tokens = (statistics.median(column) for column in zip(*rounds, strict=True))
+        arms[arm] = {"seconds": seconds, "steps": made, "tokens_per_s": tokens / seconds}
         print(f"{arm:13} {seconds:6.2f} s   {made:5.0f} steps   {tokens / seconds:7.0f} tokens/s")
     strategy.shutdown()
-
-
-def count_steps(engine: Any) -> list[int]:
-    """Of vLLM, so far."""
-    core, made = engine._llm.llm_engine.engine_core, [0]
-    own = core.get_output
-
-    def counted() -> Any:
-        made[0] += 1
-        return own()
-
-    core.get_output = counted
-    return made
+    return arms
 
 
 if __name__ == "__main__":

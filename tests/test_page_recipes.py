@@ -47,7 +47,9 @@ def test_a_recipe_that_a_page_shows_is_one(page: Path, tmp_path: Path) -> None:
     for number, text in enumerate(recipes(page)):
         path = tmp_path / f"{number}.yaml"
         path.write_text(text, encoding="utf-8")
-        make_config(read_recipe(path))
+        given = read_recipe(path)
+        assert given, f"{page.name}: no setting in {text!r}"
+        assert make_config(given).model_fields_set >= set(given) & set(Config.model_fields)
 
 
 def test_a_block_that_is_none_is_told(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lightrft.testing.counted import count_calls
 from lightrft.testing.spmd import run_spmd
 from lightrft.testing.turn_scenario import joining_and_waiting, turn_folder
 
@@ -16,15 +17,7 @@ TIMEOUT_S = 240.0
 
 def steps_of(engine: Any) -> Callable[[], int]:
     """Counts forward passes of vLLM."""
-    core, made = engine._llm.llm_engine.engine_core, [0]
-    own = core.get_output
-
-    def counted() -> Any:
-        made[0] += 1
-        return own()
-
-    core.get_output = counted
-    return lambda: made[0]
+    return count_calls(engine._llm.llm_engine.engine_core, "get_output")
 
 
 def played(folder: str, settings: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Are the tokens after the first drawn as the first is, and those far on in a completion as those at its beginning?"""
+"""Requirements on later tokens: those after the first are drawn as the first is, those far on in a completion as those at its start."""
 
 from __future__ import annotations
 
